@@ -1,0 +1,204 @@
+"""Model configuration: the dimensions of a BitNet b1.58 decoder, read from and written as Hugging Face's ``config.json``.
+
+Whatever the generator cannot build is refused here, by name, before any weight is read.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+__all__ = ["CheckpointError", "ModelConfig"]
+
+_ARCHITECTURE = "BitNetForCausalLM"
+_DIMENSIONS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+               "num_key_value_heads", "head_dim", "max_position_embeddings")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint or its configuration is damaged, or is not one that can be turned into hardware."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Dimensions and constants of one decoder; field names are Hugging Face's.
+
+    Parameters
+    ----------
+    vocab_size, hidden_size, intermediate_size, num_hidden_layers, max_position_embeddings : int
+    num_attention_heads, num_key_value_heads, head_dim : int
+        ``hidden_size == num_attention_heads * head_dim``; key/value heads divide the attention heads; ``head_dim`` is even.
+        Every matrix has a multiple of 4 rows, as the packed format needs.
+    rms_norm_eps, rope_theta : float
+    tie_word_embeddings : bool
+        Must be true: the generated head reads the embedding's memory.
+    bos_token_id, eos_token_id : int or None
+    linear_class : str
+        How a stored ``weight_scale`` s is meant: ``bitlinear`` divides by it, ``autobitlinear`` multiplies by it.
+    quantization_mode : str
+        ``offline`` (weights are stored ternary) or ``online`` (weights are stored latent; ``autobitlinear`` only).
+
+    Raises
+    ------
+    CheckpointError
+        A value is out of range, or is one that the generator does not support.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 500000.0
+    max_position_embeddings: int = 2048
+    tie_word_embeddings: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    linear_class: str = "bitlinear"
+    quantization_mode: str = "offline"
+
+    def __post_init__(self):
+        for name in _DIMENSIONS:
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise CheckpointError(f"{name} must be a positive integer, not {value!r}")
+        for name in ("rms_norm_eps", "rope_theta"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise CheckpointError(f"{name} must be a finite number above 0, not {value!r}")
+        for name in ("bos_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or not 0 <= value < self.vocab_size):
+                raise CheckpointError(f"{name} must be null or one token id in 0..{self.vocab_size - 1}, not {value!r}")
+        if self.num_attention_heads * self.head_dim != self.hidden_size:
+            raise CheckpointError(f"hidden_size must be num_attention_heads * head_dim = {self.num_attention_heads} * "
+                                  f"{self.head_dim} = {self.num_attention_heads * self.head_dim}, not {self.hidden_size}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise CheckpointError(f"num_key_value_heads must divide num_attention_heads = {self.num_attention_heads}, "
+                                  f"not be {self.num_key_value_heads}")
+        if self.head_dim % 2:
+            raise CheckpointError(f"head_dim must be even (rotary embedding turns pairs), not {self.head_dim}")
+        for name, rows in (("hidden_size", self.hidden_size), ("intermediate_size", self.intermediate_size),
+                           ("num_key_value_heads * head_dim", self.key_value_size)):
+            if rows % 4:
+                raise CheckpointError(f"{name} must be a multiple of 4 (four rows share a packed byte), not {rows}")
+        if self.tie_word_embeddings is not True:
+            raise CheckpointError("tie_word_embeddings must be true (the head reads the embedding's memory), "
+                                  f"not {self.tie_word_embeddings!r}")
+        if self.linear_class not in ("bitlinear", "autobitlinear"):
+            raise CheckpointError(f"linear_class must be 'bitlinear' or 'autobitlinear', not {self.linear_class!r}")
+        if self.quantization_mode not in ("offline", "online"):
+            raise CheckpointError(f"quantization_mode must be 'offline' or 'online', not {self.quantization_mode!r}")
+        if self.quantization_mode == "online" and self.linear_class != "autobitlinear":
+            raise CheckpointError("quantization_mode 'online' needs linear_class 'autobitlinear', not 'bitlinear'")
+
+    @property
+    def key_value_size(self):
+        """Rows of the key and of the value projection."""
+        return self.num_key_value_heads * self.head_dim
+
+    @property
+    def matrix_shapes(self):
+        """``{name: (out, in)}`` of one layer's seven ternary matrices, in the order of their use."""
+        h, m, kv = self.hidden_size, self.intermediate_size, self.key_value_size
+        return {"q": (h, h), "k": (kv, h), "v": (kv, h), "o": (h, h), "gate": (m, h), "up": (m, h), "down": (h, m)}
+
+    @property
+    def norm_sizes(self):
+        """``{name: features}`` of one layer's four norms."""
+        h = self.hidden_size
+        return {"input": h, "attn_sub": h, "post_attention": h, "ffn_sub": self.intermediate_size}
+
+    @classmethod
+    def from_json(cls, source):
+        """Read Hugging Face's ``config.json``.
+
+        Parameters
+        ----------
+        source : path or dict
+            The file, or its decoded content.
+
+        Raises
+        ------
+        CheckpointError
+            The file is missing or is no JSON object, or describes a model that cannot be built.
+        """
+        data = source if isinstance(source, dict) else _read_object(Path(source))
+        _require(data, "model_type", "bitnet", optional=False)
+        for key, required in (("architectures", [_ARCHITECTURE]), ("hidden_act", "relu2"), ("attention_bias", False)):
+            _require(data, key, required)
+        quantization = data.get("quantization_config")
+        if not isinstance(quantization, dict):
+            raise CheckpointError("quantization_config must be present with quant_method 'bitnet': the weights must be "
+                                  f"ternary, not {quantization!r}")
+        _require(quantization, "quant_method", "bitnet", optional=False)
+        _require(quantization, "use_rms_norm", False)
+        kept = quantization.get("modules_to_not_convert")
+        if kept not in (None, [], ["lm_head"]):
+            raise CheckpointError(f"modules_to_not_convert must be null or ['lm_head'] (every matrix is ternary), not {kept!r}")
+        fields = {name: data[name] for name in _DIMENSIONS[:5] if name in data}
+        missing = [name for name in _DIMENSIONS[:5] if name not in data]
+        if missing:
+            raise CheckpointError(f"config must give {', '.join(missing)}")
+        heads = fields["num_attention_heads"]
+        fields["num_key_value_heads"] = data["num_key_value_heads"] if data.get("num_key_value_heads") is not None else heads
+        fields["head_dim"] = data.get("head_dim")
+        if fields["head_dim"] is None:
+            hidden = fields["hidden_size"]
+            if type(hidden) is not int or type(heads) is not int or heads < 1 or hidden % heads:
+                raise CheckpointError(f"hidden_size must be a multiple of num_attention_heads = {heads!r}, not {hidden!r}")
+            fields["head_dim"] = hidden // heads
+        for name in ("rms_norm_eps", "max_position_embeddings", "bos_token_id"):
+            if name in data:
+                fields[name] = data[name]
+        eos = data.get("eos_token_id")
+        fields["eos_token_id"] = eos[0] if isinstance(eos, list) and len(eos) == 1 else eos
+        return cls(rope_theta=_rope_theta(data), tie_word_embeddings=data.get("tie_word_embeddings", False),
+                   linear_class=quantization.get("linear_class", "bitlinear"),
+                   quantization_mode=quantization.get("quantization_mode", "offline"), **fields)
+
+    def to_json(self):
+        """The content of an equivalent ``config.json``, as a dict of plain values."""
+        fields = asdict(self)
+        quantization = {"quant_method": "bitnet", "linear_class": fields.pop("linear_class"),
+                        "quantization_mode": fields.pop("quantization_mode"), "modules_to_not_convert": None}
+        return {"architectures": [_ARCHITECTURE], "model_type": "bitnet", "hidden_act": "relu2", "attention_bias": False,
+                "dtype": "float32", **fields, "quantization_config": quantization}
+
+
+def _read_object(path):
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} must be a readable file: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} must be JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, not {type(data).__name__}")
+    return data
+
+
+def _require(data, key, required, optional=True):
+    if key not in data and not optional:
+        raise CheckpointError(f"{key} must be {required!r}, not absent")
+    if data.get(key, required) != required:
+        raise CheckpointError(f"{key} must be {required!r}, not {data[key]!r}")
+
+
+def _rope_theta(data):
+    """The rotary base, from transformers 4's ``rope_theta`` or transformers 5's ``rope_parameters``."""
+    theta = data.get("rope_theta", 500000.0)
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = data.get(key)
+        if rope is None:
+            continue
+        if not isinstance(rope, dict):
+            raise CheckpointError(f"{key} must be null or an object, not {rope!r}")
+        extra = {k: v for k, v in rope.items() if k != "rope_theta" and not (k in ("rope_type", "type") and v == "default")}
+        if extra:
+            raise CheckpointError(f"{key} must be plain rotary embedding (rope_type 'default'), not {extra!r}")
+        theta = rope.get("rope_theta", theta)
+    return theta
