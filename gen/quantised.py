@@ -1,0 +1,127 @@
+"""From a checkpoint to the integers that the hardware holds: ternary matrices, INT8 embedding, gains, scale constants.
+
+docs/numerics.md derives each constant. Nothing here depends on how wide the units are, except the two static shifts of
+:class:`~intaglio.rtl.config.DecoderConfig`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from intaglio.rtl import numerics
+from intaglio.rtl.config import DecoderConfig
+from intaglio.rtl.numerics import Scalar
+
+__all__ = ["QuantisedLayer", "QuantisedModel", "decoder_config", "quantise"]
+
+
+@dataclass(frozen=True)
+class QuantisedLayer:
+    """One layer: ``matrices`` int8 ``[rows, inputs]`` by name (q, k with rows interleaved for the rotation), ``gains`` int16 by
+    norm (input, attn_sub, post_attention, ffn_sub), ``constants`` :class:`Scalar` by matrix."""
+
+    matrices: dict
+    gains: dict
+    constants: dict
+
+
+@dataclass(frozen=True)
+class QuantisedModel:
+    """The whole model as integers; ``increments`` are the rotary phases per position, uint32 ``[head_dim / 2]``."""
+
+    config: DecoderConfig
+    embedding: np.ndarray
+    embed_scale: int
+    layers: tuple
+    final_gains: np.ndarray
+    logit_constant: Scalar
+    residual_epsilon: Scalar
+    attention_epsilon: Scalar
+    gated_epsilon: Scalar
+    increments: tuple
+
+
+def decoder_config(model, **hardware):
+    """The :class:`DecoderConfig` for a :class:`~intaglio.gen.model.ModelConfig` and the widths of the units."""
+    return DecoderConfig(
+        hidden=model.hidden_size, intermediate=model.intermediate_size, layers=model.num_hidden_layers,
+        heads=model.num_attention_heads, kv_heads=model.num_key_value_heads, head_dim=model.head_dim,
+        vocab=model.vocab_size, **hardware)
+
+
+def _gains(values):
+    """INT16 gains and the scale that they stand for (1 where all are zero)."""
+    largest = float(np.abs(values).max())
+    gamma = largest / numerics.GAIN_MAX if largest else 1.0
+    return np.round(np.asarray(values, np.float64) / gamma).astype(np.int16), gamma
+
+
+def _interleave(weights, head_dim):
+    """Rows (i, i + d/2) of each head become neighbours (2i, 2i + 1)."""
+    order = np.arange(head_dim).reshape(2, head_dim // 2).T.reshape(-1)
+    heads = weights.reshape(-1, head_dim, weights.shape[1])
+    return np.ascontiguousarray(heads[:, order].reshape(weights.shape))
+
+
+def quantise(checkpoint, config):
+    """Round a checkpoint to the hardware's integers.
+
+    Parameters
+    ----------
+    checkpoint : intaglio.gen.checkpoint.Checkpoint
+    config : DecoderConfig
+        Its shape must be the checkpoint's; ``embed_shift`` is replaced by the largest that the embedding's scale allows.
+
+    Raises
+    ------
+    ValueError
+        The embedding is zero or too large for the residual stream, or a scale leaves the exponent range.
+    """
+    model = checkpoint.config
+    largest = float(np.abs(checkpoint.embed).max())
+    if not largest:
+        raise ValueError("the embedding must not be all zero")
+    if largest >= 2.0**14:
+        raise ValueError(f"the embedding must lie within 16384 to fit the residual stream, not {largest}")
+    scale = largest / 127
+    embed_shift = min(24, 16 - math.frexp(scale * 2.0**numerics.RESIDUAL_FRACTION)[1])
+    if embed_shift < 0:
+        raise ValueError(f"the embedding's scale must be below 1, not {scale}")
+    config = config.replace(embed_shift=embed_shift)
+    embedding = np.round(np.asarray(checkpoint.embed, np.float64) / scale).astype(np.int8)
+    score = math.log2(math.e) / math.sqrt(config.head_dim) / numerics.ROTARY_ONE
+    key = 1 / numerics.ROTARY_ONE / 127
+
+    layers = []
+    for layer in checkpoint.layers:
+        gains, gamma = {}, {}
+        for name, values in layer.norms.items():
+            gains[name], gamma[name] = _gains(values)
+        source = {"q": "input", "k": "input", "v": "input", "o": "attn_sub", "gate": "post_attention",
+                  "up": "post_attention", "down": "ffn_sub"}
+        matrices, constants = {}, {}
+        for name, norm in source.items():
+            ternary = layer.matrices[name]
+            interleaved = name in ("q", "k")
+            matrices[name] = _interleave(ternary.weights, config.head_dim) if interleaved else ternary.weights
+            factor = {"q": score, "k": key, "v": key}.get(name, 1.0)
+            constants[name] = Scalar.of_float(
+                ternary.scale * gamma[norm] * math.sqrt(ternary.weights.shape[1]) / 127 * factor)
+        layers.append(QuantisedLayer(matrices, gains, constants))
+    final_gains, gamma = _gains(checkpoint.final_norm)
+    epsilon = model.rms_norm_eps
+    return QuantisedModel(
+        config=config,
+        embedding=embedding,
+        embed_scale=round(scale * 2.0 ** (numerics.RESIDUAL_FRACTION + embed_shift)),
+        layers=tuple(layers),
+        final_gains=final_gains,
+        logit_constant=Scalar.of_float(
+            gamma * math.sqrt(config.hidden) / 32767 * scale * 2.0**config.logit_shift),
+        residual_epsilon=Scalar.of_float(epsilon * config.hidden * 2.0 ** (2 * numerics.RESIDUAL_FRACTION)),
+        attention_epsilon=Scalar.of_float(epsilon * config.hidden),
+        gated_epsilon=Scalar.of_float(epsilon * config.intermediate),
+        increments=tuple(numerics.rotary_increment(i, config.head_dim, model.rope_theta)
+                         for i in range(config.head_dim // 2)),
+    )

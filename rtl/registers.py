@@ -1,0 +1,94 @@
+"""The register map of every top, and its AXI4-Lite port. Offsets are in bytes; every register has 32 bits."""
+
+from dataclasses import dataclass
+
+from amaranth.hdl import Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from intaglio.rtl.program import PHASES
+
+__all__ = ["ADDRESS_BITS", "AxiLite", "MAGIC", "REGISTER_MAP", "Register", "VERSION"]
+
+MAGIC = 0x494E5447  # "INTG"
+VERSION = 1
+ADDRESS_BITS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Register:
+    name: str
+    offset: int
+    access: str  # "ro", "rw" or "w1c"
+    description: str
+
+
+REGISTER_MAP = tuple(Register(name=n, offset=o, access=a, description=d) for n, o, a, d in (
+    ("magic", 0x00, "ro", "0x494E5447, the letters INTG"),
+    ("version", 0x04, "ro", "version of this register map and of the command protocol"),
+    ("digest", 0x08, "ro", "first 32 bits of the manifest's digest"),
+    ("capabilities", 0x0C, "ro", "context in bits 15:0, candidates of the head in bits 20:16"),
+    ("status", 0x10, "w1c", "bit 0: busy; bit 1: a token did not fit the context (write 1 to clear)"),
+    ("position", 0x14, "ro", "tokens of the sequence so far"),
+    ("control", 0x18, "rw", "bit 0: write 1 to clear the counters"),
+    ("cycles_low", 0x20, "ro", "clock cycles since the counters were cleared, bits 31:0; reading latches bits 63:32"),
+    ("cycles_high", 0x24, "ro", "clock cycles, bits 63:32, as latched"),
+    ("stall_in", 0x28, "ro", "cycles that the device waited for a command"),
+    ("stall_out", 0x2C, "ro", "cycles that a result waited to be taken"),
+    ("tokens", 0x30, "ro", "tokens processed"),
+    *((f"phase_{phase}", 0x40 + 4 * i, "ro", f"cycles in phase {phase}") for i, phase in enumerate(PHASES)),
+))
+
+
+class AxiLite(wiring.Component):
+    """AXI4-Lite slave, one access at a time.
+
+    Members
+    -------
+    aw*, w*, b*, ar*, r* : the five channels, without protection bits.
+    address : byte address of the access; ``read`` and ``write`` are high for one cycle each.
+    read_data : answer to ``read``, sampled in the same cycle. ``write_data`` is valid with ``write``.
+
+    Latency
+    -------
+    A read is answered two cycles after its address, a write one cycle after both address and data are there.
+    """
+
+    def __init__(self):
+        super().__init__({
+            "awaddr": In(ADDRESS_BITS), "awvalid": In(1), "awready": Out(1),
+            "wdata": In(32), "wstrb": In(4), "wvalid": In(1), "wready": Out(1),
+            "bresp": Out(2), "bvalid": Out(1), "bready": In(1),
+            "araddr": In(ADDRESS_BITS), "arvalid": In(1), "arready": Out(1),
+            "rdata": Out(32), "rresp": Out(2), "rvalid": Out(1), "rready": In(1),
+            "address": Out(ADDRESS_BITS), "read": Out(1), "write": Out(1),
+            "read_data": In(32), "write_data": Out(32),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.comb += self.write_data.eq(self.wdata)
+        with m.FSM(name="state"):
+            with m.State("IDLE"):
+                with m.If(self.awvalid & self.wvalid):
+                    m.d.comb += [self.awready.eq(1), self.wready.eq(1), self.address.eq(self.awaddr),
+                                 self.write.eq(self.wstrb == 0xF)]
+                    m.next = "WRITTEN"
+                with m.Elif(self.arvalid):
+                    m.d.comb += self.arready.eq(1)
+                    held = Signal(ADDRESS_BITS)
+                    m.d.sync += held.eq(self.araddr)
+                    m.next = "READ"
+            with m.State("READ"):
+                m.d.comb += [self.address.eq(held), self.read.eq(1)]
+                m.d.sync += self.rdata.eq(self.read_data)
+                m.next = "ANSWER"
+            with m.State("ANSWER"):
+                m.d.comb += self.rvalid.eq(1)
+                with m.If(self.rready):
+                    m.next = "IDLE"
+            with m.State("WRITTEN"):
+                m.d.comb += self.bvalid.eq(1)
+                with m.If(self.bready):
+                    m.next = "IDLE"
+        return m

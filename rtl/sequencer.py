@@ -1,0 +1,240 @@
+"""Sequencer: takes one command per token, runs the layer program on the units, and answers with result packets.
+
+A command word is ``token[16] | run[8] | top[5] | 0 | want | first`` from its lowest bit; docs/host.md describes the protocol.
+"""
+
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from intaglio.rtl.config import DecoderConfig
+from intaglio.rtl.numerics import OPERAND_SHIFT
+from intaglio.rtl.program import REGISTERS, WORD_BITS, Layout, Op, Phase, Wait
+from intaglio.rtl.rom import Rom
+from intaglio.rtl.scalar import AluOp, ScalarAlu, ScalarLayout
+
+__all__ = ["Command", "NO_TOKEN", "Sequencer"]
+
+Command = data.StructLayout({"token": 16, "run": 8, "top": 5, "reserved": 1, "want": 1, "first": 1})
+NO_TOKEN = 0xFFFF  # in a result's first word: the context is full
+
+_UNITS = {Op.EMBED: (Wait.VECTOR, Phase.EMBED), Op.NORM8: (Wait.VECTOR, Phase.NORM), Op.NORM16: (Wait.VECTOR, Phase.NORM),
+          Op.ROPE: (Wait.VECTOR, Phase.ROTARY), Op.DRAIN: (Wait.VECTOR, Phase.ATTENTION),
+          Op.LINEAR: (Wait.LINEAR, Phase.LINEAR), Op.ATTEND: (Wait.ATTENTION, Phase.ATTENTION),
+          Op.HEAD: (Wait.ATTENTION, Phase.HEAD)}
+_ALU = {Op.LDM: AluOp.INT, Op.LDS: AluOp.INT, Op.LDX: AluOp.COPY, Op.LDR: AluOp.COPY, Op.SCX: AluOp.COPY, Op.MUL: AluOp.MUL,
+        Op.MULI: AluOp.MUL, Op.DIV: AluOp.DIV, Op.ADD: AluOp.ADD, Op.SQRT: AluOp.SQRT}
+
+
+class Sequencer(wiring.Component):
+    """Runs the layer program, once per token.
+
+    Members
+    -------
+    command, result : 32-bit streams (``valid``, ``ready``, ``data``; a result also ``last``).
+    op, m, e, rd : fields of the word being started; ``start`` has a bit per unit (linear, vector, attention), for one cycle.
+    linear_busy, vector_busy, a_busy, attention_busy : units at work; each may rise up to two cycles after its start.
+    token, position, layer : of the token under way. ``begin`` is high for one cycle as it begins.
+    scale : scalar register ``ra`` of the last LINEAR; ``q_scale``, ``q_base``: query scale of the last ROPE and the exponent
+        that a query has before its own shift is added.
+    store_key, store_value, store_head, store : scale writes of the KV cache.
+    active, phase, overflow : for the counters; ``overflow`` is high for one cycle when a token does not fit the context.
+
+    Latency
+    -------
+    One word a cycle; a word that waits starts in the cycle in which its units are idle; scalar words take the ALU's latency and
+    two cycles.
+    """
+
+    def __init__(self, config: DecoderConfig, length, program=None):
+        self.config, self.length, self.program = config, length, program
+        self.squares_bits = 36 + max(config.hidden, config.intermediate).bit_length()
+        super().__init__({
+            "command_valid": In(1), "command_ready": Out(1), "command_data": In(32),
+            "result_valid": Out(1), "result_ready": In(1), "result_data": Out(32), "result_last": Out(1),
+            "start_linear": Out(1), "start_vector": Out(1), "start_attend": Out(1), "start_head": Out(1),
+            "op": Out(Op), "m": Out(16), "e": Out(10), "rd": Out(3),
+            "linear_busy": In(1), "vector_busy": In(1), "a_busy": In(1), "attention_busy": In(1),
+            "token": Out(16), "position": Out(16), "layer": Out(10), "begin": Out(1),
+            "scale": Out(ScalarLayout), "q_scale": Out(ScalarLayout), "q_base": Out(signed(12)),
+            "x_shift": In(6), "r_shift": In(6), "shift": Out(6),
+            "segment": Out(8), "m_value": In(33), "squares": In(self.squares_bits), "reference": In(signed(10)),
+            "store_key": Out(1), "store_value": Out(1), "store_head": Out(8), "store": Out(ScalarLayout),
+            "rank": Out(5), "rank_token": In(16), "rank_logit": In(signed(32)),
+            "active": Out(1), "phase": Out(Phase), "overflow": Out(1), "finished": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.program = rom = Rom("program", WORD_BITS, self.length, init=self.program)
+        m.submodules.alu = alu = ScalarAlu(self.squares_bits)
+        word = data.View(Layout, rom.data)
+        registers = Array(Signal(ScalarLayout, name=f"register_{i}") for i in range(REGISTERS))
+        ra, rb, imm = Signal(ScalarLayout), Signal(ScalarLayout), Signal(ScalarLayout)
+        m.d.comb += [ra.eq(registers[word.ra]), rb.eq(registers[word.rb]), imm.m.eq(word.m), imm.e.eq(word.e)]
+        m.d.comb += [self.op.eq(word.op), self.m.eq(word.m), self.e.eq(word.e), self.rd.eq(word.rd)]
+        m.d.comb += [self.segment.eq(word.m), self.store.eq(ra), self.store_head.eq(word.m)]
+
+        pc, pc_next = Signal(range(self.length + 1)), Signal(range(self.length + 1))
+        m.d.comb += [pc_next.eq(pc), rom.addr.eq(pc_next)]
+        m.d.sync += pc.eq(pc_next)
+
+        held = Signal(Command)  # of the command under way; run counts down
+        command = data.View(Command, self.command_data)
+        last_token = Signal(16)
+
+        # -- which units are idle: a start is remembered for a cycle, and the linear unit's last write settles its shift
+        recent = {name: Signal(name=f"recent_{name}") for name in ("linear", "vector", "attention")}
+        starting = {"linear": self.start_linear, "vector": self.start_vector, "attention": self.start_attend | self.start_head}
+        for name, signal in recent.items():
+            m.d.sync += signal.eq(starting[name])
+        settling = Signal()
+        m.d.sync += settling.eq(self.linear_busy)
+        vector_settling = Signal()
+        m.d.sync += vector_settling.eq(self.vector_busy)
+        waiting = Signal(4)
+        m.d.comb += waiting.eq(Cat(
+            self.linear_busy | recent["linear"] | settling,
+            self.vector_busy | recent["vector"] | vector_settling,
+            self.a_busy | recent["vector"],
+            self.attention_busy | recent["attention"],
+        ) & word.wait)
+
+        # -- scalar ALU
+        shift2 = Signal(signed(10))
+        m.d.comb += [shift2.eq(-(self.shift << 1)), alu.a.eq(ra), alu.b.eq(rb), alu.n.eq(self.m_value)]
+        with m.Switch(word.op):
+            for op, alu_op in _ALU.items():
+                with m.Case(op):
+                    m.d.comb += alu.op.eq(alu_op)
+                    if op is Op.LDM:
+                        m.d.comb += alu.shift.eq(Mux(word.e != 0, self.shift, 0))
+                    elif op is Op.LDS:
+                        m.d.comb += alu.n.eq(self.squares)
+                    elif op is Op.LDX:
+                        m.d.comb += [alu.a.eq(imm), alu.shift.eq(shift2)]
+                    elif op is Op.SCX:
+                        m.d.comb += alu.shift.eq(shift2)
+                    elif op is Op.LDR:
+                        m.d.comb += [alu.a.eq(imm), alu.shift.eq(-((self.reference + 7) << 1))]
+                    elif op is Op.MULI:
+                        m.d.comb += alu.b.eq(imm)
+
+        # -- result packet
+        rank, answer, tail = Signal(5), Signal(32), Signal()
+        logit_unit = Signal(ScalarLayout)
+        m.d.comb += [self.rank.eq(rank), self.result_data.eq(answer), self.result_last.eq(tail)]
+
+        def stop():
+            """The token is done: the next of a run, or the next command."""
+            m.d.sync += self.position.eq(self.position + 1)
+            m.d.comb += self.finished.eq(1)
+            with m.If(held.run != 0):
+                m.d.sync += [held.run.eq(held.run - 1), held.token.eq(last_token)]
+                m.next = "BEGIN"
+            with m.Else():
+                m.next = "IDLE"
+
+        with m.FSM(name="state") as fsm:
+            m.d.comb += self.active.eq(~fsm.ongoing("IDLE"))
+            with m.State("IDLE"):
+                m.d.comb += self.command_ready.eq(1)
+                with m.If(self.command_valid):
+                    m.d.sync += held.eq(command)
+                    with m.If(command.first):
+                        m.d.sync += self.position.eq(0)
+                    with m.If(command.top > self.config.top_k):
+                        m.d.sync += held.top.eq(self.config.top_k)
+                    m.next = "BEGIN"
+            with m.State("BEGIN"):
+                m.d.comb += pc_next.eq(0)
+                m.d.sync += [self.token.eq(held.token), self.phase.eq(Phase.EMBED)]
+                with m.If(self.position == self.config.context):
+                    m.d.comb += self.overflow.eq(1)
+                    m.d.sync += [answer.eq(Cat(Const(NO_TOKEN, 16), self.position)), tail.eq(1), held.run.eq(0)]
+                    with m.If(held.want):
+                        m.next = "REFUSE"
+                    with m.Else():
+                        m.next = "IDLE"
+                with m.Else():
+                    m.d.comb += self.begin.eq(1)
+                    m.next = "ISSUE"
+            with m.State("REFUSE"):
+                m.d.comb += self.result_valid.eq(1)
+                with m.If(self.result_ready):
+                    m.next = "IDLE"
+            with m.State("ISSUE"):
+                with m.If(waiting == 0):
+                    m.d.comb += pc_next.eq(pc + 1)
+                    with m.Switch(word.op):
+                        for op, (unit, phase) in _UNITS.items():
+                            with m.Case(op):
+                                m.d.sync += self.phase.eq(phase)
+                                if unit is Wait.VECTOR:
+                                    m.d.comb += self.start_vector.eq(1)
+                                elif unit is Wait.LINEAR:
+                                    m.d.comb += self.start_linear.eq(1)
+                                    m.d.sync += self.scale.eq(ra)
+                                elif op is Op.ATTEND:
+                                    m.d.comb += self.start_attend.eq(1)
+                                else:
+                                    m.d.comb += self.start_head.eq(1)
+                                if op in (Op.NORM8, Op.NORM16):
+                                    m.d.sync += self.shift.eq(Mux(word.rd[0], self.r_shift, self.x_shift))
+                                elif op is Op.ROPE:
+                                    m.d.sync += [
+                                        self.shift.eq(self.r_shift), self.q_scale.eq(ra), self.layer.eq(word.e),
+                                        self.q_base.eq(ra.e + self.r_shift + OPERAND_SHIFT),
+                                    ]
+                        with m.Case(Op.LDI):
+                            m.d.sync += registers[word.rd].eq(imm)
+                        with m.Case(Op.STK):
+                            m.d.comb += self.store_key.eq(1)
+                        with m.Case(Op.STV):
+                            m.d.comb += self.store_value.eq(1)
+                        with m.Case(Op.SKIP):
+                            with m.If(~held.want):
+                                stop()
+                        with m.Case(Op.END):
+                            m.d.sync += [
+                                answer.eq(Cat(self.rank_token, self.position)), tail.eq(held.top == 0),
+                                last_token.eq(self.rank_token), logit_unit.eq(ra),
+                            ]
+                            m.next = "ANSWER"
+                        with m.Case(*_ALU):
+                            m.d.comb += [alu.start.eq(1), pc_next.eq(pc)]
+                            m.next = "SCALAR"
+            with m.State("SCALAR"):
+                with m.If(alu.done):
+                    m.d.sync += registers[word.rd].eq(alu.o)
+                    m.d.comb += pc_next.eq(pc + 1)
+                    m.next = "ISSUE"
+            with m.State("ANSWER"):
+                m.d.comb += self.result_valid.eq(1)
+                with m.If(self.result_ready):
+                    m.d.sync += [answer.eq(Cat(logit_unit.m, logit_unit.e.as_value().as_signed()[:10], logit_unit.e[9].replicate(6))),
+                                 tail.eq(0)]
+                    with m.If(tail):
+                        stop()
+                    with m.Else():
+                        m.next = "UNIT"
+            with m.State("UNIT"):
+                m.d.comb += self.result_valid.eq(1)
+                with m.If(self.result_ready):
+                    m.d.sync += answer.eq(self.rank_token)
+                    m.next = "TOKEN"
+            with m.State("TOKEN"):
+                m.d.comb += self.result_valid.eq(1)
+                with m.If(self.result_ready):
+                    m.d.sync += [answer.eq(self.rank_logit), tail.eq(rank + 1 == held.top), rank.eq(rank + 1)]
+                    m.next = "LOGIT"
+            with m.State("LOGIT"):
+                m.d.comb += self.result_valid.eq(1)
+                with m.If(self.result_ready):
+                    m.d.sync += [answer.eq(self.rank_token), tail.eq(0)]
+                    with m.If(tail):
+                        m.d.sync += rank.eq(0)
+                        stop()
+                    with m.Else():
+                        m.next = "TOKEN"
+        return m

@@ -1,0 +1,97 @@
+"""Shell: the decoder core behind AXI4-Stream and AXI4-Lite, with the counters. The only place that knows AXI."""
+
+from amaranth.hdl import Cat, ClockDomain, ClockSignal, Const, Module, ResetSignal, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from intaglio.rtl.core import DecoderCore
+from intaglio.rtl.program import PHASES
+from intaglio.rtl.registers import ADDRESS_BITS, MAGIC, REGISTER_MAP, VERSION, AxiLite
+
+__all__ = ["DecoderShell"]
+
+_LITE = {"awaddr": ADDRESS_BITS, "awvalid": 1, "wdata": 32, "wstrb": 4, "wvalid": 1, "bready": 1, "araddr": ADDRESS_BITS,
+         "arvalid": 1, "rready": 1}
+_LITE_OUT = {"awready": 1, "wready": 1, "bresp": 2, "bvalid": 1, "arready": 1, "rdata": 32, "rresp": 2, "rvalid": 1}
+
+
+class DecoderShell(wiring.Component):
+    """The top of the decoder. Port names are those that AXI tools recognise; ``aresetn`` is synchronous and active low.
+
+    Parameters
+    ----------
+    config : DecoderConfig
+    length : int
+        Words of the layer program.
+    digest : int
+        32 bits that the digest register shows.
+    """
+
+    def __init__(self, config, length, digest):
+        self.config, self.length, self.digest = config, length, digest
+        super().__init__({
+            "aclk": In(1), "aresetn": In(1),
+            "s_axis_tdata": In(32), "s_axis_tvalid": In(1), "s_axis_tready": Out(1), "s_axis_tlast": In(1),
+            "m_axis_tdata": Out(32), "m_axis_tvalid": Out(1), "m_axis_tready": In(1), "m_axis_tlast": Out(1),
+            **{f"s_axil_{name}": In(width) for name, width in _LITE.items()},
+            **{f"s_axil_{name}": Out(width) for name, width in _LITE_OUT.items()},
+        })
+
+    def port_map(self):
+        """Ports for :func:`amaranth.back.verilog.convert`, by their exact names."""
+        return {name: (getattr(self, name), None) for name in self.signature.members}
+
+    def elaborate(self, platform):
+        m = Module()
+        m.domains.sync = ClockDomain()
+        m.d.comb += [ClockSignal().eq(self.aclk), ResetSignal().eq(~self.aresetn)]
+        m.submodules.core = core = DecoderCore(self.config, self.length)
+        m.submodules.registers = lite = AxiLite()
+        for name in _LITE:
+            m.d.comb += getattr(lite, name).eq(getattr(self, f"s_axil_{name}"))
+        for name in _LITE_OUT:
+            m.d.comb += getattr(self, f"s_axil_{name}").eq(getattr(lite, name))
+        m.d.comb += [
+            core.command_valid.eq(self.s_axis_tvalid), core.command_data.eq(self.s_axis_tdata),
+            self.s_axis_tready.eq(core.command_ready),
+            self.m_axis_tvalid.eq(core.result_valid), self.m_axis_tdata.eq(core.result_data),
+            self.m_axis_tlast.eq(core.result_last), core.result_ready.eq(self.m_axis_tready),
+        ]
+
+        offsets = {register.name: register.offset for register in REGISTER_MAP}
+        clear, overflow = Signal(), Signal()
+        cycles, latched = Signal(64), Signal(32)
+        counters = {name: Signal(32, name=name) for name in
+                    ("stall_in", "stall_out", "tokens", *(f"phase_{phase}" for phase in PHASES))}
+        counts = {
+            "stall_in": core.command_ready & ~core.command_valid,
+            "stall_out": core.result_valid & ~core.result_ready,
+            "tokens": core.finished,
+            **{f"phase_{phase}": core.active & (core.phase == i) for i, phase in enumerate(PHASES)},
+        }
+        m.d.sync += cycles.eq(cycles + 1)
+        for name, counter in counters.items():
+            with m.If(counts[name]):
+                m.d.sync += counter.eq(counter + 1)
+        with m.If(lite.write & (lite.address == offsets["control"])):
+            m.d.comb += clear.eq(lite.write_data[0])
+        with m.If(clear):
+            m.d.sync += [cycles.eq(0), *(counter.eq(0) for counter in counters.values())]
+        with m.If(core.overflow):
+            m.d.sync += overflow.eq(1)
+        with m.Elif(lite.write & (lite.address == offsets["status"]) & lite.write_data[1]):
+            m.d.sync += overflow.eq(0)
+
+        values = {
+            "magic": Const(MAGIC, 32), "version": Const(VERSION, 32), "digest": Const(self.digest, 32),
+            "capabilities": Const(self.config.context | self.config.top_k << 16, 32),
+            "status": Cat(core.active, overflow), "position": core.position, "control": Const(0, 32),
+            "cycles_low": cycles[:32], "cycles_high": latched, **counters,
+        }
+        with m.Switch(lite.address[2:]):
+            for name, value in values.items():
+                with m.Case(offsets[name] >> 2):
+                    m.d.comb += lite.read_data.eq(value)
+        with m.If(lite.read & (lite.address == offsets["cycles_low"])):
+            m.d.sync += latched.eq(cycles[32:])
+        return m
