@@ -1,0 +1,7 @@
+"""The host runtime: opens a device by its manifest and generates text with it. Needs numpy alone."""
+
+from intaglio.host.device import Device, open
+from intaglio.host.manifest import Manifest, ManifestError
+from intaglio.host.protocol import ConfigMismatchError, DeviceError, DeviceTimeout, Result
+
+__all__ = ["ConfigMismatchError", "Device", "DeviceError", "DeviceTimeout", "Manifest", "ManifestError", "Result", "open"]

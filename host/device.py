@@ -1,0 +1,241 @@
+"""A device: tokens in, tokens and logits out, and the registers beside them, over any transport.
+
+Words of the command and result streams are described in :mod:`intaglio.host.protocol`.
+"""
+
+import numpy as np
+from intaglio.host.generation import generate_pieces, generate_tokens
+from intaglio.host.manifest import MAGIC, MAP_VERSION, Manifest
+from intaglio.host.protocol import FULL, ConfigMismatchError, DeviceError, DeviceTimeout, Result, command
+from intaglio.host.transport import open_transport
+
+__all__ = ["Device", "open"]
+
+
+def open(target, *, timeout=60.0, manifest=None, progress=None, **options) -> "Device":
+    """Open the device at ``SCHEME:REST``, for example ``sim:OUT`` with a generated folder.
+
+    Parameters
+    ----------
+    target : str
+    timeout : float
+        Seconds without any word moving after which an operation fails.
+    manifest : str or Path or None
+        The manifest, for transports that do not bring it.
+    progress : callable or None
+        Called with a text and seconds while something long is prepared, such as the build of a simulation.
+    options
+        Passed to the transport, for example ``cache=FOLDER``.
+
+    Raises
+    ------
+    ConfigMismatchError
+        Magic, version or digest in the device's registers differ from the manifest's.
+    ManifestError, ValueError
+    """
+    if not timeout > 0:
+        raise ValueError(f"timeout must be a positive number of seconds, not {timeout}")
+    transport = open_transport(target, manifest=manifest, progress=progress, **options)
+    try:
+        return Device(transport, timeout=timeout)
+    except BaseException:
+        transport.close()
+        raise
+
+
+class Device:
+    """A device behind a transport; a context manager that closes it.
+
+    Attributes
+    ----------
+    manifest : Manifest
+    info : dict
+        What the device is: top, digest, generator, clock_hz, version, capabilities and the model's figures.
+    last : dict
+        Statistics of the latest generation, see :meth:`generate_tokens`; empty before the first.
+    """
+
+    def __init__(self, transport, *, timeout=60.0):
+        self.transport, self.timeout, self.last = transport, timeout, {}
+        self.manifest = Manifest.from_dict(transport.manifest)
+        self._closed = False
+        self._owed = 0  # packets still to come from a generation that was left early
+        for name, expected in (("magic", MAGIC), ("version", MAP_VERSION), ("digest", self.manifest.digest_word)):
+            found = self.read_register(name)
+            if found != expected:
+                raise ConfigMismatchError(f"the device's {name} register is 0x{found:08x}, but its manifest "
+                                          f"(digest {self.manifest.digest[:16]}) says 0x{expected:08x}: "
+                                          "device and manifest must come from the same generated folder")
+        self.info = {"top": self.manifest.top, "digest": self.manifest.digest, "generator": self.manifest.generator,
+                     "clock_hz": self.manifest.clock_hz, "version": MAP_VERSION,
+                     "capabilities": self.read_register("capabilities"), **self.manifest.model}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def close(self):
+        """Release the transport; closing twice does nothing."""
+        if not self._closed:
+            self._closed = True
+            self.transport.close()
+
+    def _register(self, name):
+        if self._closed:
+            raise DeviceError("the device is closed")
+        if name not in self.manifest.registers:
+            raise ValueError(f"register must be one of {', '.join(sorted(self.manifest.registers))}, not {name!r}")
+        return self.manifest.registers[name]
+
+    def read_register(self, name) -> int:
+        """Value of the register ``name``, 0 to 2**32 - 1."""
+        return self.transport.read_register(self._register(name).offset)
+
+    def write_register(self, name, value):
+        """Write ``value`` to the register ``name``, which the manifest must declare writable."""
+        register = self._register(name)
+        if register.access == "ro":
+            raise ValueError(f"register {name!r} must be writable, but it is read-only")
+        if not 0 <= value <= 0xFFFFFFFF:
+            raise ValueError(f"a register's value must fit 32 bits, not {value}")
+        self.transport.write_register(register.offset, value)
+
+    def read_cycles(self) -> int:
+        """The 64-bit cycle counter, read without tearing."""
+        high = self.read_register("cycles_hi")
+        while True:
+            low, again = self.read_register("cycles_lo"), self.read_register("cycles_hi")
+            if again == high:
+                return high << 32 | low
+            high = again
+
+    def counters(self) -> dict:
+        """Counters since :meth:`clear_counters`, in cycles: ``cycles``, ``stall_in`` (waiting for a command), ``stall_out``
+        (a result not taken), ``phases`` (by name); and ``tokens``. All but ``cycles`` wrap at 2**32."""
+        counts = {name: self.read_register(name) for name in ("stall_in", "stall_out", "tokens")}
+        phases = {name: self.read_register(f"phase_{name}") for name in self.manifest.phases}
+        return {"cycles": self.read_cycles(), **counts, "phases": phases}
+
+    def clear_counters(self):
+        """Set all counters to 0."""
+        self.write_register("control", 1)
+
+    def reset(self):
+        """Reset the device and forget everything under way."""
+        self._register("status")
+        self.transport.reset()
+        self._owed = 0
+
+    def drain(self):
+        """Take and forget the packets that are still to come for commands already submitted."""
+        self._register("status")
+        while self._owed:
+            self.receive()
+
+    def submit(self, words):
+        """Send command words (see :func:`intaglio.host.protocol.command`); the last one ends the packet."""
+        self.drain()
+        words = np.ascontiguousarray(words, dtype=np.uint32)
+        last = np.zeros(len(words), dtype=bool)
+        last[-1:] = True
+        sent = self.transport.send(words, last, self.timeout)
+        runs = words[:sent] >> 16 & 0xFF
+        self._owed = int(runs.sum() + ((words[:sent] >> 30 & 1 | runs) != 0).sum())
+        if sent < len(words):
+            raise self._timed_out("command", sent, len(words))
+
+    def receive(self) -> Result:
+        """Wait for one result packet.
+
+        Raises
+        ------
+        DeviceTimeout
+            Nothing moved for the time limit.
+        DeviceError
+            The packet's length is not one that the protocol has, or the context is full.
+        """
+        words, last = self._packet()
+        self._owed = max(self._owed - 1, 0)
+        token, position = int(words[0]) & 0xFFFF, int(words[0]) >> 16
+        if token == FULL:
+            self._owed = 0
+            raise DeviceError(f"the device's context of {self.manifest.model['context']} tokens is full "
+                              f"(status 0x{self.read_register('status'):08x})")
+        if len(words) == 1:
+            return Result(token=token, position=position, tokens=np.empty(0, np.uint16), logits=np.empty(0, np.int32),
+                          scale=0.0)
+        mantissa, exponent = int(words[1]) & 0xFFFF, int(words[1] >> 16)
+        exponent -= (exponent & 0x8000) << 1
+        if abs(exponent) > 512:
+            raise DeviceError(f"the exponent of a logit unit must be in -512..512, not {exponent} (stream result)")
+        return Result(token=token, position=position, tokens=words[2::2].astype(np.uint16), logits=words[3::2].view(np.int32),
+                      scale=mantissa * 2.0 ** exponent)
+
+    def _packet(self):
+        limit = 2 + 2 * self.manifest.model["top_k"]
+        words, flags = self.transport.receive(limit, self.timeout)
+        if not len(flags) or not flags[-1]:
+            if len(words) < limit:
+                raise self._timed_out("result", len(words), "a whole packet")
+            raise DeviceError(f"a result packet must end within {limit} words (stream result, "
+                              f"status 0x{self.read_register('status'):08x})")
+        if len(words) > 1 and len(words) % 2:
+            raise DeviceError(f"a result packet must have 1 word or an even number of words, not {len(words)} (stream result)")
+        return words, flags
+
+    def _timed_out(self, stream, done, expected):
+        pending = self.transport.pending
+        waiting = f", {pending} command words not taken" if pending else ""
+        return DeviceTimeout(f"no word moved for {self.timeout:g} s: stream {stream}, words done {done}, expected {expected}"
+                             f"{waiting}, cycle {self.read_cycles()}, status 0x{self.read_register('status'):08x}")
+
+    def evaluate(self, tokens, *, top=0, every=False, chunk=64) -> list:
+        """Feed ``tokens`` from position 0 and return their results.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+        top : int
+            Logits in each result, 0 to the model's ``top_k``.
+        every : bool
+            One :class:`Result` for each token instead of for the last one only.
+        chunk : int
+            Commands sent before their results are awaited.
+        """
+        tokens = self.check_tokens(tokens)
+        if not 0 <= top <= self.manifest.model["top_k"]:
+            raise ValueError(f"top must be in 0..{self.manifest.model['top_k']}, not {top}")
+        wanted = [every or i == len(tokens) - 1 for i in range(len(tokens))]
+        words = [command(t, first=i == 0, want=wanted[i], top=top if wanted[i] else 0) for i, t in enumerate(tokens)]
+        results = []
+        for start in range(0, len(words), chunk):
+            self.submit(words[start:start + chunk])
+            results.extend(self.receive() for _ in range(sum(wanted[start:start + chunk])))
+        return results
+
+    def check_tokens(self, tokens) -> list:
+        """``tokens`` as a list of int; ValueError unless the device can take them as one prompt."""
+        tokens = [int(token) for token in tokens]
+        vocabulary, context = self.manifest.model["vocab_size"], self.manifest.model["context"]
+        if not tokens:
+            raise ValueError("a prompt must have at least one token")
+        for token in tokens:
+            if not 0 <= token < vocabulary:
+                raise ValueError(f"tokens must be in 0..{vocabulary - 1}, not {token}")
+        if len(tokens) > context:
+            raise ValueError(f"a prompt must have at most {context} tokens, the device's context, not {len(tokens)}")
+        return tokens
+
+    def generate_tokens(self, tokens, max_tokens, **sampling):
+        """Generate tokens after ``tokens``; see :func:`intaglio.host.generation.generate_tokens`."""
+        return generate_tokens(self, tokens, max_tokens, **sampling)
+
+    def generate(self, prompt, max_tokens, *, stop=None, **sampling):
+        """Generate text after ``prompt``; see :func:`intaglio.host.generation.generate_pieces`."""
+        return generate_pieces(self, prompt, max_tokens, stop=stop, **sampling)

@@ -1,0 +1,60 @@
+"""The protocol: words of the command and result streams, and the faults that a device can show.
+
+Command word: bits 0-15 token, 16-23 run, 24-28 top, 30 want, 31 first. Result packet: word 0 has the greedy next token in
+bits 0-15 and the input's position in bits 16-31; with logits, word 1 has the mantissa and the signed exponent of the logit
+unit, then each logit takes two words, token and value.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from intaglio import Error
+
+__all__ = ["FULL", "ConfigMismatchError", "DeviceError", "DeviceTimeout", "Result", "command"]
+
+FULL = 0xFFFF  # token field of the answer when the context is full
+
+
+class DeviceError(Error):
+    """The device or its link did something that the protocol does not allow."""
+
+
+class DeviceTimeout(DeviceError, TimeoutError):
+    """No word moved for the device's time limit."""
+
+
+class ConfigMismatchError(DeviceError):
+    """The device is not the one that the manifest describes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One result packet.
+
+    Parameters
+    ----------
+    token : int
+        The greedy next token.
+    position : int
+        Position of the input token.
+    tokens, logits : ndarray ``uint16 [top]``, ``int32 [top]``
+        The greatest logits, descending, ties by the lower token; empty unless asked for.
+    scale : float
+        One logit unit: real logits are ``logits * scale``.
+    """
+
+    token: int
+    position: int
+    tokens: np.ndarray
+    logits: np.ndarray
+    scale: float
+
+
+def command(token, *, first=False, want=False, top=0, run=0) -> int:
+    """One command word: feed ``token``.
+
+    ``first`` restarts at position 0; ``want`` asks for a result packet with ``top`` logits; ``run`` further tokens are
+    generated greedily by the device itself, each with a packet.
+    """
+    return token | run << 16 | top << 24 | want << 30 | first << 31

@@ -1,0 +1,76 @@
+"""The ``intaglio`` command, assembled from the rooms.
+
+Each command is an entry point of the group ``intaglio.commands``, named as the command, whose value is a function
+``register(subparsers)``. It adds a parser and sets its default ``run`` to a function of the parsed arguments that returns
+an exit code or None. Modules of commands must import quickly: heavy imports belong into ``run``.
+"""
+
+import argparse
+import os
+import sys
+from importlib.metadata import entry_points
+
+from intaglio import Error, __version__
+
+__all__ = ["GROUP", "main"]
+
+GROUP = "intaglio.commands"
+BAD_USE, INTERRUPTED = 2, 130
+
+
+def main(argv=None, commands=None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    argv : list of str or None
+        Arguments, by default those of the process.
+    commands : dict of str to callable, or None
+        Loaders by name, each returning a ``register(subparsers)``; by default the installed entry points.
+
+    Returns
+    -------
+    int
+        0, or what the command returned; 2 for a fault that the user can act on, told in one line; 130 after Ctrl-C.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if commands is None:
+        commands = {found.name: found.load for found in entry_points(group=GROUP)}
+    parser = argparse.ArgumentParser(prog="intaglio", description="A decoder language model as synthesizable Verilog.")
+    parser.add_argument("--version", action="version", version=f"intaglio {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
+    chosen = argv[0] if argv and argv[0] in commands else None
+    for name in sorted(commands):
+        if chosen in (None, name):  # the others are not needed, so neither are their modules
+            _register(subparsers, name, commands[name])
+    args = parser.parse_args(argv)
+    if not hasattr(args, "run"):
+        parser.print_help(sys.stderr)
+        return BAD_USE
+    try:
+        return args.run(args) or 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone; nothing may be flushed to it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (Error, ValueError, OSError) as fault:
+        sys.stderr.write("intaglio: error: " + " ".join(str(fault).split()) + "\n")
+        return BAD_USE
+
+
+def _register(subparsers, name, load):
+    """Add one command; one that cannot be imported stays visible and says why when it is used."""
+    try:
+        register = load()
+    except ImportError as fault:
+        message = f"the command '{name}' is not available: {fault}"
+
+        def unavailable(_args):
+            raise Error(message)
+
+        stub = subparsers.add_parser(name, help="(not available in this installation)", add_help=False, prefix_chars="\0")
+        stub.add_argument("rest", nargs="*")  # whatever it is: with that prefix, nothing is an option
+        stub.set_defaults(run=unavailable)
+        return
+    register(subparsers)

@@ -1,0 +1,48 @@
+import json
+
+import pytest
+from intaglio.host import Manifest, ManifestError
+
+
+def test_reads_a_folder_and_a_file(double, tmp_path):
+    (tmp_path / "manifest.json").write_text(json.dumps(double.describe()))
+    for path in (tmp_path, tmp_path / "manifest.json"):
+        manifest = Manifest.read(path)
+        assert manifest.registers["digest"].offset == 8 and manifest.phases == ("busy", "send")
+        assert manifest.digest_word == 0x5E5E5E5E
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"format": "other"}, "format must be 'intaglio-manifest', not 'other'"),
+    ({"format_version": 2}, "format_version must be 1, not 2"),
+    ({"digest": "12"}, "64 hexadecimal digits"),
+    ({"digest": None}, "digest must be of type str"),
+    ({"clock_hz": 0}, "clock_hz must be positive, not 0"),
+    ({"phases": ["unknown"]}, "registers must include 'phase_unknown'"),
+    ({"registers": {"magic": {"offset": 2, "access": "ro"}}}, "multiple of 4 from 0, not 2"),
+    ({"registers": {"magic": {"offset": 0, "access": "x"}}}, "'ro', 'rw' or 'w1c', not 'x'"),
+    ({"registers": {"magic": 4}}, "must state offset and access"),
+    ({"registers": {}}, "registers must include 'magic'"),
+    ({"model": {}}, "model must state 'vocab_size'"),
+])
+def test_refuses(double, change, message):
+    with pytest.raises(ManifestError, match=message):
+        Manifest.from_dict({**double.describe(), **change})
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"vocab_size": 257}, "at most 256 for the byte tokenizer"), ({"vocab_size": "x"}, "non-negative integer"),
+    ({"context": 1}, "context in 2..65536"), ({"eos": 256}, "eos must be below vocab_size"),
+    ({"tokenizer": "x"}, "tokenizer must be"),
+])
+def test_refuses_a_model(double, change, message):
+    with pytest.raises(ManifestError, match=message):
+        Manifest.from_dict(double.describe(**change))
+
+
+def test_refuses_files(tmp_path):
+    with pytest.raises(ManifestError, match="no manifest at"):
+        Manifest.read(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ManifestError, match="cannot be read"):
+        Manifest.read(tmp_path)
