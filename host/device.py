@@ -4,6 +4,7 @@ Words of the command and result streams are described in :mod:`intaglio.host.pro
 """
 
 import numpy as np
+
 from intaglio.host.generation import generate_pieces, generate_tokens
 from intaglio.host.manifest import MAGIC, MAP_VERSION, Manifest
 from intaglio.host.protocol import FULL, ConfigMismatchError, DeviceError, DeviceTimeout, Result, command

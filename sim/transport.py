@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 from intaglio.sim.library import Simulation
 from intaglio.sim.verilator import build
 

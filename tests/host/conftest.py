@@ -2,6 +2,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+
 from intaglio.host.device import Device
 from intaglio.host.transport import register
 

@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from intaglio.host import cli
-from intaglio.host.device import Device
 
 import intaglio
 from intaglio.cli import main
+from intaglio.host import cli
+from intaglio.host.device import Device
 
 COMMANDS = {"run": lambda: cli.register}
 

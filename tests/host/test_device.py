@@ -1,9 +1,10 @@
 import subprocess
 import sys
 
-import intaglio.host as host
 import numpy as np
 import pytest
+
+import intaglio.host as host
 from intaglio.host.device import Device
 from intaglio.host.protocol import command
 

@@ -1,4 +1,5 @@
 import pytest
+
 from intaglio.host.device import Device
 
 GREEDY = "".join(chr(c) for c in range(ord("d"), ord("x")))

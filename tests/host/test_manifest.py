@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from intaglio.host import Manifest, ManifestError
 
 

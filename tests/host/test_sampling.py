@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from intaglio.host.sampling import Sampler
 
 LOGITS = np.array([3.0, 2.0, 1.0, -4.0])

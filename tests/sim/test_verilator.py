@@ -7,9 +7,10 @@ import sys
 import time
 from pathlib import Path
 
-import intaglio.host as host
 import numpy as np
 import pytest
+
+import intaglio.host as host
 from intaglio.host.protocol import command
 from intaglio.host.transport import register
 from intaglio.sim import verilator
