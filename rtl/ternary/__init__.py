@@ -1,0 +1,1 @@
+"""The ternary linear unit: weights in read-only memory beside the lanes."""

@@ -1,0 +1,170 @@
+"""Linear unit: `lanes` rows of a ternary matrix at once, one word of weights a lane and cycle, no bubble between rows."""
+
+from amaranth.hdl import ClockSignal, Instance, Module, Signal, signed
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from intaglio.rtl.rom import Rom
+from intaglio.rtl.ternary.lane import LANE_MODULE, Lane
+from intaglio.rtl.ternary.post import RESIDUAL_BITS, Mode, Post, r_address_bits, x_address_bits
+from intaglio.rtl.ternary.tree import PLANES, BitPlanes
+
+__all__ = ["LinearUnit", "Mode", "rom_name"]
+
+GROUP_BITS = 16
+
+
+def rom_name(lane):
+    """Name of the weight ROM of a lane; its image is ``<name>.hex``."""
+    return f"weights_{lane}"
+
+
+class LinearUnit(wiring.Component):
+    """Ternary matrix times the activations of buffer A, to R or into X.
+
+    Parameters
+    ----------
+    config : DecoderConfig
+    weights : sequence of sequences of int or None
+        Words of each lane's ROM, for simulation (``packing.pack_ints``); ``None``: instances of ``intaglio_rom``.
+    lane_instance : bool
+        Lanes are instances of ``intaglio_lane`` (``lane.lane_verilog``), one module for all; otherwise embedded.
+
+    Members
+    -------
+    start : In(1)
+        Strobe, while not busy: do ``groups * lanes`` rows of ``chunks * lane_width`` inputs, whose words follow those of the
+        last operation. ``groups``, ``chunks`` (both at least 1) and ``mode`` are taken with it.
+    restart : In(1)
+        Strobe, while not busy, at the latest with ``start``: weights from word 0.
+    scale_m : In(16), scale_e : In(signed(10))
+        Scale of RESIDUAL; stable while busy and in the cycle of ``start``.
+    busy : Out(1)
+        From the cycle after ``start``, for ``groups * chunks + FILL`` cycles; low when the last result is in its buffer.
+    act_addr : Out, act_data : In(8 * lane_width)
+        Buffer A, element ``i`` of a word in bits ``8 i ..``; latency 1.
+    x_rd_addr, x_rd_data, x_wr_en, x_wr_addr, x_wr_data
+        Buffer X, words of ``vector_width`` elements of 32 bits, read latency 1; bit ``k`` of ``x_wr_en`` writes elements
+        ``k * lanes .. (k + 1) * lanes - 1``. Elements are never read and written in one cycle, but words are: a read must give
+        the old data then.
+    r_wr_en, r_wr_addr, r_wr_data
+        Buffer R, elements of ``result_bits``; bit ``k`` of ``r_wr_en`` writes elements
+        ``k * lanes / 2 .. (k + 1) * lanes / 2 - 1``.
+    x_or : Out(31), r_or : Out(result_bits - 1)
+        OR of ``v ^ sign(v)`` over all elements written to X, to R, since ``start``.
+
+    Result ``i`` of group ``g`` is element ``g * lanes + i`` of its buffer, in GATED ``g * lanes / 2 + i``.
+    """
+
+    # Address, ROM and activations, dot product, accumulator, post stage: see architecture.md, cycles of a linear phase.
+    FILL = 1 + Lane.DOT_LATENCY + 1 + Post.LATENCY
+
+    def __init__(self, config, weights=None, lane_instance=False):
+        if weights is not None and len(weights) != config.lanes:
+            raise ValueError(f"weights must be one sequence for each of {config.lanes} lanes, not {len(weights)}")
+        self.config, self.weights, self.lane_instance = config, weights, lane_instance
+        depth = max(config.hidden, config.intermediate) // config.lane_width
+        self.act_address_bits = max(1, ceil_log2(depth))
+        width = config.vector_width
+        super().__init__({
+            "start": In(1),
+            "restart": In(1),
+            "groups": In(GROUP_BITS),
+            "chunks": In(max(8, depth.bit_length())),
+            "mode": In(Mode),
+            "scale_m": In(16),
+            "scale_e": In(signed(10)),
+            "busy": Out(1),
+            "act_addr": Out(self.act_address_bits),
+            "act_data": In(PLANES * config.lane_width),
+            "x_rd_addr": Out(x_address_bits(config)),
+            "x_rd_data": In(width * RESIDUAL_BITS),
+            "x_wr_en": Out(width // config.lanes),
+            "x_wr_addr": Out(x_address_bits(config)),
+            "x_wr_data": Out(width * RESIDUAL_BITS),
+            "r_wr_en": Out(2 * width // config.lanes),
+            "r_wr_addr": Out(r_address_bits(config)),
+            "r_wr_data": Out(width * config.result_bits),
+            "x_or": Out(RESIDUAL_BITS - 1),
+            "r_or": Out(config.result_bits - 1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        m.submodules.post = post = Post(config)
+        m.submodules.planes = planes = BitPlanes(config.lane_width)
+
+        # Issue: one word a cycle.
+        issuing = Signal()
+        groups_left, chunks = Signal(GROUP_BITS), Signal.like(self.chunks)
+        chunk = Signal.like(self.chunks)
+        word = Signal(max(1, ceil_log2(config.weight_depth)))
+        mode = Signal(Mode)
+        last_chunk, last_group = Signal(), Signal()
+        begin = Signal()
+        m.d.comb += [
+            begin.eq(self.start & ~self.busy),
+            last_chunk.eq(chunk == chunks - 1),
+            last_group.eq(groups_left == 1),
+            self.act_addr.eq(chunk),
+            planes.data.eq(self.act_data),
+        ]
+        with m.If(self.restart & ~self.busy):
+            m.d.sync += word.eq(0)
+        with m.If(begin):
+            m.d.sync += [
+                self.busy.eq(1),
+                issuing.eq(1),
+                groups_left.eq(self.groups),
+                chunks.eq(self.chunks),
+                mode.eq(self.mode),
+                chunk.eq(0),
+            ]
+        with m.Elif(issuing):
+            m.d.sync += [word.eq(word + 1), chunk.eq(chunk + 1)]
+            with m.If(last_chunk):
+                m.d.sync += [chunk.eq(0), groups_left.eq(groups_left - 1), issuing.eq(~last_group)]
+
+        # Flags travel with the word: (ROM), dot product, then `enable`; a row's sum stands in the cycle after its last chunk.
+        enable, first, last, final = issuing, chunk == 0, issuing & last_chunk, issuing & last_chunk & last_group
+        for stage in range(1, 2 + Lane.DOT_LATENCY):
+            enable, first, last, final = (_delay(m, value, f"{name}_{stage}") for value, name in
+                                          ((enable, "enable"), (first, "first"), (last, "last"), (final, "final")))
+        valid = _delay(m, last, "row_valid")
+        for stage in range(Post.LATENCY + 1):
+            final = _delay(m, final, f"row_final_{stage}")
+        with m.If(final):
+            m.d.sync += self.busy.eq(0)
+
+        for i in range(config.lanes):
+            init = None if self.weights is None else self.weights[i]
+            m.submodules[f"rom_{i}"] = rom = Rom(rom_name(i), config.weight_word_bits, config.weight_depth, init)
+            m.d.comb += rom.addr.eq(word)
+            if self.lane_instance:
+                ports = {f"i_x{b}": planes.x[b] for b in range(PLANES)}
+                m.submodules[f"lane_{i}"] = Instance(LANE_MODULE, i_clk=ClockSignal(), i_word=rom.data, i_enable=enable,
+                                                     i_first=first, o_sum=post.sums[i], **ports)
+            else:
+                m.submodules[f"lane_{i}"] = lane = Lane(config)
+                m.d.comb += [lane.word.eq(rom.data), lane.enable.eq(enable), lane.first.eq(first), post.sums[i].eq(lane.sum)]
+                m.d.comb += [lane.x[b].eq(planes.x[b]) for b in range(PLANES)]
+
+        m.d.comb += [
+            post.clear.eq(begin),
+            post.valid.eq(valid),
+            post.mode.eq(mode),
+            post.scale_m.eq(self.scale_m),
+            post.scale_e.eq(self.scale_e),
+            post.x_rd_data.eq(self.x_rd_data),
+        ]
+        for name in ("x_rd_addr", "x_wr_en", "x_wr_addr", "x_wr_data", "r_wr_en", "r_wr_addr", "r_wr_data", "x_or", "r_or"):
+            m.d.comb += getattr(self, name).eq(getattr(post, name))
+        return m
+
+
+def _delay(m, value, name):
+    signal = Signal(name=name)
+    m.d.sync += signal.eq(value)
+    return signal

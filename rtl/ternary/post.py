@@ -1,0 +1,175 @@
+"""Post stage of the linear unit: row sums to results, to the result buffer or into the residual stream."""
+
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.lib import enum, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from intaglio.rtl.numerics import RESIDUAL_FRACTION
+
+__all__ = ["Mode", "Post", "RESIDUAL_BITS", "r_address_bits", "x_address_bits"]
+
+RESIDUAL_BITS = 32
+
+
+class Mode(enum.Enum, shape=2):
+    """What becomes of the row sums ``a_0 .. a_lanes-1`` of a group."""
+
+    RAW = 0  # a_i to R
+    GATED = 1  # relu(a_2j)^2 * a_2j+1 to R
+    RESIDUAL = 2  # X + ((a_i * m + (1 << (rs - 1))) >> rs), saturated, to X
+
+
+def x_address_bits(config):
+    """Bits of an address of buffer X (``hidden / vector_width`` words)."""
+    return max(1, ceil_log2(config.hidden // config.vector_width))
+
+
+def r_address_bits(config):
+    """Bits of an address of buffer R (as many elements as q, k and v, or the gated product, whichever is more)."""
+    return max(1, ceil_log2(-(-max(config.qkv_rows, config.intermediate) // config.vector_width)))
+
+
+class Post(wiring.Component):
+    """Results of one group of rows a cycle.
+
+    Members
+    -------
+    clear : In(1)
+        Start of an operation: results count from element 0, magnitudes from 0.
+    mode : In(Mode), scale_m : In(16), scale_e : In(signed(10))
+        Stable until the operation's last write; the scale counts for RESIDUAL only.
+    valid : In(1), sums : In(signed(accumulator_bits)) [lanes]
+        Row sums of the next group.
+    x_*, r_*, x_or, r_or
+        As of :class:`~intaglio.rtl.ternary.linear.LinearUnit`.
+    write : Out(1)
+        The results of a group are being written in this cycle, ``LATENCY`` = 3 cycles after ``valid``.
+    """
+
+    LATENCY = 3
+
+    def __init__(self, config):
+        self.config = config
+        width, lanes = config.vector_width, config.lanes
+        x_bits, r_bits = x_address_bits(config), r_address_bits(config)
+        super().__init__({
+            "clear": In(1),
+            "mode": In(Mode),
+            "scale_m": In(16),
+            "scale_e": In(signed(10)),
+            "valid": In(1),
+            "sums": In(signed(config.accumulator_bits)).array(lanes),
+            "x_rd_addr": Out(x_bits),
+            "x_rd_data": In(width * RESIDUAL_BITS),
+            "x_wr_en": Out(width // lanes),
+            "x_wr_addr": Out(x_bits),
+            "x_wr_data": Out(width * RESIDUAL_BITS),
+            "r_wr_en": Out(2 * width // lanes),
+            "r_wr_addr": Out(r_bits),
+            "r_wr_data": Out(width * config.result_bits),
+            "x_or": Out(RESIDUAL_BITS - 1),
+            "r_or": Out(config.result_bits - 1),
+            "write": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config, lanes = self.config, self.config.lanes
+        copies = config.vector_width // lanes
+        place_bits = ceil_log2(copies)
+
+        def register(name, shape, value):
+            signal = Signal(shape, name=name, reset_less=True)
+            m.d.sync += signal.eq(value)
+            return signal
+
+        valid = [self.valid, Signal(name="valid_1"), Signal(name="valid_2"), self.write]
+        group = [Signal(max(x_address_bits(config), r_address_bits(config)) + place_bits + 1, name="group_1")]
+        m.d.sync += [stage.eq(previous) for stage, previous in zip(valid[1:], valid[:-1], strict=True)]
+        with m.If(self.clear):
+            m.d.sync += group[0].eq(0)
+        with m.Elif(valid[1]):
+            m.d.sync += group[0].eq(group[0] + 1)
+        group += [register("group_2", group[0].shape(), group[0])]
+        group += [register("group_3", group[0].shape(), group[1])]
+        gated, residual = self.mode == Mode.GATED, self.mode == Mode.RESIDUAL
+        gated_copies_bits = place_bits + 1
+
+        # Stage 1: products. Stage 2: second product, shift. Stage 3: residual sum.
+        # rs - 1; (p + (1 << (rs - 1))) >> rs = ((p >> (rs - 1)) + 1) >> 1
+        less = Signal(signed(12), name="shift_less_1")
+        m.d.comb += less.eq(-self.scale_e - (RESIDUAL_FRACTION + 1))
+        shift = register("shift", 6, Mux(less < 0, 0, Mux(less > 39, 39, less[:6])))
+        scale = Signal(signed(17))
+        m.d.comb += scale.eq(self.scale_m)
+        m.d.comb += self.x_rd_addr.eq(group[0] >> place_bits)
+        place_2 = group[1][:place_bits]
+        old_group = self.x_rd_data.word_select(place_2, lanes * RESIDUAL_BITS) if copies > 1 else self.x_rd_data
+        raw, new = [], []
+        for i in range(lanes):
+            total = self.sums[i]
+            raw_1 = register(f"raw_1_{i}", total.shape(), total)
+            raw.append(register(f"raw_2_{i}", total.shape(), raw_1))
+            product = register(f"product_{i}", signed(config.accumulator_bits + 16), total * scale)
+            shifted = register(f"shifted_{i}", product.shape(), product >> shift)
+            old = Signal(signed(RESIDUAL_BITS), name=f"old_{i}")
+            moved = Signal(signed(max(RESIDUAL_BITS, len(shifted)) + 1), name=f"moved_{i}")
+            m.d.comb += [
+                old.eq(old_group[i * RESIDUAL_BITS:(i + 1) * RESIDUAL_BITS]),
+                moved.eq(old + ((shifted + 1) >> 1)),
+            ]
+            top = moved[RESIDUAL_BITS - 1:]
+            value = Signal(RESIDUAL_BITS, name=f"new_{i}")
+            m.d.comb += value.eq(Mux(top.all() | ~top.any(), moved[:RESIDUAL_BITS],
+                                     Mux(moved[-1], 1 << (RESIDUAL_BITS - 1), (1 << (RESIDUAL_BITS - 1)) - 1)))
+            new.append(value)
+        combined = []
+        for j in range(lanes // 2):
+            gate, up = self.sums[2 * j], self.sums[2 * j + 1]
+            half = config.gate_bits - 1
+            relu = Signal(half, name=f"relu_{j}")
+            m.d.comb += relu.eq(Mux(gate[-1], 0, gate[:half]))
+            square = register(f"square_{j}", 2 * half, relu * relu)
+            up_1 = register(f"up_{j}", signed(config.gate_bits), up)
+            combined.append(register(f"gated_{j}", signed(config.result_bits), square * up_1))
+
+        results = []
+        for i in range(lanes):
+            value = Signal(signed(config.result_bits), name=f"result_{i}")
+            m.d.comb += value.eq(Mux(gated, combined[i % (lanes // 2)], raw[i]))
+            results.append(value)
+        x_data = register("x_data", lanes * RESIDUAL_BITS, Cat(new))
+        r_data = register("r_data", lanes * config.result_bits, Cat(results))
+
+        # Writes. A RAW group fills two granules of R.
+        m.d.comb += [
+            self.x_wr_data.eq(x_data.replicate(copies)),
+            self.r_wr_data.eq(r_data.replicate(copies)),
+            self.x_wr_addr.eq(group[2] >> place_bits),
+            self.r_wr_addr.eq(Mux(gated, group[2] >> gated_copies_bits, group[2] >> place_bits)),
+        ]
+        place, gated_place = group[2][:place_bits], group[2][:gated_copies_bits]
+        with m.If(self.write):
+            with m.If(residual):
+                m.d.comb += self.x_wr_en.eq(1 << place)
+            with m.Elif(gated):
+                m.d.comb += self.r_wr_en.eq(1 << gated_place)
+            with m.Else():
+                m.d.comb += self.r_wr_en.eq(3 << Cat(Signal(name="zero"), place))
+
+        # Magnitudes.
+        def magnitude(data, count, width):
+            values = [data[i * width:(i + 1) * width] for i in range(count)]
+            total = values[0][:-1] ^ values[0][-1].replicate(width - 1)
+            for value in values[1:]:
+                total = total | (value[:-1] ^ value[-1].replicate(width - 1))
+            return total
+
+        with m.If(self.clear):
+            m.d.sync += [self.x_or.eq(0), self.r_or.eq(0)]
+        with m.Elif(self.write & residual):
+            m.d.sync += self.x_or.eq(self.x_or | magnitude(x_data, lanes, RESIDUAL_BITS))
+        with m.Elif(self.write):
+            m.d.sync += self.r_or.eq(self.r_or | magnitude(r_data, lanes, config.result_bits))
+        return m
