@@ -212,7 +212,7 @@ class Sequencer(wiring.Component):
             with m.State("ANSWER"):
                 m.d.comb += self.result_valid.eq(1)
                 with m.If(self.result_ready):
-                    m.d.sync += [answer.eq(Cat(logit_unit.m, logit_unit.e.as_value().as_signed()[:10], logit_unit.e[9].replicate(6))),
+                    m.d.sync += [answer.eq(Cat(logit_unit.m, logit_unit.e, logit_unit.e[9].replicate(6))),
                                  tail.eq(0)]
                     with m.If(tail):
                         stop()

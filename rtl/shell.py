@@ -5,7 +5,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.core import DecoderCore
-from intaglio.rtl.program import PHASES
+from intaglio.rtl.program import PHASES, Phase
 from intaglio.rtl.registers import ADDRESS_BITS, MAGIC, REGISTER_MAP, VERSION, AxiLite
 
 __all__ = ["DecoderShell"]
@@ -67,7 +67,7 @@ class DecoderShell(wiring.Component):
             "stall_in": core.command_ready & ~core.command_valid,
             "stall_out": core.result_valid & ~core.result_ready,
             "tokens": core.finished,
-            **{f"phase_{phase}": core.active & (core.phase == i) for i, phase in enumerate(PHASES)},
+            **{f"phase_{phase.name.lower()}": core.active & (core.phase == phase) for phase in Phase},
         }
         m.d.sync += cycles.eq(cycles + 1)
         for name, counter in counters.items():
@@ -86,12 +86,12 @@ class DecoderShell(wiring.Component):
             "magic": Const(MAGIC, 32), "version": Const(VERSION, 32), "digest": Const(self.digest, 32),
             "capabilities": Const(self.config.context | self.config.top_k << 16, 32),
             "status": Cat(core.active, overflow), "position": core.position, "control": Const(0, 32),
-            "cycles_low": cycles[:32], "cycles_high": latched, **counters,
+            "cycles_lo": cycles[:32], "cycles_hi": latched, **counters,
         }
         with m.Switch(lite.address[2:]):
             for name, value in values.items():
                 with m.Case(offsets[name] >> 2):
                     m.d.comb += lite.read_data.eq(value)
-        with m.If(lite.read & (lite.address == offsets["cycles_low"])):
+        with m.If(lite.read & (lite.address == offsets["cycles_lo"])):
             m.d.sync += latched.eq(cycles[32:])
         return m

@@ -1,0 +1,44 @@
+# intaglio: `make run` sets everything up and does the main job; `make test` sets everything up and passes the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+BUILD ?= build
+MODEL ?= models/burin
+PRESET ?= desk
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-quick bench lint train clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: $(VENV)/.ready  ## make the virtual environment and install the project with everything it is tested with
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "intaglio needs Python 3.11 or later, not " + sys.version.split()[0])'
+	@for tool in g++ perl; do command -v $$tool >/dev/null || { echo "intaglio needs $$tool: apt install g++ make perl"; exit 2; }; done
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+run: setup  ## the main job: the shipped model as Verilog, generating text in simulation, compared with the exact model
+	@$(BIN)/python -m bench.main_job --model $(MODEL) --preset $(PRESET) --build $(BUILD)
+
+test: setup lint  ## all tests
+	@$(BIN)/python -m pytest -q --durations=10
+
+test-quick: setup  ## the tests that need no compiler run
+	@$(BIN)/python -m pytest -q -m "not verilator and not slow"
+
+bench: setup  ## measure every figure afresh; writes build/bench.json
+	@$(BIN)/python -m bench --build $(BUILD)
+
+lint: setup  ## ruff
+	@$(BIN)/ruff check .
+
+train: setup  ## train the shipped model anew (hours); writes build/train
+	@$(BIN)/python -m intaglio.sim.train --out $(BUILD)/train
+	@$(BIN)/python -m intaglio.sim.export --latent $(BUILD)/train/latent.pt --out $(BUILD)/train/model
+
+clean:  ## remove what was built (not the virtual environment, not the cache of simulations)
+	rm -rf $(BUILD)

@@ -1,0 +1,43 @@
+"""``intaglio gen``: write Verilog."""
+
+import sys
+
+__all__ = ["register"]
+
+
+def register(subparsers):
+    """Add the command ``gen``."""
+    parser = subparsers.add_parser("gen", help="generate Verilog from a model")
+    kinds = parser.add_subparsers(title="what to generate", metavar="KIND", required=True)
+    decoder = kinds.add_parser("decoder", help="the whole decoder of a checkpoint",
+                               description="Write Verilog, ROM images and manifest of the whole decoder of a checkpoint.")
+    decoder.add_argument("--model", required=True, metavar="DIR", help="checkpoint folder: config.json and model.safetensors")
+    decoder.add_argument("--preset", default="desk", metavar="NAME", help="widths of the units (default desk; 'list' shows all)")
+    decoder.add_argument("-o", "--out", required=True, metavar="DIR", help="output folder")
+    decoder.add_argument("--set", action="append", default=[], metavar="WIDTH=VALUE", help="change one width of the preset")
+    decoder.set_defaults(run=run_decoder)
+
+
+def run_decoder(args):
+    from intaglio.gen.decoder import generate
+    from intaglio.gen.presets import PRESETS
+
+    if args.preset == "list":
+        for name, preset in PRESETS.items():
+            sys.stdout.write(f"{name:10} {preset.description}\n")
+        return
+    widths = {}
+    for text in args.set:
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise ValueError(f"--set must be WIDTH=VALUE, not {text!r}")
+        widths[name] = int(value) if value.isdecimal() else value
+
+    def progress(text, share):
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r\x1b[K{100 * share:3.0f} % {text}" + ("\n" if share == 1 else ""))
+            sys.stderr.flush()
+
+    described = generate(args.model, args.preset, args.out, progress=progress, **widths)
+    sys.stdout.write(f"{args.out}: {described['top']}, {len(described['files']['verilog'])} modules, "
+                     f"{described['model']['ternary_weights']:,} ternary weights, digest {described['digest'][:8]}\n")

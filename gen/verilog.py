@@ -1,0 +1,52 @@
+"""From an Amaranth design to readable Verilog: plain module names, one module per distinct piece of logic, one file per module."""
+
+import re
+
+from amaranth.back import verilog
+
+__all__ = ["convert", "modules_of"]
+
+_HEADER = re.compile(r"^module (\\\S+ |\w+)", re.MULTILINE)
+_TRIGGER = re.compile(r"\\\$auto\$verilog_backend\.cc:\d+:dump_module\$\d+ ")  # Yosys' aid for event-driven simulators, numbered anew
+_ESCAPED_MODULE = r"\\(?P<path>{top}(?:\.[\w$]+)+) "
+
+
+def convert(design, name, ports):
+    """Verilog of ``design`` as a dict of module name to text, in the order of the hierarchy.
+
+    Modules with the same logic become one; the name of the first one stays. The same design gives the same text.
+    """
+    text = verilog.convert(design, name=name, ports=ports, emit_src=False, strip_internal_attrs=True)
+    return merge_equal(modules_of(text, name))
+
+
+def modules_of(text, top):
+    """Split Verilog into modules and give hierarchical (escaped) module names a plain form: ``\\top.a.b `` becomes ``top_a_b``."""
+    escaped = re.compile(_ESCAPED_MODULE.format(top=re.escape(top)))
+    found = {}
+    for part in text.split("endmodule")[:-1]:
+        start = _HEADER.search(part)
+        body = escaped.sub(lambda match: re.sub(r"\W", "_", match["path"]), part[start.start():]) + "endmodule\n"
+        body = _TRIGGER.sub("initial_trigger ", body)
+        name = _HEADER.search(body).group(1).strip()
+        if name in found:
+            raise ValueError(f"module names must differ after escaping, but {name} comes twice")
+        found[name] = body
+    return found
+
+
+def merge_equal(modules):
+    """Modules whose text is the same but for their own name become one, again until no two are the same."""
+    while True:
+        first, renamed = {}, {}
+        for name, body in modules.items():
+            key = body.replace(f"module {name}", "module ", 1)
+            if key in first:
+                renamed[name] = first[key]
+            else:
+                first[key] = name
+        if not renamed:
+            return modules
+        instance = re.compile(r"^  (" + "|".join(map(re.escape, renamed)) + r")(?= )", re.MULTILINE)
+        modules = {name: instance.sub(lambda match: f"  {renamed[match[1]]}", body)
+                   for name, body in modules.items() if name not in renamed}

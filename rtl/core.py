@@ -1,0 +1,185 @@
+"""Decoder core: the units, the buffers between them, and the sequencer."""
+
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from intaglio.rtl.attention.cache import Ram
+from intaglio.rtl.attention.unit import AttentionUnit
+from intaglio.rtl.config import DecoderConfig
+from intaglio.rtl.numerics import XS_BITS
+from intaglio.rtl.program import Op, Phase
+from intaglio.rtl.scalar import bit_length
+from intaglio.rtl.sequencer import Sequencer
+from intaglio.rtl.ternary.linear import LinearUnit, Mode
+from intaglio.rtl.vector.unit import Destination, Kind, VectorUnit
+
+__all__ = ["DecoderCore"]
+
+_KINDS = {Op.EMBED: Kind.EMBED, Op.NORM8: Kind.NORM8, Op.NORM16: Kind.NORM16, Op.ROPE: Kind.ROPE, Op.DRAIN: Kind.DRAIN}
+
+
+class Buffer(wiring.Component):
+    """Memory of ``depth`` words of ``parts`` parts that are written apart and read together; latency 1, the old word on a collision.
+
+    ``write_en`` has a bit per part; ``write_data`` and ``read_data`` are whole words.
+    """
+
+    def __init__(self, part_bits, parts, depth, *, simulate=False):
+        self.part_bits = part_bits
+        self.rams = [Ram(part_bits, depth, simulate=simulate) for _ in range(parts)]
+        bits = self.rams[0].read_addr.shape()
+        super().__init__({
+            "write_en": In(parts), "write_addr": In(bits), "write_data": In(part_bits * parts),
+            "read_addr": In(bits), "read_data": Out(part_bits * parts),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        for i, ram in enumerate(self.rams):
+            part = slice(i * self.part_bits, (i + 1) * self.part_bits)
+            m.submodules[f"part_{i}"] = ram
+            m.d.comb += [
+                ram.write_en.eq(self.write_en[i]), ram.write_addr.eq(self.write_addr), ram.write_data.eq(self.write_data[part]),
+                ram.read_en.eq(1), ram.read_addr.eq(self.read_addr), self.read_data[part].eq(ram.read_data),
+            ]
+        return m
+
+
+class DecoderCore(wiring.Component):
+    """Commands in, results out; the counters' events beside them.
+
+    Parameters
+    ----------
+    config : DecoderConfig
+    length : int
+        Words of the layer program.
+    lane_instance : bool
+        Lanes are instances of one module, ``intaglio_lane``, which the generator emits once.
+    """
+
+    def __init__(self, config: DecoderConfig, length, lane_instance=True):
+        self.config, self.length, self.lane_instance = config, length, lane_instance
+        super().__init__({
+            "command_valid": In(1), "command_ready": Out(1), "command_data": In(32),
+            "result_valid": Out(1), "result_ready": In(1), "result_data": Out(32), "result_last": Out(1),
+            "active": Out(1), "phase": Out(Phase), "overflow": Out(1), "finished": Out(1), "position": Out(16),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        c, v = self.config, self.config.vector_width
+        m.submodules.sequencer = s = Sequencer(c, self.length)
+        m.submodules.linear = linear = LinearUnit(c, lane_instance=self.lane_instance)
+        m.submodules.vector = vector = VectorUnit(c)
+        m.submodules.attention = attention = AttentionUnit(c)
+        m.submodules.residual = x = Buffer(32 * c.lanes, v // c.lanes, c.hidden // v)
+        half = c.lanes // 2
+        m.submodules.results = r = Buffer(c.result_bits * half, v // half, max(c.qkv_rows, c.hidden, c.intermediate) // v)
+        m.submodules.activations = a = Buffer(8 * v, c.lane_width // v, max(c.hidden, c.intermediate) // c.lane_width)
+
+        # -- commands, results, events
+        m.d.comb += [
+            s.command_valid.eq(self.command_valid), s.command_data.eq(self.command_data), self.command_ready.eq(s.command_ready),
+            self.result_valid.eq(s.result_valid), self.result_data.eq(s.result_data), self.result_last.eq(s.result_last),
+            s.result_ready.eq(self.result_ready),
+            self.active.eq(s.active), self.phase.eq(s.phase), self.overflow.eq(s.overflow), self.finished.eq(s.finished),
+            self.position.eq(s.position),
+        ]
+
+        # -- starts
+        m.d.comb += [
+            linear.start.eq(s.start_linear), linear.restart.eq(s.begin), linear.groups.eq(s.m), linear.chunks.eq(s.e),
+            linear.mode.eq(s.rd), linear.scale_m.eq(s.scale.m), linear.scale_e.eq(s.scale.e), s.linear_busy.eq(linear.busy),
+            vector.start.eq(s.start_vector), vector.source.eq(s.rd[0]), vector.gain_base.eq(s.m), vector.words.eq(s.e),
+            vector.group.eq(s.m), vector.embed_scale.eq(s.m), vector.q_mantissa.eq(s.q_scale.m),
+            vector.shift.eq(Mux((s.op == Op.ROPE) | s.rd[0], s.r_shift, s.x_shift)),
+            vector.rotary_start.eq(s.begin), vector.position.eq(s.position),
+            s.vector_busy.eq(vector.busy), s.a_busy.eq(vector.a_busy),
+            attention.attend.eq(s.start_attend), attention.head.eq(s.start_head), attention.group.eq(s.m),
+            attention.layer.eq(s.layer), attention.position.eq(s.position), s.attention_busy.eq(attention.busy),
+        ]
+        with m.Switch(s.op):
+            for op, kind in _KINDS.items():
+                with m.Case(op):
+                    m.d.comb += vector.kind.eq(kind)
+
+        # -- magnitudes of the residual and of the results, as shifts
+        for_results, in_vector = Signal(), Signal()
+        draining = Signal()
+        with m.If(s.start_linear):
+            m.d.sync += [for_results.eq(s.rd != Mode.RESIDUAL.value), in_vector.eq(0)]
+        with m.If(s.start_vector & (s.op == Op.EMBED)):
+            m.d.sync += in_vector.eq(1)
+        with m.If(s.start_vector & (s.op == Op.DRAIN)):
+            m.d.sync += draining.eq(1)
+        with m.If(s.start_linear):
+            m.d.sync += draining.eq(0)
+        x_or, r_or = Signal(31), Signal(c.result_bits - 1)
+        m.d.comb += [x_or.eq(Mux(in_vector, vector.w_or, linear.x_or)), r_or.eq(linear.r_or)]
+        x_bits, r_bits = bit_length(m, x_or, "x_bits"), bit_length(m, r_or, "r_bits")
+        x_shift, r_shift = Signal(6), Signal(6)
+        limit = XS_BITS - 1
+        m.d.comb += [
+            x_shift.eq(Mux(x_bits > limit, x_bits - limit, 0)),
+            r_shift.eq(Mux((r_bits > limit) & ~draining, r_bits - limit, 0)),
+        ]
+        with m.If(in_vector | ~for_results):
+            m.d.sync += s.x_shift.eq(x_shift)
+        m.d.sync += s.r_shift.eq(r_shift)
+
+        # -- buffers: the linear unit and the vector unit take turns
+        m.d.comb += [
+            linear.act_data.eq(a.read_data), a.read_addr.eq(linear.act_addr),
+            linear.x_rd_data.eq(x.read_data), x.read_addr.eq(Mux(linear.busy, linear.x_rd_addr, vector.src_addr)),
+            r.read_addr.eq(vector.src_addr),
+        ]
+        for i in range(v):
+            m.d.comb += [
+                vector.x_data[i].eq(x.read_data[32 * i:32 * i + 32].as_signed()),
+                vector.r_data[i].eq(r.read_data[c.result_bits * i:c.result_bits * (i + 1)].as_signed()),
+                vector.emb_data[i].eq(attention.emb_data[i]), vector.acc_data[i].eq(attention.acc_data[i]),
+            ]
+        to = {destination: Signal(name=f"write_{destination.name.lower()}") for destination in Destination}
+        for destination, signal in to.items():
+            m.d.comb += signal.eq(vector.w_en & (vector.w_dest == destination))
+        narrow = [Signal(signed(c.result_bits), name=f"result_{i}") for i in range(v)]
+        m.d.comb += [signal.eq(vector.w_data[i]) for i, signal in enumerate(narrow)]
+        m.d.comb += [
+            x.write_en.eq(Mux(to[Destination.RESIDUAL], -1, linear.x_wr_en)),
+            x.write_addr.eq(Mux(to[Destination.RESIDUAL], vector.w_index, linear.x_wr_addr)),
+            x.write_data.eq(Mux(to[Destination.RESIDUAL], Cat(*vector.w_data), linear.x_wr_data)),
+            r.write_en.eq(Mux(to[Destination.RESULT], -1, linear.r_wr_en)),
+            r.write_addr.eq(Mux(to[Destination.RESULT], vector.w_index, linear.r_wr_addr)),
+            r.write_data.eq(Mux(to[Destination.RESULT], Cat(*narrow), linear.r_wr_data)),
+        ]
+        parts = c.lane_width // v
+        part, word = Signal(range(parts)), Signal.like(a.write_addr)
+        m.d.comb += [
+            a.write_en.eq(to[Destination.A8] << part), a.write_addr.eq(word),
+            a.write_data.eq(Cat(*(element[:8] for element in vector.w_data)).replicate(parts)),
+        ]
+        with m.If(s.start_vector):
+            m.d.sync += [part.eq(0), word.eq(0)]
+        with m.Elif(to[Destination.A8]):
+            m.d.sync += part.eq(part + 1)
+            with m.If(part == parts - 1):
+                m.d.sync += [part.eq(0), word.eq(word + 1)]
+
+        # -- attention: operands, cache, accumulators, embedding
+        m.d.comb += [
+            attention.op_en.eq(to[Destination.OPERAND]), attention.op_index.eq(vector.w_index),
+            attention.eq_en.eq(to[Destination.OPERAND] & vector.w_first), attention.eq_head.eq(vector.w_head),
+            attention.eq_exp.eq(s.q_base + vector.w_en_shift),
+            attention.kv_en.eq(to[Destination.KEY] | to[Destination.VALUE]), attention.kv_is_v.eq(to[Destination.VALUE]),
+            attention.kv_head.eq(vector.w_head), attention.kv_index.eq(vector.w_index),
+            attention.ks_en.eq(s.store_key), attention.vs_en.eq(s.store_value), attention.sc_head.eq(s.store_head),
+            attention.sc_m.eq(s.store.m), attention.sc_e.eq(Mux(s.store.m == 0, -512, s.store.e)),
+            attention.acc_addr.eq(vector.acc_addr), attention.sum_head.eq(vector.sum_head), vector.sum_value.eq(attention.sum),
+            attention.emb_token.eq(s.token), attention.emb_index.eq(vector.emb_index),
+            s.m_value.eq(vector.m_value), vector.m_segment.eq(s.segment), s.squares.eq(vector.ss), s.reference.eq(attention.eref),
+            attention.top_index.eq(s.rank), s.rank_token.eq(attention.top_token), s.rank_logit.eq(attention.top_logit),
+        ]
+        for i in range(v):
+            m.d.comb += [attention.op_data[i].eq(vector.w_data[i]), attention.kv_data[i].eq(vector.w_data[i])]
+        return m
