@@ -1,0 +1,6 @@
+"""Decode attention over an INT8 KV cache, and the head that shares its multipliers."""
+
+from .cache import RAM_VERILOG
+from .unit import EMBEDDING_LATENCY, AttentionUnit, attend_cycles, head_cycles
+
+__all__ = ["AttentionUnit", "EMBEDDING_LATENCY", "RAM_VERILOG", "attend_cycles", "head_cycles"]

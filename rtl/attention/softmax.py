@@ -1,0 +1,150 @@
+"""Scores and softmax of the attention unit, a lane for each query head (docs/numerics.md, "Attention over the INT8 cache")."""
+
+from amaranth.hdl import MemoryData, Module, Mux, Signal, signed
+from amaranth.lib import wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from ..numerics import EXP_TABLE
+from .array import product_bits
+
+__all__ = ["EXPONENT_BITS", "SCORE_BITS", "Scores", "Weights"]
+
+SCORE_BITS = 18  # signed; log2 units with 8 fraction bits
+SCORE_MAX = (1 << SCORE_BITS - 1) - 1
+EXPONENT_BITS = 12  # signed exponent of a query
+
+
+class Scores(wiring.Component):
+    """Dot products of a key to scores: scale, shift, clamp; and the largest score.
+
+    Members
+    -------
+    clear : In(1)
+        Forgets the largest score.
+    valid, dot, scale_m, scale_e : In
+        One dot product for each head, with the key's scale, in the same cycle.
+    exponent : In(signed(12)).array(heads)
+        Exponents of the queries; stable.
+    score_valid : Out(1), score : Out(signed(18)).array(heads)
+    maximum : Out(signed(18)).array(heads)
+        Includes a score from the cycle after its ``score_valid``.
+
+    Latency: ``valid`` to ``score_valid`` 3 cycles. Throughput: one key a cycle.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        heads = config.attention_heads
+        super().__init__({
+            "clear": In(1), "valid": In(1),
+            "dot": In(signed(product_bits(config.head_dim))).array(heads),
+            "scale_m": In(16), "scale_e": In(signed(10)),
+            "exponent": In(signed(EXPONENT_BITS)).array(heads),
+            "score_valid": Out(1),
+            "score": Out(signed(SCORE_BITS)).array(heads),
+            "maximum": Out(signed(SCORE_BITS), init=-SCORE_MAX).array(heads),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        shift_en, clamp_en = Signal(), Signal()
+        m.d.sync += [shift_en.eq(self.valid), clamp_en.eq(shift_en), self.score_valid.eq(clamp_en)]
+        for a in range(self.config.attention_heads):
+            product = Signal(signed(34), name=f"product_{a}", reset_less=True)
+            shift = Signal(6, name=f"shift_{a}", reset_less=True)
+            shifted = Signal(signed(34), name=f"shifted_{a}", reset_less=True)
+            wanted = Signal(signed(EXPONENT_BITS + 2), name=f"wanted_{a}")
+            score, maximum = self.score[a], self.maximum[a]
+            m.d.comb += wanted.eq(-(self.config.score_shift + 8) - self.exponent[a] - self.scale_e)
+            with m.If(self.valid):
+                m.d.sync += [
+                    product.eq((self.dot[a] >> self.config.score_shift) * self.scale_m),
+                    shift.eq(Mux(wanted < 0, 0, Mux(wanted > 40, 40, wanted[:6]))),
+                ]
+            with m.If(shift_en):
+                m.d.sync += shifted.eq(product >> shift)
+            with m.If(clamp_en):
+                high = Mux(shifted > SCORE_MAX, SCORE_MAX, shifted[:SCORE_BITS].as_signed())
+                m.d.sync += score.eq(Mux(shifted < -SCORE_MAX, -SCORE_MAX, high))
+            with m.If(self.clear):
+                m.d.sync += maximum.eq(-SCORE_MAX)
+            with m.Elif(self.score_valid & (score > maximum)):
+                m.d.sync += maximum.eq(score)
+        return m
+
+
+class Weights(wiring.Component):
+    """Scores to the 16-bit weights of the values, and their sum.
+
+    Members
+    -------
+    clear : In(1)
+        Zeroes the sums.
+    valid : In(1), score, maximum : In(signed(18)).array(heads)
+    eref : In(signed(10))
+        Largest exponent of the value scales. Stable.
+    scale_step, row_step : Out(1)
+        Strobes that read the value's scale (for ``scale_m``, ``scale_e`` one cycle later) and the value itself (to meet
+        ``weight``).
+    weight_valid : Out(1), weight : Out(signed(16)).array(heads)
+        0..32767.
+    sum : Out(unsigned).array(heads)
+        Sum of the probabilities, 15 fraction bits; complete one cycle before the last ``weight_valid``.
+
+    Latency: ``valid`` to ``scale_step`` 2, ``row_step`` 4, ``weight_valid`` 5 cycles. Throughput: one key a cycle.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        heads = config.attention_heads
+        super().__init__({
+            "clear": In(1), "valid": In(1),
+            "score": In(signed(SCORE_BITS)).array(heads),
+            "maximum": In(signed(SCORE_BITS)).array(heads),
+            "scale_m": In(16), "scale_e": In(signed(10)), "eref": In(signed(10)),
+            "scale_step": Out(1), "row_step": Out(1),
+            "weight_valid": Out(1),
+            "weight": Out(signed(16)).array(heads),
+            "sum": Out((max(EXP_TABLE) * config.context).bit_length()).array(heads),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        look_up, scaled, shift_en = Signal(), Signal(), Signal()  # name the stage whose inputs are valid
+        m.d.sync += [
+            look_up.eq(self.valid), self.scale_step.eq(look_up), scaled.eq(self.scale_step),
+            self.row_step.eq(scaled), self.weight_valid.eq(self.row_step),
+        ]
+        m.d.comb += shift_en.eq(self.row_step)
+        distance = Signal(signed(11))
+        value_shift = Signal(5, reset_less=True)
+        m.d.comb += distance.eq(self.eref - self.scale_e)
+        with m.If(scaled):  # a product of 31 bits is gone after a shift by 31
+            m.d.sync += value_shift.eq(Mux(distance > 31, 31, distance[:5]))
+        for a in range(self.config.attention_heads):
+            table = Memory(MemoryData(shape=15, depth=256, init=EXP_TABLE))
+            m.submodules[f"exp_{a}"] = table
+            read = table.read_port()
+            delta = Signal(SCORE_BITS, name=f"delta_{a}", reset_less=True)
+            fall = Signal(4, name=f"fall_{a}", reset_less=True)
+            p = Signal(15, name=f"p_{a}", reset_less=True)
+            product = Signal(31, name=f"product_{a}", reset_less=True)
+            shifted = Signal(31, name=f"shifted_{a}", reset_less=True)
+            m.d.comb += [read.en.eq(look_up), read.addr.eq(delta[:8])]
+            with m.If(self.valid):
+                m.d.sync += delta.eq(self.maximum[a] - self.score[a])
+            with m.If(look_up):  # a table entry of 15 bits is gone after a shift by 15
+                m.d.sync += fall.eq(Mux(delta[12:].any(), 15, delta[8:12]))
+            with m.If(self.scale_step):
+                m.d.sync += p.eq(read.data >> fall)
+            with m.If(self.clear):
+                m.d.sync += self.sum[a].eq(0)
+            with m.Elif(scaled):
+                m.d.sync += self.sum[a].eq(self.sum[a] + p)
+            with m.If(scaled):
+                m.d.sync += product.eq(p * self.scale_m)
+            with m.If(shift_en):
+                m.d.sync += shifted.eq(product >> value_shift)
+            m.d.comb += self.weight[a].eq((shifted + (1 << 15)) >> 16)
+        return m
