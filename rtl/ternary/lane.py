@@ -6,11 +6,12 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.ternary.packing import Unpack
-from intaglio.rtl.ternary.tree import PLANES, TernaryDot
+from intaglio.rtl.ternary.tree import PLANES, BitPlanes, TernaryDot
 
-__all__ = ["LANE_MODULE", "Lane", "lane_verilog"]
+__all__ = ["LANE_MODULE", "PLANES_MODULE", "Lane", "lane_verilog"]
 
 LANE_MODULE = "intaglio_lane"
+PLANES_MODULE = "intaglio_planes"
 
 
 class Lane(wiring.Component):
@@ -22,6 +23,8 @@ class Lane(wiring.Component):
         Weights, from the lane's ROM.
     x : In(lane_width) [8]
         Bit planes of the activations that ``word`` meets, in the same cycle.
+    masks : In(64) [3]
+        ``Lane.MASKS``.
     enable, first : In(1)
         ``DOT_LATENCY`` cycles after ``word``: add its dot product to ``sum``; ``first`` starts from 0 instead.
     sum : Out(signed(accumulator_bits))
@@ -29,12 +32,14 @@ class Lane(wiring.Component):
     """
 
     DOT_LATENCY = TernaryDot.LATENCY
+    MASKS = TernaryDot.MASKS
 
     def __init__(self, config):
         self.config = config
         super().__init__({
             "word": In(config.weight_word_bits),
             "x": In(config.lane_width).array(PLANES),
+            "masks": In(64).array(len(self.MASKS)),
             "enable": In(1),
             "first": In(1),
             "sum": Out(signed(config.accumulator_bits)),
@@ -52,18 +57,31 @@ class Lane(wiring.Component):
             self.sum.eq(accumulator),
         ]
         m.d.comb += [dot.x[b].eq(self.x[b]) for b in range(PLANES)]
+        m.d.comb += [dot.masks[k].eq(self.masks[k]) for k in range(len(self.MASKS))]
         with m.If(self.enable):
             m.d.sync += accumulator.eq(Mux(self.first, 0, accumulator) + dot.sum)
         return m
 
 
-def lane_verilog(config, name=LANE_MODULE):
-    """Verilog of one lane, for :class:`LinearUnit` with ``lane_instance``: ports clk, word, x0..x7, enable, first, sum."""
-    lane = Lane(config)
+def lane_verilog(config):
+    """Verilog of the modules that :class:`LinearUnit` instantiates with ``lane_instance``.
+
+    ``intaglio_lane``: clk, word, x0..x7, masks0..masks2, enable, first, sum; ``intaglio_planes``: data, masks0..masks5, x0..x7.
+    """
+    lane, planes = Lane(config), BitPlanes(config.lane_width)
     m = Module()
     m.domains.sync = domain = ClockDomain(reset_less=True)
     m.submodules.lane = lane
-    ports = {"clk": (domain.clk, None), "word": (lane.word, None), "enable": (lane.enable, None), "first": (lane.first, None),
-             "sum": (lane.sum, None)}
-    ports |= {f"x{b}": (lane.x[b], None) for b in range(PLANES)}
-    return verilog.convert(m, name=name, ports=ports, emit_src=False)
+    ports = {"clk": domain.clk, "word": lane.word, "enable": lane.enable, "first": lane.first, "sum": lane.sum}
+    ports |= _numbered("x", lane.x, PLANES) | _numbered("masks", lane.masks, len(Lane.MASKS))
+    text = verilog.convert(m, name=LANE_MODULE, ports=_named(ports), emit_src=False)
+    ports = {"data": planes.data} | _numbered("x", planes.x, PLANES) | _numbered("masks", planes.masks, len(BitPlanes.MASKS))
+    return text + verilog.convert(planes, name=PLANES_MODULE, ports=_named(ports), emit_src=False)
+
+
+def _numbered(name, values, count):
+    return {f"{name}{k}": values[k] for k in range(count)}
+
+
+def _named(ports):
+    return {name: (value, None) for name, value in ports.items()}

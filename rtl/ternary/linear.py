@@ -1,12 +1,12 @@
 """Linear unit: `lanes` rows of a ternary matrix at once, one word of weights a lane and cycle, no bubble between rows."""
 
-from amaranth.hdl import ClockSignal, Instance, Module, Signal, signed
+from amaranth.hdl import ClockSignal, Const, Instance, Module, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from intaglio.rtl.rom import Rom
-from intaglio.rtl.ternary.lane import LANE_MODULE, Lane
+from intaglio.rtl.ternary.lane import LANE_MODULE, PLANES_MODULE, Lane
 from intaglio.rtl.ternary.post import RESIDUAL_BITS, Mode, Post, r_address_bits, x_address_bits
 from intaglio.rtl.ternary.tree import PLANES, BitPlanes
 
@@ -29,7 +29,8 @@ class LinearUnit(wiring.Component):
     weights : sequence of sequences of int or None
         Words of each lane's ROM, for simulation (``packing.pack_ints``); ``None``: instances of ``intaglio_rom``.
     lane_instance : bool
-        Lanes are instances of ``intaglio_lane`` (``lane.lane_verilog``), one module for all; otherwise embedded.
+        Lanes and the transposition of activations are instances of ``intaglio_lane`` and ``intaglio_planes``, whose Verilog
+        ``lane.lane_verilog`` gives: one module for all lanes, and much faster in Verilator. Otherwise embedded.
 
     Members
     -------
@@ -94,7 +95,15 @@ class LinearUnit(wiring.Component):
         m = Module()
         config = self.config
         m.submodules.post = post = Post(config)
-        m.submodules.planes = planes = BitPlanes(config.lane_width)
+        x = [Signal(config.lane_width, name=f"x_{b}") for b in range(PLANES)]
+        if self.lane_instance:
+            ports = {f"o_x{b}": plane for b, plane in enumerate(x)} | _masks(BitPlanes)
+            m.submodules.planes = Instance(PLANES_MODULE, i_data=self.act_data, **ports)
+        else:
+            m.submodules.planes = planes = BitPlanes(config.lane_width)
+            m.d.comb += planes.data.eq(self.act_data)
+            m.d.comb += [plane.eq(planes.x[b]) for b, plane in enumerate(x)]
+            m.d.comb += [planes.masks[k].eq(mask) for k, mask in enumerate(BitPlanes.MASKS)]
 
         # Issue: one word a cycle.
         issuing = Signal()
@@ -109,7 +118,6 @@ class LinearUnit(wiring.Component):
             last_chunk.eq(chunk == chunks - 1),
             last_group.eq(groups_left == 1),
             self.act_addr.eq(chunk),
-            planes.data.eq(self.act_data),
         ]
         with m.If(self.restart & ~self.busy):
             m.d.sync += word.eq(0)
@@ -143,13 +151,14 @@ class LinearUnit(wiring.Component):
             m.submodules[f"rom_{i}"] = rom = Rom(rom_name(i), config.weight_word_bits, config.weight_depth, init)
             m.d.comb += rom.addr.eq(word)
             if self.lane_instance:
-                ports = {f"i_x{b}": planes.x[b] for b in range(PLANES)}
+                ports = {f"i_x{b}": plane for b, plane in enumerate(x)} | _masks(Lane)
                 m.submodules[f"lane_{i}"] = Instance(LANE_MODULE, i_clk=ClockSignal(), i_word=rom.data, i_enable=enable,
                                                      i_first=first, o_sum=post.sums[i], **ports)
             else:
                 m.submodules[f"lane_{i}"] = lane = Lane(config)
                 m.d.comb += [lane.word.eq(rom.data), lane.enable.eq(enable), lane.first.eq(first), post.sums[i].eq(lane.sum)]
-                m.d.comb += [lane.x[b].eq(planes.x[b]) for b in range(PLANES)]
+                m.d.comb += [lane.x[b].eq(plane) for b, plane in enumerate(x)]
+                m.d.comb += [lane.masks[k].eq(mask) for k, mask in enumerate(Lane.MASKS)]
 
         m.d.comb += [
             post.clear.eq(begin),
@@ -162,6 +171,10 @@ class LinearUnit(wiring.Component):
         for name in ("x_rd_addr", "x_wr_en", "x_wr_addr", "x_wr_data", "r_wr_en", "r_wr_addr", "r_wr_data", "x_or", "r_or"):
             m.d.comb += getattr(self, name).eq(getattr(post, name))
         return m
+
+
+def _masks(component):
+    return {f"i_masks{k}": Const(mask, 64) for k, mask in enumerate(component.MASKS)}
 
 
 def _delay(m, value, name):

@@ -79,9 +79,10 @@ class Post(wiring.Component):
         copies = config.vector_width // lanes
         place_bits = ceil_log2(copies)
 
-        def register(name, shape, value):
+        def register(name, shape, value, enable=None):
             signal = Signal(shape, name=name, reset_less=True)
-            m.d.sync += signal.eq(value)
+            with m.If(1 if enable is None else enable):
+                m.d.sync += signal.eq(value)
             return signal
 
         valid = [self.valid, Signal(name="valid_1"), Signal(name="valid_2"), self.write]
@@ -109,10 +110,10 @@ class Post(wiring.Component):
         raw, new = [], []
         for i in range(lanes):
             total = self.sums[i]
-            raw_1 = register(f"raw_1_{i}", total.shape(), total)
-            raw.append(register(f"raw_2_{i}", total.shape(), raw_1))
-            product = register(f"product_{i}", signed(config.accumulator_bits + 16), total * scale)
-            shifted = register(f"shifted_{i}", product.shape(), product >> shift)
+            raw_1 = register(f"raw_1_{i}", total.shape(), total, valid[0])
+            raw.append(register(f"raw_2_{i}", total.shape(), raw_1, valid[1]))
+            product = register(f"product_{i}", signed(config.accumulator_bits + 16), total * scale, valid[0])
+            shifted = register(f"shifted_{i}", product.shape(), product >> shift, valid[1])
             old = Signal(signed(RESIDUAL_BITS), name=f"old_{i}")
             moved = Signal(signed(max(RESIDUAL_BITS, len(shifted)) + 1), name=f"moved_{i}")
             m.d.comb += [
@@ -130,17 +131,17 @@ class Post(wiring.Component):
             half = config.gate_bits - 1
             relu = Signal(half, name=f"relu_{j}")
             m.d.comb += relu.eq(Mux(gate[-1], 0, gate[:half]))
-            square = register(f"square_{j}", 2 * half, relu * relu)
-            up_1 = register(f"up_{j}", signed(config.gate_bits), up)
-            combined.append(register(f"gated_{j}", signed(config.result_bits), square * up_1))
+            square = register(f"square_{j}", 2 * half, relu * relu, valid[0])
+            up_1 = register(f"up_{j}", signed(config.gate_bits), up, valid[0])
+            combined.append(register(f"gated_{j}", signed(config.result_bits), square * up_1, valid[1]))
 
         results = []
         for i in range(lanes):
             value = Signal(signed(config.result_bits), name=f"result_{i}")
             m.d.comb += value.eq(Mux(gated, combined[i % (lanes // 2)], raw[i]))
             results.append(value)
-        x_data = register("x_data", lanes * RESIDUAL_BITS, Cat(new))
-        r_data = register("r_data", lanes * config.result_bits, Cat(results))
+        x_data = register("x_data", lanes * RESIDUAL_BITS, Cat(new), valid[2])
+        r_data = register("r_data", lanes * config.result_bits, Cat(results), valid[2])
 
         # Writes. A RAW group fills two granules of R.
         m.d.comb += [

@@ -10,7 +10,10 @@ of 64 bits, which is one full adder a bit in hardware and five word operations i
 vectors left, each is seen as four vectors over the same 16 slots of 4 bits (its four shifts) and the reduction goes on. What is
 left (two rows of bits a slot) is packed into nibbles and summed by ordinary adders.
 
-No operand of an addition is wider than 64 bits with its carry: Verilator has no fast type above that.
+No operand of an addition is wider than 64 bits with its carry: Verilator has no fast type above that. Constant masks are inputs
+(``masks``, driven with ``MASKS``): Yosys, which writes Amaranth's Verilog, would resolve a mask inside its module into single
+bits, which is the same hardware but tens of times slower to simulate. So the modules that are converted by themselves
+(:func:`intaglio.rtl.ternary.lane.lane_verilog`) get them through their ports; synthesis dissolves them when it flattens.
 """
 
 from amaranth.hdl import Cat, Const, Module, Signal, signed
@@ -32,13 +35,18 @@ class BitPlanes(wiring.Component):
     -------
     data : In(8 * width)
         Element ``i`` in bits ``8 i .. 8 i + 7``.
+    masks : In(64) [6]
+        ``MASKS``: bits that stay and bits that move up, for each step.
     x : Out(width) [8]
         Bit ``i`` of ``x[b]``: bit ``b`` of element ``i``.
     """
 
+    MASKS = (0xAA55AA55AA55AA55, 0x00AA00AA00AA00AA, 0xCCCC3333CCCC3333, 0x0000CCCC0000CCCC,
+             0xF0F0F0F00F0F0F0F, 0x00000000F0F0F0F0)
+
     def __init__(self, width):
         self.width = width
-        super().__init__({"data": In(PLANES * width), "x": Out(width).array(PLANES)})
+        super().__init__({"data": In(PLANES * width), "masks": In(WORD).array(6), "x": Out(width).array(PLANES)})
 
     def elaborate(self, platform):
         m = Module()
@@ -46,9 +54,8 @@ class BitPlanes(wiring.Component):
         for k in range(0, PLANES * self.width, WORD):
             value = Signal(WORD, name=f"block_{k // WORD}")
             m.d.comb += value.eq(self.data[k:k + WORD])
-            for shift, keep, move in ((7, 0xAA55AA55AA55AA55, 0x00AA00AA00AA00AA),
-                                      (14, 0xCCCC3333CCCC3333, 0x0000CCCC0000CCCC),
-                                      (28, 0xF0F0F0F00F0F0F0F, 0x00000000F0F0F0F0)):
+            for n, shift in enumerate((7, 14, 28)):
+                keep, move = self.masks[2 * n], self.masks[2 * n + 1][:WORD - shift]
                 step = Signal(WORD, name=f"block_{k // WORD}_{shift}")
                 kept, raised, lowered = value & keep, value[:WORD - shift] & move, value[shift:] & move
                 m.d.comb += step.eq(kept | Cat(Const(0, shift), raised) | lowered)
@@ -68,6 +75,8 @@ class TernaryDot(wiring.Component):
         Bit planes of the activations (:class:`BitPlanes`).
     plus, minus : In(width)
         Never both set at one position.
+    masks : In(64) [3]
+        ``MASKS``: bit 0 of every 4, bits 3..0 of every 8, bits 7..0 of every 16.
     sum : Out(signed)
         Exact, also for -128.
 
@@ -75,13 +84,20 @@ class TernaryDot(wiring.Component):
     """
 
     LATENCY = 3
+    MASKS = (0x1111111111111111, 0x0F0F0F0F0F0F0F0F, 0x00FF00FF00FF00FF)
 
     def __init__(self, width):
         if not (isinstance(width, int) and width >= 1):
             raise ValueError(f"width must be a positive integer, not {width!r}")
         self.width = width
         bits = (128 * width).bit_length() + 1
-        super().__init__({"x": In(width).array(PLANES), "plus": In(width), "minus": In(width), "sum": Out(signed(bits))})
+        super().__init__({
+            "x": In(width).array(PLANES),
+            "plus": In(width),
+            "minus": In(width),
+            "masks": In(WORD).array(3),
+            "sum": Out(signed(bits)),
+        })
 
     def elaborate(self, platform):
         m = Module()
@@ -110,18 +126,17 @@ class TernaryDot(wiring.Component):
         offset = 128 * word * len(chunks)
 
         columns = _reduce(columns, word, "word", named)
-        if word > 4:
-            span = word - 3
-            columns = [[vector[k:k + span] for vector in column for k in range(4)] for column in columns]
-            columns = _reduce(columns, span, "slot", named)
+        span = word - 3
+        columns = [[vector[k:k + span] for vector in column for k in range(4)] for column in columns]
+        columns = _reduce(columns, span, "slot", named)
 
         # Rows of nibbles: slot s of nibble g of a row holds weights 2^(4 g) .. 2^(4 g + 3).
-        every4 = sum(1 << i for i in range(0, word, 4))
+        every4, every8, every16 = self.masks[0][:span], self.masks[1][:word - 4], self.masks[2][:word - 8]
         sums = []
         for g in range(0, len(columns), 4):
             rows = []
             for r in range(2):
-                parts = [Cat(Const(0, k), column[r] & every4)[:word] for k, column in enumerate(columns[g:g + 4])
+                parts = [Cat(Const(0, k), column[r] & every4) for k, column in enumerate(columns[g:g + 4])
                          if len(column) > r]
                 if parts:
                     value = parts[0]
@@ -131,8 +146,6 @@ class TernaryDot(wiring.Component):
             sums.append(rows)
 
         # Sums of the nibbles: at most 60 in slots of 8 bits, then at most 120 in slots of 16.
-        every8 = sum(0x0F << i for i in range(0, word, 8))
-        every16 = sum(0xFF << i for i in range(0, word, 16))
         total = Const(0)
         for g, rows in enumerate(sums):
             halves = []

@@ -84,6 +84,11 @@ def planes_of(x):
     return [sum(int(bit) << i for i, bit in enumerate(row)) for row in bits]
 
 
+def set_masks(ctx, dut):
+    for port, mask in zip(dut.masks, dut.MASKS, strict=True):
+        ctx.set(port, mask)
+
+
 @pytest.mark.parametrize("width", [1, 8, 16, 24, 64, 72, 200])
 def test_dot_is_exact(width):
     rng = np.random.default_rng(width)
@@ -93,6 +98,7 @@ def test_dot_is_exact(width):
     seen = []
 
     async def bench(ctx):
+        set_masks(ctx, dut)
         for x, w in cases + cases[:dut.LATENCY]:
             for b, plane in enumerate(planes_of(x)):
                 ctx.set(dut.x[b], plane)
@@ -111,6 +117,7 @@ def test_bit_planes(width):
     dut = BitPlanes(width)
 
     async def bench(ctx):
+        set_masks(ctx, dut)
         ctx.set(dut.data, int.from_bytes(x.astype(np.int8).tobytes(), "little"))
         assert [ctx.get(plane) for plane in dut.x] == planes_of(x)
 
