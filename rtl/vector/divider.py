@@ -1,0 +1,77 @@
+"""Pipelined restoring divider for the reciprocals of the vector unit."""
+
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from intaglio.rtl.numerics import MANTISSA
+
+__all__ = ["Divider"]
+
+NUMERATOR_BITS = 33
+
+
+class Divider(wiring.Component):
+    """``numerator // denominator``, one division a cycle.
+
+    The quotient has 17 bits, hence 17 steps: the top 16 bits of the numerator are below every normalised denominator.
+
+    Parameters
+    ----------
+    tag_bits : int
+        Width of the tag that travels with a division.
+
+    Members
+    -------
+    i_valid, i_numerator (33 bits), i_denominator (17 bits), i_tag : In
+        The denominator is normalised, in [2^16, 2^17), or 0; ``numerator < denominator << 17`` unless it is 0.
+    o_valid, o_quotient (17 bits), o_tag : Out
+        The quotient; 0 if the denominator is 0.
+    o_soon : Out
+        A quotient leaves two cycles later.
+
+    Latency: :attr:`LATENCY` cycles. Throughput: 1.
+    """
+
+    BITS_PER_STAGE = 2
+    LATENCY = -(-MANTISSA // BITS_PER_STAGE)
+
+    def __init__(self, tag_bits):
+        if not isinstance(tag_bits, int) or tag_bits < 1:
+            raise ValueError(f"tag_bits must be a positive integer, not {tag_bits!r}")
+        super().__init__({
+            "i_valid": In(1), "i_numerator": In(NUMERATOR_BITS), "i_denominator": In(MANTISSA), "i_tag": In(tag_bits),
+            "o_valid": Out(1), "o_quotient": Out(MANTISSA), "o_tag": Out(tag_bits), "o_soon": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        valid, tag, denominator = self.i_valid, self.i_tag, self.i_denominator
+        remainder, low = self.i_numerator[MANTISSA:], self.i_numerator[:MANTISSA]
+        left = MANTISSA
+        for stage in range(self.LATENCY):
+            if stage == self.LATENCY - 2:
+                m.d.comb += self.o_soon.eq(valid)
+            bits = min(self.BITS_PER_STAGE, left)
+            left -= bits
+            quotient = []
+            for bit in range(bits):
+                shifted = Signal(MANTISSA + 1, name=f"shifted_{stage}_{bit}")
+                difference = Signal(MANTISSA + 2, name=f"difference_{stage}_{bit}")
+                m.d.comb += [shifted.eq(Cat(low[MANTISSA - 1 - bit], remainder)), difference.eq(shifted - denominator)]
+                fits = ~difference[-1]
+                quotient.insert(0, fits & denominator[-1])
+                remainder = Mux(fits, difference[:MANTISSA], shifted[:MANTISSA])
+            # The numerator's low bits leave this register at the top while quotient bits enter at the bottom.
+            low_next = Cat(*quotient, low[:MANTISSA - bits])
+            names = ("remainder", "low", "denominator", "tag")
+            widths = (MANTISSA, MANTISSA, MANTISSA, len(tag))
+            registers = [Signal(w, name=f"{n}_{stage}", reset_less=True) for n, w in zip(names, widths, strict=True)]
+            valid_next = Signal(name=f"valid_{stage}")
+            m.d.sync += valid_next.eq(valid)
+            with m.If(valid):
+                values = (remainder, low_next, denominator, tag)
+                m.d.sync += [r.eq(v) for r, v in zip(registers, values, strict=True)]
+            valid, (remainder, low, denominator, tag) = valid_next, registers
+        m.d.comb += [self.o_valid.eq(valid), self.o_quotient.eq(low), self.o_tag.eq(tag)]
+        return m

@@ -1,0 +1,237 @@
+"""Pass B of the vector unit: shift, multiply by the reciprocal, round, clamp, write. Also EMBED and DRAIN."""
+
+from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
+from amaranth.lib import data, enum, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from intaglio.rtl.numerics import INT8_MAX, INT8_SHIFT, INT16_MAX, INT16_SHIFT, MANTISSA, T_BITS, XS_BITS
+from intaglio.rtl.vector.pass_a import max_words, segments
+
+__all__ = ["AMOUNT_BITS", "DRAIN_SHIFT", "Destination", "Kind", "Mode", "PassB"]
+
+AMOUNT_BITS = 6  # shift of `normalise`, plus 17 so that it is not negative
+DRAIN_SHIFT = 7  # o = (acc >> (es + 7)) * R
+INVERSE_SHIFT = 17
+TS_STAGES = 4  # address -> data -> ts -> product -> written word
+
+
+class Kind(enum.Enum, shape=unsigned(3)):
+    """Operations of the vector unit."""
+
+    NORM8 = 0
+    NORM16 = 1
+    ROPE = 2
+    EMBED = 3
+    DRAIN = 4
+
+
+class Destination(enum.Enum, shape=unsigned(3)):
+    """Where a word of pass B goes, and how wide its elements are."""
+
+    A8 = 0        # INT8 activations
+    OPERAND = 1   # 16 bits, operand memory of the attention unit
+    KEY = 2       # INT8, key cache
+    VALUE = 3     # INT8, value cache
+    RESULT = 4    # 18 bits, result buffer
+    RESIDUAL = 5  # 32 bits, residual buffer
+
+
+class Mode(enum.Enum, shape=unsigned(2)):
+    """Rounding shift and clamp of a word."""
+
+    INT8 = 0
+    INT16 = 1
+    INVERSE = 2
+    EMBED = 3
+
+
+class LaneB(wiring.Component):
+    """One element: shift, multiplication, rounding, clamp. ``valid[k]`` moves stage ``k``: 0 the element arrives."""
+
+    def __init__(self, value_bits, embed_shift):
+        self.embed_shift = embed_shift
+        super().__init__({
+            "valid": In(3), "embed": In(1), "drain": In(1), "amount": In(AMOUNT_BITS), "factor": In(MANTISSA), "mode": In(Mode),
+            "t": In(signed(T_BITS)), "acc": In(signed(value_bits)), "emb": In(signed(8)), "q": Out(signed(32)),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        source = Signal(signed(max(T_BITS + MANTISSA, len(self.acc) + MANTISSA - DRAIN_SHIFT)))
+        ts = Signal(signed(XS_BITS), reset_less=True)
+        product = Signal(signed(XS_BITS + MANTISSA), reset_less=True)
+        q = Signal(signed(32), reset_less=True)
+        m.d.comb += [source.eq(Mux(self.drain, self.acc << (MANTISSA - DRAIN_SHIFT), self.t << MANTISSA)), self.q.eq(q)]
+        with m.If(self.valid[0]):
+            m.d.sync += ts.eq(Mux(self.embed, self.emb, source >> self.amount))
+        with m.If(self.valid[1]):
+            m.d.sync += product.eq(ts * self.factor)
+        with m.If(self.valid[2]):
+            with m.Switch(self.mode):
+                for mode, shift, limit in ((Mode.INT8, INT8_SHIFT, INT8_MAX), (Mode.INT16, INT16_SHIFT, INT16_MAX),
+                                           (Mode.INVERSE, INVERSE_SHIFT, (1 << 17) - 1), (Mode.EMBED, self.embed_shift, None)):
+                    with m.Case(mode):
+                        rounded = Signal(signed(XS_BITS + MANTISSA + 1 - shift), name=f"rounded_{mode.name.lower()}")
+                        m.d.comb += rounded.eq((product + (1 << shift >> 1)) >> shift)
+                        if limit is None:  # 8 by 17 bits always fit
+                            m.d.sync += q.eq(rounded)
+                        else:
+                            m.d.sync += q.eq(Mux(rounded > limit, limit, Mux(rounded < -limit, -limit, rounded)))
+        return m
+
+
+class PassB(wiring.Component):
+    """Pass B.
+
+    Parameters
+    ----------
+    config : DecoderConfig
+
+    Members
+    -------
+    start : In
+        Strobe; the first word is read in the next cycle at the earliest.
+    kind, last_index, base, q_mantissa, embed_scale : In
+        Stable while busy: the operation, index of its last word, offset of the written index (DRAIN), factors.
+    soon : In
+        Strobe: the reciprocal of the next segment appears on ``r_*`` two cycles later.
+    r_valid, r_segment, r_value : In
+        A reciprocal.
+    e_valid, e_segment, e_amount : In
+        Shift of a segment, plus 17; at least three cycles before its reciprocal.
+    addr : Out
+        Word of the T buffer, of the attention unit's accumulators (both answer one cycle later) or of the embedding (two).
+    t, acc, emb : In, arrays
+    w_en, w_dest, w_index, w_head, w_data, w_first, w_shift : Out
+        Write port, see ``VectorUnit``.
+    w_or : Out
+        OR of ``v ^ sign(v)`` over all elements written since start.
+    w_final : Out
+        The last word of the operation is on the write port.
+
+    Latency: ``TS_STAGES`` cycles from address to write port (EMBED one more). Throughput: a word a cycle.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        width, depth = config.vector_width, max_words(config)
+        self.segment_bits = segment_bits = (max(2, segments(config), config.attention_heads) - 1).bit_length()
+        super().__init__({
+            "start": In(1), "kind": In(Kind), "last_index": In(range(depth)), "base": In(range(depth)),
+            "q_mantissa": In(16), "embed_scale": In(MANTISSA),
+            "soon": In(1), "r_valid": In(1), "r_segment": In(segment_bits), "r_value": In(MANTISSA),
+            "e_valid": In(1), "e_segment": In(segment_bits), "e_amount": In(AMOUNT_BITS),
+            "addr": Out(range(depth)), "t": In(signed(T_BITS)).array(width), "acc": In(signed(config.value_bits)).array(width),
+            "emb": In(signed(8)).array(width),
+            "w_en": Out(1), "w_dest": Out(Destination), "w_index": Out(range(depth)),
+            "w_head": Out(range(max(2, config.heads))), "w_data": Out(signed(32)).array(width),
+            "w_first": Out(1), "w_shift": Out(signed(6)), "w_or": Out(31), "w_final": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config, width = self.config, self.config.vector_width
+        head_words = config.head_dim // width
+        word = data.StructLayout({
+            "final": 1, "first": 1, "dest": Destination, "index": len(self.w_index), "head": len(self.w_head),
+            "segment": self.segment_bits, "amount": AMOUNT_BITS,
+        })
+        rope, embed, drain = Signal(), Signal(), Signal()
+        m.d.comb += [rope.eq(self.kind == Kind.ROPE), embed.eq(self.kind == Kind.EMBED), drain.eq(self.kind == Kind.DRAIN)]
+
+        # Shifts and reciprocals of the segments, small memories read in the same cycle.
+        memories = []
+        for name, bits in (("amounts", AMOUNT_BITS), ("reciprocals", MANTISSA)):
+            memory = Memory(shape=bits, depth=1 << self.segment_bits, init=[])
+            m.submodules[name] = memory
+            memories.append((memory.write_port(), memory.read_port(domain="comb")))
+        (amount_w, amount_r), (factor_w, factor_r) = memories
+        m.d.comb += [
+            amount_w.en.eq(self.e_valid), amount_w.addr.eq(self.e_segment), amount_w.data.eq(self.e_amount),
+            factor_w.en.eq(self.r_valid), factor_w.addr.eq(self.r_segment), factor_w.data.eq(self.r_value),
+        ]
+
+        # Issue: a word goes when its segment's reciprocal will be there two stages later.
+        run, issue, final, last, last_in_part = Signal(), Signal(), Signal(), Signal(), Signal()
+        ready = Signal(range((1 << self.segment_bits) + 1))
+        position = Signal(range(max(2, head_words)))
+        head, segment = Signal(range(max(2, config.heads))), Signal(self.segment_bits)
+        words = [Signal(word, name=f"word_{stage}", reset_less=stage > 0) for stage in range(TS_STAGES + 1)]
+        of_heads = Signal()
+        query_words, key_words = config.hidden // width, (config.hidden + config.kv_dim) // width
+        query, key = Signal(), Signal()
+        m.d.comb += [
+            of_heads.eq(rope | drain),
+            issue.eq(run & (embed | ready.any())),
+            final.eq(self.addr == self.last_index),
+            last.eq(Mux(of_heads, position == head_words - 1, final)),
+            query.eq(self.addr < query_words), key.eq(self.addr < key_words),
+            last_in_part.eq(head == Mux(rope & ~query, config.kv_heads - 1, config.heads - 1)),
+            amount_r.addr.eq(segment),
+            words[0].final.eq(final), words[0].first.eq(Mux(of_heads, position == 0, self.addr == 0)),
+            words[0].index.eq(Mux(rope & ~query, position, self.base + self.addr)),
+            words[0].head.eq(head), words[0].segment.eq(segment), words[0].amount.eq(amount_r.data),
+        ]
+        with m.Switch(self.kind):
+            with m.Case(Kind.NORM8):
+                m.d.comb += words[0].dest.eq(Destination.A8)
+            with m.Case(Kind.NORM16):
+                m.d.comb += words[0].dest.eq(Destination.OPERAND)
+            with m.Case(Kind.ROPE):
+                m.d.comb += words[0].dest.eq(Mux(query, Destination.OPERAND, Mux(key, Destination.KEY, Destination.VALUE)))
+            with m.Case(Kind.EMBED):
+                m.d.comb += words[0].dest.eq(Destination.RESIDUAL)
+            with m.Case(Kind.DRAIN):
+                m.d.comb += words[0].dest.eq(Destination.RESULT)
+        with m.If(self.start):
+            m.d.sync += [run.eq(1), self.addr.eq(0), position.eq(0), head.eq(0), segment.eq(0)]
+        with m.Elif(issue):
+            m.d.sync += [run.eq(~final), self.addr.eq(self.addr + 1), position.eq(Mux(last, 0, position + 1))]
+            with m.If(last & of_heads):
+                m.d.sync += [segment.eq(segment + 1), head.eq(Mux(last_in_part, 0, head + 1))]
+        m.d.sync += ready.eq(ready + self.soon - (issue & last & ~embed))
+
+        # Control of the pipeline; EMBED's data arrive a cycle later.
+        valid_e, valid, word_e, arrived = Signal(), Signal(TS_STAGES), Signal(word, reset_less=True), Signal()
+        m.d.comb += arrived.eq(Mux(embed, valid_e, valid[0]))
+        m.d.sync += [valid.eq(Cat(issue, arrived, valid[1:])), valid_e.eq(valid[0]), words[1].eq(words[0]), word_e.eq(words[1]),
+                     words[2].eq(Mux(embed, word_e, words[1])), words[3].eq(words[2]), words[4].eq(words[3])]
+
+        # Factor, together with ts. The reciprocal may be arriving.
+        factor, mode_2, mode = Signal(MANTISSA), Signal(Mode), Signal(Mode)
+        m.d.comb += factor_r.addr.eq(words[1].segment)
+        bypass = self.r_valid & (self.r_segment == words[1].segment)
+        with m.If(embed):
+            m.d.sync += [factor.eq(self.embed_scale), mode_2.eq(Mode.EMBED)]
+        with m.Elif(rope & (words[1].dest == Destination.OPERAND)):
+            m.d.sync += [factor.eq(self.q_mantissa), mode_2.eq(Mode.INT16)]
+        with m.Else():
+            m.d.sync += [factor.eq(Mux(bypass, self.r_value, factor_r.data)),
+                         mode_2.eq(Mux(drain, Mode.INVERSE, Mux(self.kind == Kind.NORM16, Mode.INT16, Mode.INT8)))]
+        m.d.sync += mode.eq(mode_2)
+
+        ors = []
+        for i in range(width):
+            lane = LaneB(config.value_bits, config.embed_shift)
+            m.submodules[f"lane_{i}"] = lane
+            m.d.comb += [
+                lane.valid.eq(Cat(arrived, valid[1:3])), lane.embed.eq(embed), lane.drain.eq(drain),
+                lane.amount.eq(words[1].amount), lane.factor.eq(factor), lane.mode.eq(mode),
+                lane.t.eq(self.t[i]), lane.acc.eq(self.acc[i]), lane.emb.eq(self.emb[i]), self.w_data[i].eq(lane.q),
+            ]
+            ors.append(lane.q[:31] ^ lane.q[31].replicate(31))
+        while len(ors) > 1:
+            ors = [a | b for a, b in zip(ors[::2], ors[1::2], strict=True)]
+        with m.If(self.start):
+            m.d.sync += self.w_or.eq(0)
+        with m.Elif(self.w_en):
+            m.d.sync += self.w_or.eq(self.w_or | ors[0])
+
+        out = words[TS_STAGES]
+        m.d.comb += [
+            self.w_en.eq(valid[TS_STAGES - 1]), self.w_final.eq(self.w_en & out.final), self.w_dest.eq(out.dest),
+            self.w_index.eq(out.index), self.w_head.eq(out.head), self.w_first.eq(out.first),
+            self.w_shift.eq(out.amount - MANTISSA),
+        ]
+        return m
