@@ -19,14 +19,18 @@ ROM_VERILOG = """\
 module intaglio_rom #(
     parameter WIDTH = 8,
     parameter DEPTH = 2,
-    parameter FILE = "rom.hex"
+    parameter FILE = ""
 ) (
     input wire clk,
     input wire [(DEPTH > 1 ? $clog2(DEPTH) : 1) - 1:0] addr,
     output reg [WIDTH - 1:0] data
 );
     reg [WIDTH - 1:0] mem [0:DEPTH - 1];
-    initial $readmemh({`INTAGLIO_ROM_DIR, FILE}, mem);
+    generate
+        if (FILE != "") begin : image  // so that the module can be read before it has parameters
+            initial $readmemh({`INTAGLIO_ROM_DIR, FILE}, mem);
+        end
+    endgenerate
     always @(posedge clk) data <= mem[addr];
 endmodule
 """
