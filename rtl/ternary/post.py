@@ -7,7 +7,7 @@ from amaranth.utils import ceil_log2
 
 from intaglio.rtl.numerics import RESIDUAL_FRACTION
 
-__all__ = ["Mode", "Post", "RESIDUAL_BITS", "r_address_bits", "x_address_bits"]
+__all__ = ["RESIDUAL_BITS", "Mode", "Post", "r_address_bits", "x_address_bits"]
 
 RESIDUAL_BITS = 32
 
