@@ -23,6 +23,8 @@ CONFIGS = {
     "three heads of 4": SMALL.replace(hidden=24, intermediate=24, heads=6, head_dim=4, lane_width=8, attention_heads=3,
                                       layers=3, context=11),
     "all heads at once": SMALL.replace(kv_heads=1, attention_heads=4, head_dim=16, hidden=64, intermediate=64, layers=1),
+    "six heads of 32": SMALL.replace(hidden=192, intermediate=192, layers=1, heads=6, kv_heads=1, head_dim=32, context=5,
+                                     lane_width=32, vector_width=16, attention_heads=6),
 }
 ZERO = (0, -512)
 
