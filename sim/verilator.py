@@ -28,9 +28,9 @@ VERILATOR_FLAGS = ("--cc", "-O3", "--prefix", "Vtop", "--no-timing", "--no-asser
                    "fast", "--output-split", "20000", "-Wno-fatal", "-Wno-lint", "-Wno-style")
 COMPILER_FLAGS = ("-std=gnu++17", "-fPIC", "-fvisibility=hidden", "-w", "-DVERILATOR=1", "-DVM_COVERAGE=0", "-DVM_SC=0",
                   "-DVM_TIMING=0", "-DVL_USER_FATAL", "-DVL_USER_STOP", "-DVL_USER_FINISH", "-DVL_USER_WARN")
-# Code of each cycle; code that runs once, or hardly ever. On wide bitwise logic -Os is faster than -O2 (0.9 against 0.6 million
-# cycles a second, 256 weights a cycle), and -march=native only slows it down: vectorising words costs more than it saves.
-FAST, ONCE = ("-Os",), ("-O0",)
+# Code of each cycle; code that runs once, or hardly ever. On the whole decoder -O2 is about a tenth faster than -Os and -O1;
+# -march=native and -O3 slowed the ternary lanes down, and would bind a cache to one machine.
+FAST, ONCE = ("-O2",), ("-O0",)
 TRACES = {None: (), "vcd": ("--trace-vcd",), "fst": ("--trace-fst",)}
 DEFINES = {None: ("-DVM_TRACE=0", "-DVM_TRACE_VCD=0", "-DVM_TRACE_FST=0"),
            "vcd": ("-DVM_TRACE=1", "-DVM_TRACE_VCD=1", "-DVM_TRACE_FST=0"),
@@ -106,7 +106,7 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "intaglio"
 
 
-def build(folder, *, cache=None, trace=None, tools=None, jobs=None, progress=None) -> Path:
+def build(folder, *, cache=None, trace=None, rom=None, tools=None, jobs=None, progress=None) -> Path:
     """Return the shared object that simulates the design in a generated folder, building it unless the cache has it.
 
     Parameters
@@ -117,6 +117,9 @@ def build(folder, *, cache=None, trace=None, tools=None, jobs=None, progress=Non
         Folder for the results; by default :func:`default_cache`.
     trace : None, "vcd" or "fst"
         Include support for a waveform file; another, slower build. FST needs the headers of lz4 and zlib.
+    rom : str or Path or None
+        Folder from which each simulation reads the ROM images as it starts, for other models of the same shape without another
+        build; a relative one is relative to the process's folder at that time. By default a copy inside the cache.
     tools : Tools or None
     jobs : int or None
         C++ files compiled at a time; by default one for each core.
@@ -131,11 +134,12 @@ def build(folder, *, cache=None, trace=None, tools=None, jobs=None, progress=Non
         raise ValueError(f"trace must be None, 'vcd' or 'fst', not {trace!r}")
     began = time.monotonic()
     source = _Source.read(folder)
+    rom = None if rom is None else str(rom)
     tools = tools or find_tools()
     cache = Path(cache).absolute() if cache else default_cache()
     flags = repr((VERILATOR_FLAGS, COMPILER_FLAGS, FAST, ONCE, TRACES[trace]))
     base = _digest(flags, tools.identity)
-    entry = cache / f"simulation-{_digest(base, source.digest, SHIM.read_bytes())[:32]}"
+    entry = cache / f"simulation-{_digest(base, source.digest(rom), SHIM.read_bytes())[:32]}"
     if not _complete(entry):
         work = _Work(tools=tools, trace=trace, jobs=jobs or os.cpu_count() or 1,
                      tell=lambda text: progress(text, time.monotonic() - began) if progress else None)
@@ -143,7 +147,7 @@ def build(folder, *, cache=None, trace=None, tools=None, jobs=None, progress=Non
         try:
             with ThreadPoolExecutor(1) as aside:  # Verilator uses one core; meanwhile the run-time library can be compiled
                 ready = aside.submit(_publish, runtime, work.compile_runtime) if not _complete(runtime) else None
-                _publish(entry, lambda target: work.build_model(source, runtime, ready, target, entry))
+                _publish(entry, lambda target: work.build_model(source, runtime, ready, target, rom or str(entry / "rom")))
         except OSError as fault:
             raise BuildError(f"the simulation cache {cache} cannot be written ({fault}): free space there, or choose another "
                              "folder with --cache") from fault
@@ -161,10 +165,10 @@ class _Source:
     rom: dict
     lint: dict
 
-    @property
-    def digest(self):
-        parts = [self.top, self.ports]
-        for group in (self.verilog, self.rom, self.lint):
+    def digest(self, rom):
+        """Digest of all that goes into a build; the images count only where no folder ``rom`` replaces them."""
+        parts = [self.top, self.ports, rom or ""]
+        for group in (self.verilog, {} if rom else self.rom, self.lint):
             for name, data in group.items():
                 parts += [name, data]
         return _digest(*parts)
@@ -286,8 +290,8 @@ class _Work:
     def compile_runtime(self, target):
         self.compile([(self.tools.root / "include" / name, ONCE) for name in RUNTIME[self.trace]], target, target)
 
-    def build_model(self, source, runtime, ready, target, entry):
-        """Translate, compile and link into ``target``, for use at ``entry``, once the future ``ready`` has made ``runtime``."""
+    def build_model(self, source, runtime, ready, target, rom):
+        """Translate, compile and link into ``target``, images from ``rom``, once the future ``ready`` has made ``runtime``."""
         model = target.parent / "model"
         for name, data in {**source.verilog, **source.lint}.items():
             (model / name).parent.mkdir(parents=True, exist_ok=True)
@@ -295,7 +299,7 @@ class _Work:
         for name, data in source.rom.items():
             (target / "rom").mkdir(exist_ok=True)
             (target / "rom" / Path(name).name).write_bytes(data)
-        place = str(entry / "rom").replace("\\", "\\\\").replace('"', '\\"')
+        place = rom.replace("\\", "\\\\").replace('"', '\\"')
         (model / "rom_dir.v").write_text(f'`define INTAGLIO_ROM_DIR "{place}/"\n', encoding="utf-8")
         (model / "ports.h").write_text(source.ports, encoding="utf-8")
         self.tell("translating Verilog")
