@@ -5,7 +5,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-__all__ = ["DecoderConfig", "PACKINGS"]
+__all__ = ["PACKINGS", "DecoderConfig"]
 
 PACKINGS = ("2bit", "5trit")
 FORMAT = 1  # raised when the hardware or its program changes, so that old digests no longer match
@@ -33,7 +33,7 @@ class DecoderConfig:
     attention_heads : int
         Query heads that the attention unit serves at once with one key; divides ``heads / kv_heads``.
     top_k : int
-        Candidates that the head keeps, 1 to 31.
+        Candidates that the head keeps, 1 to 31 and at most ``vocab``.
     embed_shift : int
         Fraction bits of the embedding's scale (set by the generator).
 
@@ -81,7 +81,8 @@ class DecoderConfig:
             value = getattr(self, name)
             need(value % self.lane_width == 0, f"lane_width must divide {name} = {value}, not {self.lane_width}")
             need(value % self.lanes == 0, f"lanes must divide {name} = {value}, not {self.lanes}")
-        need(self.kv_dim * 2 % self.lanes == 0, f"lanes must divide 2 * kv_heads * head_dim = {2 * self.kv_dim}, not {self.lanes}")
+        need(self.kv_dim * 2 % self.lanes == 0,
+             f"lanes must divide 2 * kv_heads * head_dim = {2 * self.kv_dim}, not {self.lanes}")
         need(_power_of_2(self.vector_width) and self.vector_width >= 2,
              f"vector_width must be a power of 2 and at least 2, not {self.vector_width!r}")
         for name in ("head_dim", "lane_width", "intermediate"):
@@ -91,7 +92,7 @@ class DecoderConfig:
              f"vector_width must be a multiple of lanes = {self.lanes}, not {self.vector_width}")
         need(isinstance(self.attention_heads, int) and self.attention_heads > 0 and self.group % self.attention_heads == 0,
              f"attention_heads must divide heads / kv_heads = {self.group}, not {self.attention_heads!r}")
-        need(self.top_k <= 31, f"top_k must be in 1..31, not {self.top_k}")
+        need(self.top_k <= min(31, self.vocab), f"top_k must be in 1..31 and at most vocab = {self.vocab}, not {self.top_k}")
         need(0 <= self.embed_shift <= 24, f"embed_shift must be in 0..24, not {self.embed_shift!r}")
 
     # -- shape of the model

@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from intaglio.rtl.attention.cache import Ram
 from intaglio.rtl.attention.unit import AttentionUnit
 from intaglio.rtl.config import DecoderConfig
-from intaglio.rtl.numerics import XS_BITS
+from intaglio.rtl.numerics import XS_BITS, ZERO_EXPONENT
 from intaglio.rtl.program import Op, Phase
 from intaglio.rtl.scalar import bit_length
 from intaglio.rtl.sequencer import Sequencer
@@ -20,8 +20,9 @@ _KINDS = {Op.EMBED: Kind.EMBED, Op.NORM8: Kind.NORM8, Op.NORM16: Kind.NORM16, Op
 
 
 class Buffer(wiring.Component):
-    """Memory of ``depth`` words of ``parts`` parts that are written apart and read together; latency 1, the old word on a collision.
+    """Memory of ``depth`` words of ``parts`` parts that are written apart and read together.
 
+    Latency 1; a read returns the word before a write in the same cycle.
     ``write_en`` has a bit per part; ``write_data`` and ``read_data`` are whole words.
     """
 
@@ -80,7 +81,8 @@ class DecoderCore(wiring.Component):
 
         # -- commands, results, events
         m.d.comb += [
-            s.command_valid.eq(self.command_valid), s.command_data.eq(self.command_data), self.command_ready.eq(s.command_ready),
+            s.command_valid.eq(self.command_valid), s.command_data.eq(self.command_data),
+            self.command_ready.eq(s.command_ready),
             self.result_valid.eq(s.result_valid), self.result_data.eq(s.result_data), self.result_last.eq(s.result_last),
             s.result_ready.eq(self.result_ready),
             self.active.eq(s.active), self.phase.eq(s.phase), self.overflow.eq(s.overflow), self.finished.eq(s.finished),
@@ -174,10 +176,11 @@ class DecoderCore(wiring.Component):
             attention.kv_en.eq(to[Destination.KEY] | to[Destination.VALUE]), attention.kv_is_v.eq(to[Destination.VALUE]),
             attention.kv_head.eq(vector.w_head), attention.kv_index.eq(vector.w_index),
             attention.ks_en.eq(s.store_key), attention.vs_en.eq(s.store_value), attention.sc_head.eq(s.store_head),
-            attention.sc_m.eq(s.store.m), attention.sc_e.eq(Mux(s.store.m == 0, -512, s.store.e)),
+            attention.sc_m.eq(s.store.m), attention.sc_e.eq(Mux(s.store.m == 0, ZERO_EXPONENT, s.store.e)),
             attention.acc_addr.eq(vector.acc_addr), attention.sum_head.eq(vector.sum_head), vector.sum_value.eq(attention.sum),
             attention.emb_token.eq(s.token), attention.emb_index.eq(vector.emb_index),
-            s.m_value.eq(vector.m_value), vector.m_segment.eq(s.segment), s.squares.eq(vector.ss), s.reference.eq(attention.eref),
+            s.m_value.eq(vector.m_value), vector.m_segment.eq(s.segment), s.squares.eq(vector.ss),
+            s.reference.eq(attention.eref),
             attention.top_index.eq(s.rank), s.rank_token.eq(attention.top_token), s.rank_logit.eq(attention.top_logit),
         ]
         for i in range(v):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 __all__ = [
     "EXP_FRACTION", "EXP_TABLE", "GAIN_MAX", "INT8_MAX", "INT16_MAX", "INVERSE", "INT8_NUMERATOR", "INT16_NUMERATOR",
     "INT8_SHIFT", "INT16_SHIFT", "OPERAND_SHIFT", "MANTISSA", "PHASE_BITS", "RESIDUAL_FRACTION", "ROTARY_ONE", "Scalar",
-    "rotary_increment", "rotary_pair", "SINE_TABLE", "XS_BITS", "T_BITS", "normalise",
+    "rotary_increment", "rotary_pair", "SINE_TABLE", "XS_BITS", "T_BITS", "ZERO_EXPONENT", "normalise",
 ]
 
 INT8_MAX, INT16_MAX = 127, 32767
@@ -24,6 +24,8 @@ INT8_NUMERATOR, INT8_SHIFT = INT8_MAX << 26, 26
 INT16_NUMERATOR, INT16_SHIFT = INT16_MAX << 18, 18
 OPERAND_SHIFT = 18  # for queries: element * 16-bit mantissa of their scale
 INVERSE = (1 << 33) - 1  # numerator of 1/sum of the softmax
+
+ZERO_EXPONENT = -128  # of a key or a value of scale 0 in the cache: below a model's own, and its square stays in range
 
 EXP_FRACTION = 8
 EXP_TABLE = tuple(min(32767, round(32768 * 2.0 ** (-f / 256))) for f in range(256))  # 2^(-f/256), 15 fraction bits

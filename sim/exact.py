@@ -188,7 +188,7 @@ class ExactDecoder:
         for base, part in ((k_scale, largest[:, c.heads:c.heads + c.kv_heads]), (v_scale, largest[:, c.heads + c.kv_heads:])):
             wide = Scalars(base.m[:, None].expand_as(part), base.e[:, None].expand_as(part))
             s = Scalars.of_int(part).scaled(sh[:, None]) * wide
-            scales.append((s.m.T, torch.where(s.m > 0, s.e, -512).T))
+            scales.append((s.m.T, torch.where(s.m > 0, s.e, numerics.ZERO_EXPONENT).T))
         append = (stored[:, : c.kv_heads].transpose(0, 1), stored[:, c.kv_heads:].transpose(0, 1))
         self.keys[index] = torch.cat([self.keys[index], append[0]], 1)
         self.values[index] = torch.cat([self.values[index], append[1]], 1)

@@ -86,7 +86,7 @@ class KvCache(wiring.Component):
     kv_en, kv_is_v, kv_head, kv_index, kv_data : In
         Writes ``vector_width`` signed bytes, word ``kv_index`` of a row. One write a cycle.
     ks_en, vs_en, sc_head, sc_m, sc_e : In
-        Writes the scale ``sc_m * 2^sc_e`` of a key or a value, not both at once; ``(0, -512)`` for zero.
+        Writes the scale ``sc_m * 2^sc_e`` of a key or a value, not both at once; ``(0, -128)`` for zero.
     eref : Out(signed(10))
         Largest exponent of the value scales of ``layer``; the write of position 0, head 0 starts it anew. Valid two cycles
         after ``vs_en``, one after a change of ``layer``.

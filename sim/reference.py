@@ -1,0 +1,54 @@
+"""The exact model behind the device's protocol: command words in, the words of the result packets out."""
+
+import math
+
+from intaglio.sim.exact import ExactDecoder
+
+__all__ = ["ReferenceDevice"]
+
+_FULL = 0xFFFF
+
+
+class ReferenceDevice:
+    """What a generated device must answer, word for word.
+
+    Parameters
+    ----------
+    model : intaglio.gen.quantised.QuantisedModel
+    """
+
+    def __init__(self, model):
+        self.decoder = ExactDecoder(model)
+        self.top_k = model.config.top_k
+        self.context = model.config.context
+
+    def run(self, commands):
+        """Packets (lists of 32-bit words) that answer the command words, in order; the sequence goes on from call to call."""
+        return [packet for word in commands for packet in self._command(word)]
+
+    def _command(self, word):
+        token, run, top = word & 0xFFFF, word >> 16 & 0xFF, min(word >> 24 & 31, self.top_k)
+        want = bool(word >> 30 & 1 or run)
+        if word >> 31 & 1:
+            self.decoder.reset()
+        packets = []
+        for _ in range(run + 1):
+            position = self.decoder.position
+            if position == self.context:
+                return packets + ([[_FULL | position << 16]] if want else [])
+            answer = self.decoder.step([token], logits=want)
+            if want:
+                packets.append(self._packet(answer[0][0].tolist(), float(answer[1][0]), position, top))
+                token = packets[-1][0] & 0xFFFF
+        return packets
+
+    @staticmethod
+    def _packet(logits, scale, position, top):
+        ranks = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
+        words = [ranks[0] | position << 16]
+        if top:
+            fraction, exponent = math.frexp(scale)  # a mantissa of 16 bits, and (0, 0) for zero
+            words.append(int(fraction * 65536) | ((exponent - 16) & 0xFFFF) << 16 if scale else 0)
+        for token in ranks[:top]:
+            words += [token, logits[token] & 0xFFFFFFFF]
+        return words
