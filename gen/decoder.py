@@ -5,24 +5,26 @@ import json
 import shutil
 from pathlib import Path
 
-from intaglio import Error, __version__
+import numpy as np
+
+from intaglio import Error, __version__, gen, rtl
 from intaglio.gen import collateral
 from intaglio.gen.checkpoint import load_checkpoint
 from intaglio.gen.images import images
 from intaglio.gen.presets import PRESETS, config_for
 from intaglio.gen.quantised import quantise
-from intaglio.gen.verilog import convert, merge_equal, modules_of
+from intaglio.gen.verilog import convert
 from intaglio.rtl.attention.cache import RAM_VERILOG
 from intaglio.rtl.rom import ROM_MODULE, ROM_VERILOG, hex_text
 from intaglio.rtl.shell import DecoderShell
-from intaglio.rtl.ternary.lane import LANE_MODULE, lane_verilog
+from intaglio.rtl.ternary.lane import lane_designs
 
 __all__ = ["generate"]
 
 TOP = "intaglio_decoder"
 
 
-def generate(model, preset, out, *, progress=None, **widths):
+def generate(model, preset, out, *, progress=None, reuse=False, **widths):
     """Write a decoder to the folder ``out``.
 
     Parameters
@@ -34,6 +36,8 @@ def generate(model, preset, out, *, progress=None, **widths):
         Must not exist, be empty, or hold an earlier output, which is replaced.
     progress : callable or None
         Called with a text and the share done (0 to 1).
+    reuse : bool
+        Keep an earlier output of the same checkpoint, widths, generator and tools, if none of its files has changed.
 
     Returns
     -------
@@ -53,34 +57,80 @@ def generate(model, preset, out, *, progress=None, **widths):
         raise Error(f"the output folder must be empty or an earlier output, and {out} is neither")
     tell("checkpoint", 0.0)
     checkpoint = load_checkpoint(model) if isinstance(model, (str, Path)) else model
-    quantised = quantise(checkpoint, config_for(checkpoint.config, preset, **widths))
-    return write(quantised, out, preset=preset, tell=tell)
-
-
-def write(quantised, out, *, preset, tell):
-    """The second half of :func:`generate`, from the integers on."""
+    config = config_for(checkpoint.config, preset, **widths)
+    inputs = _inputs_digest(checkpoint, preset, config)
+    if reuse and (kept := _kept(out, inputs)):
+        return kept
+    quantised = quantise(checkpoint, config)
     config = quantised.config
     roms = images(quantised, lambda text, share: tell(text, 0.05 + 0.35 * share))
     digest = _digest(config, roms)
     tell("Verilog", 0.4)
-    shell = DecoderShell(config, len(roms["program"]), int(digest[:8], 16))
-    modules = convert(shell, TOP, shell.port_map())
-    modules |= merge_equal(modules_of(lane_verilog(config), LANE_MODULE))
-    modules |= {ROM_MODULE: ROM_VERILOG, "intaglio_ram": RAM_VERILOG}
+    modules = _modules(config, len(roms["program"]), int(digest[:8], 16))
     tell("files", 0.9)
     files = {"verilog": sorted(f"rtl/{name}.v" for name in modules), "rom": sorted(f"rom/{name}.hex" for name in roms),
              "lint": ["lint.vlt"]}
-    ternary = sum(w.size for layer in quantised.layers for w in layer.matrices.values())
-    nonzero = sum(int((w != 0).sum()) for layer in quantised.layers for w in layer.matrices.values())
-    described = collateral.manifest(quantised, preset=preset, clock_hz=PRESETS[preset].clock_hz, digest=digest, files=files,
-                                    zero_share=1 - nonzero / ternary)
     content = {f"rtl/{name}.v": text.encode() for name, text in modules.items()}
     content |= {f"rom/{name}.hex": hex_text(image) for name, image in roms.items()}
     content |= {"lint.vlt": collateral.lint_waivers().encode(), f"{TOP}.core": collateral.core_file(files).encode(),
                 f"{TOP}.h": collateral.c_header(digest).encode()}
+    described = collateral.manifest(
+        quantised, preset=preset, clock_hz=PRESETS[preset].clock_hz, digest=digest, files=files, zero_share=_zero_share(quantised),
+        inputs=inputs, content=_content_digest(content))
     _write(out, content, collateral.json_text(described).encode())
     tell("written", 1.0)
     return described
+
+
+def _modules(config, program_words, digest_word):
+    """Verilog of every module by name."""
+    shell = DecoderShell(config, program_words, digest_word)
+    modules = convert(shell, TOP, shell.port_map())
+    for name, design, ports in lane_designs(config):
+        modules |= convert(design, name, ports)
+    return modules | {ROM_MODULE: ROM_VERILOG, "intaglio_ram": RAM_VERILOG}
+
+
+def _zero_share(quantised):
+    """Share of zero ternary weights."""
+    matrices = [matrix for layer in quantised.layers for matrix in layer.matrices.values()]
+    return 1 - sum(np.count_nonzero(m) for m in matrices) / sum(m.size for m in matrices)
+
+
+def _inputs_digest(checkpoint, preset, config):
+    """Everything that the output depends on."""
+    key = hashlib.sha256(repr((config.digest(), preset, checkpoint.config, collateral.tools())).encode())
+    for layer in checkpoint.layers:
+        for name, matrix in layer.matrices.items():
+            key.update(f"{name} {matrix.scale!r}".encode() + matrix.weights.tobytes())
+        for name, gains in layer.norms.items():
+            key.update(name.encode() + gains.tobytes())
+    key.update(checkpoint.embed.tobytes() + checkpoint.final_norm.tobytes())
+    for package in (gen, rtl):
+        root = Path(package.__file__).parent
+        for path in sorted(root.rglob("*.py")):
+            key.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return key.hexdigest()
+
+
+def _content_digest(content):
+    key = hashlib.sha256()
+    for name in sorted(content):
+        key.update(name.encode() + b"\0" + hashlib.sha256(content[name]).digest())
+    return key.hexdigest()
+
+
+def _kept(out, inputs):
+    """The manifest of the output in ``out`` if it was made of the same inputs and is whole."""
+    try:
+        described = json.loads((out / "manifest.json").read_bytes())
+        if described.get("inputs") != inputs:
+            return None
+        content = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*")
+                   if path.is_file() and path.name != "manifest.json"}
+    except (OSError, ValueError):
+        return None
+    return described if _content_digest(content) == described.get("content") else None
 
 
 def _digest(config, roms):

@@ -71,8 +71,8 @@ def layer_program(model):
         norm(c.hidden, 1)
         out.append(Instruction.with_scalar(Op.LDR, model.attention_epsilon, rd=_DEVIATION))
         deviation(None)
-        times(_OUT, "o")
         linear(Mode.RESIDUAL, c.hidden, c.hidden, _OUT)
+        times(_OUT, "o")  # in time: the first row needs its scale after the dot product's stages
 
         norm(c.hidden, 0)
         linear(Mode.GATED, 2 * c.intermediate, c.hidden)
@@ -89,8 +89,8 @@ def layer_program(model):
         norm(c.intermediate, 1)
         out.append(Instruction(op=Op.SCX, rd=_DEVIATION, ra=_DEVIATION))
         deviation(None)
-        times(_OUT, "down")
         linear(Mode.RESIDUAL, c.hidden, c.intermediate, _OUT)
+        times(_OUT, "down")
 
     out.append(Instruction(op=Op.SKIP, wait=Wait.LINEAR))
     norm(c.hidden, 0, op=Op.NORM16)

@@ -46,8 +46,10 @@ class ScalarAlu(wiring.Component):
 
     Latency
     -------
-    From ``start`` to ``done``: COPY, INT, MUL, ADD 3 cycles; DIV 12; SQRT 11.
+    From ``start`` to ``done``: :data:`ScalarAlu.LATENCY` cycles, by operation.
     """
+
+    LATENCY = {AluOp.INT: 2, AluOp.MUL: 2, AluOp.DIV: 10, AluOp.ADD: 2, AluOp.SQRT: 10, AluOp.COPY: 2}
 
     def __init__(self, int_bits):
         self.int_bits = int_bits
@@ -121,20 +123,17 @@ class ScalarAlu(wiring.Component):
         m.d.sync += self.done.eq(0)
         with m.FSM(name="state"):
             with m.State("IDLE"):
-                m.d.sync += count.eq(0)
-                with m.If(self.start):
-                    m.next = "WORK"
-            with m.State("WORK"):
                 # first difference of the division: quotient bit of weight 2^16
-                m.d.sync += [remainder.eq(Mux(a.m >= b.m, a.m - b.m, a.m)), quotient.eq(a.m >= b.m)]
+                m.d.sync += [count.eq(0), remainder.eq(Mux(a.m >= b.m, a.m - b.m, a.m)), quotient.eq(a.m >= b.m)]
                 m.d.sync += [radicand.eq(Mux(odd, a.m << 15, a.m << 16)), root.eq(0), error.eq(0)]
-                with m.Switch(self.op):
-                    with m.Case(AluOp.DIV):
-                        m.next = "DIV"
-                    with m.Case(AluOp.SQRT):
-                        m.next = "SQRT"
-                    with m.Default():
-                        m.next = "FINISH"
+                with m.If(self.start):
+                    with m.Switch(self.op):
+                        with m.Case(AluOp.DIV):
+                            m.next = "DIV"
+                        with m.Case(AluOp.SQRT):
+                            m.next = "SQRT"
+                        with m.Default():
+                            m.next = "FINISH"
             with m.State("DIV"):
                 m.d.sync += [remainder.eq(rest), quotient.eq(Cat(bits[1], bits[0], quotient)), count.eq(count + 1)]
                 with m.If(count == 7):

@@ -13,7 +13,7 @@ from intaglio.rtl.program import REGISTERS, WORD_BITS, Layout, Op, Phase, Wait
 from intaglio.rtl.rom import Rom
 from intaglio.rtl.scalar import AluOp, ScalarAlu, ScalarLayout
 
-__all__ = ["Command", "NO_TOKEN", "Sequencer"]
+__all__ = ["ALU_OPS", "Command", "NO_TOKEN", "Sequencer"]
 
 Command = data.StructLayout({"token": 16, "run": 8, "top": 5, "reserved": 1, "want": 1, "first": 1})
 NO_TOKEN = 0xFFFF  # in a result's first word: the context is full
@@ -22,7 +22,7 @@ _UNITS = {Op.EMBED: (Wait.VECTOR, Phase.EMBED), Op.NORM8: (Wait.VECTOR, Phase.NO
           Op.ROPE: (Wait.VECTOR, Phase.ROTARY), Op.DRAIN: (Wait.VECTOR, Phase.ATTENTION),
           Op.LINEAR: (Wait.LINEAR, Phase.LINEAR), Op.ATTEND: (Wait.ATTENTION, Phase.ATTENTION),
           Op.HEAD: (Wait.ATTENTION, Phase.HEAD)}
-_ALU = {Op.LDM: AluOp.INT, Op.LDS: AluOp.INT, Op.LDX: AluOp.COPY, Op.LDR: AluOp.COPY, Op.SCX: AluOp.COPY, Op.MUL: AluOp.MUL,
+ALU_OPS = {Op.LDM: AluOp.INT, Op.LDS: AluOp.INT, Op.LDX: AluOp.COPY, Op.LDR: AluOp.COPY, Op.SCX: AluOp.COPY, Op.MUL: AluOp.MUL,
         Op.MULI: AluOp.MUL, Op.DIV: AluOp.DIV, Op.ADD: AluOp.ADD, Op.SQRT: AluOp.SQRT}
 
 
@@ -35,7 +35,7 @@ class Sequencer(wiring.Component):
     op, m, e, rd : fields of the word being started; ``start`` has a bit per unit (linear, vector, attention), for one cycle.
     linear_busy, vector_busy, a_busy, attention_busy : units at work; each may rise up to two cycles after its start.
     token, position, layer : of the token under way. ``begin`` is high for one cycle as it begins.
-    scale : scalar register ``ra`` of the last LINEAR; ``q_scale``, ``q_base``: query scale of the last ROPE and the exponent
+    scale : scalar register ``ra`` of the last LINEAR, as it stands (the next word may still set it); ``q_scale``, ``q_base``: query scale of the last ROPE and the exponent
         that a query has before its own shift is added.
     store_key, store_value, store_head, store : scale writes of the KV cache.
     active, phase, overflow : for the counters; ``overflow`` is high for one cycle when a token does not fit the context.
@@ -75,6 +75,9 @@ class Sequencer(wiring.Component):
         m.d.comb += [self.op.eq(word.op), self.m.eq(word.m), self.e.eq(word.e), self.rd.eq(word.rd)]
         m.d.comb += [self.segment.eq(word.m), self.store.eq(ra), self.store_head.eq(word.m)]
 
+        scale_register = Signal(range(REGISTERS))
+        m.d.comb += self.scale.eq(registers[scale_register])
+
         pc, pc_next = Signal(range(self.length + 1)), Signal(range(self.length + 1))
         m.d.comb += [pc_next.eq(pc), rom.addr.eq(pc_next)]
         m.d.sync += pc.eq(pc_next)
@@ -83,19 +86,19 @@ class Sequencer(wiring.Component):
         command = data.View(Command, self.command_data)
         last_token = Signal(16)
 
-        # -- which units are idle: a start is remembered for a cycle, and the linear unit's last write settles its shift
+        # -- which units are idle: a start is remembered for a cycle, and what writes the residual or the results settles their shift
         recent = {name: Signal(name=f"recent_{name}") for name in ("linear", "vector", "attention")}
         starting = {"linear": self.start_linear, "vector": self.start_vector, "attention": self.start_attend | self.start_head}
         for name, signal in recent.items():
             m.d.sync += signal.eq(starting[name])
         settling = Signal()
         m.d.sync += settling.eq(self.linear_busy)
-        vector_settling = Signal()
-        m.d.sync += vector_settling.eq(self.vector_busy)
+        embedding, embed_settling = Signal(), Signal()
+        m.d.sync += embed_settling.eq(self.vector_busy & embedding)
         waiting = Signal(4)
         m.d.comb += waiting.eq(Cat(
             self.linear_busy | recent["linear"] | settling,
-            self.vector_busy | recent["vector"] | vector_settling,
+            self.vector_busy | recent["vector"] | embed_settling,
             self.a_busy | recent["vector"],
             self.attention_busy | recent["attention"],
         ) & word.wait)
@@ -104,7 +107,7 @@ class Sequencer(wiring.Component):
         shift2 = Signal(signed(10))
         m.d.comb += [shift2.eq(-(self.shift << 1)), alu.a.eq(ra), alu.b.eq(rb), alu.n.eq(self.m_value)]
         with m.Switch(word.op):
-            for op, alu_op in _ALU.items():
+            for op, alu_op in ALU_OPS.items():
                 with m.Case(op):
                     m.d.comb += alu.op.eq(alu_op)
                     if op is Op.LDM:
@@ -127,7 +130,7 @@ class Sequencer(wiring.Component):
 
         def stop():
             """The token is done: the next of a run, or the next command."""
-            m.d.sync += self.position.eq(self.position + 1)
+            m.d.sync += [self.position.eq(self.position + 1), self.phase.eq(Phase.EMBED)]
             m.d.comb += self.finished.eq(1)
             with m.If(held.run != 0):
                 m.d.sync += [held.run.eq(held.run - 1), held.token.eq(last_token)]
@@ -140,7 +143,7 @@ class Sequencer(wiring.Component):
             with m.State("IDLE"):
                 m.d.comb += self.command_ready.eq(1)
                 with m.If(self.command_valid):
-                    m.d.sync += held.eq(command)
+                    m.d.sync += [held.eq(command), held.want.eq(command.want | (command.run != 0)), self.phase.eq(Phase.EMBED)]
                     with m.If(command.first):
                         m.d.sync += self.position.eq(0)
                     with m.If(command.top > self.config.top_k):
@@ -148,7 +151,7 @@ class Sequencer(wiring.Component):
                     m.next = "BEGIN"
             with m.State("BEGIN"):
                 m.d.comb += pc_next.eq(0)
-                m.d.sync += [self.token.eq(held.token), self.phase.eq(Phase.EMBED)]
+                m.d.sync += self.token.eq(held.token)
                 with m.If(self.position == self.config.context):
                     m.d.comb += self.overflow.eq(1)
                     m.d.sync += [answer.eq(Cat(Const(NO_TOKEN, 16), self.position)), tail.eq(1), held.run.eq(0)]
@@ -172,9 +175,10 @@ class Sequencer(wiring.Component):
                                 m.d.sync += self.phase.eq(phase)
                                 if unit is Wait.VECTOR:
                                     m.d.comb += self.start_vector.eq(1)
+                                    m.d.sync += embedding.eq(op is Op.EMBED)
                                 elif unit is Wait.LINEAR:
                                     m.d.comb += self.start_linear.eq(1)
-                                    m.d.sync += self.scale.eq(ra)
+                                    m.d.sync += scale_register.eq(word.ra)
                                 elif op is Op.ATTEND:
                                     m.d.comb += self.start_attend.eq(1)
                                 else:
@@ -201,7 +205,7 @@ class Sequencer(wiring.Component):
                                 last_token.eq(self.rank_token), logit_unit.eq(ra),
                             ]
                             m.next = "ANSWER"
-                        with m.Case(*_ALU):
+                        with m.Case(*ALU_OPS):
                             m.d.comb += [alu.start.eq(1), pc_next.eq(pc)]
                             m.next = "SCALAR"
             with m.State("SCALAR"):

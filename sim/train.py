@@ -93,8 +93,8 @@ def bits_per_byte(model, text, context):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for latent.pt and log.jsonl")
-    parser.add_argument("--schedule", default="5000x16x512,1800x8x1024,200x2x4096", help="steps x batch x length, phase by phase")
-    parser.add_argument("--decay", type=int, default=2400, help="steps of the final linear fall")
+    parser.add_argument("--schedule", default="3000x16x512,1200x8x1024,100x2x4096", help="steps x batch x length, phase by phase")
+    parser.add_argument("--decay", type=int, default=1300, help="steps of the final linear fall")
     parser.add_argument("--lr", type=float, default=0.015)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--resume", type=Path)
@@ -119,6 +119,7 @@ def main():
             o.load_state_dict(s)
         first = saved["step"]
     generator = torch.Generator().manual_seed(args.seed + first)
+    starts = {sum(phase[0] for phase in phases[:i]) for i in range(len(phases))}
     compiled = torch.compile(model, dynamic=False)
     args.out.mkdir(parents=True, exist_ok=True)
     log = (args.out / "log.jsonl").open("a")
@@ -130,6 +131,8 @@ def main():
             for group in optimiser.param_groups:
                 group["lr"] = base * factor
         batch, length = phase_of(phases, step)
+        if step in starts:
+            generator.manual_seed(args.seed + step)  # a run continued at the start of a phase sees the same text
         window = batch_of(sources, [0.55, 0.45], batch, length, generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = compiled(window[:, :-1])

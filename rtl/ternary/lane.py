@@ -1,6 +1,5 @@
 """One lane: decodes its weight word, forms the dot product with the shared activations and accumulates the chunks of a row."""
 
-from amaranth.back import verilog
 from amaranth.hdl import ClockDomain, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
@@ -8,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from intaglio.rtl.ternary.packing import Unpack
 from intaglio.rtl.ternary.tree import PLANES, BitPlanes, TernaryDot
 
-__all__ = ["LANE_MODULE", "PLANES_MODULE", "Lane", "lane_verilog"]
+__all__ = ["LANE_MODULE", "PLANES_MODULE", "Lane", "lane_designs"]
 
 LANE_MODULE = "intaglio_lane"
 PLANES_MODULE = "intaglio_planes"
@@ -63,8 +62,8 @@ class Lane(wiring.Component):
         return m
 
 
-def lane_verilog(config):
-    """Verilog of the modules that :class:`LinearUnit` instantiates with ``lane_instance``.
+def lane_designs(config):
+    """The modules that :class:`LinearUnit` instantiates with ``lane_instance``: tuples of name, design and ports for conversion.
 
     ``intaglio_lane``: clk, word, x0..x7, masks0..masks2, enable, first, sum; ``intaglio_planes``: data, masks0..masks5, x0..x7.
     """
@@ -74,9 +73,9 @@ def lane_verilog(config):
     m.submodules.lane = lane
     ports = {"clk": domain.clk, "word": lane.word, "enable": lane.enable, "first": lane.first, "sum": lane.sum}
     ports |= _numbered("x", lane.x, PLANES) | _numbered("masks", lane.masks, len(Lane.MASKS))
-    text = verilog.convert(m, name=LANE_MODULE, ports=_named(ports), emit_src=False)
+    yield LANE_MODULE, m, _named(ports)
     ports = {"data": planes.data} | _numbered("x", planes.x, PLANES) | _numbered("masks", planes.masks, len(BitPlanes.MASKS))
-    return text + verilog.convert(planes, name=PLANES_MODULE, ports=_named(ports), emit_src=False)
+    yield PLANES_MODULE, planes, _named(ports)
 
 
 def _numbered(name, values, count):

@@ -30,7 +30,7 @@ class LinearUnit(wiring.Component):
         Words of each lane's ROM, for simulation (``packing.pack_ints``); ``None``: instances of ``intaglio_rom``.
     lane_instance : bool
         Lanes and the transposition of activations are instances of ``intaglio_lane`` and ``intaglio_planes``, whose Verilog
-        ``lane.lane_verilog`` gives: one module for all lanes, and much faster in Verilator. Otherwise embedded.
+        ``lane.lane_designs`` gives: one module for all lanes, and much faster in Verilator. Otherwise embedded.
 
     Members
     -------

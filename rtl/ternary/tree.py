@@ -13,7 +13,7 @@ left (two rows of bits a slot) is packed into nibbles and summed by ordinary add
 No operand of an addition is wider than 64 bits with its carry: Verilator has no fast type above that. Constant masks are inputs
 (``masks``, driven with ``MASKS``): Yosys, which writes Amaranth's Verilog, would resolve a mask inside its module into single
 bits, which is the same hardware but tens of times slower to simulate. So the modules that are converted by themselves
-(:func:`intaglio.rtl.ternary.lane.lane_verilog`) get them through their ports; synthesis dissolves them when it flattens.
+(:func:`intaglio.rtl.ternary.lane.lane_designs`) get them through their ports; synthesis dissolves them when it flattens.
 """
 
 from amaranth.hdl import Cat, Const, Module, Signal, signed

@@ -33,7 +33,7 @@ class Divider(wiring.Component):
     Latency: :attr:`LATENCY` cycles. Throughput: 1.
     """
 
-    BITS_PER_STAGE = 2
+    BITS_PER_STAGE = 3
     LATENCY = -(-MANTISSA // BITS_PER_STAGE)
 
     def __init__(self, tag_bits):

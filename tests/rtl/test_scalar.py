@@ -24,7 +24,7 @@ def expected(op, a, b, n, shift):
 
 @pytest.mark.parametrize("op", list(AluOp))
 def test_alu_equals_scalar(op):
-    latency = {AluOp.DIV: 11, AluOp.SQRT: 11}.get(op, 3)
+    latency = ScalarAlu.LATENCY[op]
     dut = ScalarAlu(46)
     cases = []
     rng = random.Random(op.value)

@@ -4,11 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
+from amaranth.back import verilog
 from amaranth.sim import Simulator
 
 from intaglio.rtl.config import DecoderConfig
 from intaglio.rtl.ternary import packing
-from intaglio.rtl.ternary.lane import lane_verilog
+from intaglio.rtl.ternary.lane import lane_designs
 from intaglio.rtl.ternary.linear import LinearUnit, Mode
 from intaglio.rtl.ternary.tree import BitPlanes, TernaryDot
 
@@ -341,8 +342,9 @@ def test_a_flipped_weight_is_seen():
     run(bench.dut, testbench)
 
 
-def test_lane_verilog_has_the_ports_of_the_instance():
-    text = lane_verilog(make_config())
+def test_lane_designs_have_the_ports_of_the_instances():
+    texts = {name: verilog.convert(design, name=name, ports=ports) for name, design, ports in lane_designs(make_config())}
     for port in ("clk", "word", "enable", "first", "sum", *(f"x{b}" for b in range(8))):
-        assert f" {port};" in text
-    assert " rst;" not in text
+        assert f" {port};" in texts["intaglio_lane"]
+    assert " rst;" not in texts["intaglio_lane"]
+    assert " data;" in texts["intaglio_planes"]

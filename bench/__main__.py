@@ -1,0 +1,57 @@
+"""Measure every figure afresh; print a table and write ``bench.json`` in the build folder. Exit code 1 if a goal is missed."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from bench import decoder, generator
+from bench.common import Job, Progress, table
+from intaglio import Error
+
+_HOLDS = {"=": lambda value, goal: value == goal, ">=": lambda value, goal: value >= goal, "<=": lambda value, goal: value <= goal}
+
+
+def holds(figure):
+    """Whether the figure meets its goal; None without a goal."""
+    if not figure["goal"]:
+        return None
+    relation, goal = figure["goal"].split()
+    return _HOLDS[relation](figure["value"], float(goal))
+
+
+def commit():
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=Path("models/burin"))
+    parser.add_argument("--preset", default="desk")
+    parser.add_argument("--build", type=Path, default=Path("build"))
+    args = parser.parse_args(argv)
+    torch.set_num_threads(2)
+    args.build.mkdir(parents=True, exist_ok=True)
+    progress = Progress()
+    job = Job(args.model, args.preset, args.build, progress)
+    figures = [*decoder.figures(job), *generator.figures(progress)]
+    progress.say("measured")
+    (args.build / "bench.json").write_text(json.dumps({"commit": commit(), "figures": figures}, indent=2) + "\n")
+    verdict = {None: "", True: "met", False: "MISSED"}
+    rows = [("figure", "value", "unit", "goal", "", "class", "anchor")]
+    for f in figures:
+        rows.append((f["name"], round(f["value"], 5), f["unit"], f["goal"], verdict[holds(f)], f["class"], f["anchor"]))
+    sys.stdout.write(table(rows) + f"\n\n{args.build / 'bench.json'} written\n")
+    return int(any(holds(f) is False for f in figures))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (Error, ValueError, OSError, RuntimeError) as fault:
+        sys.stderr.write(f"intaglio: error: {fault}\n")
+        sys.exit(2)

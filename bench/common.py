@@ -1,0 +1,112 @@
+"""What the main job and the benchmark share: building the device, checking its tokens, bits per byte, tables."""
+
+import math
+import sys
+import time
+
+import torch
+from torch.nn import functional as F
+
+from intaglio.gen.checkpoint import load_checkpoint
+from intaglio.gen.decoder import generate
+from intaglio.gen.presets import config_for
+from intaglio.gen.quantised import quantise
+from intaglio.host import open as open_device
+from intaglio.sim.exact import ExactDecoder
+from intaglio.sim.loading import float_decoder
+
+__all__ = ["Job", "Progress", "equal_to_exact", "prompts_of", "quality", "table"]
+
+
+class Progress:
+    """One changing line on a terminal, nothing elsewhere but the steps named in ``say``."""
+
+    def __call__(self, text, share=None):
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+
+    def say(self, text):
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[K")
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+class Job:
+    """A checkpoint, its integers, and the generated folder below ``build``."""
+
+    def __init__(self, model, preset, build, progress):
+        self.checkpoint = load_checkpoint(model)
+        self.quantised = quantise(self.checkpoint, config_for(self.checkpoint.config, preset))
+        self.folder = build / preset
+        began = time.monotonic()
+        self.manifest = generate(self.checkpoint, preset, self.folder, reuse=True, progress=progress)
+        self.generate_seconds = time.monotonic() - began
+        self.progress = progress
+
+    def open(self):
+        """The device, simulated; the first time it is built."""
+        return open_device(f"sim:{self.folder}", progress=self.progress)
+
+
+def equal_to_exact(model, prompt, generated):
+    """How many of ``generated`` tokens are those of the exact model's greedy continuation of ``prompt``.
+
+    The exact model sees the prompt and the generated tokens at once; the first token at which it would have chosen another ends the count.
+    """
+    decoder = ExactDecoder(model)
+    logits, _ = decoder.step([*prompt, *generated[:-1]])
+    chosen = logits.argmax(1)[len(prompt) - 1:]  # argmax takes the first, that is the lowest token, of equal logits
+    different = (chosen != torch.as_tensor(generated)).nonzero()
+    return int(different[0, 0]) if len(different) else len(generated)
+
+
+def prompts_of(text, count, length):
+    """``count`` prompts of ``length`` bytes from all over ``text``, each beginning after a line's end."""
+    prompts = []
+    for i in range(count):
+        start = text.find(b"\n", i * len(text) // count) + 1
+        prompts.append([0, *text[start:start + length]])
+    return prompts
+
+
+def quality(checkpoint, model, text, context, progress):
+    """Bits per byte of the float and the exact model on ``text``, and the share of positions at which both prefer the same byte.
+
+    Windows of ``context`` tokens that do not overlap; each begins with the separator.
+    """
+    decoder, exact = float_decoder(checkpoint), ExactDecoder(model)
+    data = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
+    nats, agree = {"float": 0.0, "exact": 0.0}, 0
+    for start in range(0, len(data), context):
+        progress(f"bits per byte: {100 * start // len(data)} %")
+        target = data[start:start + context]
+        tokens = torch.cat([torch.zeros(1, dtype=torch.long), target[:-1]])
+        with torch.no_grad():
+            logits = decoder(tokens[None])[0].double()
+        exact.reset()
+        integers, unit = exact.step(tokens)
+        nats["float"] += F.cross_entropy(logits, target, reduction="sum").item()
+        nats["exact"] += F.cross_entropy(integers * unit[:, None], target, reduction="sum").item()
+        agree += int((logits.argmax(1) == integers.argmax(1)).sum())
+    bits = {name: value / len(data) / math.log(2) for name, value in nats.items()}
+    return bits | {"top1_agreement": agree / len(data), "bytes": len(data), "context": context}
+
+
+def table(rows):
+    """Text of a table; the first row is the heading. Numbers are aligned on the right."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    right = [all(not isinstance(row[i], str) for row in rows[1:]) for i in range(len(widths))]
+    lines = []
+    for row in cells:
+        lines.append("  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip())
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    return "\n".join(lines)
+
+
+def _cell(value):
+    if isinstance(value, float):
+        return f"{value:,.4f}" if abs(value) < 100 else f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,133 @@
+"""The main job: the shipped model becomes Verilog, generates text in simulation, and is compared with the exact model token by token.
+
+Ends with a table and writes it to ``run.json`` in the build folder. The bits per byte are kept from run to run while neither the model nor the
+code that computes them changes.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from bench.common import Job, Progress, equal_to_exact, quality, table
+from intaglio import Error
+from intaglio.gen.cycles import operations
+from intaglio.sim.corpus import Corpus, xz_bits_per_byte
+
+PROMPTS = (
+    "def read_header(self, stream):\n    \"\"\"Read ",
+    "class Connection:\n    \"\"\"A connection to ",
+    "import os\nimport sys\n\ndef main():\n    parser = argparse.",
+)
+TOKENS = 160
+CONTEXT_STATED = 128
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--preset", default="desk")
+    parser.add_argument("--build", type=Path, default=Path("build"))
+    args = parser.parse_args(argv)
+    torch.set_num_threads(2)
+    args.build.mkdir(parents=True, exist_ok=True)
+    progress, began = Progress(), time.monotonic()
+    job = Job(args.model, args.preset, args.build, progress)
+    progress.say(f"Verilog in {job.folder}: {len(job.manifest['files']['verilog'])} modules, "
+                 f"{job.manifest['model']['ternary_weights']:,} ternary weights ({job.generate_seconds:.1f} s)")
+    run = generate_text(job, progress)
+    bits = cached_quality(args.model, job, args.build, progress)
+    rows, record = report(job, run, bits)
+    record["seconds"] = round(time.monotonic() - began, 1)
+    (args.build / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    sys.stdout.write("\n" + table(rows) + f"\n\n{args.build / 'run.json'} written after {record['seconds']} s\n")
+    return 0 if record["tokens_equal"] == record["tokens"] else 1
+
+
+def generate_text(job, progress):
+    """Generate from every prompt, showing the text as it comes; the counters add up over the prompts."""
+    total = {"tokens": 0, "tokens_equal": 0, "processed": 0, "phases": {}, "seconds": 0.0, "prefill_cycles": 0, "decode_cycles": 0,
+             "decode_results": 0}
+    with job.open() as device:
+        progress.say("simulation ready")
+        for prompt in PROMPTS:
+            tokens, generated = [0, *prompt.encode()], []
+            sys.stdout.write("\n" + prompt)
+            began = time.monotonic()
+            for token in device.generate_tokens(tokens, TOKENS):
+                generated.append(token)
+                sys.stdout.write(bytes([token]).decode("ascii", "replace"))
+                sys.stdout.flush()
+            total["seconds"] += time.monotonic() - began
+            sys.stdout.write("\n")
+            counters = device.counters()
+            total["tokens"] += len(generated)
+            total["tokens_equal"] += equal_to_exact(job.quantised, tokens, generated)
+            total["processed"] += counters["tokens"]
+            total["prefill_cycles"] += device.last["cycles_prefill"]
+            total["decode_cycles"] += device.last["cycles_decode"]
+            total["decode_results"] += len(generated) - 1
+            for name, cycles in counters["phases"].items():
+                total["phases"][name] = total["phases"].get(name, 0) + cycles
+        total["clock_hz"] = device.manifest.clock_hz
+    return total
+
+
+def cached_quality(model, job, build, progress):
+    """Bits per byte over the whole held-out text, computed when the model or the reference code is new."""
+    text = Corpus().held_out
+    key = hashlib.sha256(text)
+    sources = [*sorted(Path(model).iterdir()), *sorted(Path(__file__).parents[1].glob("sim/*.py")),
+               *sorted(Path(__file__).parents[1].glob("rtl/numerics.py")), Path(__file__).parent / "common.py"]
+    for path in sources:
+        key.update(path.read_bytes())
+    key.update(json.dumps(job.quantised.config.to_json()).encode())
+    file = build / f"quality-{key.hexdigest()[:16]}.json"
+    if file.is_file():
+        return json.loads(file.read_text())
+    bits = quality(job.checkpoint, job.quantised, text, job.quantised.config.context, progress) | {"xz": xz_bits_per_byte(text)}
+    file.write_text(json.dumps(bits, indent=2) + "\n")
+    return bits
+
+
+def report(job, run, bits):
+    """Rows of the table and the record of ``run.json``."""
+    config, processed = job.quantised.config, run["processed"]
+    per_token = {name: cycles / processed for name, cycles in run["phases"].items()}
+    macs, width = operations(config, CONTEXT_STATED - 1)["linear"]
+    utilisation = macs / width / per_token["linear"]
+    speed = run["decode_results"] * run["clock_hz"] / run["decode_cycles"]
+    clock = f"{run['clock_hz'] / 1e6:g} MHz"
+    rows = [
+        ("figure", "value", "unit", "class"),
+        ("tokens equal to the exact model", f"{run['tokens_equal']} of {run['tokens']}", "tokens", "simulated"),
+        *((f"cycles per token, {name}", round(cycles, 1), "cycles", "simulated") for name, cycles in per_token.items()),
+        ("cycles per token, all phases", round(sum(per_token.values()), 1), "cycles", "simulated"),
+        ("MAC utilisation, linear phases", round(utilisation, 4), "share", "simulated"),
+        (f"generation at {clock}", round(speed, 1), "tokens/s", "simulated"),
+        ("generation, wall clock", round(processed / run["seconds"], 1), "tokens/s", "simulated"),
+        ("bits per byte, float model", round(bits["float"], 4), "bits", "measured"),
+        ("bits per byte, exact model", round(bits["exact"], 4), "bits", "measured"),
+        ("bits per byte, xz -9e", round(bits["xz"], 4), "bits", "measured"),
+        ("exact model over xz -9e", round(bits["exact"] / bits["xz"], 4), "ratio", "measured"),
+        ("same top byte, exact and float", round(bits["top1_agreement"], 4), "share", "measured"),
+    ]
+    record = {
+        "tokens": run["tokens"], "tokens_equal": run["tokens_equal"], "preset": job.manifest["preset"],
+        "digest": job.manifest["digest"], "clock_hz": run["clock_hz"], "cycles_per_token": {n: round(c, 2) for n, c in per_token.items()},
+        "mac_utilisation_linear": round(utilisation, 5), "tokens_per_second_simulated": round(speed, 2),
+        "tokens_per_second_wall": round(processed / run["seconds"], 2), "bits_per_byte": bits,
+    }
+    return rows, record
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (Error, ValueError, OSError) as fault:
+        sys.stderr.write(f"intaglio: error: {fault}\n")
+        sys.exit(2)

@@ -1,0 +1,97 @@
+"""Closed form of the decoder's cycles: walks the layer program with the latency of every unit.
+
+No cycle of the hardware depends on data, so the walk gives the exact count of a token at a position, phase by phase; the test suite and the
+benchmark compare it with the counters of the simulated device. It is also what a larger model's speed is projected from.
+"""
+
+from dataclasses import dataclass, field
+
+from intaglio.gen.program import layer_program
+from intaglio.rtl.attention.unit import attend_cycles, head_cycles
+from intaglio.rtl.program import PHASES, Op, Wait
+from intaglio.rtl.scalar import ScalarAlu
+from intaglio.rtl.sequencer import ALU_OPS
+from intaglio.rtl.ternary.linear import LinearUnit
+from intaglio.rtl.vector.pass_a import LOAD_STAGES, PassA
+from intaglio.rtl.vector.unit import Kind, VectorUnit
+
+__all__ = ["TokenCycles", "operations", "token_cycles"]
+
+_VECTOR = {Op.EMBED: Kind.EMBED, Op.NORM8: Kind.NORM8, Op.NORM16: Kind.NORM16, Op.ROPE: Kind.ROPE, Op.DRAIN: Kind.DRAIN}
+_PHASE = {Op.EMBED: "embed", Op.NORM8: "norm", Op.NORM16: "norm", Op.LINEAR: "linear", Op.ROPE: "rotary", Op.ATTEND: "attention",
+          Op.DRAIN: "attention", Op.HEAD: "head"}
+_IDLE_AFTER = {Wait.LINEAR: 2, Wait.VECTOR: 1, Wait.PASS_A: 1, Wait.ATTENTION: 1}  # cycles from the last busy cycle to a start
+
+
+@dataclass
+class TokenCycles:
+    """Cycles of one token by phase, and in all; ``linear_busy`` are those of the linear unit itself."""
+
+    phases: dict = field(default_factory=lambda: dict.fromkeys(PHASES, 0))
+    linear_busy: int = 0
+
+    @property
+    def total(self):
+        return sum(self.phases.values())
+
+
+def token_cycles(model, position, *, want=True, program=None):
+    """Cycles of the token at ``position`` (0 first), from the cycle after its command was taken.
+
+    Parameters
+    ----------
+    model : QuantisedModel
+    want : bool
+        Whether its logits are wanted: otherwise the token ends before the head. The answer counts as one word that is taken at once.
+    program : list of Instruction or None
+        The layer program, where many positions are asked for.
+    """
+    config = model.config
+    out = TokenCycles()
+    free = dict.fromkeys(Wait, 0)  # first cycle in which the unit may be started again
+    phase, now = "embed", 1  # cycle 0 is BEGIN
+    out.phases["embed"] += 1
+    for word in program or layer_program(model):
+        start = max([now, *(free[wait] for wait in _IDLE_AFTER if wait in word.wait)])
+        out.phases[phase] += start - now
+        now = start
+        out.phases[phase] += 1  # the cycle of issue belongs to the phase before
+        if word.op is Op.SKIP and not want:
+            break
+        if word.op is Op.END:
+            out.phases[phase] += 1  # the answer
+            break
+        phase = _PHASE.get(word.op, phase)
+        now += 1
+        if word.op in _VECTOR:
+            busy = VectorUnit.cycles(config, _VECTOR[word.op], word.e)
+            free[Wait.VECTOR] = start + busy + _IDLE_AFTER[Wait.VECTOR] + (word.op is Op.EMBED)
+            free[Wait.PASS_A] = start + _pass_a(config, word) + _IDLE_AFTER[Wait.PASS_A]
+        elif word.op is Op.LINEAR:
+            busy = word.m * word.e + LinearUnit.FILL
+            out.linear_busy += busy
+            free[Wait.LINEAR] = start + busy + _IDLE_AFTER[Wait.LINEAR]
+        elif word.op in (Op.ATTEND, Op.HEAD):
+            busy = attend_cycles(config, position) if word.op is Op.ATTEND else head_cycles(config)
+            free[Wait.ATTENTION] = start + busy + _IDLE_AFTER[Wait.ATTENTION]
+        elif word.op in ALU_OPS:
+            wait = ScalarAlu.LATENCY[ALU_OPS[word.op]]
+            out.phases[phase] += wait
+            now += wait
+    return out
+
+
+def _pass_a(config, word):
+    """Cycles of pass A; 0 for operations without one."""
+    words = {Op.NORM8: word.e, Op.NORM16: word.e, Op.ROPE: config.qkv_rows // config.vector_width}.get(word.op)
+    return 0 if words is None else words + LOAD_STAGES + PassA.tree_stages(config.vector_width)
+
+
+def operations(config, position):
+    """Multiply-accumulates of the token at ``position`` by phase, and the units' widths: ``{phase: (operations, width)}``."""
+    attention = 2 * config.layers * config.hidden * (position + 1)
+    return {
+        "linear": (config.layers * config.layer_weights, config.lanes * config.lane_width),
+        "attention": (attention, config.array),
+        "head": (config.vocab * config.hidden, config.array),
+    }
