@@ -10,10 +10,14 @@ __all__ = ["convert", "merge_equal", "modules_of"]
 # Unlike verilog.convert's passes, these keep clock enables: `if (en) q <= d`, which Verilator runs more than twice as fast as a copy of every
 # register in every cycle.
 _PASSES = ("proc -norom", "opt_clean", "opt_dff", "opt_clean", "memory_collect")
-_ATTRIBUTES = "-remove generator -remove top -remove src -remove amaranth.hierarchy -remove amaranth.decoding"
+_ATTRIBUTES = "-remove generator -remove top -remove src -remove amaranth.hierarchy -remove amaranth.decoding -remove unused_bits"
 
 _HEADER = re.compile(r"^module (\\\S+ |\w+)", re.MULTILINE)
 _TRIGGER = re.compile(r"\\\$auto\$verilog_backend\.cc:\d+:dump_module\$\d+ ")  # Yosys' aid for event-driven simulators, numbered anew
+_INNER = re.compile(r"\\\$(?:procmux|procdff|auto)\S* ")  # names that Yosys numbers through the whole design
+_PORT = re.compile(r"\\port\$\d+\$\d+ ")
+_CONNECTED = re.compile(r"\.(\\port\$\d+\$\d+ )\(")
+_INSTANCE = re.compile(r"^  (?P<module>\w+) (?:\\?\S+) +\(\n.*?^  \);", re.MULTILINE | re.DOTALL)
 _ESCAPED_MODULE = r"\\(?P<path>{top}(?:\.[\w$]+)+) "
 
 
@@ -27,7 +31,7 @@ def convert(design, name, ports):
               "write_verilog -norename"]
     yosys = find_yosys(lambda version: version >= (0, 40))
     text = yosys.run(["-q", "-"], "\n".join(script), ignore_warnings=True)
-    return merge_equal(modules_of(text, name))
+    return merge_equal(plain_ports(modules_of(text, name)))
 
 
 def modules_of(text, top):
@@ -43,6 +47,25 @@ def modules_of(text, top):
             raise ValueError(f"module names must differ after escaping, but {name} comes twice")
         found[name] = body
     return found
+
+
+def plain_ports(modules):
+    """Ports that carry a slice of an outer signal, and inner nets, have no name of their own; number them inside each module."""
+    names = {name: {} for name in modules}
+    for name, body in modules.items():
+        for port in _PORT.findall(_CONNECTED.sub("", body)):
+            names[name].setdefault(port, f"slice_{len(names[name])}")
+    out = {}
+    for name, body in modules.items():
+        def connections(match):
+            inner = names.get(match["module"], {})
+            return _CONNECTED.sub(lambda port: f".{inner[port[1]]} (" if port[1] in inner else port[0], match[0])
+
+        body = _INSTANCE.sub(connections, body)
+        body = _PORT.sub(lambda port, own=names[name]: own[port[0]] + " ", body)
+        nets = {}
+        out[name] = _INNER.sub(lambda net, own=nets: own.setdefault(net[0], f"net_{len(own)} "), body)
+    return out
 
 
 def merge_equal(modules):
