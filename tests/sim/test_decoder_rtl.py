@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from intaglio.gen.checkpoint import Ternary
-from intaglio.gen.decoder import write
+from intaglio.gen.decoder import generate
 from intaglio.gen.images import images
 from intaglio.gen.model import ModelConfig
 from intaglio.gen.presets import config_for
@@ -62,17 +62,21 @@ class Bench:
 
     def __init__(self, case, folder):
         self.case, self.folder = case, folder
-        write(self.quantised(self.checkpoint(0)), folder / "generated", preset="small", tell=lambda *_: None)
+        generate(self.scaled(self.checkpoint(0)), "small", folder / "generated", **case.widths)
         self.library = build(folder / "generated", cache=CACHE, rom="rom")
         self.used = 0
 
     def checkpoint(self, seed, **changes):
         return random_checkpoint(ModelConfig(**{**self.case.model, **changes}), seed)
 
-    def quantised(self, checkpoint):
-        """The checkpoint's integers, its embedding scaled to the case's range."""
+    def scaled(self, checkpoint):
+        """The checkpoint with its embedding brought to the case's range."""
         embed = checkpoint.embed * np.float32(self.case.embed / np.abs(checkpoint.embed).max())
-        checkpoint = dataclasses.replace(checkpoint, embed=embed.astype(np.float32))
+        return dataclasses.replace(checkpoint, embed=embed.astype(np.float32))
+
+    def quantised(self, checkpoint):
+        """The integers of a checkpoint for this build."""
+        checkpoint = self.scaled(checkpoint)
         return quantise(checkpoint, config_for(checkpoint.config, "small", **self.case.widths))
 
     def simulation(self, roms):
