@@ -1,7 +1,7 @@
 """The main job: the shipped model becomes Verilog, generates text in simulation, and is compared with the exact model token by token.
 
-Ends with a table and writes it to ``run.json`` in the build folder. The bits per byte are kept from run to run while neither the model nor the
-code that computes them changes.
+Ends with a table and writes it to ``run.json`` in the build folder. The bits per byte are kept from run to run while neither the
+model nor the code that computes them changes.
 """
 
 import argparse

@@ -12,20 +12,24 @@ def register(subparsers):
     decoder = kinds.add_parser("decoder", help="the whole decoder of a checkpoint",
                                description="Write Verilog, ROM images and manifest of the whole decoder of a checkpoint.")
     decoder.add_argument("--model", required=True, metavar="DIR", help="checkpoint folder: config.json and model.safetensors")
-    decoder.add_argument("--preset", default="desk", metavar="NAME", help="widths of the units (default desk; 'list' shows all)")
+    decoder.add_argument("--preset", default="desk", metavar="NAME", help="widths of the units, default desk; see 'intaglio gen presets'")
     decoder.add_argument("-o", "--out", required=True, metavar="DIR", help="output folder")
     decoder.add_argument("--set", action="append", default=[], metavar="WIDTH=VALUE", help="change one width of the preset")
     decoder.set_defaults(run=run_decoder)
+    presets = kinds.add_parser("presets", help="list the presets", description="List the presets of the decoder.")
+    presets.set_defaults(run=run_presets)
+
+
+def run_presets(args):
+    from intaglio.gen.presets import PRESETS
+
+    for name, preset in PRESETS.items():
+        sys.stdout.write(f"{name:10} {preset.description}\n")
 
 
 def run_decoder(args):
     from intaglio.gen.decoder import generate
-    from intaglio.gen.presets import PRESETS
 
-    if args.preset == "list":
-        for name, preset in PRESETS.items():
-            sys.stdout.write(f"{name:10} {preset.description}\n")
-        return
     widths = {}
     for text in args.set:
         name, separator, value = text.partition("=")

@@ -20,7 +20,6 @@ __all__ = ["TokenCycles", "operations", "token_cycles"]
 _VECTOR = {Op.EMBED: Kind.EMBED, Op.NORM8: Kind.NORM8, Op.NORM16: Kind.NORM16, Op.ROPE: Kind.ROPE, Op.DRAIN: Kind.DRAIN}
 _PHASE = {Op.EMBED: "embed", Op.NORM8: "norm", Op.NORM16: "norm", Op.LINEAR: "linear", Op.ROPE: "rotary", Op.ATTEND: "attention",
           Op.DRAIN: "attention", Op.HEAD: "head"}
-_IDLE_AFTER = {Wait.LINEAR: 2, Wait.VECTOR: 1, Wait.PASS_A: 1, Wait.ATTENTION: 1}  # cycles from the last busy cycle to a start
 
 
 @dataclass
@@ -48,11 +47,11 @@ def token_cycles(model, position, *, want=True, program=None):
     """
     config = model.config
     out = TokenCycles()
-    free = dict.fromkeys(Wait, 0)  # first cycle in which the unit may be started again
+    free = dict.fromkeys((Wait.LINEAR, Wait.VECTOR, Wait.PASS_A, Wait.ATTENTION), 0)  # first cycle in which the unit may be started again
     phase, now = "embed", 1  # cycle 0 is BEGIN
     out.phases["embed"] += 1
     for word in program or layer_program(model):
-        start = max([now, *(free[wait] for wait in _IDLE_AFTER if wait in word.wait)])
+        start = max([now, *(free[wait] for wait in free if wait in word.wait)])
         out.phases[phase] += start - now
         now = start
         out.phases[phase] += 1  # the cycle of issue belongs to the phase before
@@ -65,15 +64,15 @@ def token_cycles(model, position, *, want=True, program=None):
         now += 1
         if word.op in _VECTOR:
             busy = VectorUnit.cycles(config, _VECTOR[word.op], word.e)
-            free[Wait.VECTOR] = start + busy + _IDLE_AFTER[Wait.VECTOR] + (word.op is Op.EMBED)
-            free[Wait.PASS_A] = start + _pass_a(config, word) + _IDLE_AFTER[Wait.PASS_A]
+            free[Wait.VECTOR] = start + busy + 1
+            free[Wait.PASS_A] = start + _pass_a(config, word) + 1
         elif word.op is Op.LINEAR:
             busy = word.m * word.e + LinearUnit.FILL
             out.linear_busy += busy
-            free[Wait.LINEAR] = start + busy + _IDLE_AFTER[Wait.LINEAR]
+            free[Wait.LINEAR] = start + busy + 1
         elif word.op in (Op.ATTEND, Op.HEAD):
             busy = attend_cycles(config, position) if word.op is Op.ATTEND else head_cycles(config)
-            free[Wait.ATTENTION] = start + busy + _IDLE_AFTER[Wait.ATTENTION]
+            free[Wait.ATTENTION] = start + busy + 1
         elif word.op in ALU_OPS:
             wait = ScalarAlu.LATENCY[ALU_OPS[word.op]]
             out.phases[phase] += wait

@@ -1,10 +1,10 @@
 """Named widths of the units. A preset says how wide; the model says what."""
 
+from dataclasses import dataclass, field
+
 from intaglio.gen.quantised import decoder_config
 
 __all__ = ["PRESETS", "Preset", "config_for"]
-
-from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from amaranth.back import rtlil
 
 __all__ = ["convert", "merge_equal", "modules_of"]
 
-# Unlike verilog.convert's passes, these keep clock enables: `if (en) q <= d`, which Verilator runs more than twice as fast as a copy of every
-# register in every cycle.
+# Unlike verilog.convert's passes, these keep clock enables: `if (en) q <= d`, which Verilator runs more than twice as fast as a copy
+# of every register in every cycle.
 _PASSES = ("proc -norom", "opt_clean", "opt_dff", "opt_clean", "memory_collect")
 _ATTRIBUTES = "-remove generator -remove top -remove src -remove amaranth.hierarchy -remove amaranth.decoding -remove unused_bits"
 
@@ -81,5 +81,5 @@ def merge_equal(modules):
         if not renamed:
             return modules
         instance = re.compile(r"^  (" + "|".join(map(re.escape, renamed)) + r")(?= )", re.MULTILINE)
-        modules = {name: instance.sub(lambda match: f"  {renamed[match[1]]}", body)
+        modules = {name: instance.sub(lambda match, names=renamed: f"  {names[match[1]]}", body)
                    for name, body in modules.items() if name not in renamed}

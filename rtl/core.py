@@ -11,7 +11,7 @@ from intaglio.rtl.numerics import XS_BITS, ZERO_EXPONENT
 from intaglio.rtl.program import Op, Phase
 from intaglio.rtl.scalar import bit_length
 from intaglio.rtl.sequencer import Sequencer
-from intaglio.rtl.ternary.linear import LinearUnit, Mode
+from intaglio.rtl.ternary.linear import LinearUnit
 from intaglio.rtl.vector.unit import Destination, Kind, VectorUnit
 
 __all__ = ["DecoderCore"]
@@ -107,10 +107,10 @@ class DecoderCore(wiring.Component):
                     m.d.comb += vector.kind.eq(kind)
 
         # -- magnitudes of the residual and of the results, as shifts
-        for_results, in_vector = Signal(), Signal()
+        in_vector = Signal()
         draining = Signal()
         with m.If(s.start_linear):
-            m.d.sync += [for_results.eq(s.rd != Mode.RESIDUAL.value), in_vector.eq(0)]
+            m.d.sync += in_vector.eq(0)
         with m.If(s.start_vector & (s.op == Op.EMBED)):
             m.d.sync += in_vector.eq(1)
         with m.If(s.start_vector & (s.op == Op.DRAIN)):
@@ -120,15 +120,11 @@ class DecoderCore(wiring.Component):
         x_or, r_or = Signal(31), Signal(c.result_bits - 1)
         m.d.comb += [x_or.eq(Mux(in_vector, vector.w_or, linear.x_or)), r_or.eq(linear.r_or)]
         x_bits, r_bits = bit_length(m, x_or, "x_bits"), bit_length(m, r_or, "r_bits")
-        x_shift, r_shift = Signal(6), Signal(6)
         limit = XS_BITS - 1
         m.d.comb += [
-            x_shift.eq(Mux(x_bits > limit, x_bits - limit, 0)),
-            r_shift.eq(Mux((r_bits > limit) & ~draining, r_bits - limit, 0)),
+            s.x_shift.eq(Mux(x_bits > limit, x_bits - limit, 0)),
+            s.r_shift.eq(Mux((r_bits > limit) & ~draining, r_bits - limit, 0)),
         ]
-        with m.If(in_vector | ~for_results):
-            m.d.sync += s.x_shift.eq(x_shift)
-        m.d.sync += s.r_shift.eq(r_shift)
 
         # -- buffers: the linear unit and the vector unit take turns
         m.d.comb += [

@@ -7,9 +7,29 @@ import math
 from dataclasses import dataclass
 
 __all__ = [
-    "EXP_FRACTION", "EXP_TABLE", "GAIN_MAX", "INT8_MAX", "INT16_MAX", "INVERSE", "INT8_NUMERATOR", "INT16_NUMERATOR",
-    "INT8_SHIFT", "INT16_SHIFT", "OPERAND_SHIFT", "MANTISSA", "PHASE_BITS", "RESIDUAL_FRACTION", "ROTARY_ONE", "Scalar",
-    "rotary_increment", "rotary_pair", "SINE_TABLE", "XS_BITS", "T_BITS", "ZERO_EXPONENT", "normalise",
+    "EXP_FRACTION",
+    "EXP_TABLE",
+    "GAIN_MAX",
+    "INT8_MAX",
+    "INT8_NUMERATOR",
+    "INT8_SHIFT",
+    "INT16_MAX",
+    "INT16_NUMERATOR",
+    "INT16_SHIFT",
+    "INVERSE",
+    "MANTISSA",
+    "OPERAND_SHIFT",
+    "PHASE_BITS",
+    "RESIDUAL_FRACTION",
+    "ROTARY_ONE",
+    "SINE_TABLE",
+    "T_BITS",
+    "XS_BITS",
+    "ZERO_EXPONENT",
+    "Scalar",
+    "normalise",
+    "rotary_increment",
+    "rotary_pair",
 ]
 
 INT8_MAX, INT16_MAX = 127, 32767

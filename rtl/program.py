@@ -10,7 +10,7 @@ from amaranth.lib import data, enum
 
 from intaglio.rtl.numerics import Scalar
 
-__all__ = ["Instruction", "Layout", "Op", "PHASES", "Phase", "REGISTERS", "WORD_BITS", "Wait"]
+__all__ = ["PHASES", "REGISTERS", "WORD_BITS", "Instruction", "Layout", "Op", "Phase", "Wait"]
 
 REGISTERS = 8  # scalar registers
 

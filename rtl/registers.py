@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.program import PHASES
 
-__all__ = ["ADDRESS_BITS", "AxiLite", "MAGIC", "REGISTER_MAP", "Register", "VERSION"]
+__all__ = ["ADDRESS_BITS", "MAGIC", "REGISTER_MAP", "VERSION", "AxiLite", "Register"]
 
 MAGIC = 0x494E5447  # "INTG"
 VERSION = 1

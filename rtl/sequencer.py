@@ -13,9 +13,10 @@ from intaglio.rtl.program import REGISTERS, WORD_BITS, Layout, Op, Phase, Wait
 from intaglio.rtl.rom import Rom
 from intaglio.rtl.scalar import AluOp, ScalarAlu, ScalarLayout
 
-__all__ = ["ALU_OPS", "Command", "NO_TOKEN", "Sequencer"]
+__all__ = ["ALU_OPS", "NO_TOKEN", "Command", "Sequencer"]
 
 Command = data.StructLayout({"token": 16, "run": 8, "top": 5, "reserved": 1, "want": 1, "first": 1})
+_Held = data.StructLayout({"token": 16, "run": 8, "top": 5, "want": 1})
 NO_TOKEN = 0xFFFF  # in a result's first word: the context is full
 
 _UNITS = {Op.EMBED: (Wait.VECTOR, Phase.EMBED), Op.NORM8: (Wait.VECTOR, Phase.NORM), Op.NORM16: (Wait.VECTOR, Phase.NORM),
@@ -35,8 +36,8 @@ class Sequencer(wiring.Component):
     op, m, e, rd : fields of the word being started; ``start`` has a bit per unit (linear, vector, attention), for one cycle.
     linear_busy, vector_busy, a_busy, attention_busy : units at work; each may rise up to two cycles after its start.
     token, position, layer : of the token under way. ``begin`` is high for one cycle as it begins.
-    scale : scalar register ``ra`` of the last LINEAR, as it stands (the next word may still set it); ``q_scale``, ``q_base``: query scale of the last ROPE and the exponent
-        that a query has before its own shift is added.
+    scale : scalar register ``ra`` of the last LINEAR, as it stands (the next word may still set it).
+    q_scale, q_base : query scale of the last ROPE, and the exponent that a query has before its own shift is added.
     store_key, store_value, store_head, store : scale writes of the KV cache.
     active, phase, overflow : for the counters; ``overflow`` is high for one cycle when a token does not fit the context.
 
@@ -82,23 +83,19 @@ class Sequencer(wiring.Component):
         m.d.comb += [pc_next.eq(pc), rom.addr.eq(pc_next)]
         m.d.sync += pc.eq(pc_next)
 
-        held = Signal(Command)  # of the command under way; run counts down
+        held = Signal(_Held)  # of the command under way; run counts down
         command = data.View(Command, self.command_data)
         last_token = Signal(16)
 
-        # -- which units are idle: a start is remembered for a cycle, and what writes the residual or the results settles their shift
+        # -- which units are idle: a start is remembered for a cycle
         recent = {name: Signal(name=f"recent_{name}") for name in ("linear", "vector", "attention")}
         starting = {"linear": self.start_linear, "vector": self.start_vector, "attention": self.start_attend | self.start_head}
         for name, signal in recent.items():
             m.d.sync += signal.eq(starting[name])
-        settling = Signal()
-        m.d.sync += settling.eq(self.linear_busy)
-        embedding, embed_settling = Signal(), Signal()
-        m.d.sync += embed_settling.eq(self.vector_busy & embedding)
         waiting = Signal(4)
         m.d.comb += waiting.eq(Cat(
-            self.linear_busy | recent["linear"] | settling,
-            self.vector_busy | recent["vector"] | embed_settling,
+            self.linear_busy | recent["linear"],
+            self.vector_busy | recent["vector"],
             self.a_busy | recent["vector"],
             self.attention_busy | recent["attention"],
         ) & word.wait)
@@ -143,7 +140,10 @@ class Sequencer(wiring.Component):
             with m.State("IDLE"):
                 m.d.comb += self.command_ready.eq(1)
                 with m.If(self.command_valid):
-                    m.d.sync += [held.eq(command), held.want.eq(command.want | (command.run != 0)), self.phase.eq(Phase.EMBED)]
+                    m.d.sync += [
+                        held.token.eq(command.token), held.run.eq(command.run), held.top.eq(command.top),
+                        held.want.eq(command.want | (command.run != 0)), self.phase.eq(Phase.EMBED),
+                    ]
                     with m.If(command.first):
                         m.d.sync += self.position.eq(0)
                     with m.If(command.top > self.config.top_k):
@@ -175,7 +175,6 @@ class Sequencer(wiring.Component):
                                 m.d.sync += self.phase.eq(phase)
                                 if unit is Wait.VECTOR:
                                     m.d.comb += self.start_vector.eq(1)
-                                    m.d.sync += embedding.eq(op is Op.EMBED)
                                 elif unit is Wait.LINEAR:
                                     m.d.comb += self.start_linear.eq(1)
                                     m.d.sync += scale_register.eq(word.ra)

@@ -139,7 +139,7 @@ class ExactDecoder:
         return (x + y).clamp(-(1 << 31), (1 << 31) - 1)
 
     def _layer(self, x, index, rotary):
-        c, (weights, gains, constants) = self.config, self.layers[index]
+        weights, gains, constants = self.layers[index]
         n = len(x)
 
         def scaled(scale, name):

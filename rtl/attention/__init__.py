@@ -3,4 +3,4 @@
 from .cache import RAM_VERILOG
 from .unit import EMBEDDING_LATENCY, AttentionUnit, attend_cycles, head_cycles
 
-__all__ = ["AttentionUnit", "EMBEDDING_LATENCY", "RAM_VERILOG", "attend_cycles", "head_cycles"]
+__all__ = ["EMBEDDING_LATENCY", "RAM_VERILOG", "AttentionUnit", "attend_cycles", "head_cycles"]

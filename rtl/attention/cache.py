@@ -5,7 +5,7 @@ from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["KvCache", "Ram", "RAM_VERILOG", "index_bits"]
+__all__ = ["RAM_VERILOG", "KvCache", "Ram", "index_bits"]
 
 RAM_VERILOG = """\
 // Memory with one write and one read port, latency 1; a read returns the word before a write in the same cycle.

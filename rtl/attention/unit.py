@@ -10,7 +10,7 @@ from .array import MacArray, add_tree, product_bits, tree_stages
 from .cache import KvCache, Ram, index_bits
 from .softmax import EXPONENT_BITS, SCORE_BITS, Scores, Weights
 
-__all__ = ["AttentionUnit", "EMBEDDING_LATENCY", "attend_cycles", "head_cycles"]
+__all__ = ["EMBEDDING_LATENCY", "AttentionUnit", "attend_cycles", "head_cycles"]
 
 EMBEDDING_LATENCY = 2  # cycles from emb_index to emb_data
 LOGIT_BITS = 32
@@ -120,7 +120,7 @@ class AttentionUnit(wiring.Component):
         self.operand_addr = Signal(index_bits(config.head_groups))
         self.word_addr = Signal(index_bits(words))
         left, wait = Signal.like(self.position), Signal(4)
-        kv_head = Array((g * config.attention_heads // config.group for g in range(config.head_groups)))
+        kv_head = Array(g * config.attention_heads // config.group for g in range(config.head_groups))
         group = Signal.like(self.group)
         with m.FSM() as fsm:
             with m.State("IDLE"):
