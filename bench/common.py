@@ -12,6 +12,7 @@ from intaglio.gen.decoder import generate
 from intaglio.gen.presets import config_for
 from intaglio.gen.quantised import quantise
 from intaglio.host import open as open_device
+from intaglio.host.sampling import Sampler
 from intaglio.sim.exact import ExactDecoder
 from intaglio.sim.loading import float_decoder
 
@@ -50,16 +51,21 @@ class Job:
         return open_device(f"sim:{self.folder}", progress=self.progress)
 
 
-def equal_to_exact(model, prompt, generated):
-    """How many of ``generated`` tokens are those of the exact model's greedy continuation of ``prompt``.
+def equal_to_exact(model, prompt, generated, **sampling):
+    """How many of ``generated`` tokens are those of the exact model's continuation of ``prompt``, greedy or drawn with ``sampling``.
 
     The exact model sees the prompt and the generated tokens at once; the first token at which it would have chosen another ends the count.
     """
-    decoder = ExactDecoder(model)
-    logits, _ = decoder.step([*prompt, *generated[:-1]])
-    chosen = logits.argmax(1)[len(prompt) - 1:]  # argmax takes the first, that is the lowest token, of equal logits
-    different = (chosen != torch.as_tensor(generated)).nonzero()
-    return int(different[0, 0]) if len(different) else len(generated)
+    logits, units = ExactDecoder(model).step([*prompt, *generated[:-1]])
+    sampler = Sampler(**sampling, limit=model.config.top_k)
+    for count, token in enumerate(generated):
+        row, unit = logits[len(prompt) - 1 + count], float(units[len(prompt) - 1 + count])
+        best = torch.sort(row, descending=True, stable=True)  # the lower token first among equals
+        top = slice(0, 1 if sampler.greedy else sampler.top_k)
+        chosen = best.indices[0] if sampler.greedy else sampler.draw(best.indices[top].numpy(), best.values[top].numpy() * unit)
+        if int(chosen) != token:
+            return count
+    return len(generated)
 
 
 def prompts_of(text, count, length):

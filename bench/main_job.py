@@ -18,10 +18,10 @@ from intaglio import Error
 from intaglio.gen.cycles import operations
 from intaglio.sim.corpus import Corpus, xz_bits_per_byte
 
-PROMPTS = (
-    "def read_header(self, stream):\n    \"\"\"Read ",
-    "class Connection:\n    \"\"\"A connection to ",
-    "import os\nimport sys\n\ndef main():\n    parser = argparse.",
+RUNS = (  # prompts and how to continue them
+    ("def read_header(self, stream):\n    \"\"\"Read ", {}),
+    ("class Connection:\n    \"\"\"A connection to ", {"temperature": 0.6, "seed": 1}),
+    ("import os\nimport sys\n\ndef main(", {"temperature": 0.6, "seed": 2}),
 )
 TOKENS = 160
 CONTEXT_STATED = 128
@@ -54,11 +54,11 @@ def generate_text(job, progress):
              "decode_results": 0}
     with job.open() as device:
         progress.say("simulation ready")
-        for prompt in PROMPTS:
+        for prompt, sampling in RUNS:
             tokens, generated = [0, *prompt.encode()], []
-            sys.stdout.write("\n" + prompt)
+            sys.stdout.write(f"\n--- {'greedy' if not sampling else sampling}\n{prompt}")
             began = time.monotonic()
-            for token in device.generate_tokens(tokens, TOKENS):
+            for token in device.generate_tokens(tokens, TOKENS, **sampling):
                 generated.append(token)
                 sys.stdout.write(bytes([token]).decode("ascii", "replace"))
                 sys.stdout.flush()
@@ -66,7 +66,7 @@ def generate_text(job, progress):
             sys.stdout.write("\n")
             counters = device.counters()
             total["tokens"] += len(generated)
-            total["tokens_equal"] += equal_to_exact(job.quantised, tokens, generated)
+            total["tokens_equal"] += equal_to_exact(job.quantised, tokens, generated, **sampling)
             total["processed"] += counters["tokens"]
             total["prefill_cycles"] += device.last["cycles_prefill"]
             total["decode_cycles"] += device.last["cycles_decode"]

@@ -10,7 +10,7 @@ import lzma
 import sysconfig
 from pathlib import Path
 
-__all__ = ["Corpus", "HELD_OUT_BELOW", "xz_bits_per_byte"]
+__all__ = ["HELD_OUT_BELOW", "Corpus", "xz_bits_per_byte"]
 
 HELD_OUT_BELOW = 4
 SEPARATOR = b"\0"  # between files; also the token that begins a prompt
