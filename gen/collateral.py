@@ -71,7 +71,7 @@ def core_file(files):
 
 def c_header(digest):
     lines = ["/* Registers of intaglio_decoder: byte offsets on the AXI4-Lite port. */", "#ifndef INTAGLIO_DECODER_H",
-             "#define INTAGLIO_DECODER_H", "", f"#define INTAGLIO_DIGEST 0x{digest[:8]}u"]
+             "#define INTAGLIO_DECODER_H", "", f"#define INTAGLIO_EXPECTED_DIGEST 0x{digest[:8]}u /* value of the register digest */"]
     for r in REGISTER_MAP:
         lines.append(f"#define INTAGLIO_{r.name.upper()} 0x{r.offset:02x}u /* {r.access}: {r.description} */")
     lines += ["", "#endif", ""]

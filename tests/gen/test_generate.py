@@ -1,0 +1,189 @@
+"""Generated folders: reproducible, complete, clean for Verilator's linter and for Yosys, refused where they would destroy something."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from intaglio import Error
+from intaglio.gen.checkpoint import save_checkpoint
+from intaglio.gen.decoder import generate
+from intaglio.gen.model import ModelConfig
+from intaglio.gen.synthetic import random_checkpoint
+from intaglio.host.manifest import Manifest
+from intaglio.sim.verilator import find_tools
+
+pytestmark = pytest.mark.slow
+
+MODEL = ModelConfig(vocab_size=61, hidden_size=96, intermediate_size=192, num_hidden_layers=2, num_attention_heads=6,
+                    num_key_value_heads=2, head_dim=16)
+WIDTHS = {"desk": {"context": 32, "lane_width": 32}, "ulx3s": {"context": 30, "lane_width": 48},
+          "small": {"context": 4, "attention_heads": 3, "top_k": 1}}
+ONE_PROCESS = "import sys; from intaglio.gen.decoder import generate; generate(sys.argv[1], 'desk', sys.argv[2], context=32, lane_width=32)"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Generated folders by preset, and the checkpoint's folder as ``model``."""
+    root = tmp_path_factory.mktemp("generated")
+    save_checkpoint(root / "model", random_checkpoint(MODEL))
+    for preset, widths in WIDTHS.items():
+        generate(root / "model", preset, root / preset, **widths)
+    return root
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def lint(folder, waivers="lint.vlt"):
+    """Names of Verilator's warnings."""
+    tools = find_tools()
+    result = subprocess.run([tools.verilator, "--lint-only", "-Wall", "--top-module", "intaglio_decoder", waivers,
+                             *sorted(path.relative_to(folder) for path in folder.glob("rtl/*.v"))],
+                            cwd=folder, env={**os.environ, "VERILATOR_ROOT": str(tools.root)}, capture_output=True, text=True)
+    found = re.findall(r"^%(?:Warning|Error)(?:-(\w+)|: (?!Exiting))", result.stderr + result.stdout, re.MULTILINE)
+    assert bool(found) == bool(result.returncode)
+    return set(found), result.stderr[:2000]
+
+
+def test_the_same_bytes_in_another_process(folders, tmp_path):
+    expected = contents(folders / "desk")
+    for seed in ("1", "2"):
+        subprocess.run([sys.executable, "-c", ONE_PROCESS, folders / "model", tmp_path / seed], check=True,
+                       env={**os.environ, "PYTHONHASHSEED": seed}, cwd=tmp_path)
+        assert contents(tmp_path / seed) == expected
+
+
+@pytest.mark.parametrize("preset", WIDTHS)
+def test_lint_is_clean(folders, preset):
+    found, text = lint(folders / preset)
+    assert not found, text
+
+
+def test_every_waiver_is_needed(folders, tmp_path):
+    (tmp_path / "none.vlt").write_text("`verilator_config\n")
+    found = set().union(*(lint(folders / preset, tmp_path / "none.vlt")[0] for preset in WIDTHS))
+    waived = re.findall(r"^lint_off -rule (\w+)$", (folders / "desk" / "lint.vlt").read_text(), re.MULTILINE)
+    assert sorted(waived) == sorted(found)
+
+
+@pytest.mark.parametrize("preset", WIDTHS)
+def test_yosys_accepts_it(folders, preset):
+    files = " ".join(sorted(f"rtl/{path.name}" for path in (folders / preset / "rtl").iterdir()))
+    script = ["from pyosys import libyosys", "design = libyosys.Design()"]
+    script += [f"libyosys.run_pass({step!r}, design)" for step in (
+        f"read_verilog {files}", "hierarchy -check -top intaglio_decoder", "proc", "check -assert")]
+    result = subprocess.run([sys.executable, "-c", "\n".join(script)], cwd=folders / preset, capture_output=True, text=True)
+    assert result.returncode == 0 and "ERROR" not in result.stdout, (result.stdout + result.stderr)[-2000:]
+    warnings = re.findall("Warning: (?!Replacing memory).*", result.stdout + result.stderr)  # those are a few words only
+    assert not warnings, warnings[:5]
+
+
+@pytest.mark.parametrize("preset", WIDTHS)
+def test_the_folder_is_complete(folders, preset):
+    folder = folders / preset
+    manifest = Manifest.read(folder)
+    raw = yaml.safe_load((folder / "manifest.json").read_text())
+    listed = {name for names in raw["files"].values() for name in names}
+    assert listed | {"manifest.json", "intaglio_decoder.core", "intaglio_decoder.h"} == set(contents(folder))
+    assert manifest.top == "intaglio_decoder" and manifest.model["vocab_size"] == 61
+    assert len(raw["files"]["rom"]) == raw["config"]["lanes"] + 5
+    assert 30 <= len(raw["files"]["verilog"]) <= 60
+    for name in raw["files"]["verilog"]:
+        text = (folder / name).read_text()
+        assert re.findall(r"^module (\w+)", text, re.MULTILINE) == [Path(name).stem]
+        assert str(folder) not in text and "src = " not in text
+    used = set().union(*(re.findall(r"^  (intaglio_\w+) (?:#\(|\S+ +\()", (folder / name).read_text(), re.MULTILINE)
+                         for name in raw["files"]["verilog"]))
+    assert used | {"intaglio_decoder"} == {Path(name).stem for name in raw["files"]["verilog"]}
+
+
+def test_a_rom_has_as_many_words_as_its_instance_says(folders):
+    text = "".join(path.read_text() for path in sorted((folders / "desk" / "rtl").glob("*.v")))
+    instances = re.findall(r'\.DEPTH\(32\'d(\d+)\),\s+\.FILE\("(\w+\.hex)"\)', text)
+    found = {name: int(depth) for depth, name in instances}
+    words = {path.name: len(path.read_text().split()) for path in (folders / "desk" / "rom").iterdir()}
+    assert found == words
+
+
+def test_core_file_and_header(folders, tmp_path):
+    folder = folders / "desk"
+    core = (folder / "intaglio_decoder.core").read_text()
+    assert core.startswith("CAPI=2:\n")
+    described = yaml.safe_load(core.split("\n", 1)[1])
+    named = [name for part in described["filesets"].values() for entry in part["files"]
+             for name in ([entry] if isinstance(entry, str) else entry)]
+    assert all((folder / name).is_file() for name in named) and len(named) == len(set(named)) > 30
+    assert described["targets"]["default"]["toplevel"] == "intaglio_decoder"
+    manifest = Manifest.read(folder)
+    checks = [f'#include "{folder / "intaglio_decoder.h"}"',
+              f'_Static_assert(INTAGLIO_EXPECTED_DIGEST == {manifest.digest_word}u, "digest");']
+    checks += [f'_Static_assert(INTAGLIO_{name.upper()} == {register.offset}, "{name}");'
+               for name, register in manifest.registers.items()]
+    (tmp_path / "header.c").write_text("\n".join(checks) + "\n")
+    subprocess.run(["gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", tmp_path / "header.c"], check=True)
+
+
+def test_another_weight_is_another_digest(folders, tmp_path):
+    other = random_checkpoint(MODEL)
+    other.layers[1].matrices["down"].weights[-1, -1] ^= 1
+    manifest = generate(other, "desk", tmp_path / "out", **WIDTHS["desk"])
+    assert manifest["digest"] != Manifest.read(folders / "desk").digest
+    one, two = contents(folders / "desk"), contents(tmp_path / "out")
+    changed = {name for name in one if one[name] != two[name]}
+    roms = {name for name in changed if name.startswith("rom/")}
+    assert len(roms) == 1 and changed - roms == {"manifest.json", "intaglio_decoder.h", "rtl/intaglio_decoder.v"}
+
+
+def test_only_an_earlier_output_is_replaced(folders, tmp_path):
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for target in (foreign, tmp_path / "file"):
+        with pytest.raises(Error, match="must be empty or an earlier output"):
+            generate(folders / "model", "small", target, **WIDTHS["small"])
+    assert (foreign / "notes.txt").read_text() == "mine"
+    with pytest.raises(Error, match="cannot write the output folder"):
+        generate(folders / "model", "small", tmp_path / "file" / "out", **WIDTHS["small"])
+
+    steps = []
+    out = tmp_path / "out"
+    out.mkdir()
+    generate(folders / "model", "small", out, progress=lambda text, share: steps.append(share), **WIDTHS["small"])
+    assert steps == sorted(steps) and (steps[0], steps[-1]) == (0.0, 1.0)
+    (out / "rtl" / "stale.v").write_text("")
+    generate(folders / "model", "small", out, **WIDTHS["small"])
+    assert contents(out) == contents(folders / "small")
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".partial")] == []
+
+
+def test_an_unchanged_output_is_kept(folders, tmp_path):
+    out = tmp_path / "out"
+    generate(folders / "model", "small", out, **WIDTHS["small"])
+
+    def regenerated(**widths):
+        steps = []
+        generate(folders / "model", "small", out, reuse=True, progress=lambda text, share: steps.append(text), **widths)
+        return "written" in steps
+
+    assert not regenerated(**WIDTHS["small"])
+    with (out / "rom" / "gains.hex").open("a") as file:
+        file.write("0\n")
+    assert regenerated(**WIDTHS["small"]) and contents(out) == contents(folders / "small")
+    assert regenerated(**{**WIDTHS["small"], "top_k": 2}) and not regenerated(**{**WIDTHS["small"], "top_k": 2})
+
+
+@pytest.mark.parametrize(("preset", "widths", "message"), [
+    ("tiny", {}, "preset must be one of desk"), ("desk", {"width": 1}, "a width must be one of context"),
+    ("desk", {"context": 4096}, "max_position_embeddings = 2048"), ("small", {"top_k": 62}, "at most vocab = 61"),
+    ("desk", {"lane_width": 50}, "lane_width must divide hidden = 96")])
+def test_wrong_widths_are_told(folders, tmp_path, preset, widths, message):
+    with pytest.raises(ValueError, match=message):
+        generate(folders / "model", preset, tmp_path / "out", **widths)
+    assert not (tmp_path / "out").exists()
