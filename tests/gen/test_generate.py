@@ -1,4 +1,4 @@
-"""Generated folders: reproducible, complete, clean for Verilator's linter and for Yosys, refused where they would destroy something."""
+"""Generated folders: reproducible, complete, clean for Verilator's linter and for Yosys; foreign folders are left alone."""
 
 import os
 import re
@@ -23,7 +23,8 @@ MODEL = ModelConfig(vocab_size=61, hidden_size=96, intermediate_size=192, num_hi
                     num_key_value_heads=2, head_dim=16)
 WIDTHS = {"desk": {"context": 32, "lane_width": 32}, "ulx3s": {"context": 30, "lane_width": 48},
           "small": {"context": 4, "attention_heads": 3, "top_k": 1}}
-ONE_PROCESS = "import sys; from intaglio.gen.decoder import generate; generate(sys.argv[1], 'desk', sys.argv[2], context=32, lane_width=32)"
+ONE_PROCESS = ("import sys; from intaglio.gen.decoder import generate; "
+               "generate(sys.argv[1], 'desk', sys.argv[2], context=32, lane_width=32)")
 
 
 @pytest.fixture(scope="module")
