@@ -74,6 +74,8 @@ def build_bench(folder, *, cache=None):
                          always=True, log_file=work / "log")
         except RuntimeError as fault:
             raise BuildError(f"the build for cocotb failed: {(work / 'log').read_text()[-2000:]}") from fault
+        for path in (work / "bench").glob("*.gch"):
+            path.unlink()
         try:
             os.rename(work / "bench", entry)
         except OSError:
