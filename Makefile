@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 BUILD ?= build
 MODEL ?= models/burin
 PRESET ?= desk
+FIRST := 3000x16x512,1200x8x1024,100x2x4096
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-quick bench lint train clean
 
@@ -15,7 +16,7 @@ setup: $(VENV)/.ready  ## make the virtual environment and install the project w
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "intaglio needs Python 3.11 or later, not " + sys.version.split()[0])'
-	@for tool in g++ perl; do command -v $$tool >/dev/null || { echo "intaglio needs $$tool: apt install g++ make perl"; exit 2; }; done
+	@command -v g++ >/dev/null || { echo "intaglio needs g++: apt install g++"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
@@ -37,7 +38,8 @@ lint: setup  ## ruff
 	@$(BIN)/ruff check .
 
 train: setup  ## train the shipped model anew (hours); writes build/train
-	@$(BIN)/python -m intaglio.sim.train --out $(BUILD)/train
+	@$(BIN)/python -m intaglio.sim.train --out $(BUILD)/train --schedule $(FIRST) --decay 1300
+	@$(BIN)/python -m intaglio.sim.train --out $(BUILD)/train --resume $(BUILD)/train/latent.pt --schedule $(FIRST),500x2x4096 --decay 1600
 	@$(BIN)/python -m intaglio.sim.export --latent $(BUILD)/train/latent.pt --out $(BUILD)/train/model
 
 clean:  ## remove what was built (not the virtual environment, not the cache of simulations)
