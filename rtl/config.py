@@ -40,7 +40,8 @@ class DecoderConfig:
     Raises
     ------
     ValueError
-        A parameter is out of range; the text says what must hold and what was given.
+        A parameter is out of range, or a count does not fit its field of the layer program or its counter in a unit; the text
+        says what must hold and what was given.
     """
 
     hidden: int
@@ -94,6 +95,17 @@ class DecoderConfig:
              f"attention_heads must divide heads / kv_heads = {self.group}, not {self.attention_heads!r}")
         need(self.top_k <= min(31, self.vocab), f"top_k must be in 1..31 and at most vocab = {self.vocab}, not {self.top_k}")
         need(0 <= self.embed_shift <= 24, f"embed_shift must be in 0..24, not {self.embed_shift!r}")
+        widest = max(self.hidden, self.intermediate)
+        for what, count, limit in (
+            ("hidden (its cubed sums must fit 64 bits)", self.hidden, 16384),
+            ("layers", self.layers, 1023),
+            ("heads + 2 * kv_heads", self.heads + 2 * self.kv_heads, 256),
+            ("max(hidden, intermediate) / vector_width", widest // self.vector_width, 1023),
+            ("max(hidden, intermediate) / lane_width", widest // self.lane_width, 1023),
+            ("max(qkv_rows, 2 * intermediate) / lanes", max(self.qkv_rows, 2 * self.intermediate) // self.lanes, 65535),
+            ("words of norm gains, (layers * (3 * hidden + intermediate) + hidden) / vector_width", self.gain_words, 65536),
+        ):
+            need(count <= limit, f"{what} must be at most {limit}, not {count}")
 
     # -- shape of the model
     @property
@@ -119,6 +131,11 @@ class DecoderConfig:
     def array(self):
         """Multipliers of the attention unit: ``attention_heads * head_dim``."""
         return self.attention_heads * self.head_dim
+
+    @property
+    def gain_words(self):
+        """Words of the ROM of norm gains: the four norms of each layer and the final norm."""
+        return (self.layers * (3 * self.hidden + self.intermediate) + self.hidden) // self.vector_width
 
     @property
     def head_groups(self):

@@ -4,7 +4,7 @@ from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from ..numerics import INT8_MAX, INT16_MAX
+from intaglio.rtl.numerics import INT8_MAX, INT16_MAX
 
 __all__ = ["MacArray", "add_tree", "product_bits", "tree_stages"]
 

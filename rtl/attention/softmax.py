@@ -5,14 +5,47 @@ from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from ..numerics import EXP_TABLE
-from .array import product_bits
+from intaglio.rtl.attention.array import product_bits
+from intaglio.rtl.numerics import EXP_TABLE
 
-__all__ = ["EXPONENT_BITS", "SCORE_BITS", "Scores", "Weights"]
+__all__ = ["EXPONENT_BITS", "SCORE_BITS", "Scaler", "Scores", "Weights"]
 
 SCORE_BITS = 18  # signed; log2 units with 8 fraction bits
 SCORE_MAX = (1 << SCORE_BITS - 1) - 1
 EXPONENT_BITS = 12  # signed exponent of a query
+
+
+class Scaler(wiring.Component):
+    """``(value * scale_m) >> shift`` for each head: multipliers and shifters that scores and weights, never both at work, share.
+
+    Members
+    -------
+    valid, value, scale_m, shift : In
+        ``shift`` 0..40.
+    scaled : Out(signed(34)).array(heads)
+
+    Latency: 2 cycles. Throughput: one value a cycle.
+    """
+
+    def __init__(self, config):
+        heads = config.attention_heads
+        super().__init__({
+            "valid": In(1), "value": In(signed(SCORE_BITS)).array(heads), "scale_m": In(16), "shift": In(6).array(heads),
+            "scaled": Out(signed(34)).array(heads),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        shift_en = Signal()
+        m.d.sync += shift_en.eq(self.valid)
+        for a, (value, shift, scaled) in enumerate(zip(self.value, self.shift, self.scaled, strict=True)):
+            product = Signal(signed(34), name=f"product_{a}", reset_less=True)
+            shift_1 = Signal(6, name=f"shift_{a}", reset_less=True)
+            with m.If(self.valid):
+                m.d.sync += [product.eq(value * self.scale_m), shift_1.eq(shift)]
+            with m.If(shift_en):
+                m.d.sync += scaled.eq(product >> shift_1)
+        return m
 
 
 class Scores(wiring.Component):
@@ -22,8 +55,10 @@ class Scores(wiring.Component):
     -------
     clear : In(1)
         Forgets the largest score.
-    valid, dot, scale_m, scale_e : In
-        One dot product for each head, with the key's scale, in the same cycle.
+    valid, dot, scale_e : In
+        One dot product for each head, with the exponent of the key's scale, in the same cycle.
+    value, shift, scaled
+        Of the :class:`Scaler`, which has the key's mantissa: with ``valid``, and two cycles later.
     exponent : In(signed(12)).array(heads)
         Exponents of the queries; stable.
     score_valid : Out(1), score : Out(signed(18)).array(heads)
@@ -39,8 +74,9 @@ class Scores(wiring.Component):
         super().__init__({
             "clear": In(1), "valid": In(1),
             "dot": In(signed(product_bits(config.head_dim))).array(heads),
-            "scale_m": In(16), "scale_e": In(signed(10)),
+            "scale_e": In(signed(10)),
             "exponent": In(signed(EXPONENT_BITS)).array(heads),
+            "value": Out(signed(SCORE_BITS)).array(heads), "shift": Out(6).array(heads), "scaled": In(signed(34)).array(heads),
             "score_valid": Out(1),
             "score": Out(signed(SCORE_BITS)).array(heads),
             "maximum": Out(signed(SCORE_BITS), init=-SCORE_MAX).array(heads),
@@ -51,19 +87,13 @@ class Scores(wiring.Component):
         shift_en, clamp_en = Signal(), Signal()
         m.d.sync += [shift_en.eq(self.valid), clamp_en.eq(shift_en), self.score_valid.eq(clamp_en)]
         for a in range(self.config.attention_heads):
-            product = Signal(signed(34), name=f"product_{a}", reset_less=True)
-            shift = Signal(6, name=f"shift_{a}", reset_less=True)
-            shifted = Signal(signed(34), name=f"shifted_{a}", reset_less=True)
             wanted = Signal(signed(EXPONENT_BITS + 2), name=f"wanted_{a}")
-            score, maximum = self.score[a], self.maximum[a]
-            m.d.comb += wanted.eq(-(self.config.score_shift + 8) - self.exponent[a] - self.scale_e)
-            with m.If(self.valid):
-                m.d.sync += [
-                    product.eq((self.dot[a] >> self.config.score_shift) * self.scale_m),
-                    shift.eq(Mux(wanted < 0, 0, Mux(wanted > 40, 40, wanted[:6]))),
-                ]
-            with m.If(shift_en):
-                m.d.sync += shifted.eq(product >> shift)
+            score, maximum, shifted = self.score[a], self.maximum[a], self.scaled[a]
+            m.d.comb += [
+                wanted.eq(-(self.config.score_shift + 8) - self.exponent[a] - self.scale_e),
+                self.value[a].eq(self.dot[a] >> self.config.score_shift),
+                self.shift[a].eq(Mux(wanted < 0, 0, Mux(wanted > 40, 40, wanted[:6]))),
+            ]
             with m.If(clamp_en):
                 high = Mux(shifted > SCORE_MAX, SCORE_MAX, shifted[:SCORE_BITS].as_signed())
                 m.d.sync += score.eq(Mux(shifted < -SCORE_MAX, -SCORE_MAX, high))
@@ -85,8 +115,10 @@ class Weights(wiring.Component):
     eref : In(signed(10))
         Largest exponent of the value scales. Stable.
     scale_step, row_step : Out(1)
-        Strobes that read the value's scale (for ``scale_m``, ``scale_e`` one cycle later) and the value itself (to meet
-        ``weight``).
+        Strobes that read the value's scale (for ``scale_e`` and the scaler's ``scale_m`` one cycle later) and the value itself
+        (to meet ``weight``).
+    scale_en, value, shift, scaled
+        Of the :class:`Scaler`.
     weight_valid : Out(1), weight : Out(signed(16)).array(heads)
         0..32767.
     sum : Out(unsigned).array(heads)
@@ -102,8 +134,9 @@ class Weights(wiring.Component):
             "clear": In(1), "valid": In(1),
             "score": In(signed(SCORE_BITS)).array(heads),
             "maximum": In(signed(SCORE_BITS)).array(heads),
-            "scale_m": In(16), "scale_e": In(signed(10)), "eref": In(signed(10)),
+            "scale_e": In(signed(10)), "eref": In(signed(10)),
             "scale_step": Out(1), "row_step": Out(1),
+            "scale_en": Out(1), "value": Out(15).array(heads), "shift": Out(6), "scaled": In(signed(34)).array(heads),
             "weight_valid": Out(1),
             "weight": Out(signed(16)).array(heads),
             "sum": Out((max(EXP_TABLE) * config.context).bit_length()).array(heads),
@@ -111,26 +144,21 @@ class Weights(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        look_up, scaled, shift_en = Signal(), Signal(), Signal()  # name the stage whose inputs are valid
+        look_up, scaled = Signal(), self.scale_en  # name the stage whose inputs are valid
         m.d.sync += [
             look_up.eq(self.valid), self.scale_step.eq(look_up), scaled.eq(self.scale_step),
             self.row_step.eq(scaled), self.weight_valid.eq(self.row_step),
         ]
-        m.d.comb += shift_en.eq(self.row_step)
         distance = Signal(signed(11))
-        value_shift = Signal(5, reset_less=True)
-        m.d.comb += distance.eq(self.eref - self.scale_e)
-        with m.If(scaled):  # a product of 31 bits is gone after a shift by 31
-            m.d.sync += value_shift.eq(Mux(distance > 31, 31, distance[:5]))
+        m.d.comb += [distance.eq(self.eref - self.scale_e), self.shift.eq(Mux(distance > 31, 31, distance[:5]))]  # 31 bits long
         for a in range(self.config.attention_heads):
-            table = Memory(MemoryData(shape=15, depth=256, init=EXP_TABLE))
+            # A block RAM would hold four times as much; block RAM is what small devices lack.
+            table = Memory(MemoryData(shape=15, depth=256, init=EXP_TABLE), attrs={"syn_romstyle": "logic"})
             m.submodules[f"exp_{a}"] = table
             read = table.read_port()
             delta = Signal(SCORE_BITS, name=f"delta_{a}", reset_less=True)
             fall = Signal(4, name=f"fall_{a}", reset_less=True)
             p = Signal(15, name=f"p_{a}", reset_less=True)
-            product = Signal(31, name=f"product_{a}", reset_less=True)
-            shifted = Signal(31, name=f"shifted_{a}", reset_less=True)
             m.d.comb += [read.en.eq(look_up), read.addr.eq(delta[:8])]
             with m.If(self.valid):
                 m.d.sync += delta.eq(self.maximum[a] - self.score[a])
@@ -142,9 +170,5 @@ class Weights(wiring.Component):
                 m.d.sync += self.sum[a].eq(0)
             with m.Elif(scaled):
                 m.d.sync += self.sum[a].eq(self.sum[a] + p)
-            with m.If(scaled):
-                m.d.sync += product.eq(p * self.scale_m)
-            with m.If(shift_en):
-                m.d.sync += shifted.eq(product >> value_shift)
-            m.d.comb += self.weight[a].eq((shifted + (1 << 15)) >> 16)
+            m.d.comb += [self.value[a].eq(p), self.weight[a].eq((self.scaled[a] + (1 << 15)) >> 16)]
         return m

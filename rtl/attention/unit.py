@@ -1,14 +1,14 @@
 """The attention unit: decode attention over the INT8 KV cache, and the head on the same multipliers."""
 
-from amaranth.hdl import Array, Cat, Module, Signal, signed
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from ..head import TopK
-from ..rom import Rom
-from .array import MacArray, add_tree, product_bits, tree_stages
-from .cache import KvCache, Ram, index_bits
-from .softmax import EXPONENT_BITS, SCORE_BITS, Scores, Weights
+from intaglio.rtl.attention.array import MacArray, add_tree, product_bits, tree_stages
+from intaglio.rtl.attention.cache import KvCache, Ram, index_bits
+from intaglio.rtl.attention.softmax import EXPONENT_BITS, SCORE_BITS, Scaler, Scores, Weights
+from intaglio.rtl.head import TopK
+from intaglio.rtl.rom import Rom
 
 __all__ = ["EMBEDDING_LATENCY", "AttentionUnit", "attend_cycles", "head_cycles"]
 
@@ -78,6 +78,7 @@ class AttentionUnit(wiring.Component):
         self.cache = KvCache(config, simulate=simulate)
         self.scores = Scores(config)
         self.weights = Weights(config)
+        self.scaler = Scaler(config)
         self.topk = TopK(config.top_k, index_bits(config.vocab), LOGIT_BITS)
         self.score_ram = Ram(heads * SCORE_BITS, config.context, simulate=simulate)
         self.operand_rams = [Ram(16 * width, config.head_groups, simulate=simulate) for _ in range(config.array // width)]
@@ -101,7 +102,7 @@ class AttentionUnit(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.array, m.submodules.cache = self.array, self.cache
-        m.submodules.scores, m.submodules.weights = self.scores, self.weights
+        m.submodules.scores, m.submodules.weights, m.submodules.scaler = self.scores, self.weights, self.scaler
         m.submodules.topk, m.submodules.embedding = self.topk, self.rom
         m.submodules.score_ram = self.score_ram
         self._control(m)
@@ -196,7 +197,7 @@ class AttentionUnit(wiring.Component):
 
     def _attention(self, m):
         config, array, cache = self.config, self.array, self.cache
-        scores, weights, ram = self.scores, self.weights, self.score_ram
+        scores, weights, scaler, ram = self.scores, self.weights, self.scaler, self.score_ram
         for name in ("layer", "position", "kv_en", "kv_is_v", "kv_head", "kv_index",
                      "ks_en", "vs_en", "sc_head", "sc_m", "sc_e"):
             m.d.comb += getattr(cache, name).eq(getattr(self, name))
@@ -207,8 +208,8 @@ class AttentionUnit(wiring.Component):
             cache.scale_step.eq((array.dot_soon & ~self.heading) | weights.scale_step),
             *(a.eq(b) for a, b in zip(array.cached, cache.row, strict=True)),
             scores.clear.eq(self.clear), scores.valid.eq(array.dot_valid & ~self.heading),
-            scores.scale_m.eq(cache.scale_m), scores.scale_e.eq(cache.scale_e),
-            weights.clear.eq(self.clear), weights.scale_m.eq(cache.scale_m), weights.scale_e.eq(cache.scale_e),
+            scores.scale_e.eq(cache.scale_e), weights.clear.eq(self.clear), weights.scale_e.eq(cache.scale_e),
+            scaler.valid.eq(scores.valid | weights.scale_en), scaler.scale_m.eq(cache.scale_m),
         ]
         with m.If(self.clear):
             m.d.sync += [ram.write_addr.eq(0), ram.read_addr.eq(0)]
@@ -222,6 +223,9 @@ class AttentionUnit(wiring.Component):
                 scores.dot[a].eq(array.dot[a]), weights.maximum[a].eq(scores.maximum[a]),
                 weights.score[a].eq(ram.read_data.word_select(a, SCORE_BITS).as_signed()),
                 array.weight[a].eq(weights.weight[a]),
+                scaler.value[a].eq(Mux(weights.scale_en, weights.value[a], scores.value[a])),
+                scaler.shift[a].eq(Mux(weights.scale_en, weights.shift, scores.shift[a])),
+                scores.scaled[a].eq(scaler.scaled[a]), weights.scaled[a].eq(scaler.scaled[a]),
             ]
         width = config.vector_width
         for j in range(width):
@@ -233,7 +237,7 @@ class AttentionUnit(wiring.Component):
         parts = config.array // width
         word, part = _split(m, "emb", self.emb_index, config.hidden // width, parts)
         first, part_1, part_2 = Signal.like(self.word_addr), Signal.like(part), Signal.like(part)
-        m.d.sync += [first.eq(self.emb_token * config.head_groups), part_1.eq(part), part_2.eq(part_1)]
+        m.d.sync += [first.eq(_times(self.emb_token, config.head_groups)), part_1.eq(part), part_2.eq(part_1)]
         with m.If(self.idle & ~self.head):
             m.d.sync += self.word_addr.eq(first + word)
         elements = [Signal(signed(8), name=f"embedding_{i}") for i in range(config.array)]
@@ -279,7 +283,12 @@ def _split(m, name, index, count, divisor):
     while any((i * -(-(1 << shift) // divisor)) >> shift != i // divisor for i in range(count)):
         shift += 1
     m.d.comb += [
-        quotient.eq((index * -(-(1 << shift) // divisor)) >> shift),
-        remainder.eq(index - quotient * divisor),
+        quotient.eq(_times(index, -(-(1 << shift) // divisor)) >> shift),
+        remainder.eq(index - _times(quotient, divisor)),
     ]
     return quotient, remainder
+
+
+def _times(value, constant):
+    """The product as shifts and additions, so that synthesis spends no multiplier on it."""
+    return sum(value << i for i in range(1, constant.bit_length()) if constant >> i & 1) + (value if constant & 1 else 0)

@@ -12,16 +12,11 @@ from intaglio.rtl.vector.pass_a import COEFFICIENT_BITS, LOAD_STAGES, MAXIMUM_BI
 from intaglio.rtl.vector.pass_b import AMOUNT_BITS, TS_STAGES, Destination, Kind, PassB
 from intaglio.rtl.vector.rotary import POSITION_BITS, Rotary
 
-__all__ = ["ACC_LATENCY", "EMB_LATENCY", "Destination", "Kind", "VectorUnit", "gain_words"]
+__all__ = ["ACC_LATENCY", "EMB_LATENCY", "Destination", "Kind", "VectorUnit"]
 
 ACC_LATENCY = 1  # cycles from acc_addr to acc_data
 EMB_LATENCY = 2  # cycles from emb_index to emb_data
 NORMALISE_STAGES = 2
-
-
-def gain_words(config):
-    """Words of the ROM ``gains``: the four norms of each layer and the final norm, ``vector_width`` gains of 16 bits a word."""
-    return (config.layers * (3 * config.hidden + config.intermediate) + config.hidden) // config.vector_width
 
 
 class VectorUnit(wiring.Component):
@@ -31,7 +26,7 @@ class VectorUnit(wiring.Component):
     ----------
     config : DecoderConfig
     gains : sequence of int or None
-        Contents of the ROM ``gains`` (:func:`gain_words` words, the gain of the lowest element in the lowest 16 bits).
+        Contents of the ROM ``gains`` (``config.gain_words`` words of V gains of 16 bits, the lowest element's in the lowest bits).
         None: the ROM is an external image, as for the next two.
     increments, sine : sequence of int or None
         Contents of the ROMs ``rotary`` and ``sine``, see :class:`Rotary`.
@@ -113,7 +108,7 @@ class VectorUnit(wiring.Component):
         m.submodules.pass_a = a = PassA(config)
         m.submodules.pass_b = b = PassB(config)
         m.submodules.rotary = rotary = Rotary(config, self.increments, self.sine_table)
-        m.submodules.gains = gains = Rom("gains", COEFFICIENT_BITS * width, gain_words(config), init=self.gains)
+        m.submodules.gains = gains = Rom("gains", COEFFICIENT_BITS * width, config.gain_words, init=self.gains)
 
         # Operation
         kind, results, shift = Signal(Kind), Signal(), Signal(6)

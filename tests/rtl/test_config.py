@@ -27,6 +27,13 @@ FIELDS = dict(hidden=192, intermediate=512, layers=4, heads=6, kv_heads=1, head_
     ({"attention_heads": 4}, "attention_heads must divide heads / kv_heads = 6, not 4"),
     ({"top_k": 40}, "top_k must be in 1..31 and at most vocab = 256, not 40"),
     ({"embed_shift": 30}, "embed_shift must be in 0..24, not 30"),
+    ({"layers": 1024}, "layers must be at most 1023, not 1024"),
+    ({"hidden": 32768, "heads": 1024, "kv_heads": 1024, "attention_heads": 1},
+     "hidden (its cubed sums must fit 64 bits) must be at most 16384, not 32768"),
+    ({"hidden": 6400, "heads": 200, "kv_heads": 200, "attention_heads": 1}, "heads + 2 * kv_heads must be at most 256, not 600"),
+    ({"intermediate": 6912, "vector_width": 4}, "max(hidden, intermediate) / vector_width must be at most 1023, not 1728"),
+    ({"layers": 1000, "vector_width": 4}, ("words of norm gains, (layers * (3 * hidden + intermediate) + hidden) / vector_width "
+                                           "must be at most 65536, not 272048")),
 ])
 def test_errors_say_what_must_hold_and_what_was_given(change, message):
     with pytest.raises(ValueError) as caught:

@@ -14,7 +14,7 @@ from intaglio.rtl.config import DecoderConfig
 from intaglio.rtl.numerics import SINE_TABLE, normalise, rotary_increment, rotary_pair
 from intaglio.rtl.rom import ROM_VERILOG
 from intaglio.rtl.vector import pass_b
-from intaglio.rtl.vector.unit import Destination, Kind, VectorUnit, gain_words
+from intaglio.rtl.vector.unit import Destination, Kind, VectorUnit
 from intaglio.sim.verilator import BuildError, find_tools
 
 BASE = DecoderConfig(hidden=32, intermediate=48, layers=2, heads=4, kv_heads=2, head_dim=8, vocab=64, context=65535, lanes=4,
@@ -237,7 +237,7 @@ def vectors(rng, size, bits):
 def test_norm(name):
     config = CONFIGS[name]
     rng = random.Random(name)
-    width, words = config.vector_width, gain_words(config)
+    width, words = config.vector_width, config.gain_words
     gains = [rng.choice((rng.randint(-32767, 32767), rng.randint(-40, 40), 32767, -32767, 0)) for _ in range(words * width)]
     gains[:config.hidden] = [1] * config.hidden  # small maxima: shifts to the left
     bench = Bench(config, gains)
@@ -340,7 +340,7 @@ def test_wide_units(width):
     size = 4 * width
     config = BASE.replace(hidden=size, intermediate=size, head_dim=width, lane_width=width, vector_width=width)
     rng = random.Random(width)
-    gains = [rng.randint(-32767, 32767) for _ in range(gain_words(config) * width)]
+    gains = [rng.randint(-32767, 32767) for _ in range(config.gain_words * width)]
 
     async def script(bench):
         for lane in rng.sample(range(width), 12):
