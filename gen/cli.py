@@ -2,6 +2,8 @@
 
 import sys
 
+from intaglio import Error
+
 __all__ = ["register"]
 
 
@@ -28,7 +30,10 @@ def run_presets(args):
 
 
 def run_decoder(args):
-    from intaglio.gen.decoder import generate
+    try:
+        from intaglio.gen.decoder import generate
+    except ModuleNotFoundError as fault:
+        raise Error(f"the generator needs the Python module {fault.name!r}: pip install 'intaglio[gen]'") from fault
 
     widths = {}
     for text in args.set:

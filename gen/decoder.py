@@ -52,7 +52,7 @@ def generate(model, preset, out, *, progress=None, reuse=False, **widths):
         if progress:
             progress(text, share)
 
-    out = Path(out)
+    out = Path(out).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir()) and not _is_output(out)):
         raise Error(f"the output folder must be empty or an earlier output, and {out} is neither")
     tell("checkpoint", 0.0)
@@ -75,7 +75,8 @@ def generate(model, preset, out, *, progress=None, reuse=False, **widths):
     content |= {"lint.vlt": collateral.lint_waivers().encode(), f"{TOP}.core": collateral.core_file(files).encode(),
                 f"{TOP}.h": collateral.c_header(digest).encode()}
     described = collateral.manifest(
-        quantised, preset=preset, clock_hz=PRESETS[preset].clock_hz, digest=digest, files=files, zero_share=_zero_share(quantised),
+        quantised, bos=checkpoint.config.bos_token_id, eos=checkpoint.config.eos_token_id, preset=preset,
+        clock_hz=PRESETS[preset].clock_hz, digest=digest, files=files, zero_share=_zero_share(quantised),
         inputs=inputs, content=_content_digest(content))
     _write(out, content, collateral.json_text(described).encode())
     tell("written", 1.0)
@@ -140,7 +141,12 @@ def _digest(config, roms):
 
 
 def _is_output(out):
-    return (out / "manifest.json").is_file() and (out / "rtl").is_dir()
+    """Whether the folder has a manifest of ours: nothing else may be replaced."""
+    try:
+        described = json.loads((out / "manifest.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(described, dict) and described.get("format") == collateral.FORMAT
 
 
 def _write(out, content, manifest):

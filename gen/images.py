@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from intaglio.gen.program import gain_words, layer_program
+from intaglio.gen.program import layer_program, ordered_gains
 from intaglio.rtl import numerics
 from intaglio.rtl.program import WORD_BITS
 from intaglio.rtl.rom import words_to_bytes
@@ -35,7 +35,7 @@ def images(model, progress=None):
             progress(f"layer {index + 1} of {c.layers} packed", (index + 1) / c.layers)
     out = {f"weights_{i}": np.concatenate(parts) for i, parts in enumerate(lanes)}
     out["embedding"] = model.embedding.reshape(-1, c.array).view(np.uint8)
-    gains = np.concatenate(gain_words(model)).reshape(-1, c.vector_width)
+    gains = np.concatenate(ordered_gains(model)).reshape(-1, c.vector_width)
     out["gains"] = gains.astype("<i2").view(np.uint8)
     out["rotary"] = words_to_bytes(model.increments, numerics.PHASE_BITS)
     out["sine"] = words_to_bytes(numerics.SINE_TABLE, numerics.ROTARY_ONE.bit_length())

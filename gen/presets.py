@@ -52,7 +52,7 @@ def config_for(model, preset, **changes):
     widths = {**PRESETS[preset].widths, **changes}
     if widths["attention_heads"] == "all":
         widths["attention_heads"] = model.num_attention_heads // model.num_key_value_heads
-    if widths["context"] > model.max_position_embeddings:
+    if isinstance(widths["context"], int) and widths["context"] > model.max_position_embeddings:
         raise ValueError(f"context must be at most the model's max_position_embeddings = {model.max_position_embeddings}, "
                          f"not {widths['context']}")
     widths.setdefault("top_k", min(16, model.vocab_size))

@@ -1,14 +1,14 @@
-"""The layer program of a model: what the sequencer does for one token, and the closed form of its cycles."""
+"""The layer program of a model: what the sequencer does for one token."""
 
 from intaglio.rtl.program import Instruction, Op, Wait
 from intaglio.rtl.ternary.linear import Mode
 
-__all__ = ["gain_words", "layer_program"]
+__all__ = ["layer_program", "ordered_gains"]
 
 _SCALE, _DEVIATION, _Q, _K, _V, _WORK, _UNIT, _OUT = range(8)  # scalar registers
 
 
-def gain_words(model):
+def ordered_gains(model):
     """Gains in the order of the program, a list of int16 arrays: per layer input, attn_sub, post_attention, ffn_sub; then final."""
     order = ("input", "attn_sub", "post_attention", "ffn_sub")
     return [layer.gains[name] for layer in model.layers for name in order] + [model.final_gains]
@@ -20,7 +20,7 @@ def layer_program(model):
     Raises
     ------
     ValueError
-        A count does not fit its field (a matrix with more than 65,535 row groups, more than 1,023 layers).
+        A constant does not fit its field; counts fit by the limits of :class:`~intaglio.rtl.config.DecoderConfig`.
     """
     c = model.config
     v = c.vector_width

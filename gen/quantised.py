@@ -57,6 +57,14 @@ def _gains(values):
     return np.round(np.asarray(values, np.float64) / gamma).astype(np.int16), gamma
 
 
+def _constant(what, value):
+    """The scalar nearest to ``value``."""
+    try:
+        return Scalar.of_float(value)
+    except (OverflowError, ValueError) as fault:
+        raise ValueError(f"{what} must fit the hardware's scalars, and {value!r} does not: {fault}") from fault
+
+
 def _interleave(weights, head_dim):
     """Rows (i, i + d/2) of each head become neighbours (2i, 2i + 1)."""
     order = np.arange(head_dim).reshape(2, head_dim // 2).T.reshape(-1)
@@ -76,25 +84,26 @@ def quantise(checkpoint, config):
     Raises
     ------
     ValueError
-        The embedding is zero or too large for the residual stream, or a scale leaves the exponent range.
+        The embedding is zero, or too small or too large for the residual stream, or a constant leaves the exponent range.
     """
     model = checkpoint.config
     largest = float(np.abs(checkpoint.embed).max())
     if not largest:
         raise ValueError("the embedding must not be all zero")
-    if largest >= 2.0**14:
-        raise ValueError(f"the embedding must lie within 16384 to fit the residual stream, not {largest}")
     scale = largest / 127
     embed_shift = min(24, 16 - math.frexp(scale * 2.0**numerics.RESIDUAL_FRACTION)[1])
-    if embed_shift < 0:
-        raise ValueError(f"the embedding's scale must be below 1, not {scale}")
+    if round(scale * 2.0 ** (numerics.RESIDUAL_FRACTION + embed_shift)) == 1 << 16:  # rounded up, out of the instruction's 16 bits
+        embed_shift -= 1
+    embed_scale = round(scale * 2.0 ** (numerics.RESIDUAL_FRACTION + embed_shift))
+    if embed_shift < 0 or embed_scale == 0:
+        raise ValueError(f"the embedding's largest magnitude must be in 2^-34 .. 127 (exclusive), not {largest}")
     config = config.replace(embed_shift=embed_shift)
     embedding = np.round(np.asarray(checkpoint.embed, np.float64) / scale).astype(np.int8)
     score = math.log2(math.e) / math.sqrt(config.head_dim) / numerics.ROTARY_ONE
     key = 1 / numerics.ROTARY_ONE / 127
 
     layers = []
-    for layer in checkpoint.layers:
+    for index, layer in enumerate(checkpoint.layers):
         gains, gamma = {}, {}
         for name, values in layer.norms.items():
             gains[name], gamma[name] = _gains(values)
@@ -106,22 +115,21 @@ def quantise(checkpoint, config):
             interleaved = name in ("q", "k")
             matrices[name] = _interleave(ternary.weights, config.head_dim) if interleaved else ternary.weights
             factor = {"q": score, "k": key, "v": key}.get(name, 1.0)
-            constants[name] = Scalar.of_float(
-                ternary.scale * gamma[norm] * math.sqrt(ternary.weights.shape[1]) / 127 * factor)
+            constants[name] = _constant(f"the scale of layer {index}'s {name}",
+                                        ternary.scale * gamma[norm] * math.sqrt(ternary.weights.shape[1]) / 127 * factor)
         layers.append(QuantisedLayer(matrices, gains, constants))
     final_gains, gamma = _gains(checkpoint.final_norm)
     epsilon = model.rms_norm_eps
     return QuantisedModel(
         config=config,
         embedding=embedding,
-        embed_scale=round(scale * 2.0 ** (numerics.RESIDUAL_FRACTION + embed_shift)),
+        embed_scale=embed_scale,
         layers=tuple(layers),
         final_gains=final_gains,
-        logit_constant=Scalar.of_float(
-            gamma * math.sqrt(config.hidden) / 32767 * scale * 2.0**config.logit_shift),
-        residual_epsilon=Scalar.of_float(epsilon * config.hidden * 2.0 ** (2 * numerics.RESIDUAL_FRACTION)),
-        attention_epsilon=Scalar.of_float(epsilon * config.hidden),
-        gated_epsilon=Scalar.of_float(epsilon * config.intermediate),
+        logit_constant=_constant("the logits' unit", gamma * math.sqrt(config.hidden) / 32767 * scale * 2.0**config.logit_shift),
+        residual_epsilon=_constant("rms_norm_eps", epsilon * config.hidden * 2.0 ** (2 * numerics.RESIDUAL_FRACTION)),
+        attention_epsilon=_constant("rms_norm_eps", epsilon * config.hidden),
+        gated_epsilon=_constant("rms_norm_eps", epsilon * config.intermediate),
         increments=tuple(numerics.rotary_increment(i, config.head_dim, model.rope_theta)
                          for i in range(config.head_dim // 2)),
     )

@@ -1,5 +1,6 @@
 """``intaglio gen``: bad input ends in one line and exit code 2, nothing is written."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ MODEL = str(Path(__file__).parents[2] / "models" / "burin")
     (["--model", MODEL, "--set", "lanes=5"], "lanes must be even, not 5"),
     (["--model", MODEL, "--set", "context=8192"],
      "context must be at most the model's max_position_embeddings = 4096, not 8192"),
+    (["--model", MODEL, "--set", "context=long"], "context must be in 2..65535 tokens, not 'long'"),
     (["--model", "nowhere"], "nowhere"),
 ])
 def test_bad_input_is_one_line(arguments, message, tmp_path, capsys, monkeypatch):
@@ -25,6 +27,12 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, capsys, monkeypatch
     error = capsys.readouterr().err
     assert error.startswith("intaglio: error: ") and message in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_module_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "intaglio.gen.decoder", None)
+    assert main(["gen", "decoder", "--model", MODEL, "-o", str(tmp_path / "out")]) == 2
+    assert "pip install 'intaglio[gen]'" in capsys.readouterr().err
 
 
 def test_presets_are_listed(capsys):

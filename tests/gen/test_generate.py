@@ -146,7 +146,10 @@ def test_only_an_earlier_output_is_replaced(folders, tmp_path):
     foreign.mkdir()
     (foreign / "notes.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
-    for target in (foreign, tmp_path / "file"):
+    project = tmp_path / "project"  # a manifest of another kind beside a folder of the same name
+    (project / "rtl").mkdir(parents=True)
+    (project / "manifest.json").write_text('{"name": "mine"}')
+    for target in (foreign, tmp_path / "file", project):
         with pytest.raises(Error, match="must be empty or an earlier output"):
             generate(folders / "model", "small", target, **WIDTHS["small"])
     assert (foreign / "notes.txt").read_text() == "mine"
