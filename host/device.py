@@ -3,6 +3,8 @@
 Words of the command and result streams are described in :mod:`intaglio.host.protocol`.
 """
 
+from collections import deque
+
 import numpy as np
 
 from intaglio.host.generation import generate_pieces, generate_tokens
@@ -60,7 +62,7 @@ class Device:
         self.transport, self.timeout, self.last = transport, timeout, {}
         self.manifest = Manifest.from_dict(transport.manifest)
         self._closed = False
-        self._owed = 0  # packets still to come from a generation that was left early
+        self._owed = deque()  # packets still to come, for each command that has not been answered in full
         for name, expected in (("magic", MAGIC), ("version", MAP_VERSION), ("digest", self.manifest.digest_word)):
             found = self.read_register(name)
             if found != expected:
@@ -131,13 +133,13 @@ class Device:
         """Reset the device and forget everything under way."""
         self._register("status")
         self.transport.reset()
-        self._owed = 0
+        self._owed.clear()
 
     def drain(self):
         """Take and forget the packets that are still to come for commands already submitted."""
         self._register("status")
         while self._owed:
-            self.receive()
+            self._answer(self._packet())
 
     def submit(self, words):
         """Send command words (see :func:`intaglio.host.protocol.command`); the last one ends the packet."""
@@ -146,8 +148,8 @@ class Device:
         last = np.zeros(len(words), dtype=bool)
         last[-1:] = True
         sent = self.transport.send(words, last, self.timeout)
-        runs = words[:sent] >> 16 & 0xFF
-        self._owed = int(runs.sum() + ((words[:sent] >> 30 & 1 | runs) != 0).sum())
+        runs, wanted = words[:sent] >> 16 & 0xFF, words[:sent] >> 30 & 1
+        self._owed.extend((runs + (wanted | (runs != 0)))[(wanted | runs) != 0].tolist())
         if sent < len(words):
             raise self._timed_out("command", sent, len(words))
 
@@ -161,11 +163,9 @@ class Device:
         DeviceError
             The packet's length is not one that the protocol has, or the context is full.
         """
-        words, last = self._packet()
-        self._owed = max(self._owed - 1, 0)
-        token, position = int(words[0]) & 0xFFFF, int(words[0]) >> 16
+        words = self._packet()
+        token, position = self._answer(words)
         if token == FULL:
-            self._owed = 0
             raise DeviceError(f"the device's context of {self.manifest.model['context']} tokens is full "
                               f"(status 0x{self.read_register('status'):08x})")
         if len(words) == 1:
@@ -178,7 +178,17 @@ class Device:
         return Result(token=token, position=position, tokens=words[2::2].astype(np.uint16), logits=words[3::2].view(np.int32),
                       scale=mantissa * 2.0 ** exponent)
 
+    def _answer(self, words):
+        """Token and position of a packet, which is then no longer owed; a full context ends the command's run."""
+        token, position = int(words[0]) & 0xFFFF, int(words[0]) >> 16
+        if self._owed:
+            self._owed[0] -= 1
+            if token == FULL or not self._owed[0]:
+                self._owed.popleft()
+        return token, position
+
     def _packet(self):
+        """Words of the next result packet."""
         limit = 2 + 2 * self.manifest.model["top_k"]
         words, flags = self.transport.receive(limit, self.timeout)
         if not len(flags) or not flags[-1]:
@@ -188,7 +198,7 @@ class Device:
                               f"status 0x{self.read_register('status'):08x})")
         if len(words) > 1 and len(words) % 2:
             raise DeviceError(f"a result packet must have 1 word or an even number of words, not {len(words)} (stream result)")
-        return words, flags
+        return words
 
     def _timed_out(self, stream, done, expected):
         pending = self.transport.pending

@@ -136,7 +136,7 @@ def generate_pieces(device, prompt, max_tokens, *, stop=None, **sampling):
     ----------
     device : Device
     prompt : str or bytes
-        At least one byte; text is encoded as UTF-8. The beginning token is put before it.
+        At least one byte; text is encoded as UTF-8. The model's beginning token, if it has one, is put before it.
     max_tokens : int
         Bytes to generate at most.
     stop : str, sequence of str, or None
@@ -162,7 +162,8 @@ def generate_pieces(device, prompt, max_tokens, *, stop=None, **sampling):
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if "" in stops:
         raise ValueError("stop must not be an empty text")
-    return _pieces(device, generate_tokens(device, [model["bos"], *data], max_tokens, **sampling), stops)
+    begin = [] if model["bos"] is None else [model["bos"]]
+    return _pieces(device, generate_tokens(device, [*begin, *data], max_tokens, **sampling), stops)
 
 
 def _pieces(device, tokens, stops):

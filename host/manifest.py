@@ -49,7 +49,7 @@ class Manifest:
     phases : tuple of str
         Names of phase counters; each has the register ``phase_<name>``.
     model : dict
-        ``vocab_size``, ``context`` (positions), ``top_k`` (most logits in one result), ``bos``, ``eos`` (tokens),
+        ``vocab_size``, ``context`` (positions), ``top_k`` (most logits in one result), ``bos``, ``eos`` (tokens or None),
         ``tokenizer`` ("bytes", or "none" for tokens alone) and what else the generator states.
 
     Raises
@@ -76,13 +76,14 @@ class Manifest:
         for name in REQUIRED_MODEL:
             if name not in self.model:
                 raise ManifestError(f"model must state {name!r}")
-        for name in ("vocab_size", "context", "top_k", "bos", "eos"):
+        tokens = tuple(name for name in ("bos", "eos") if self.model[name] is not None)
+        for name in ("vocab_size", "context", "top_k", *tokens):
             if not isinstance(self.model[name], int) or self.model[name] < 0:
                 raise ManifestError(f"model.{name} must be a non-negative integer, not {self.model[name]!r}")
-        if not 1 < self.model["vocab_size"] < 0xFFFF or not 1 < self.model["context"] <= 0x10000:
-            raise ManifestError("model.vocab_size must be in 2..65534 and model.context in 2..65536, "
+        if not 1 < self.model["vocab_size"] <= 0xFFFF or not 1 < self.model["context"] <= 0xFFFF:
+            raise ManifestError("model.vocab_size and model.context must be in 2..65535, "
                                 f"not {self.model['vocab_size']} and {self.model['context']}")
-        for name in ("bos", "eos"):
+        for name in tokens:
             if self.model[name] >= self.model["vocab_size"]:
                 raise ManifestError(f"model.{name} must be below vocab_size {self.model['vocab_size']}, "
                                     f"not {self.model[name]}")

@@ -64,21 +64,22 @@ class PythonDevice:
     def send(self, words, last, timeout):
         for word in words.tolist():
             self.commands.append(word)
-            self._feed(word & 0xFFFF, word >> 16 & 0xFF, word >> 24 & 0x1F, word >> 30 & 1, word >> 31)
+            run = word >> 16 & 0xFF
+            self._feed(word & 0xFFFF, run, word >> 24 & 0x1F, word >> 30 & 1 or run > 0, word >> 31)
         return len(words)
 
     def _feed(self, token, run, top, want, first):
         self.position = 0 if first else self.position
         if self.position == CONTEXT or token == HANG:
             self.running = None
-            if token != HANG:
+            if token != HANG and want:
                 self.packets.append([0xFFFF | self.position << 16])
             return
         following = self.next_tokens[token]
         packet = [following | self.position << 16]
         if top:
             packet += [0xFFFC0001] + [word for i in range(top) for word in ((following + i) & 255, 1000 - 10 * i)]
-        if want or run:
+        if want:
             self.packets.append(packet)
         self.position += 1
         self.cycles += 10

@@ -93,6 +93,10 @@ def test_a_full_context_is_told(double, device):
     device.submit([command(1, want=True)])
     with pytest.raises(host.DeviceError, match="context of 64 tokens is full"):
         device.receive()
+    device.submit([command(1, want=True, run=3), command(2), command(2, want=True), command(2, want=True)])
+    with pytest.raises(host.DeviceError, match="full"):
+        device.receive()
+    assert device.evaluate([7])[0].token == 8  # the other refusals are not taken for answers
 
 
 @pytest.mark.parametrize("packet, message", [([1, 2, 3], "not 3"), ([0] * 35, "must end within 34 words")])

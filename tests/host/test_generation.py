@@ -37,6 +37,12 @@ def test_ends_at_the_end_token(device):
     assert device.last["finish"] == "eos" and device.last["generated_tokens"] == 0
 
 
+def test_a_model_without_beginning_and_end(double):
+    with Device(double.PythonDevice(double.describe(bos=None, eos=None))) as device:
+        assert list(device.generate_tokens([0xFF], 2)) == [0, 1]
+        assert "".join(device.generate("abc", 1)) == "d" and device.last["prompt_tokens"] == 3
+
+
 def test_ends_at_the_context(device):
     assert list(device.generate_tokens(range(1, 61), 50)) == [61, 62, 63, 64, 65]
     assert device.last["finish"] == "context"

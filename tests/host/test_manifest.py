@@ -33,8 +33,8 @@ def test_refuses(double, change, message):
 
 @pytest.mark.parametrize("change, message", [
     ({"vocab_size": 257}, "at most 256 for the byte tokenizer"), ({"vocab_size": "x"}, "non-negative integer"),
-    ({"context": 1}, "context in 2..65536"), ({"eos": 256}, "eos must be below vocab_size"),
-    ({"tokenizer": "x"}, "tokenizer must be"),
+    ({"context": 1}, "context must be in 2..65535"), ({"eos": 256}, "eos must be below vocab_size"),
+    ({"tokenizer": "x"}, "tokenizer must be"), ({"bos": "a"}, "bos must be a non-negative integer"),
 ])
 def test_refuses_a_model(double, change, message):
     with pytest.raises(ManifestError, match=message):
