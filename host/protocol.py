@@ -56,5 +56,13 @@ def command(token, *, first=False, want=False, top=0, run=0) -> int:
 
     ``first`` restarts at position 0; ``want`` asks for a result packet with ``top`` logits; ``run`` further tokens are
     generated greedily by the device itself, each with a packet.
+
+    Raises
+    ------
+    ValueError
+        A field does not fit its bits.
     """
+    for name, value, limit in (("token", token, 0xFFFF), ("run", run, 0xFF), ("top", top, 31)):
+        if not 0 <= value <= limit:
+            raise ValueError(f"{name} of a command must be in 0..{limit}, not {value}")
     return token | run << 16 | top << 24 | want << 30 | first << 31

@@ -2,11 +2,10 @@
 
 import math
 
+from intaglio.rtl.sequencer import NO_TOKEN
 from intaglio.sim.exact import ExactDecoder
 
 __all__ = ["ReferenceDevice"]
-
-_FULL = 0xFFFF
 
 
 class ReferenceDevice:
@@ -35,7 +34,7 @@ class ReferenceDevice:
         for _ in range(run + 1):
             position = self.decoder.position
             if position == self.context:
-                return packets + ([[_FULL | position << 16]] if want else [])
+                return packets + ([[NO_TOKEN | position << 16]] if want else [])
             answer = self.decoder.step([token], logits=want)
             if want:
                 packets.append(self._packet(answer[0][0].tolist(), float(answer[1][0]), position, top))

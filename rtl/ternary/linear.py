@@ -40,7 +40,7 @@ class LinearUnit(wiring.Component):
     restart : In(1)
         Strobe, while not busy, at the latest with ``start``: weights from word 0.
     scale_m : In(16), scale_e : In(signed(10))
-        Scale of RESIDUAL; stable while busy and in the cycle of ``start``.
+        Scale of RESIDUAL; stable from four cycles after ``start`` (the first row's sum comes later) until not busy.
     busy : Out(1)
         From the cycle after ``start``, for ``groups * chunks + FILL`` cycles; low when the last result is in its buffer.
     act_addr : Out, act_data : In(8 * lane_width)

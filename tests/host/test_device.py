@@ -57,6 +57,10 @@ def test_registers(device):
 def test_command_words():
     assert command(0x1234, run=0x56, top=0x1F) == 0x1F561234
     assert command(0, want=True) == 1 << 30 and command(0, first=True) == 1 << 31
+    for fields, message in (({"token": 65536}, "token of a command must be in 0..65535, not 65536"),
+                            ({"token": 1, "run": 256}, "run of a command must be in 0..255, not 256")):
+        with pytest.raises(ValueError, match=message):
+            command(**fields)
 
 
 def test_evaluate(device):
