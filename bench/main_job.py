@@ -81,8 +81,9 @@ def cached_quality(model, job, build, progress):
     """Bits per byte over the whole held-out text, computed when the model or the reference code is new."""
     text = Corpus().held_out
     key = hashlib.sha256(text)
-    sources = [*sorted(Path(model).iterdir()), *sorted(Path(__file__).parents[1].glob("sim/*.py")),
-               *sorted(Path(__file__).parents[1].glob("rtl/numerics.py")), Path(__file__).parent / "common.py"]
+    root = Path(__file__).parents[1]
+    sources = [*sorted(path for path in Path(model).iterdir() if path.is_file()), *sorted(root.glob("sim/*.py")),
+               *(root / name for name in ("gen/checkpoint.py", "gen/quantised.py", "rtl/numerics.py", "bench/common.py"))]
     for path in sources:
         key.update(path.read_bytes())
     key.update(json.dumps(job.quantised.config.to_json()).encode())
@@ -90,7 +91,9 @@ def cached_quality(model, job, build, progress):
     if file.is_file():
         return json.loads(file.read_text())
     bits = quality(job.checkpoint, job.quantised, text, job.quantised.config.context, progress) | {"xz": xz_bits_per_byte(text)}
-    file.write_text(json.dumps(bits, indent=2) + "\n")
+    partial = file.with_suffix(".partial")  # a killed run leaves no half of a file
+    partial.write_text(json.dumps(bits, indent=2) + "\n")
+    partial.replace(file)
     return bits
 
 
