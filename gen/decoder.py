@@ -11,6 +11,7 @@ from intaglio import Error, __version__, gen, rtl
 from intaglio.gen import collateral
 from intaglio.gen.checkpoint import load_checkpoint
 from intaglio.gen.images import images
+from intaglio.gen.model import ModelConfig
 from intaglio.gen.presets import PRESETS, config_for
 from intaglio.gen.quantised import quantise
 from intaglio.gen.verilog import convert
@@ -56,7 +57,11 @@ def generate(model, preset, out, *, progress=None, reuse=False, **widths):
     if out.exists() and (not out.is_dir() or any(out.iterdir()) and not _is_output(out)):
         raise Error(f"the output folder must be empty or an earlier output, and {out} is neither")
     tell("checkpoint", 0.0)
-    checkpoint = load_checkpoint(model) if isinstance(model, (str, Path)) else model
+    if isinstance(model, (str, Path)):
+        config_for(ModelConfig.from_json(Path(model) / "config.json"), preset, **widths)  # tells what does not fit before weights are read
+        checkpoint = load_checkpoint(model)
+    else:
+        checkpoint = model
     config = config_for(checkpoint.config, preset, **widths)
     inputs = _inputs_digest(checkpoint, preset, config)
     if reuse and (kept := _kept(out, inputs)):

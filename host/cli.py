@@ -39,6 +39,8 @@ def run(args):
         raise ValueError("a prompt must have at least one byte: give --prompt TEXT or text on standard input")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # for terminals that cannot show every character
+    if args.max_tokens < 1:  # told before a simulation is built
+        raise ValueError(f"max_tokens must be at least 1, not {args.max_tokens}")
     options = {name: value for name in ("cache", "trace") if (value := getattr(args, name)) is not None}
     with open(args.device, timeout=args.timeout, manifest=args.manifest, progress=_Progress(), **options) as device:
         pieces = device.generate(prompt, args.max_tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,

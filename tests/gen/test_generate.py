@@ -1,5 +1,7 @@
 """Generated folders: reproducible, complete, clean for Verilator's linter and for Yosys; foreign folders are left alone."""
 
+import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -181,6 +183,13 @@ def test_an_unchanged_output_is_kept(folders, tmp_path):
         file.write("0\n")
     assert regenerated(**WIDTHS["small"]) and contents(out) == contents(folders / "small")
     assert regenerated(**{**WIDTHS["small"], "top_k": 2}) and not regenerated(**{**WIDTHS["small"], "top_k": 2})
+
+
+def test_a_shape_that_does_not_fit_is_told_before_weights_are_read(tmp_path):
+    large = dataclasses.replace(MODEL, vocab_size=128256)  # BitNet b1.58 2B4T's; the protocol's tokens have 16 bits
+    (tmp_path / "config.json").write_text(json.dumps(large.to_json()))
+    with pytest.raises(ValueError, match="vocab must be in 2..65535, not 128256"):
+        generate(tmp_path, "small", tmp_path / "out", attention_heads=3)
 
 
 @pytest.mark.parametrize(("preset", "widths", "message"), [
