@@ -47,6 +47,7 @@ class AxiLite(wiring.Component):
     -------
     aw*, w*, b*, ar*, r* : the five channels, without protection bits.
     address : byte address of the access; ``read`` and ``write`` are high for one cycle each.
+        A write without all four strobes, and a write to a register that is read-only, is answered OKAY and changes nothing.
     read_data : answer to ``read``, sampled in the same cycle. ``write_data`` is valid with ``write``.
 
     Latency
