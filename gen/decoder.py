@@ -12,7 +12,7 @@ from intaglio.gen import collateral
 from intaglio.gen.checkpoint import load_checkpoint
 from intaglio.gen.images import images
 from intaglio.gen.model import ModelConfig
-from intaglio.gen.presets import PRESETS, config_for
+from intaglio.gen.presets import config_for
 from intaglio.gen.quantised import quantise
 from intaglio.gen.verilog import convert
 from intaglio.rtl.attention.cache import RAM_VERILOG
@@ -81,7 +81,7 @@ def generate(model, preset, out, *, progress=None, reuse=False, **widths):
                 f"{TOP}.h": collateral.c_header(digest).encode()}
     described = collateral.manifest(
         quantised, bos=checkpoint.config.bos_token_id, eos=checkpoint.config.eos_token_id, preset=preset,
-        clock_hz=PRESETS[preset].clock_hz, digest=digest, files=files, zero_share=_zero_share(quantised),
+        digest=digest, files=files, zero_share=_zero_share(quantised),
         inputs=inputs, content=_content_digest(content))
     _write(out, content, collateral.json_text(described).encode())
     tell("written", 1.0)
@@ -156,7 +156,7 @@ def _is_output(out):
 
 def _write(out, content, manifest):
     """Write beside the target and swap, manifest last, so that a killed run leaves no output that looks whole."""
-    partial = out.with_name(out.name + ".partial")
+    partial, former = (out.with_name(f".{out.name}.{kind}") for kind in ("partial", "former"))
     try:
         shutil.rmtree(partial, ignore_errors=True)
         for name, data in content.items():
@@ -164,9 +164,11 @@ def _write(out, content, manifest):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         (partial / "manifest.json").write_bytes(manifest)
+        shutil.rmtree(former, ignore_errors=True)
         if out.exists():
-            shutil.rmtree(out)
+            out.rename(former)
         partial.rename(out)
+        shutil.rmtree(former, ignore_errors=True)
     except OSError as fault:
         shutil.rmtree(partial, ignore_errors=True)
         raise Error(f"cannot write the output folder {out}: {fault}") from fault

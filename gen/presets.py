@@ -9,29 +9,24 @@ __all__ = ["PRESETS", "Preset", "config_for"]
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Hardware widths and the clock (Hz) at which simulated times are stated; ``attention_heads`` "all" serves a whole group at once."""
+    """Fields of the hardware's configuration; ``attention_heads`` "all" serves a whole group at once."""
 
     description: str
-    clock_hz: int
     widths: dict = field(default_factory=dict)
 
 
 PRESETS = {
     "desk": Preset(
         description="simulation on a desk: 256 weights a cycle, 1,024 tokens of context",
-        clock_hz=80_000_000,
         widths={"context": 1024, "lanes": 4, "lane_width": 64, "vector_width": 16, "attention_heads": "all"}),
     "desk-4k": Preset(
         description="as desk, 4,096 tokens of context",
-        clock_hz=80_000_000,
         widths={"context": 4096, "lanes": 4, "lane_width": 64, "vector_width": 16, "attention_heads": "all"}),
     "ulx3s": Preset(
         description="sized for an ECP5-85F's block RAM: five weights in a byte, 256 tokens of context",
-        clock_hz=80_000_000,
         widths={"context": 256, "lanes": 4, "lane_width": 64, "vector_width": 16, "attention_heads": 3, "packing": "5trit"}),
     "small": Preset(
         description="narrow units for small models and quick tests",
-        clock_hz=80_000_000,
         widths={"context": 64, "lanes": 2, "lane_width": 16, "vector_width": 4, "attention_heads": 1, "top_k": 8}),
 }
 
@@ -46,7 +41,7 @@ def config_for(model, preset, **changes):
     """
     if preset not in PRESETS:
         raise ValueError(f"the preset must be one of {', '.join(PRESETS)}, not {preset!r}")
-    allowed = ("context", "lanes", "lane_width", "packing", "vector_width", "attention_heads", "top_k")
+    allowed = ("context", "lanes", "lane_width", "packing", "vector_width", "attention_heads", "top_k", "clock_hz")
     if unknown := sorted(set(changes) - set(allowed)):
         raise ValueError(f"a width must be one of {', '.join(allowed)}, not {unknown[0]!r}")
     widths = {**PRESETS[preset].widths, **changes}

@@ -3,7 +3,8 @@
 import codecs
 import time
 
-from intaglio.host.protocol import DeviceError, command
+from intaglio import Error
+from intaglio.host.protocol import command
 from intaglio.host.sampling import Sampler
 
 __all__ = ["generate_pieces", "generate_tokens"]
@@ -71,7 +72,7 @@ def _generate(device, tokens, max_tokens, sampler, burst):
                 return
             yield token
         finish = "length" if max_tokens <= room else "context"
-    except DeviceError:
+    except Error:  # the device's, or its transport's: nothing more is read from it
         finish = "error"
         raise
     finally:

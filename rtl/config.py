@@ -34,6 +34,8 @@ class DecoderConfig:
         Query heads that the attention unit serves at once with one key; divides ``heads / kv_heads``.
     top_k : int
         Candidates that the head keeps, 1 to 31 and at most ``vocab``.
+    clock_hz : int
+        The clock at which times are stated; the hardware itself does not depend on it.
     embed_shift : int
         Fraction bits of the embedding's scale (set by the generator).
 
@@ -58,6 +60,7 @@ class DecoderConfig:
     vector_width: int = 16
     attention_heads: int = 1
     top_k: int = 16
+    clock_hz: int = 80_000_000
     embed_shift: int = 8
 
     def __post_init__(self):
@@ -65,7 +68,7 @@ class DecoderConfig:
             if not ok:
                 raise ValueError(text)
 
-        for name in ("hidden", "intermediate", "layers", "heads", "kv_heads", "vocab", "lanes", "lane_width", "top_k"):
+        for name in ("hidden", "intermediate", "layers", "heads", "kv_heads", "vocab", "lanes", "lane_width", "top_k", "clock_hz"):
             value = getattr(self, name)
             need(isinstance(value, int) and value > 0, f"{name} must be a positive integer, not {value!r}")
         need(_power_of_2(self.head_dim) and 4 <= self.head_dim <= 256,

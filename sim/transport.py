@@ -44,7 +44,11 @@ def open_simulation(rest, *, manifest=None, progress=None, cache=None, trace=Non
     described = json.loads((Path(rest) / "manifest.json").read_text(encoding="utf-8"))
     simulation = Simulation(library)
     if trace is not None:
-        simulation.trace(trace)
+        try:
+            simulation.trace(trace)
+        except BaseException:
+            simulation.close()
+            raise
     return SimulationTransport(simulation, described, max_cycles=max_cycles)
 
 
