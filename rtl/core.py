@@ -22,7 +22,7 @@ _KINDS = {Op.EMBED: Kind.EMBED, Op.NORM8: Kind.NORM8, Op.NORM16: Kind.NORM16, Op
 class Buffer(wiring.Component):
     """Memory of ``depth`` words of ``parts`` parts that are written apart and read together.
 
-    Latency 1; a read returns the word before a write in the same cycle.
+    Latency 1; a part that is read and written at one address in the same cycle reads as anything.
     ``write_en`` has a bit per part; ``write_data`` and ``read_data`` are whole words.
     """
 

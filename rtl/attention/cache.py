@@ -8,8 +8,8 @@ from amaranth.lib.wiring import In, Out
 __all__ = ["RAM_VERILOG", "KvCache", "Ram", "index_bits"]
 
 RAM_VERILOG = """\
-// Memory with one write and one read port, latency 1; a read returns the word before a write in the same cycle.
-// Contents are undefined until written.
+// Memory with one write and one read port, latency 1. Contents are undefined until written.
+// What a read returns in the cycle of a write to its address is never used: block RAM needs no logic to make it the old word.
 module intaglio_ram #(
     parameter WIDTH = 8,
     parameter DEPTH = 2
@@ -22,7 +22,7 @@ module intaglio_ram #(
     input wire [(DEPTH > 1 ? $clog2(DEPTH) : 1) - 1:0] read_addr,
     output reg [WIDTH - 1:0] read_data
 );
-    reg [WIDTH - 1:0] mem [0:DEPTH - 1];
+    (* no_rw_check *) reg [WIDTH - 1:0] mem [0:DEPTH - 1];
     always @(posedge clk) if (write_en) mem[write_addr] <= write_data;
     always @(posedge clk) if (read_en) read_data <= mem[read_addr];
 endmodule
@@ -44,7 +44,7 @@ class Ram(wiring.Component):
         True for Amaranth's simulator (:attr:`data` holds the words); False for Verilog, where it is an instance of
         ``intaglio_ram`` (:data:`RAM_VERILOG`), so that no initial value is written for every word.
 
-    Latency: reads 1 cycle; a read in the cycle of a write to its address returns the old word.
+    Latency: reads 1 cycle. Nothing may depend on what a read returns in the cycle of a write to its address (here the old word).
     """
 
     def __init__(self, width, depth, *, simulate):

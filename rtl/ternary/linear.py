@@ -47,8 +47,8 @@ class LinearUnit(wiring.Component):
         Buffer A, element ``i`` of a word in bits ``8 i ..``; latency 1.
     x_rd_addr, x_rd_data, x_wr_en, x_wr_addr, x_wr_data
         Buffer X, words of ``vector_width`` elements of 32 bits, read latency 1; bit ``k`` of ``x_wr_en`` writes elements
-        ``k * lanes .. (k + 1) * lanes - 1``. Elements are never read and written in one cycle, but words are: a read must give
-        the old data then.
+        ``k * lanes .. (k + 1) * lanes - 1``. Words are read and written in one cycle, elements never: what those being written
+        read as does not matter.
     r_wr_en, r_wr_addr, r_wr_data
         Buffer R, elements of ``result_bits``; bit ``k`` of ``r_wr_en`` writes elements
         ``k * lanes / 2 .. (k + 1) * lanes / 2 - 1``.

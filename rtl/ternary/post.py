@@ -10,6 +10,7 @@ from intaglio.rtl.numerics import RESIDUAL_FRACTION
 __all__ = ["RESIDUAL_BITS", "Mode", "Post", "r_address_bits", "x_address_bits"]
 
 RESIDUAL_BITS = 32
+SPLIT = 16  # bits of relu^2 that one multiplier takes; at most 16, so that they fit where the scale goes
 
 
 class Mode(enum.Enum, shape=2):
@@ -102,18 +103,37 @@ class Post(wiring.Component):
         less = Signal(signed(12), name="shift_less_1")
         m.d.comb += less.eq(-self.scale_e - (RESIDUAL_FRACTION + 1))
         shift = register("shift", 6, Mux(less < 0, 0, Mux(less > 39, 39, less[:6])))
-        scale = Signal(signed(17))
-        m.d.comb += scale.eq(self.scale_m)
+        half = config.gate_bits - 1
+        factor_bits = max(17, half + 1)
         m.d.comb += self.x_rd_addr.eq(group[0] >> place_bits)
         place_2 = group[1][:place_bits]
         old_group = self.x_rd_data.word_select(place_2, lanes * RESIDUAL_BITS) if copies > 1 else self.x_rd_data
-        raw, new = [], []
+        raw, new, combined = [], [], []
+        square = None  # of the even lane before
         for i in range(lanes):
             total = self.sums[i]
             raw_1 = register(f"raw_1_{i}", total.shape(), total, valid[0])
             raw.append(register(f"raw_2_{i}", total.shape(), raw_1, valid[1]))
-            product = register(f"product_{i}", signed(config.accumulator_bits + 16), total * scale, valid[0])
-            shifted = register(f"shifted_{i}", product.shape(), product >> shift, valid[1])
+            # GATED borrows the multiplier: of even lanes for relu^2, of odd lanes a stage later for the low part of relu^2 * up.
+            left = Signal(signed(config.accumulator_bits), name=f"left_{i}")
+            right = Signal(signed(factor_bits), name=f"right_{i}")
+            product = Signal(signed(config.accumulator_bits + factor_bits), name=f"product_{i}", reset_less=True)
+            if i % 2:
+                enable = Mux(gated, valid[1], valid[0])
+                other_left, other_right = register(f"up_{i // 2}", signed(config.gate_bits), total, valid[0]), square[:SPLIT]
+            else:
+                relu = Signal(half, name=f"relu_{i // 2}")
+                m.d.comb += relu.eq(Mux(total[-1], 0, total[:half]))
+                enable, other_left, other_right, square = valid[0], relu, relu, product[:2 * half]
+            m.d.comb += [left.eq(Mux(gated, other_left, total)), right.eq(Mux(gated, other_right, self.scale_m))]
+            with m.If(enable):
+                m.d.sync += product.eq(left * right)
+            if i % 2:
+                high = register(f"high_{i // 2}", signed(config.result_bits - SPLIT), square[SPLIT:] * other_left, valid[1])
+                gated_value = Signal(signed(config.result_bits), name=f"gated_{i // 2}")
+                m.d.comb += gated_value.eq(product + (high << SPLIT))
+                combined.append(gated_value)
+            shifted = register(f"shifted_{i}", signed(config.accumulator_bits + 16), product >> shift, valid[1])
             old = Signal(signed(RESIDUAL_BITS), name=f"old_{i}")
             moved = Signal(signed(max(RESIDUAL_BITS, len(shifted)) + 1), name=f"moved_{i}")
             m.d.comb += [
@@ -125,15 +145,6 @@ class Post(wiring.Component):
             m.d.comb += value.eq(Mux(top.all() | ~top.any(), moved[:RESIDUAL_BITS],
                                      Mux(moved[-1], 1 << (RESIDUAL_BITS - 1), (1 << (RESIDUAL_BITS - 1)) - 1)))
             new.append(value)
-        combined = []
-        for j in range(lanes // 2):
-            gate, up = self.sums[2 * j], self.sums[2 * j + 1]
-            half = config.gate_bits - 1
-            relu = Signal(half, name=f"relu_{j}")
-            m.d.comb += relu.eq(Mux(gate[-1], 0, gate[:half]))
-            square = register(f"square_{j}", 2 * half, relu * relu, valid[0])
-            up_1 = register(f"up_{j}", signed(config.gate_bits), up, valid[0])
-            combined.append(register(f"gated_{j}", signed(config.result_bits), square * up_1, valid[1]))
 
         results = []
         for i in range(lanes):

@@ -58,7 +58,7 @@ class LaneA(wiring.Component):
         m.d.comb += [
             source.eq(Mux(self.results, self.r, self.x)),
             factor.eq(Mux(self.rope, s, xs)),
-            turn.eq(Mux(self.rope, self.partner if self.odd else -self.partner, 0)),
+            turn.eq(Mux(self.rope, self.partner, 0)),
             self.second.eq(second), self.t.eq(t), self.size.eq(Mux(t[-1], -t, t)),
         ]
         with m.If(self.valid[0]):
@@ -70,7 +70,7 @@ class LaneA(wiring.Component):
         with m.If(self.valid[1]):
             m.d.sync += [first.eq(xs * c), second.eq(xs * factor)]
         with m.If(self.valid[2]):
-            m.d.sync += t.eq(first + turn)
+            m.d.sync += t.eq(first + turn if self.odd else first - turn)
         return m
 
 

@@ -67,17 +67,22 @@ class LaneB(wiring.Component):
             m.d.sync += ts.eq(Mux(self.embed, self.emb, source >> self.amount))
         with m.If(self.valid[1]):
             m.d.sync += product.eq(ts * self.factor)
+        # All modes share one adder and one clamp. Limits are 2^n - 1: a value is beyond them when the bits from n on differ from
+        # the sign, or when it is -2^n.
+        half, total = Signal(INT8_SHIFT), Signal(signed(XS_BITS + MANTISSA + 1))
+        value, limit, clip = Signal(signed(32)), Signal(32), Signal()
+        sign = total[-1]
+        m.d.comb += total.eq(product + half)
+        with m.Switch(self.mode):
+            for mode, shift, maximum in ((Mode.INT8, INT8_SHIFT, INT8_MAX), (Mode.INT16, INT16_SHIFT, INT16_MAX),
+                                         (Mode.INVERSE, INVERSE_SHIFT, (1 << 17) - 1), (Mode.EMBED, self.embed_shift, None)):
+                with m.Case(mode):
+                    m.d.comb += [half.eq(1 << shift >> 1), value.eq(total >> shift)]
+                    if maximum is not None:  # 8 by 17 bits always fit
+                        top, low = total[shift + maximum.bit_length():-1], total[shift:shift + maximum.bit_length()]
+                        m.d.comb += [limit.eq(maximum), clip.eq(Mux(sign, ~top.all() | ~low.any(), top.any()))]
         with m.If(self.valid[2]):
-            with m.Switch(self.mode):
-                for mode, shift, limit in ((Mode.INT8, INT8_SHIFT, INT8_MAX), (Mode.INT16, INT16_SHIFT, INT16_MAX),
-                                           (Mode.INVERSE, INVERSE_SHIFT, (1 << 17) - 1), (Mode.EMBED, self.embed_shift, None)):
-                    with m.Case(mode):
-                        rounded = Signal(signed(XS_BITS + MANTISSA + 1 - shift), name=f"rounded_{mode.name.lower()}")
-                        m.d.comb += rounded.eq((product + (1 << shift >> 1)) >> shift)
-                        if limit is None:  # 8 by 17 bits always fit
-                            m.d.sync += q.eq(rounded)
-                        else:
-                            m.d.sync += q.eq(Mux(rounded > limit, limit, Mux(rounded < -limit, -limit, rounded)))
+            m.d.sync += q.eq(Mux(clip, (limit ^ sign.replicate(32)) | 1, value))
         return m
 
 
