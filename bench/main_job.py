@@ -20,8 +20,8 @@ from intaglio.sim.corpus import Corpus, xz_bits_per_byte
 
 RUNS = (  # prompts and how to continue them
     ("def read_header(self, stream):\n    \"\"\"Read ", {}),
-    ("class Connection:\n    \"\"\"A connection to ", {"temperature": 0.6, "seed": 1}),
-    ("import os\nimport sys\n\ndef main(", {"temperature": 0.6, "seed": 2}),
+    ("class Connection:\n    \"\"\"A connection to ", {"temperature": 0.8, "seed": 2, "top_p": 0.9}),
+    ("    def test_open_file(self):\n        ", {"temperature": 0.8, "seed": 2, "top_p": 0.9}),
 )
 TOKENS = 160
 CONTEXT_STATED = 128
