@@ -1,0 +1,132 @@
+"""Synthesis of generated Verilog for Lattice ECP5 with Yosys (pyosys), module by module: what it costs in cells.
+
+Yosys runs in a process of its own, because it ends the process on an error. Hierarchy is kept, so that equal modules are mapped
+once; constants (masks, enables) move across its boundaries first.
+
+    python -m intaglio.gen.synthesis build/ulx3s
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from intaglio import Error
+
+__all__ = ["CELLS", "ECP5_85F", "Usage", "block_rams", "synthesise_ecp5", "table"]
+
+CELLS = ("LUT4", "CCU2C", "TRELLIS_DPR16X4", "TRELLIS_FF", "DP16KD", "MULT18X18D")
+# Lattice FPGA-DS-02012: 84k LUT4 and as many registers, 208 EBR of 18 kbit, 156 multipliers of 18 x 18.
+ECP5_85F = {"LUT4": 83640, "TRELLIS_FF": 83640, "DP16KD": 208, "MULT18X18D": 156}
+_LABELS = ("begin", "coarse", "map_ram", "map_ffram", "map_gates", "map_ffs", "map_luts", "map_cells", "check")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Cells of one module, without its submodules, and how often it occurs in the design.
+
+    A module with parameters (``intaglio_rom``, ``intaglio_ram``) has the name of the module it is first found in.
+    """
+
+    name: str
+    count: int
+    cells: dict
+
+    def cell(self, kind):
+        return self.cells.get(kind, 0)
+
+
+def block_rams(width, depth):
+    """DP16KD of a memory of ``depth`` words of ``width`` bits with one write and one read port, all blocks in one shape."""
+    return min(-(-width // w) * -(-depth // d)
+               for w, d in ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384)))
+
+
+def synthesise_ecp5(folder, top, *, flatten=(), timeout=1800):
+    """Map the Verilog of ``folder`` (``rtl/*.v``, with the images in ``rom/``) to ECP5 cells.
+
+    Parameters
+    ----------
+    folder : path
+    top : str
+    flatten : sequence of str
+        Patterns of modules that are dissolved in their parents before mapping.
+    timeout : float
+        Seconds.
+
+    Returns
+    -------
+    list of Usage : every module of the design, in the order of the hierarchy.
+
+    Raises
+    ------
+    Error
+        pyosys is not installed, Yosys refuses the design, or it takes too long.
+    """
+    folder = Path(folder).resolve()
+    files = " ".join(f"rtl/{path.name}" for path in sorted((folder / "rtl").glob("*.v")))
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "stat.json"
+        steps = [f"read_verilog -defer {files}", f"hierarchy -check -top {top}", "proc", "setattr -mod -set keep_hierarchy 1 A:*"]
+        steps += [f"setattr -mod -unset keep_hierarchy {pattern}" for pattern in flatten]
+        steps += ["flatten", *["opt_expr", "opt_clean", "opt_hier"] * 2, "opt_expr", "opt_clean"]
+        steps += [f"synth_lattice -family ecp5 -noflatten -top {top} -run {first}:{second}"
+                  for first, second in zip(_LABELS, _LABELS[1:], strict=False)]
+        steps += [f"tee -q -o {report} stat -json"]
+        script = ["from pyosys import libyosys", "design = libyosys.Design()"]
+        script += [f"libyosys.run_pass({step!r}, design)" for step in steps]
+        try:
+            result = subprocess.run([sys.executable, "-c", "\n".join(script)], cwd=folder, capture_output=True, text=True,
+                                    timeout=timeout)
+        except subprocess.TimeoutExpired as late:
+            raise Error(f"synthesis of {top} in {folder} must end within {timeout} s") from late
+        if result.returncode or not report.is_file():
+            raise Error(f"Yosys must map {top} in {folder}; it ends with: {(result.stdout + result.stderr)[-2000:]}")
+        modules = json.loads(report.read_text())["modules"]
+    cells = {name: {kind: _number(n) for part in ("num_cells_by_type", "num_submodules_by_type")
+                    for kind, n in module.get(part, {}).items()} for name, module in modules.items()}
+    counts, names = {}, {}
+
+    def walk(name, times):
+        counts[name] = counts.get(name, 0) + times
+        for kind, n in cells[name].items():
+            child = kind if kind in cells else "\\" + kind
+            if child in cells:
+                names.setdefault(child, names[name] if child.startswith("$") else child.lstrip("\\"))
+                walk(child, times * n)
+
+    names["\\" + top] = top
+    walk("\\" + top, 1)
+    return [Usage(name=names[name], count=n, cells={k: cells[name][k] for k in CELLS if k in cells[name]})
+            for name, n in counts.items()]
+
+
+def table(usages):
+    """Markdown: the modules, the largest first (two LUTs a carry cell), and the sum of all."""
+    lines = ["| module | number | " + " | ".join(CELLS) + " |", "|---|" + "---:|" * (len(CELLS) + 1)]
+    for usage in sorted(usages, key=lambda u: -u.count * (u.cell("LUT4") + 2 * u.cell("CCU2C") + u.cell("DP16KD"))):
+        if usage.cells:
+            lines.append(f"| `{usage.name}` | {usage.count} | " + " | ".join(f"{usage.cell(k):,}" for k in CELLS) + " |")
+    total = [sum(u.count * u.cell(k) for u in usages) for k in CELLS]
+    lines.append("| all | | " + " | ".join(f"{n:,}" for n in total) + " |")
+    lines.append("| ECP5-85F | | " + " | ".join(f"{ECP5_85F[k]:,}" if k in ECP5_85F else "" for k in CELLS) + " |")
+    return "\n".join(lines)
+
+
+def _number(value):
+    """Counts are numbers in some versions of Yosys and objects of strings in others."""
+    return int(value["local_count"]) if isinstance(value, dict) else int(value)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m intaglio.gen.synthesis", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="output of `intaglio gen decoder`")
+    sys.stdout.write(table(synthesise_ecp5(parser.parse_args(arguments).folder, "intaglio_decoder",
+                                           flatten=["intaglio_lane_lane*"])) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Mapping to ECP5 with Yosys: memories become block RAM without logic around them, and a lane stays small."""
+
+import numpy as np
+import pytest
+
+from intaglio import Error
+from intaglio.gen.synthesis import CELLS, Usage, block_rams, synthesise_ecp5, table
+from intaglio.gen.verilog import convert
+from intaglio.rtl.attention.cache import RAM_VERILOG
+from intaglio.rtl.config import DecoderConfig
+from intaglio.rtl.rom import ROM_VERILOG, hex_text
+from intaglio.rtl.ternary.lane import Lane, lane_designs
+
+pytestmark = pytest.mark.slow
+
+# Widths of burin and the preset ulx3s.
+CONFIG = DecoderConfig(hidden=192, intermediate=512, layers=4, heads=6, kv_heads=1, head_dim=32, vocab=256, context=256,
+                       lanes=4, lane_width=64, packing="5trit", vector_width=16, attention_heads=3)
+ROMS = {"weights": (CONFIG.weight_word_bits, CONFIG.weight_depth), "embedding": (8 * CONFIG.array, 2 * CONFIG.vocab),
+        "shallow": (36, 512), "deep": (4, 4096)}
+RAMS = {"keys": (8 * CONFIG.vector_width, 2 * CONFIG.layers * CONFIG.context), "scales": (26, 2 * CONFIG.layers * CONFIG.context)}
+
+
+def folder_of(root, modules, images=None):
+    for name, content in ({f"rtl/{n}.v": text.encode() for n, text in modules.items()} | (images or {})).items():
+        path = root / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    return root
+
+
+def module_with(instance, ports):
+    return f"module top({', '.join(ports)});\n{instance}\nendmodule\n"
+
+
+def mapped(root, width, depth, kind):
+    """Cells of an ``intaglio_rom`` of random words or an ``intaglio_ram``."""
+    bits = max(1, (depth - 1).bit_length())
+    if kind == "rom":
+        words = np.random.default_rng(1).integers(0, 256, (depth, -(-width // 8)), np.uint8)
+        words[:, -1] &= (1 << (width - 1) % 8 + 1) - 1
+        ports = ["input clk", f"input [{bits - 1}:0] addr", f"output [{width - 1}:0] data"]
+        instance = f'intaglio_rom #(.WIDTH({width}), .DEPTH({depth}), .FILE("a.hex")) memory (.*);'
+        modules, images = {"intaglio_rom": ROM_VERILOG}, {"rom/a.hex": hex_text(words)}
+    else:
+        ports = ["input clk", "input write_en, read_en", f"input [{bits - 1}:0] write_addr, read_addr",
+                 f"input [{width - 1}:0] write_data", f"output [{width - 1}:0] read_data"]
+        instance = f"intaglio_ram #(.WIDTH({width}), .DEPTH({depth})) memory (.*);"
+        modules, images = {"intaglio_ram": RAM_VERILOG}, {}
+    connected = ", ".join(f".{name}({name})" for name in names(ports))
+    top = module_with(instance.replace(".*", connected), ports)
+    usages = synthesise_ecp5(folder_of(root, modules | {"top": top}, images), "top", flatten=["intaglio_*"], timeout=60)
+    return {kind: sum(u.count * u.cell(kind) for u in usages) for kind in CELLS}
+
+
+def names(ports):
+    return [word for port in ports for word in port.split("]")[-1].replace("input", "").replace("output", "").replace(",", " ").split()]
+
+
+@pytest.mark.parametrize("name", ROMS)
+def test_roms_are_block_ram(name, tmp_path):
+    width, depth = ROMS[name]
+    cells = mapped(tmp_path, width, depth, "rom")
+    assert -(-width * depth // 18432) <= cells["DP16KD"] <= block_rams(width, depth)  # the last rows may share blocks
+    assert cells["TRELLIS_FF"] <= 2 and cells["TRELLIS_DPR16X4"] == cells["MULT18X18D"] == 0
+    assert cells["LUT4"] <= 2 * width * (depth > 2048)  # the multiplexer of deep memories
+
+
+@pytest.mark.parametrize("name", RAMS)
+def test_rams_are_block_ram_without_collision_logic(name, tmp_path):
+    width, depth = RAMS[name]
+    assert mapped(tmp_path, width, depth, "ram") == dict.fromkeys(CELLS, 0) | {"DP16KD": block_rams(width, depth)}
+
+
+def test_lane(tmp_path):
+    """64 weights of a lane, with its masks as constants."""
+    modules = {}
+    for name, design, ports in lane_designs(CONFIG):
+        modules |= convert(design, name, ports)
+    ports = ["input clk, enable, first", f"input [{CONFIG.weight_word_bits - 1}:0] word",
+             *(f"input [{CONFIG.lane_width - 1}:0] x{b}" for b in range(8)),
+             f"output [{CONFIG.accumulator_bits - 1}:0] sum"]
+    connected = [f".{name}({name})" for name in names(ports)] + [f".masks{k}(64'd{mask})" for k, mask in enumerate(Lane.MASKS)]
+    modules["top"] = module_with(f"intaglio_lane lane ({', '.join(connected)});", ports)
+    usages = synthesise_ecp5(folder_of(tmp_path, modules), "top", flatten=["intaglio_*"], timeout=120)
+    cells = {kind: sum(u.count * u.cell(kind) for u in usages) for kind in CELLS}
+    assert cells["DP16KD"] == cells["MULT18X18D"] == cells["TRELLIS_DPR16X4"] == 0
+    assert cells["LUT4"] <= 3000 and cells["CCU2C"] <= 120 and cells["TRELLIS_FF"] <= 300, cells
+
+
+def test_a_broken_design_is_refused(tmp_path):
+    folder_of(tmp_path, {"top": "module top(input a); missing m(.a(a)); endmodule\n"})
+    with pytest.raises(Error, match="must map top"):
+        synthesise_ecp5(tmp_path, "top")
+
+
+def test_table():
+    text = table([Usage(name="a", count=2, cells={"LUT4": 10}), Usage(name="b", count=1, cells={"LUT4": 30})])
+    assert text.splitlines()[2].startswith("| `b` | 1 | 30 |") and "| all | | 50 |" in text
