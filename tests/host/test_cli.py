@@ -96,7 +96,8 @@ def test_a_command_that_cannot_be_imported_says_why(capsys):
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a script's background ignores it; a user's terminal does not
 from intaglio.cli import main
 from intaglio.host import cli
 def register(subparsers):

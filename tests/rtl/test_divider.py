@@ -58,7 +58,7 @@ def test_quotients():
     for i, ((numerator, denominator), (quotient, tag, cycle, soon)) in enumerate(zip(divisions, results, strict=True)):
         assert quotient == (numerator // denominator if denominator else 0), (numerator, denominator)
         assert tag == i % 16 and soon
-        assert cycle - fed[i] == Divider.LATENCY == 9
+        assert cycle - fed[i] == Divider.LATENCY == 6
 
 
 def test_tag_bits():

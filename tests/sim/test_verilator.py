@@ -343,7 +343,9 @@ def test_an_unreadable_rom_is_a_fault_not_the_end(folder, cache, library, tmp_pa
 
 
 def test_ctrl_c_during_a_build_ends_cleanly(folder, tmp_path):
-    code = ("import sys\nfrom intaglio.cli import main\nfrom intaglio.host import cli, transport\n"
+    # A job in a script's background ignores the signal; a user's terminal does not.
+    code = ("import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+            "from intaglio.cli import main\nfrom intaglio.host import cli, transport\n"
             "from intaglio.sim.transport import open_simulation\ntransport.register('double', open_simulation)\n"
             f"sys.exit(main(['run', '--device', 'double:{folder}', '--prompt', 'a', '--cache', {str(tmp_path / 'cache')!r}],"
             " commands={'run': lambda: cli.register}))")
