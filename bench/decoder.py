@@ -7,6 +7,8 @@ from intaglio.gen.cycles import operations, token_cycles
 from intaglio.gen.program import layer_program
 from intaglio.host.protocol import command
 from intaglio.sim.corpus import Corpus, xz_bits_per_byte
+from intaglio.sim.loading import float_decoder
+from intaglio.sim.train import bits_per_byte
 
 __all__ = ["figures"]
 
@@ -27,6 +29,8 @@ def figures(job):
         _figure("decoder.added_bits_per_byte", bits["exact"] - bits["float"], "bits", "<= 0.01"),
         _figure("decoder.bits_per_byte", bits["exact"], "bits", ""),
         _figure("decoder.bits_per_byte_over_xz", bits["exact"] / xz, "ratio", "<= 0.85", f"xz -9e: {xz:.4f} bits"),
+        _figure("decoder.float_bits_per_byte_at_4096", bits_per_byte(float_decoder(job.checkpoint), text, 4096), "bits", "",
+                "windows of 4,096 tokens"),
         _figure("decoder.mac_utilisation_linear", generated["utilisation"], "share", ">= 0.95"),
         _figure("decoder.cycles_per_token_at_128", roofline["cycles"], "cycles", ""),
         _figure("decoder.cycles_over_roofline", roofline["ratio"], "ratio", "<= 1.2",
