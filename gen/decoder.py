@@ -15,7 +15,7 @@ from intaglio.gen.model import ModelConfig
 from intaglio.gen.presets import config_for
 from intaglio.gen.quantised import quantise
 from intaglio.gen.verilog import convert
-from intaglio.rtl.attention.cache import RAM_VERILOG
+from intaglio.rtl.ram import RAM_MODULE, RAM_VERILOG
 from intaglio.rtl.rom import ROM_MODULE, ROM_VERILOG, hex_text
 from intaglio.rtl.shell import DecoderShell
 from intaglio.rtl.ternary.lane import lane_designs
@@ -94,7 +94,7 @@ def _modules(config, program_words, digest_word):
     modules = convert(shell, TOP, shell.port_map())
     for name, design, ports in lane_designs(config):
         modules |= convert(design, name, ports)
-    return modules | {ROM_MODULE: ROM_VERILOG, "intaglio_ram": RAM_VERILOG}
+    return modules | {ROM_MODULE: ROM_VERILOG, RAM_MODULE: RAM_VERILOG}
 
 
 def _zero_share(quantised):

@@ -4,11 +4,11 @@ from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from intaglio.rtl.attention.cache import Ram
 from intaglio.rtl.attention.unit import AttentionUnit
 from intaglio.rtl.config import DecoderConfig
 from intaglio.rtl.numerics import XS_BITS, ZERO_EXPONENT
 from intaglio.rtl.program import Op, Phase
+from intaglio.rtl.ram import Ram
 from intaglio.rtl.scalar import bit_length
 from intaglio.rtl.sequencer import Sequencer
 from intaglio.rtl.ternary.linear import LinearUnit

@@ -1,76 +1,12 @@
 """The key and value cache: INT8 rows with one scale each, and the reference exponent of each layer."""
 
-from amaranth.hdl import Array, Cat, ClockSignal, Instance, MemoryData, Module, Mux, Signal, signed
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
 from amaranth.lib import wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["RAM_VERILOG", "KvCache", "Ram", "index_bits"]
+from intaglio.rtl.ram import Ram, index_bits
 
-RAM_VERILOG = """\
-// Memory with one write and one read port, latency 1. Contents are undefined until written.
-// What a read returns in the cycle of a write to its address is never used: block RAM needs no logic to make it the old word.
-module intaglio_ram #(
-    parameter WIDTH = 8,
-    parameter DEPTH = 2
-) (
-    input wire clk,
-    input wire write_en,
-    input wire [(DEPTH > 1 ? $clog2(DEPTH) : 1) - 1:0] write_addr,
-    input wire [WIDTH - 1:0] write_data,
-    input wire read_en,
-    input wire [(DEPTH > 1 ? $clog2(DEPTH) : 1) - 1:0] read_addr,
-    output reg [WIDTH - 1:0] read_data
-);
-    (* no_rw_check *) reg [WIDTH - 1:0] mem [0:DEPTH - 1];
-    always @(posedge clk) if (write_en) mem[write_addr] <= write_data;
-    always @(posedge clk) if (read_en) read_data <= mem[read_addr];
-endmodule
-"""
-
-
-def index_bits(count):
-    """Unsigned bits of an index below ``count``, at least one."""
-    return max(1, (count - 1).bit_length())
-
-
-class Ram(wiring.Component):
-    """Memory with one write and one read port, without initial contents.
-
-    Parameters
-    ----------
-    width, depth : int
-    simulate : bool
-        True for Amaranth's simulator (:attr:`data` holds the words); False for Verilog, where it is an instance of
-        ``intaglio_ram`` (:data:`RAM_VERILOG`), so that no initial value is written for every word.
-
-    Latency: reads 1 cycle. Nothing may depend on what a read returns in the cycle of a write to its address (here the old word).
-    """
-
-    def __init__(self, width, depth, *, simulate):
-        self.width, self.depth = width, depth
-        self.data = MemoryData(shape=width, depth=depth, init=[]) if simulate else None
-        bits = index_bits(depth)
-        super().__init__({
-            "write_en": In(1), "write_addr": In(bits), "write_data": In(width),
-            "read_en": In(1), "read_addr": In(bits), "read_data": Out(width),
-        })
-
-    def elaborate(self, platform):
-        m = Module()
-        if self.data is None:
-            m.submodules.ram = Instance(
-                "intaglio_ram", p_WIDTH=self.width, p_DEPTH=self.depth, i_clk=ClockSignal(),
-                i_write_en=self.write_en, i_write_addr=self.write_addr, i_write_data=self.write_data,
-                i_read_en=self.read_en, i_read_addr=self.read_addr, o_read_data=self.read_data)
-        else:
-            m.submodules.ram = memory = Memory(self.data)
-            write, read = memory.write_port(), memory.read_port()
-            m.d.comb += [
-                write.en.eq(self.write_en), write.addr.eq(self.write_addr), write.data.eq(self.write_data),
-                read.en.eq(self.read_en), read.addr.eq(self.read_addr), self.read_data.eq(read.data),
-            ]
-        return m
+__all__ = ["KvCache"]
 
 
 class KvCache(wiring.Component):

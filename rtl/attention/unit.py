@@ -5,9 +5,10 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.attention.array import MacArray, add_tree, product_bits, tree_stages
-from intaglio.rtl.attention.cache import KvCache, Ram, index_bits
+from intaglio.rtl.attention.cache import KvCache
 from intaglio.rtl.attention.softmax import EXPONENT_BITS, SCORE_BITS, Scaler, Scores, Weights
 from intaglio.rtl.head import TopK
+from intaglio.rtl.ram import Ram, index_bits
 from intaglio.rtl.rom import Rom
 
 __all__ = ["EMBEDDING_LATENCY", "AttentionUnit", "attend_cycles", "head_cycles"]

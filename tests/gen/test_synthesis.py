@@ -6,8 +6,8 @@ import pytest
 from intaglio import Error
 from intaglio.gen.synthesis import CELLS, Usage, block_rams, synthesise_ecp5, table
 from intaglio.gen.verilog import convert
-from intaglio.rtl.attention.cache import RAM_VERILOG
 from intaglio.rtl.config import DecoderConfig
+from intaglio.rtl.ram import RAM_VERILOG
 from intaglio.rtl.rom import ROM_VERILOG, hex_text
 from intaglio.rtl.ternary.lane import Lane, lane_designs
 

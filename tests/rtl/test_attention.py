@@ -10,9 +10,10 @@ import pytest
 from amaranth.back import verilog
 from amaranth.sim import Simulator
 
-from intaglio.rtl.attention import EMBEDDING_LATENCY, RAM_VERILOG, AttentionUnit, attend_cycles, head_cycles
+from intaglio.rtl.attention import EMBEDDING_LATENCY, AttentionUnit, attend_cycles, head_cycles
 from intaglio.rtl.config import DecoderConfig
 from intaglio.rtl.numerics import EXP_TABLE
+from intaglio.rtl.ram import RAM_VERILOG
 from intaglio.rtl.rom import ROM_VERILOG
 
 SMALL = DecoderConfig(hidden=32, intermediate=32, layers=2, heads=4, kv_heads=2, head_dim=8, vocab=20, context=16, lanes=4,

@@ -17,8 +17,8 @@ from intaglio.gen.program import layer_program
 from intaglio.gen.quantised import quantise
 from intaglio.gen.synthetic import random_checkpoint
 from intaglio.host.protocol import command
-from intaglio.rtl.attention.cache import RAM_VERILOG
 from intaglio.rtl.program import WORD_BITS, Op
+from intaglio.rtl.ram import RAM_VERILOG
 from intaglio.rtl.rom import hex_text, words_to_bytes
 from intaglio.sim.library import Simulation
 from intaglio.sim.reference import ReferenceDevice
