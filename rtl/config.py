@@ -5,10 +5,22 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-__all__ = ["PACKINGS", "DecoderConfig"]
+__all__ = ["PACKINGS", "DecoderConfig", "check_packing", "word_bits"]
 
 PACKINGS = ("2bit", "5trit")
 FORMAT = 1  # raised when the hardware or its program changes, so that old digests no longer match
+
+
+def check_packing(packing):
+    """Raise ``ValueError`` unless ``packing`` is one of :data:`PACKINGS`."""
+    if packing not in PACKINGS:
+        raise ValueError(f"packing must be one of {', '.join(PACKINGS)}, not {packing!r}")
+
+
+def word_bits(packing, lane_width):
+    """Bits of a word of ``lane_width`` weights; raises ``ValueError`` for an unknown packing."""
+    check_packing(packing)
+    return 2 * lane_width if packing == "2bit" else 8 * -(-lane_width // 5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +91,7 @@ class DecoderConfig:
         need(isinstance(self.context, int) and 2 <= self.context <= 65535,
              f"context must be in 2..65535 tokens, not {self.context!r}")
         need(2 <= self.vocab <= 65535, f"vocab must be in 2..65535, not {self.vocab}")
-        need(self.packing in PACKINGS, f"packing must be one of {', '.join(PACKINGS)}, not {self.packing!r}")
+        check_packing(self.packing)
         need(self.lanes % 2 == 0, f"lanes must be even, not {self.lanes}")
         for name in ("hidden", "intermediate"):
             value = getattr(self, name)
@@ -178,7 +190,7 @@ class DecoderConfig:
     @property
     def weight_word_bits(self):
         """Bits of one word of a lane's weight ROM."""
-        return 2 * self.lane_width if self.packing == "2bit" else 8 * -(-self.lane_width // 5)
+        return word_bits(self.packing, self.lane_width)
 
     @property
     def weight_depth(self):

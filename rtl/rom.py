@@ -6,7 +6,7 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-__all__ = ["ROM_MODULE", "ROM_VERILOG", "Rom", "hex_lines", "hex_text", "words_to_bytes"]
+__all__ = ["ROM_MODULE", "ROM_VERILOG", "Rom", "hex_text", "words_to_bytes"]
 
 ROM_MODULE = "intaglio_rom"
 
@@ -119,8 +119,3 @@ def hex_text(words):
     text = np.empty((words.shape[0], 2 * words.shape[1] + 1), np.uint8)
     text[:, 0:-1:2], text[:, 1:-1:2], text[:, -1] = digits[big >> 4], digits[big & 15], ord("\n")
     return text.tobytes()
-
-
-def hex_lines(values, width):
-    """The lines (no line ends) of the image of integers in 0..2^width - 1; raises ``ValueError`` when one does not fit."""
-    return hex_text(words_to_bytes(values, width)).decode("ascii").splitlines()

@@ -24,15 +24,9 @@ from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from intaglio.rtl.config import PACKINGS
+from intaglio.rtl.config import check_packing, word_bits
 
-__all__ = ["Unpack", "execution_order", "pack", "pack_ints", "unpack", "word_bits"]
-
-
-def word_bits(packing, lane_width):
-    """Bits of a word of ``lane_width`` weights."""
-    _check(packing)
-    return 2 * lane_width if packing == "2bit" else 8 * -(-lane_width // 5)
+__all__ = ["Unpack", "execution_order", "pack", "pack_ints", "unpack"]
 
 
 def pack(weights, packing):
@@ -48,7 +42,7 @@ def pack(weights, packing):
     ValueError
         A weight is outside {-1, 0, 1}, or the packing is unknown.
     """
-    _check(packing)
+    check_packing(packing)
     weights = np.asarray(weights)
     lane_width = weights.shape[-1]
     weights = weights.reshape(-1, lane_width)
@@ -162,11 +156,6 @@ def _pair(x0, x1, x2, both_minus):
     keep = ~both_minus
     minus0, minus1 = (x2 & ~x1) | both_minus, (x2 & x1) | both_minus
     return (x1 & (x0 | ~x2) & keep, minus0), (x0 & ~(x2 & x1) & keep, minus1)
-
-
-def _check(packing):
-    if packing not in PACKINGS:
-        raise ValueError(f"packing must be one of {', '.join(PACKINGS)}, not {packing!r}")
 
 
 def _tables():

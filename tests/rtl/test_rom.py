@@ -6,7 +6,7 @@ import pytest
 from amaranth.back import verilog
 from amaranth.sim import Simulator
 
-from intaglio.rtl.rom import Rom, hex_lines, hex_text, words_to_bytes
+from intaglio.rtl.rom import Rom, hex_text, words_to_bytes
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5, 16])
@@ -48,10 +48,10 @@ def test_refuses(arguments, text):
 
 def test_hex_image():
     values = [0, 1, 0xABC, 0xFFF]
-    assert hex_lines(values, 12) == ["0000", "0001", "0abc", "0fff"]
+    assert hex_text(words_to_bytes(values, 12)) == b"0000\n0001\n0abc\n0fff\n"
     wide = [0x0123456789ABCDEF << 70, 7]
-    assert [int(line, 16) for line in hex_lines(wide, 140)] == wide
+    assert [int(line, 16) for line in hex_text(words_to_bytes(wide, 140)).splitlines()] == wide
     assert hex_text(np.array([[0x34, 0x12]], np.uint8)) == b"1234\n"
     assert words_to_bytes([0x1234], 13).tolist() == [[0x34, 0x12]]
     with pytest.raises(ValueError, match="word 1 must be in"):
-        hex_lines([0, 4096], 12)
+        words_to_bytes([0, 4096], 12)

@@ -7,7 +7,7 @@ import pytest
 from amaranth.back import verilog
 from amaranth.sim import Simulator
 
-from intaglio.rtl.config import DecoderConfig
+from intaglio.rtl.config import DecoderConfig, word_bits
 from intaglio.rtl.ternary import packing
 from intaglio.rtl.ternary.lane import lane_designs
 from intaglio.rtl.ternary.linear import LinearUnit, Mode
@@ -34,7 +34,7 @@ def run(dut, bench):
 def test_pack_round_trip(name, lane_width):
     weights = np.random.default_rng(1).integers(-1, 2, (50, lane_width)).astype(np.int8)
     words = packing.pack(weights, name)
-    assert words.shape == (50, -(-packing.word_bits(name, lane_width) // 8))
+    assert words.shape == (50, -(-word_bits(name, lane_width) // 8))
     assert np.array_equal(packing.unpack(words, name, lane_width), weights)
 
 
