@@ -50,8 +50,8 @@ def test_error_budget_on_held_out_text(shipped):
         logits, exact = compare(checkpoint, model, tokens)
         agree += int((logits.argmax(1) == exact.argmax(1)).sum())
         added += (F.cross_entropy(exact, target, reduction="sum") - F.cross_entropy(logits, target, reduction="sum")).item()
-    assert agree / len(text) >= 0.985  # 0.99 over the whole text, see the benchmark
-    assert abs(added) / len(text) / math.log(2) <= 0.01
+    assert agree / len(text) >= 0.99
+    assert abs(added) / len(text) / math.log(2) <= 0.002
 
 
 def test_a_wrong_constant_breaks_the_budget(shipped):
@@ -69,7 +69,7 @@ def test_random_checkpoints_follow_the_float_model(changes):
     checkpoint = random_checkpoint(small(**changes), seed=3)
     model = quantise(checkpoint, config_for(checkpoint.config, "small"))
     logits, exact = compare(checkpoint, model, torch.arange(48) * 7 % 50)
-    assert (logits - exact).norm() / logits.norm() < 0.08  # ties of the INT8 rounding flip now and then
+    assert (logits - exact).norm() / logits.norm() < 0.05  # ties of the INT8 rounding flip now and then
 
 
 def test_all_at_once_equals_one_by_one():
