@@ -18,18 +18,18 @@ config = ModelConfig(vocab_size=256, hidden_size=192, intermediate_size=512, num
                      num_attention_heads=6, num_key_value_heads=1, head_dim=32, max_position_embeddings=1024,
                      rms_norm_eps=1e-5, rope_theta=10000.0, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0)
 checkpoint = random_checkpoint(config, seed=1)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 began = time.process_time()
 manifest = generate(checkpoint, "desk", sys.argv[2])
 children = resource.getrusage(resource.RUSAGE_CHILDREN)
 print(json.dumps({"weights": manifest["model"]["ternary_weights"], "modules": len(manifest["files"]["verilog"]),
                   "seconds": time.process_time() - began + children.ru_utime + children.ru_stime,
-                  "kib": max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, children.ru_maxrss), "kib_before": before}))
+                  "kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + children.ru_maxrss}))
 """
 
 
 def figures(progress):
-    """Generate random decoders of two depths in processes of their own; CPU seconds and peak resident memory."""
+    """Generate random decoders of two depths in processes of their own; CPU seconds, and peak resident memory
+    of the generator and of its Yosys, added up."""
     runs = []
     for layers in LAYERS:
         progress(f"generating {layers} layers")

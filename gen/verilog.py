@@ -7,8 +7,8 @@ from amaranth.back import rtlil
 
 __all__ = ["convert", "merge_equal", "modules_of"]
 
-# Unlike verilog.convert's passes, these keep clock enables: `if (en) q <= d`, which Verilator runs more than twice as fast as a copy
-# of every register in every cycle.
+# Unlike verilog.convert's passes, these keep clock enables: `if (en) q <= d`, where a compiled simulation would otherwise copy every
+# register in every cycle.
 _PASSES = ("proc -norom", "opt_clean", "opt_dff", "opt_clean", "memory_collect")
 _ATTRIBUTES = "-remove generator -remove top -remove src -remove amaranth.hierarchy -remove amaranth.decoding -remove unused_bits"
 

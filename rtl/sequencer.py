@@ -44,7 +44,7 @@ class Sequencer(wiring.Component):
     Latency
     -------
     One word a cycle; a word that waits starts in the cycle in which its units are idle; scalar words take the ALU's latency and
-    two cycles.
+    a cycle. gen/cycles.py walks a program with these rules.
     """
 
     def __init__(self, config: DecoderConfig, length, program=None):
