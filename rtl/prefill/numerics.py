@@ -1,0 +1,31 @@
+"""Numerics that the prefill unit and its exact model share; docs/prefill.md has the formulas."""
+
+import math
+
+__all__ = ["EXP", "FRACTION", "INVERSE", "LOG", "LOG_FRACTION", "LOG_TABLE", "MASKED_L", "MERGE_SHIFT", "OUT_FRACTION", "SCORE_BITS", "SCORE_MAX",
+           "WEIGHT_MAX", "exp2", "log2"]
+
+SCORE_BITS = 18  # signed bits of a score
+SCORE_MAX = (1 << SCORE_BITS - 1) - 1
+FRACTION = 8  # a score of 256 is a factor of 2
+EXP = tuple(min(65535, round(65536 * 2.0 ** (-f / 256))) for f in range(256))  # 2^(-f/256), 16 fraction bits
+LOG_FRACTION = 12
+LOG = 10  # bits of a mantissa that the table of logarithms sees
+LOG_TABLE = tuple(round(4096 * math.log2(1 + (m + 0.5) / 1024)) for m in range(1 << LOG))
+MERGE_SHIFT = 4  # fraction bits of sums that are merged by shifting
+WEIGHT_MAX = 127  # largest weight (probability) of a tile
+OUT_FRACTION = 8  # fraction bits of results
+INVERSE = (1 << 33) - 1  # numerator of 1 / l
+MASKED_L = SCORE_MAX  # logarithm of the sum of a row that nothing has reached
+
+
+def exp2(x):
+    """``2^(-x/256)`` with 16 fraction bits for an integer ``x >= 0``."""
+    return EXP[x & 255] >> (x >> 8) if x < 16 << 8 else 0
+
+
+def log2(n):
+    """``4096 log2 n`` for an integer ``n >= 1``."""
+    top = n.bit_length() - 1
+    mantissa = (n << LOG >> top) & (1 << LOG) - 1
+    return (top << LOG_FRACTION) + LOG_TABLE[mantissa]
