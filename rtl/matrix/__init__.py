@@ -1,0 +1,1 @@
+"""Hybrid INT8 matrix unit: packed DSP columns and LUT columns."""

@@ -1,0 +1,1 @@
+"""Sparse prefill attention: float reference, exact model, quantisation, cache and memory models."""
