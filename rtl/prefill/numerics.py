@@ -2,8 +2,22 @@
 
 import math
 
-__all__ = ["EXP", "FRACTION", "INVERSE", "LOG", "LOG_FRACTION", "LOG_TABLE", "MASKED_L", "MERGE_SHIFT", "OUT_FRACTION", "SCORE_BITS", "SCORE_MAX",
-           "WEIGHT_MAX", "exp2", "log2"]
+__all__ = [
+    "EXP",
+    "FRACTION",
+    "INVERSE",
+    "LOG",
+    "LOG_FRACTION",
+    "LOG_TABLE",
+    "MASKED_L",
+    "MERGE_SHIFT",
+    "OUT_FRACTION",
+    "SCORE_BITS",
+    "SCORE_MAX",
+    "WEIGHT_MAX",
+    "exp2",
+    "log2",
+]
 
 SCORE_BITS = 18  # signed bits of a score
 SCORE_MAX = (1 << SCORE_BITS - 1) - 1
