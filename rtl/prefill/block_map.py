@@ -13,7 +13,7 @@ __all__ = ["BlockMap", "pattern_cycles"]
 def pattern_cycles(config, blocks):
     """Cycles from ``start`` to ``done`` for a map of ``blocks`` blocks."""
     batches = -(-blocks // config.columns)
-    return sum(config.columns + 4 + min(blocks, (batch + 1) * config.columns) for batch in range(batches))
+    return sum(config.columns + 3 + min(blocks, (batch + 1) * config.columns) for batch in range(batches))
 
 
 class BlockMap(wiring.Component):
@@ -88,11 +88,11 @@ class BlockMap(wiring.Component):
             with m.State("EXPAND"):
                 m.d.comb += reading.eq(1)
                 m.d.sync += step.eq(step + 1)
-                with m.If(step == stop + c.columns):
+                with m.If(step == stop + c.columns - 1):
                     m.next = "FLUSH"
             with m.State("FLUSH"):
                 m.d.sync += step.eq(step + 1)
-                with m.If(step == stop + c.columns + 3):
+                with m.If(step == stop + c.columns + 2):
                     m.d.sync += [step.eq(0), batch.eq(batch + 1)]
                     m.next = "EXPAND"
                     with m.If(last_batch):
