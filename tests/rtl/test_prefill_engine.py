@@ -3,12 +3,17 @@
 import random
 
 import pytest
+from amaranth.hdl import Module, Mux, Signal
+from amaranth.lib import wiring
 from amaranth.sim import Simulator
 
 from intaglio.rtl.prefill import numerics
+from intaglio.rtl.prefill.accumulate import Accumulators
 from intaglio.rtl.prefill.config import PrefillConfig
+from intaglio.rtl.prefill.drain import Drain, drain_cycles
 from intaglio.rtl.prefill.ports import Mode
 from intaglio.rtl.prefill.softmax import UNREACHED, TileSoftmax
+from intaglio.rtl.prefill.states import RowStates
 
 SMALL = PrefillConfig(head_dim=16, group=2, block=32, columns=8, context=512, window=4, lines=6, lookahead=2, drain=4)
 
@@ -127,3 +132,189 @@ def test_softmax_lanes(base, gap):
     assert out == [softmax_of(tile, base) for tile in tiles]
     if base == 7:  # weights that truncate must show
         assert out != [softmax_of(tile, base, bias=0) for tile in tiles]
+
+
+class Accumulating(wiring.Component):
+    """State memory, accumulators and drain, joined as in the engine."""
+
+    def __init__(self, config):
+        self.config = config
+        super().__init__({})
+        self.states, self.values = RowStates(config, simulate=True), Accumulators(config, simulate=True)
+        self.drain = Drain(config)
+        self.merge, self.address, self.walk, self.norm = Signal(), Signal.like(self.states.address), Signal(), Signal()
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.states, m.submodules.values, m.submodules.drain = states, values, drain = self.states, self.values, self.drain
+        m.d.comb += [
+            states.merge.eq(self.merge), states.address.eq(Mux(drain.walk, drain.walk_address, self.address)),
+            states.walk.eq(self.walk | drain.walk), states.norm.eq(self.norm), drain.walk_granted.eq(~states.busy),
+            drain.lane_valid.eq(states.lane_valid), drain.lane_mantissa.eq(states.lane_mantissa), drain.lane_top.eq(states.lane_top),
+            values.address.eq(self.address), values.first.eq(states.first), values.read.eq(drain.read),
+            values.read_address.eq(drain.read_address), values.read_channel.eq(drain.read_channel), drain.read_granted.eq(~values.valid),
+            *(a.eq(b) for name in ("kept", "added") for a, b in zip(getattr(values, name), getattr(states, name), strict=True)),
+            *(a.eq(b) for a, b in zip(drain.word, values.word, strict=True)),
+        ]
+        return m
+
+
+def merge_rows(tiles):
+    """(E, l, O[D]) of a lane from its tiles (e, sum << 4, [o])."""
+    state = None
+    for e, total, o in tiles:
+        if e == UNREACHED:
+            continue
+        sums = [total, *(x << 4 for x in o)]
+        if state is None:
+            state = e, sums
+        else:
+            new = max(state[0], e)
+            state = new, [(a >> new - state[0]) + (b >> new - e) for a, b in zip(state[1], sums, strict=True)]
+    return state or (UNREACHED, [0] * (len(tiles[0][2]) + 1))
+
+
+def means(state):
+    _, (total, *o) = state
+    shift = total.bit_length() - 17
+    inverse = numerics.INVERSE // (total >> shift if shift >= 0 else total << -shift) if total else 0
+    k = 25 + shift
+    return [clamp((x * inverse + (1 << k - 1)) >> k, -32767, 32767) for x in o]
+
+
+def row_tiles(picks, config, count, kind):
+    """Tiles [tile][lane] of (e, sum << 4, [o]) that a row could have."""
+    tiles = []
+    for n in range(count):
+        lanes = []
+        for lane in range(config.columns):
+            if kind == "jumps":
+                e = picks.choice([-511, -300, -40, 0, 5, 200, 512])
+            elif kind == "falling":
+                e = 60 - 3 * n
+            else:
+                e = picks.randint(-12, 12)
+            if picks.random() < (0.3 if kind == "jumps" else 0.1) and (n or lane % 2):
+                lanes.append((UNREACHED, 0, [0] * config.head_dim))
+                continue
+            most = config.head_dim * 127 if kind == "full" else picks.choice([64, 127, config.head_dim * 127])
+            low = most if kind == "full" else 64
+            total = picks.randint(low, most)
+            lanes.append((e, total << 4, [picks.choice([-127, 127]) * total if kind == "full" else picks.randint(-127 * total, 127 * total)
+                                          for _ in range(config.head_dim)]))
+        tiles.append(lanes)
+    return tiles
+
+
+def run_accumulators(config, slot, groups, stall=0.0):
+    """Results [row group][lane][channel] of tiles ``groups[row group][tile][lane]``, merged alternately, and the cycles of the drain."""
+    dut, beats, picks = Accumulating(config), [], random.Random(1)
+    took = 0
+
+    async def bench(ctx):
+        nonlocal took
+        states, values, drain = dut.states, dut.values, dut.drain
+        for n in range(max(map(len, groups))):
+            for group, tiles in enumerate(groups):
+                if n >= len(tiles):
+                    continue
+                ctx.set(states.first, n == 0)
+                ctx.set(dut.address, slot * config.row_groups + group)
+                for lane, (e, total, _) in enumerate(tiles[n]):
+                    ctx.set(states.e[lane], e)
+                    ctx.set(states.sums[lane], total)
+                ctx.set(dut.merge, 1)
+                await ctx.tick()
+                ctx.set(dut.merge, 0)
+                await ctx.tick()
+                ctx.set(values.valid, 1)
+                for channel in range(config.head_dim):
+                    for lane, (_, _, o) in enumerate(tiles[n]):
+                        ctx.set(values.o[lane], o[channel])
+                    await ctx.tick()
+                ctx.set(values.valid, 0)
+        await ctx.tick().repeat(values.LATENCY - 1)
+        ctx.set(drain.slot, slot)
+        ctx.set(drain.head, 1)
+        ctx.set(drain.block, 77)
+        ctx.set(drain.start, 1)
+        while True:
+            ctx.set(drain.o.ready, picks.random() >= stall)
+            if ctx.get(drain.o.valid) and ctx.get(drain.o.ready):
+                payload = ctx.get(drain.o.payload)
+                assert (payload.head, payload.block) == (1, 77)
+                beats.append([payload["values"][i] for i in range(config.drain)])
+                assert payload.last == (len(beats) == config.block * config.head_dim // config.drain) == ctx.get(drain.done)
+            if ctx.get(drain.done):
+                break
+            await ctx.tick()
+            ctx.set(drain.start, 0)
+            took += 1
+            assert took < 20_000, "the drain hangs"
+        await ctx.tick()
+        assert not ctx.get(drain.busy)
+
+    simulate(dut, bench)
+    flat = iter(beats)
+    out = []
+    for _ in range(config.row_groups):
+        rows = [sum((next(flat) for _ in range(config.columns // config.drain)), []) for _ in range(config.head_dim)]
+        out.append([list(lane) for lane in zip(*rows, strict=True)])
+    return out, took
+
+
+@pytest.mark.parametrize(("kind", "count", "stall"), [("near", 6, 0.0), ("jumps", 6, 0.4), ("falling", 30, 0.0), ("full", 32, 0.0)])
+def test_merge_and_drain(kind, count, stall):
+    picks = random.Random(count)
+    groups = [row_tiles(picks, SMALL, count if group else 1, kind) for group in range(SMALL.row_groups)]
+    out, took = run_accumulators(SMALL, 5, groups, stall)
+    want = [[means(merge_rows([tile[lane] for tile in tiles])) for lane in range(SMALL.columns)] for tiles in groups]
+    assert out == want
+    if not stall:
+        assert took == drain_cycles(SMALL)
+    last = groups[-1]
+    wrong = [[(e - (e > UNREACHED), total, o) for e, total, o in tile] if n % 2 else tile for n, tile in enumerate(last)]
+    assert [means(merge_rows([tile[lane] for tile in wrong])) for lane in range(SMALL.columns)] != out[-1]
+
+
+def test_norm():
+    """L of merged sums of 16-bit probabilities, and of rows without any."""
+    picks, dut, tiles = random.Random(3), Accumulating(SMALL), []
+    for n in range(9):
+        tiles.append([(UNREACHED, 0, []) if lane == 3 or picks.random() < 0.2 else
+                      (picks.choice([-511, 0, 3, 4, 512]) if lane % 2 else 7, picks.randint(1, 65535 * SMALL.head_dim) if n else 1, [])
+                      for lane in range(SMALL.columns)])
+    seen = []
+
+    async def bench(ctx):
+        ctx.set(dut.address, 11)
+        for n, tile in enumerate(tiles):
+            ctx.set(dut.states.first, n == 0)
+            for lane, (e, total, _) in enumerate(tile):
+                ctx.set(dut.states.e[lane], e)
+                ctx.set(dut.states.sums[lane], total)
+            ctx.set(dut.merge, 1)
+            await ctx.tick()
+            ctx.set(dut.merge, 0)
+            await ctx.tick().repeat(3)
+        ctx.set(dut.walk, 1)
+        ctx.set(dut.norm, 1)
+        await ctx.tick()
+        ctx.set(dut.walk, 0)
+        cycles = 1
+        while ctx.get(dut.states.busy):
+            await ctx.tick()
+            cycles += 1
+        assert cycles == SMALL.columns + 7
+        ctx.set(dut.states.read, 1)
+        await ctx.tick()
+        seen.extend(ctx.get(log) for log in dut.states.log)
+
+    simulate(dut, bench)
+
+    def log(lane, half):
+        e, (total,) = merge_rows([tile[lane] for tile in tiles])
+        return 256 * e + ((numerics.log2(total) + half) >> 4) - 4096 if total else numerics.MASKED_L
+
+    assert seen == [log(lane, 8) for lane in range(SMALL.columns)]
+    assert seen != [log(lane, 0) for lane in range(SMALL.columns)] and seen[3] == numerics.MASKED_L
