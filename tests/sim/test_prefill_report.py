@@ -1,0 +1,127 @@
+"""The exact model's error budgets, the guarantee of mass, the report on the shipped model, the command and its picture."""
+
+import argparse
+import math
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from intaglio.cli import main
+from intaglio.sim.prefill import attention, exact
+from intaglio.sim.prefill.picture import block_map_svg
+from intaglio.sim.prefill.quantise import quantise
+from intaglio.sim.prefill.report import head_group, layer_reports, traffic
+from intaglio.sim.prefill.selection import divergence_threshold, share
+
+MODEL = Path(__file__).parents[2] / "models" / "burin"
+TEXT = Path(argparse.__file__)
+GAMMA16, THRESHOLD = share(0.9), divergence_threshold(0.1)
+ERROR_BUDGET = 0.02  # relative error of the exact model's results against float attention over the same blocks, shipped model
+RANDOM_BUDGET = 0.03  # the same for random heads with sharp scores
+
+
+def random_heads(seed, *, heads=2, tokens=200, head_dim=32):
+    picks = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(*shape, head_dim, generator=picks) for shape in ((heads, tokens), (tokens,), (tokens,)))
+    return q, k, v
+
+
+def integers(q, k, v, block, **wrong):
+    z = quantise(q.numpy(), k.numpy(), v.numpy(), block=block)
+    run = head_group(z)
+    return exact.HeadGroup(**{**vars(run), **wrong}), torch.as_tensor(z.value_scale)
+
+
+def error(a, b):
+    return ((a - b).norm() / b.norm()).item()
+
+
+def test_exact_model_within_budget_and_mutation():
+    q, k, v = random_heads(1)
+    q *= 3
+    keep = torch.ones(2, 7, 7, dtype=torch.bool).tril()
+    keep[:, 4:, 1] = False
+    want = attention.sparse(q, k[None], v[None], keep, block=32).double()
+    run, scale = integers(q, k, v, 32)
+    assert error(exact.attend(run, keep, block=32).double() / 256 * scale, want) < RANDOM_BUDGET
+    wrong, scale = integers(q, k, v, 32, base=run.base + 1)
+    assert error(exact.attend(wrong, keep, block=32).double() / 256 * scale, want) > RANDOM_BUDGET
+
+
+def test_quiet_tiles_keep_their_mass():
+    """One loud key and a thousand quiet ones that together outweigh it: weights relative to a global maximum would all round to 0."""
+    tokens, block = 1056, 32
+    q, k, v = torch.zeros(1, tokens, 32), torch.zeros(tokens, 32), torch.randn(tokens, 32, generator=torch.Generator().manual_seed(2))
+    q[..., 0], k[0, 0] = 1.0, 6.2 * math.sqrt(32)  # e^6.2 = 493 times any other key
+    keep = torch.ones(1, 33, 33, dtype=torch.bool).tril()
+    run, scale = integers(q, k, v, block)
+    want = attention.sparse(q, k[None], v[None], keep, block=block).double()
+    assert error((exact.attend(run, keep, block=block).double() / 256 * scale)[:, -32:], want[:, -32:]) < 0.03
+    assert error((v[0] * torch.ones(1, 32, 32)).double(), want[:, -32:]) > 0.3  # the loud key alone is far off
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_isolated_verticals_keep_gamma(seed):
+    tokens, block = 1000, 32
+    q, k, v = random_heads(seed, tokens=tokens)
+    loud = torch.randperm(tokens, generator=torch.Generator().manual_seed(seed))[:20 + 20 * seed]
+    q[..., 0], k[:, 0] = 4.0, 0.0
+    k[loud, 0] = 6.0
+    run, _ = integers(q, k, v, block)
+    for threshold in (0, THRESHOLD, 1 << 40):  # vertical-slash, by divergence, query-aware
+        keep = exact.block_map(exact.index(run, block=block, gamma16=GAMMA16, threshold=threshold))
+        assert attention.kept_mass(q, k[None], keep, block=block).min() >= 0.9
+
+
+def test_shipped_model_at_4096_tokens():
+    found = [report for report in layer_reports(MODEL, TEXT.read_bytes(), tokens=4096, layer=2, block=128,
+                                                                     gamma16=GAMMA16, threshold=THRESHOLD)]
+    for report in found:
+        assert report.kept_mass.min() >= 0.9
+        assert report.error < ERROR_BUDGET
+        assert report.density.mean() < 0.4
+    assert 0 < sum(int(report.query_aware.sum()) for report in found) < 6  # both patterns occur
+    read = traffic([report.keep for report in found], window=8, lines=12, lookahead=3)
+    assert read["belady"] <= read["ours"] <= 1.05 * read["belady"]
+    assert read["ours"] < read["lru"] < read["visits"] < read["single"]
+
+
+def test_picture():
+    keep = [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+    text = block_map_svg([[("a", keep, False), ("b", keep, True)]])
+    paths = [node.get("d") for node in ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}path")]
+    assert paths[1] == "M0 0h1v1h-1zM0 1h2v1h-2zM1 2h2v1h-2z"
+    assert len(paths) == 4
+
+
+def test_command(tmp_path, capsys):
+    picture = tmp_path / "map.svg"
+    assert main(["attention", "--model", str(MODEL), "--text", str(TEXT), "--tokens", "300", "--block", "32", "--map", str(picture)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("exact model, 300 tokens, blocks of 32") and len(lines) == 2 + 4 + 3
+    for line in lines[2:6]:
+        assert 0 < float(line.split()[2]) <= 1 and 0.9 <= float(line.split()[3]) <= 1 and float(line.split()[7]) < 0.03
+    assert len(ElementTree.parse(picture).getroot().findall("{*}text")) == 24
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--gamma", "1.5"], "gamma must be above 0 and at most 1, not 1.5"), (["--tau", "-1"], "tau must be in 0..0.8326, not -1.0"),
+    (["--block", "48"], "--block must be 32, 64 or 128, not 48"),
+    (["--tokens", "100"], "--tokens must be at least two blocks, 256, not 100"),
+    (["--lines", "4"], "--lines must be at least --lookahead + 2"), (["--window", "3"], "--window must be a power of 2, not 3"),
+    (["--map", "a.png"], "--map must end in .svg, not 'a.png'"), (["--tokens", "10000000"], "10000000"),
+    (["--text", "/nowhere"], "the text cannot be read"), (["--model", "/nowhere"], "/nowhere")])
+def test_bad_input(options, message, capsys):
+    assert main(["attention", "--model", str(MODEL), "--text", str(TEXT), *options]) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1
+
+
+def test_values_that_are_not_finite():
+    q, k, v = (x.numpy() for x in random_heads(4, tokens=32))
+    k[3, 4] = np.nan
+    with pytest.raises(ValueError, match="k must be finite"):
+        quantise(q, k, v, block=32)
