@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bench import decoder, generator
+from bench import attention, decoder, generator
 from bench.common import Job, Progress, table
 from intaglio import Error
 
@@ -42,7 +42,8 @@ def main(argv=None):
     args.build.mkdir(parents=True, exist_ok=True)
     progress = Progress()
     job = Job(args.model, args.preset, args.build, progress)
-    figures = [*decoder.figures(job), *generator.figures(progress)]
+    layers = job.checkpoint.config.num_hidden_layers
+    figures = [*decoder.figures(job), *generator.figures(progress), *attention.figures(args.model, layers, progress)]
     progress.say("measured")
     (args.build / "bench.json").write_text(json.dumps({"commit": commit(), "figures": figures}, indent=2) + "\n")
     verdict = {None: "", True: "met", False: "MISSED"}
