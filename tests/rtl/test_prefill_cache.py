@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from amaranth.sim import Simulator
 
+from intaglio.rtl.prefill import cache as cache_rtl
 from intaglio.rtl.prefill import schedule as schedule_rtl
+from intaglio.rtl.prefill.cache import CacheControl, decision_cycles
 from intaglio.rtl.prefill.config import PrefillConfig
 from intaglio.rtl.prefill.schedule import schedule_cycles
-from intaglio.sim.prefill.cache import visits
+from intaglio.sim.prefill.cache import simulate, visits
 
 
 def config(**changes):
@@ -127,3 +129,196 @@ def test_wrong_remaining_counts_show():
     block_map = sparse(4, c, c.blocks, 0.4)
     wrong = mutated(schedule_rtl, "remaining.eq(left.read_data - 1)", "remaining.eq(left.read_data)")["Schedule"]
     assert streamed(c, block_map, cls=wrong)[0] != expected(block_map, c)
+
+
+class Bench:
+    """Runs of the cache control with a memory and a consumer of random speed; checks each decision as it is taken."""
+
+    def __init__(self, config, seed, *, latency=30, work=60, gap=4, cls=CacheControl, alter=0):
+        self.config, self.random, self.latency, self.work, self.gap = config, random.Random(seed), latency, work, gap
+        self.dut, self.alter = cls(config, simulate=True), alter
+        self.content, self.held, self.cycles, self.first_decision = {}, {}, 0, None
+
+    def run(self, script):
+        async def bench(ctx):
+            self.ctx = ctx
+            await script(self)
+
+        sim = Simulator(self.dut)
+        sim.add_clock(1e-6)
+        sim.add_testbench(bench)
+        sim.run()
+
+    def counters(self):
+        return tuple(self.ctx.get(getattr(self.dut, name)) for name in ("hits", "misses", "evictions", "stalls"))
+
+    def check_fetch(self, found, want, owner, fetches, line, block, retired):
+        """The request is the model's, takes no pinned line, and no live block where a dead one could go."""
+        assert len(fetches) < len(want.fetches) and want.fetches[len(fetches)][1:] == (line, block)
+        index = want.fetches[len(fetches)][0]
+        pinned = set(want.lines[retired:index])
+        assert line not in pinned
+        alive = {visit.block for visit in found[index:]} & {visit.block for visit in found[:index]}
+
+        def live(n):
+            return n in self.held and self.held[n][0] == owner and self.held[n][1] in alive
+
+        if live(line):
+            unpinned = set(range(self.config.lines)) - set(want.lines[want.rounds[index]:index])
+            assert all(live(n) for n in unpinned)
+        fetches.append((index, line, block))
+        self.held[line] = owner, block
+        self.content.pop(line, None)
+
+    async def visit_all(self, found, want, owner, *, threshold=0, abort_at=None, limit=60_000):
+        ctx, dut, rng = self.ctx, self.dut, self.random
+        before = self.counters()
+        sent, taken, retired, fetches, busy, gap, cycle, stalls, running = 0, 0, 0, [], [], 0, 0, 0, False
+        memory = []  # (cycle of completion, line, block)
+        ctx.set(dut.tenant, owner[0])
+        ctx.set(dut.kv_head, owner[1])
+        ctx.set(dut.hot_threshold, threshold)
+        aborted = False
+        while retired < len(found) or not ctx.get(dut.idle):
+            offer = sent < len(found) and gap == 0 and not aborted
+            ctx.set(dut.i_visit.valid, int(offer))
+            if offer:
+                v = found[sent]
+                ctx.set(dut.i_visit.payload, {
+                    "window": v.window, "block": v.block, "jobs": v.jobs, "next_valid": int(v.next_window is not None),
+                    "next_window": v.next_window or 0, "remaining": v.remaining + self.alter, "last": int(sent == len(found) - 1)})
+            ctx.set(dut.o_fetch.ready, int(rng.random() < 0.7 or self.latency == 0))
+            ctx.set(dut.o_visit.ready, int(not aborted and len(busy) < 2))
+            due = [m for m in memory if m[0] <= cycle]
+            complete = rng.choice(due) if due else None
+            ctx.set(dut.done_en, int(complete is not None))
+            if complete:
+                memory.remove(complete)
+                ctx.set(dut.done_line, complete[1])
+            retire = bool(busy) and busy[0] <= cycle
+            ctx.set(dut.retire, int(retire))
+            ctx.set(dut.abort, int(cycle == abort_at))
+            if ctx.get(dut.o_fetch.valid) and ctx.get(dut.o_fetch.ready):
+                line, block = ctx.get(dut.o_fetch.p.line), ctx.get(dut.o_fetch.p.block)
+                self.check_fetch(found, want, owner, fetches, line, block, retired)
+                memory.append((cycle + 1 + rng.randint(0, self.latency), line, block))
+            running |= offer
+            stalls += running and taken < len(found) and not ctx.get(dut.o_visit.valid)
+            if ctx.get(dut.o_visit.valid) and ctx.get(dut.o_visit.ready):
+                line = ctx.get(dut.line)
+                assert fields(ctx.get(dut.o_visit.payload))[:3] == (found[taken].window, found[taken].block, found[taken].jobs)
+                assert line == want.lines[taken] and self.content[line] == (owner, found[taken].block)
+                busy.append(max([cycle + 1, *busy]) + rng.randint(0, self.work))
+                taken += 1
+            if offer and ctx.get(dut.i_visit.ready):
+                self.first_decision = self.first_decision or cycle
+                sent, gap = sent + 1, rng.randint(0, self.gap)
+            elif gap:
+                gap -= 1
+            if retire:
+                busy.pop(0)
+                retired += 1
+            await ctx.tick()
+            if complete:
+                self.content[complete[1]] = owner, complete[2]
+            if cycle == abort_at:
+                aborted, busy, sent, retired = True, [], len(found), len(found)
+                self.held.clear()
+            cycle += 1
+            assert cycle < limit
+        ctx.set(dut.retire, 0)
+        ctx.set(dut.done_en, 0)
+        ctx.set(dut.abort, 0)
+        self.cycles += cycle
+        if abort_at is None:
+            assert [f[1:] for f in fetches] == [f[1:] for f in want.fetches]
+            after = tuple(b - a for a, b in zip(before, self.counters(), strict=True))
+            assert after[:3] == (want.hits, want.misses, want.evictions)
+            assert abs(after[3] - stalls) <= 1  # the cycle of the first offer
+        else:
+            assert not memory
+
+
+def traffic(config, seed, count=None, density=0.4):
+    return visits(sparse(seed, config, count or config.blocks, density), config.window)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("latency, work, gap", [(0, 0, 0), (30, 60, 4), (200, 20, 0), (4, 120, 40)])
+def test_decisions_are_the_models_under_any_timing(name, latency, work, gap):
+    c = CONFIGS[name]
+    found = traffic(c, 11, count=16)
+
+    async def script(bench):
+        for threshold in (0, 1):
+            await bench.visit_all(found, simulate(found, c.lines, c.lookahead, threshold, owner=threshold), (threshold, 3),
+                                  threshold=threshold)
+
+    bench = Bench(c, latency + work, latency=latency, work=work, gap=gap)
+    bench.run(script)
+    if latency == 0:  # its request is taken at once
+        assert bench.first_decision == decision_cycles(c)
+
+
+async def _runs_of_owners(bench):
+    """The same visits for owners that differ in one field each; a block left by another must not serve."""
+    c, tags = bench.config, None
+    found = traffic(c, 12, count=5)
+    for owner in ((1, 0), (1, 0), (2, 0), (2, 1), (1, 0)):
+        want = simulate(found, c.lines, c.lookahead, owner=owner, tags=tags)
+        await bench.visit_all(found, want, owner)
+        tags = want.tags
+    bench.ctx.set(bench.dut.flush, 1)
+    bench.ctx.set(bench.dut.clear, 1)
+    await bench.ctx.tick()
+    bench.ctx.set(bench.dut.flush, 0)
+    bench.ctx.set(bench.dut.clear, 0)
+    assert bench.counters() == (0, 0, 0, 0)
+    bench.held.clear()
+    await bench.visit_all(found, simulate(found, c.lines, c.lookahead, owner=(1, 0)), (1, 0))
+
+
+def test_owners_do_not_share_blocks():
+    Bench(CONFIGS["small"], 1).run(_runs_of_owners)
+
+
+@pytest.mark.parametrize("old, new", [
+    ("(entry.tenant == self.tenant) & ", ""), ("(entry.kv_head == self.kv_head) & ", ""),
+    ("m.d.sync += valid.eq(0)", "m.d.sync += valid.eq(valid)"),
+])
+def test_a_stale_tag_shows(old, new):
+    wrong = mutated(cache_rtl, old, new)["CacheControl"]
+    with pytest.raises(AssertionError):
+        Bench(CONFIGS["small"], 1, cls=wrong).run(_runs_of_owners)
+
+
+@pytest.mark.parametrize("old, new, alter", [
+    ("(ahead != depth)", "(ahead != depth)", 1),
+    ("update.remaining.eq(now.remaining)", "update.remaining.eq(0)", 0),
+    ("update.pins.eq(Mux(hit, pins + 1, 1))", "update.pins.eq(Mux(hit, pins, 1))", 0),
+    ("has_free | (ahead <= 1)", "has_free | (ahead <= 2)", 0),
+    ("(key > best)", "(key < best)", 0),
+])
+def test_wrong_counts_and_rules_show(old, new, alter):
+    c = CONFIGS["small"]
+    found = traffic(c, 11, count=16)
+
+    async def script(bench):
+        await bench.visit_all(found, simulate(found, c.lines, c.lookahead, owner=(0, 0)), (0, 0), limit=20_000)
+
+    wrong = mutated(cache_rtl, old, new)["CacheControl"]
+    with pytest.raises(AssertionError):
+        Bench(c, 2, cls=wrong, alter=alter).run(script)
+
+
+@pytest.mark.parametrize("abort_at", [0, 3, 9, 10, 11, 47, 200, 333, 500])
+@pytest.mark.parametrize("latency", [0, 90])
+def test_a_run_after_an_abort(abort_at, latency):
+    c = CONFIGS["small"]
+    found = traffic(c, 13)
+
+    async def script(bench):
+        for stop in (abort_at, None):
+            await bench.visit_all(found, simulate(found, c.lines, c.lookahead, owner=(5, 5)), (5, 5), abort_at=stop)
+
+    Bench(c, abort_at, latency=latency, work=20).run(script)
