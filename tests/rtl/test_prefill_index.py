@@ -9,9 +9,10 @@ from amaranth.sim import Simulator
 
 from intaglio.rtl.prefill import numerics
 from intaglio.rtl.prefill.config import PrefillConfig
+from intaglio.rtl.prefill.decide import Decision, decide_cycles
 from intaglio.rtl.prefill.log import Logarithm, Power
 from intaglio.rtl.prefill.select import Selector, select_cycles
-from intaglio.sim.prefill.selection import top
+from intaglio.sim.prefill.selection import decide, top
 
 CONFIG = PrefillConfig(head_dim=16, group=2, block=32, columns=8, context=512, window=4, lines=6, lookahead=2, drain=4)
 
@@ -191,5 +192,65 @@ def test_additions(gap):
         assert [[ctx.get(ram.data[index]) for index in range(9)] for ram in dut.scores] == sums.tolist()
         kept, _ = await select(ctx, dut, 9, 45000)
         assert (np.array(kept).T == top(sums, 45000)).all()
+
+    simulate(dut, bench)
+
+
+def heads(config, tokens, seed):
+    """(ver, pool) of one head after another: random ones and extremes."""
+    picks, block = random.Random(seed), config.block
+    count = -(-tokens // block)
+    sizes = [block] * (count - 1) + [tokens - (count - 1) * block]
+    low, high = -(1 << 17), (1 << 17) - 1
+
+    def pool(means):
+        return [block * size * mean + picks.randrange(block) * (abs(mean) < high) for size, mean in zip(sizes, means, strict=True)]
+    single = [0] * count
+    single[-1] = block << 16
+    found = [
+        ([0] * count, pool([0] * count)),
+        (single, pool([high] + [low] * (count - 1))),
+        (single, pool([low] * (count - 1) + [high])),
+        ([2**32 - 1] * count, pool([high] * count)),
+        ([2**32 - 1] * count, [block * size * low for size in sizes]),
+        ([(block << 16) // count] * count, pool([300] * count)),  # equal distributions
+    ]
+    for spread in (30, 500, 5000):
+        ver = [picks.randrange(1 << picks.randrange(2, 17 + block.bit_length())) for _ in range(count)]
+        found.append((ver, pool([picks.randrange(-spread, spread) for _ in range(count)])))
+    return found
+
+
+@pytest.mark.parametrize(("tokens", "shape"), [(512, {}), (481, {}), (77, {}), (19, {}), (32, {}), (1, {}), (300, {"block": 16})])
+def test_decision(tokens, shape):
+    config = PrefillConfig(**CONFIG.to_json() | shape)
+    dut, block = Decision(config), config.block
+    count = -(-tokens // block)
+    cases = heads(config, tokens, tokens)
+
+    async def bench(ctx):
+        for ver, pool in cases:
+            _, (divergence,) = decide([ver], [pool], block, tokens, 1)
+            divergence = int(divergence)
+            for threshold in {0, max(1, min(divergence, 2**32 - 1)), max(1, min(divergence + 1, 2**32 - 1))}:
+                ctx.set(dut.count, count)
+                ctx.set(dut.inverse, 65536 // (tokens - (count - 1) * block))
+                ctx.set(dut.threshold, threshold)
+                ctx.set(dut.start, 1)
+                cycles = 0
+                while not ctx.get(dut.done):
+                    asked = ctx.get(dut.o_block)
+                    await ctx.tick()
+                    ctx.set(dut.start, 0)
+                    ctx.set(dut.ver, ver[asked] if asked < count else 99)
+                    ctx.set(dut.pool, pool[asked] if asked < count else 99)
+                    cycles += 1
+                    assert cycles < 1000
+                assert ctx.get(dut.divergence) == divergence
+                assert bool(ctx.get(dut.query_aware)) == bool(decide([ver], [pool], block, tokens, threshold)[0][0])
+                assert cycles == decide_cycles(count)
+        if count > 1:
+            spoilt = [pool[0] + 64 * block * block, *pool[1:]]
+            assert ctx.get(dut.divergence) != decide([ver], [spoilt], block, tokens, 1)[1][0]  # one other mean must show
 
     simulate(dut, bench)
