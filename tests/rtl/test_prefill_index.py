@@ -215,7 +215,7 @@ def heads(config, tokens, seed):
         ([2**32 - 1] * count, [block * size * low for size in sizes]),
         ([(block << 16) // count] * count, pool([300] * count)),  # equal distributions
     ]
-    for spread in (30, 500, 5000):
+    for spread in (5000, 500, 30):  # in the last, every block counts
         ver = [picks.randrange(1 << picks.randrange(2, 17 + block.bit_length())) for _ in range(count)]
         found.append((ver, pool([picks.randrange(-spread, spread) for _ in range(count)])))
     return found
@@ -249,6 +249,8 @@ def test_decision(tokens, shape):
                 assert ctx.get(dut.divergence) == divergence
                 assert bool(ctx.get(dut.query_aware)) == bool(decide([ver], [pool], block, tokens, threshold)[0][0])
                 assert cycles == decide_cycles(count)
+                await ctx.tick()
+                assert not ctx.get(dut.done)
         if count > 1:
             spoilt = [pool[0] + 64 * block * block, *pool[1:]]
             assert ctx.get(dut.divergence) != decide([ver], [spoilt], block, tokens, 1)[1][0]  # one other mean must show
