@@ -104,6 +104,8 @@ def index(group, *, block, gamma16, threshold):
         rows bool [G, nb, nb] (selections of pooled rows; only those of query-aware heads are set).
     """
     heads, tokens, head_dim = group.q.shape
+    if tokens < block:
+        raise ValueError(f"tokens must be at least a block, {block}, not {tokens}: shorter prompts run dense")
     count = -(-tokens // block)
     last = torch.arange(tokens - block, tokens)
     ver, sla, pool = (torch.zeros(heads, count, dtype=torch.int64) for _ in range(3))

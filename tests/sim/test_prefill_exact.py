@@ -130,7 +130,9 @@ def test_map_rules():
     assert not torch.equal(keep, exact.block_map(found))
 
 
-def test_map_must_keep_the_diagonal():
+def test_bad_shapes():
+    with pytest.raises(ValueError, match="tokens must be at least a block, 32, not 20"):
+        exact.index(group_of(1, tokens=20), block=32, gamma16=58983, threshold=0)
     group = group_of(1, tokens=64)
     with pytest.raises(ValueError, match="must keep every block of the diagonal"):
         exact.attend(group, torch.zeros(2, 2, 2, dtype=torch.bool), block=32)
