@@ -5,13 +5,15 @@ import random
 
 import numpy as np
 import pytest
+from amaranth.hdl import Module
+from amaranth.lib.wiring import connect
 from amaranth.sim import Simulator
 
 from intaglio.rtl.prefill import cache as cache_rtl
 from intaglio.rtl.prefill import schedule as schedule_rtl
 from intaglio.rtl.prefill.cache import CacheControl, decision_cycles
 from intaglio.rtl.prefill.config import PrefillConfig
-from intaglio.rtl.prefill.schedule import schedule_cycles
+from intaglio.rtl.prefill.schedule import Schedule, schedule_cycles
 from intaglio.sim.prefill.cache import simulate, visits
 
 
@@ -23,7 +25,7 @@ def config(**changes):
 CONFIGS = {
     "small": config(),
     "window of a batch": config(window=8, group=4, lines=4, lookahead=1),
-    "window of one": config(window=1, group=1, context=32 * 21, lines=9, lookahead=5),
+    "window of one": config(window=1, group=1, context=32 * 21, lines=7, lookahead=5),
 }
 
 
@@ -51,7 +53,7 @@ def fields(visit):
     return int(visit.window), int(visit.block), int(visit.jobs), following, int(visit.remaining)
 
 
-def streamed(config, block_map, *, taker=None, abort_at=None, cls=schedule_rtl.Schedule):
+def streamed(config, block_map, *, taker=None, abort_at=None, cls=Schedule):
     """Visits and the cycle of the last, in a run from ``start``, after a run that was aborted if asked for."""
     dut, found, cycles = cls(config, simulate=True), [], 0
     count = block_map.shape[1]
@@ -244,10 +246,11 @@ def traffic(config, seed, count=None, density=0.4):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("latency, work, gap", [(0, 0, 0), (30, 60, 4), (200, 20, 0), (4, 120, 40)])
+@pytest.mark.parametrize("latency, work, gap", [(0, 0, 0), (30, 60, 4), (120, 20, 0), (4, 60, 30)])
 def test_decisions_are_the_models_under_any_timing(name, latency, work, gap):
     c = CONFIGS[name]
     found = traffic(c, 11, count=16)
+    assert name == "window of a batch" or simulate(found, c.lines, c.lookahead).evictions > 2
 
     async def script(bench):
         for threshold in (0, 1):
@@ -322,3 +325,55 @@ def test_a_run_after_an_abort(abort_at, latency):
             await bench.visit_all(found, simulate(found, c.lines, c.lookahead, owner=(5, 5)), (5, 5), abort_at=stop)
 
     Bench(c, abort_at, latency=latency, work=20).run(script)
+
+
+def test_schedule_and_control_together():
+    """From the map to visits with their lines, in two runs; the memory answers in order after 25 cycles."""
+    c = CONFIGS["small"]
+    m = Module()
+    m.submodules.schedule = schedule = Schedule(c, simulate=True)
+    m.submodules.cache = cache = CacheControl(c, simulate=True)
+    connect(m, schedule.o_visit, cache.i_visit)
+    block_map = sparse(21, c, c.blocks, 0.3)
+    found = visits(block_map, c.window)
+    first = simulate(found, c.lines, c.lookahead)
+    second = simulate(found, c.lines, c.lookahead, tags=first.tags)
+    assert first.evictions and first.hits
+
+    async def script(ctx):
+        ctx.set(schedule.blocks, c.blocks)
+        for want in (first, second):
+            ctx.set(schedule.start, 1)
+            cycle, word, taken, memory, fetches, retire_at = 0, 0, [], [], [], None
+            while len(taken) < len(found) or retire_at is not None or not ctx.get(cache.idle):
+                ctx.set(schedule.read_data, word)
+                ctx.set(cache.o_fetch.ready, 1)
+                ctx.set(cache.o_visit.ready, int(retire_at is None))
+                ctx.set(cache.retire, int(retire_at == cycle))
+                done = bool(memory) and memory[0][0] <= cycle
+                ctx.set(cache.done_en, int(done))
+                if done:
+                    ctx.set(cache.done_line, memory.pop(0)[1])
+                if ctx.get(schedule.read_en):
+                    head, batch, block = (ctx.get(port) for port in (schedule.read_head, schedule.read_batch, schedule.read_block))
+                    rows = range(batch * c.columns, (batch + 1) * c.columns)
+                    word = sum(int(block_map[head, row, block]) << i for i, row in enumerate(rows))
+                if ctx.get(cache.o_fetch.valid):
+                    fetches.append((ctx.get(cache.o_fetch.p.line), ctx.get(cache.o_fetch.p.block)))
+                    memory.append((cycle + 25, fetches[-1][0]))
+                if retire_at == cycle:
+                    retire_at = None
+                elif ctx.get(cache.o_visit.valid) and ctx.get(cache.o_visit.ready):
+                    taken.append((*fields(ctx.get(cache.o_visit.payload)), ctx.get(cache.line)))
+                    retire_at = cycle + 40
+                await ctx.tick()
+                ctx.set(schedule.start, 0)
+                cycle += 1
+                assert cycle < 20_000
+            assert [t[:5] for t in taken] == expected(block_map, c) and [t[5] for t in taken] == want.lines
+            assert fetches == [f[1:] for f in want.fetches]
+
+    sim = Simulator(m)
+    sim.add_clock(1e-6)
+    sim.add_testbench(script)
+    sim.run()
