@@ -164,15 +164,18 @@ class Selector(wiring.Component):
             over, equal = Signal(name=name["over"], reset_less=True), Signal(name=name["equal"], reset_less=True)
             score = ram.read_data
             reached = Signal(name=f"reached_{lane}")
-            m.d.comb += reached.eq(total >= goal)
+            same, enough = Signal(name=f"same_{lane}"), Signal(name=f"enough_{lane}")
+            following = Signal(self.sum_bits + 2, name=f"following_{lane}")
+            m.d.comb += [reached.eq(total >= goal), same.eq(score == pivot), enough.eq(score >= pivot),
+                         following.eq(Mux(multiply, total >> 1, total) + term)]
             with m.If(multiply):  # terms goal * bit of gamma, lowest first, and at last 1 if anything was shifted out
                 m.d.sync += term.eq(Mux(gamma[0], goal, 0))
             with m.Else():
-                m.d.sync += term.eq(Mux(there & Mux(last_round, score == pivot, score >= pivot), score, 0))
-            m.d.sync += [over.eq(score > pivot), equal.eq(score == pivot), self.o_keep[lane].eq(over | (equal & ~reached))]
+                m.d.sync += term.eq(Mux(there & Mux(last_round, same, enough), score, 0))
+            m.d.sync += [over.eq(enough & ~same), equal.eq(same), self.o_keep[lane].eq(over | (equal & ~reached))]
             terms.append(term[:SCORE_WORD])
             with m.If(multiply & (multiply_step != 0)):
-                m.d.sync += [total.eq((total >> 1) + term), rest.eq(rest | total[0])]
+                m.d.sync += [total.eq(following), rest.eq(rest | total[0])]
             with m.Elif(finishing):
                 m.d.sync += [goal.eq(total + rest), total.eq(0), pivot.eq(bit)]
             with m.Elif(fix_goal):
@@ -184,7 +187,7 @@ class Selector(wiring.Component):
                 with m.If(bit[0]):
                     m.d.sync += total.eq(Mux(fits, above, total))
             with m.Elif(added):
-                m.d.sync += total.eq(total + term)
+                m.d.sync += total.eq(following)
             with m.If(judge):
                 m.d.sync += fits.eq(reached)
             with m.If(self.start & ~self.busy):
