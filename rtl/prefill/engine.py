@@ -114,7 +114,7 @@ class TileEngine(wiring.Component):
         with m.If(issue_values):
             m.d.sync += [valued.eq(weighed), owes.eq(0)]
 
-        self._load(m, next_, held, loaded, mode, calm, issue_keys, keys_now, bank)
+        shift, into_b = self._load(m, next_, held, loaded, mode, calm, issue_keys, keys_now, bank)
         # Tiles between their keys and their weights: the older one is late; the keys now read belong to the newer one.
         m.d.sync += [scored.eq(scored + issue_keys - weigh), known.eq(known + softmax.e_valid - weigh)]
         with m.If(issue_keys):
@@ -154,7 +154,7 @@ class TileEngine(wiring.Component):
             m.d.comb += [data.eq(weight) for data, weight in zip(matrix.load_b_data, softmax.weight, strict=True)]
         with m.Else():
             m.d.comb += [data.eq(load) for data, load in zip(matrix.load_b_data, matrix.load_a_data, strict=True)]
-            m.d.comb += matrix.load_b.eq(self._shift & self._into_b)
+            m.d.comb += matrix.load_b.eq(shift & into_b)
         norm = self.i_tile.valid & calm & (self.i_tile.payload.mode == Mode.NORM)
         read = weigh & (late.mode == Mode.MASS)
         m.d.comb += [
@@ -185,7 +185,7 @@ class TileEngine(wiring.Component):
         return m
 
     def _load(self, m, next_, held, loaded, mode, calm, issue_keys, keys_now, bank):
-        """Takes the next command and shifts its queries into the bank that is free."""
+        """Takes the next command and shifts its queries into the bank that is free. Returns that an element comes, and for bank b."""
         c = self.config
         per_beat = c.head_dim // c.columns
         command = self.i_tile.payload
@@ -199,7 +199,7 @@ class TileEngine(wiring.Component):
         attend = mode == Mode.ATTEND
         loading = Signal()
         m.d.comb += loading.eq(held & ~loaded & ~(attend & keys_now))
-        into, self._shift, self._into_b = Signal(), shift, Signal()
+        into, into_b = Signal(), Signal()
         m.d.comb += into.eq(Mux(attend, 0, ~bank))
         beats = next_.row_group * c.columns + count // per_beat
         with m.If(issue_keys):
@@ -207,14 +207,15 @@ class TileEngine(wiring.Component):
         with m.Else():
             m.d.comb += [self.q_read.eq(loading & (count % per_beat == 0)), self.q_beat.eq(beats)]
         m.d.comb += self.q_slot.eq(next_.slot)
-        m.d.sync += [shift.eq(loading), element.eq(count % per_beat), self._into_b.eq(into)]
+        m.d.sync += [shift.eq(loading), element.eq(count % per_beat), into_b.eq(into)]
         with m.If(loading):
             m.d.sync += [count.eq(count + 1), loaded.eq(count == c.head_dim - 1)]
         with m.If(issue_keys & next_.load):
             m.d.sync += bank.eq(into)
-        m.d.comb += self.matrix.load_a.eq(shift & ~self._into_b)
+        m.d.comb += self.matrix.load_a.eq(shift & ~into_b)
         elements = self.q_data.word_select(element, 8 * c.columns)
         m.d.comb += [data.eq(elements[8 * i:8 * i + 8]) for i, data in enumerate(self.matrix.load_a_data)]
+        return shift, into_b
 
     def _matrix(self, m, matrix, softmax, values, issue_keys, reading_keys, reading_values, place, next_, bank):
         """Rows to the matrix unit; exponents and mask of a tile at the place where its dot products leave. Returns the last channel."""
