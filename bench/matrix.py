@@ -1,0 +1,48 @@
+"""Figures of the matrix unit: LUTs and DSP blocks of its columns, mapped to UltraScale+ with Yosys."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from amaranth.back import rtlil
+
+from intaglio.rtl.matrix.unit import LutColumn, PackedPair
+
+__all__ = ["figures", "synthesise_xcup"]
+
+
+def synthesise_xcup(component, *, dsp):
+    """Cells of ``component`` by type, and ``LUT``, the sum of its LUTs; ``dsp``: DSP blocks may be used.
+
+    Raises
+    ------
+    RuntimeError
+        pyosys is not installed or Yosys refuses the design.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "top.il").write_text(rtlil.convert(component, name="top"))
+        steps = ["read_rtlil top.il", f"synth_xilinx -family xcup -flatten -noiopad -noclkbuf -top top{'' if dsp else ' -nodsp'}",
+                 "tee -q -o stat.json stat -json"]
+        script = ["from pyosys import libyosys", "design = libyosys.Design()"]
+        script += [f"libyosys.run_pass({step!r}, design)" for step in steps]
+        done = subprocess.run([sys.executable, "-c", "\n".join(script)], cwd=folder, capture_output=True, text=True, timeout=900,
+                              check=False)
+        report = Path(folder) / "stat.json"
+        if done.returncode or not report.is_file():
+            raise RuntimeError(f"Yosys must map the columns; it ends with: {(done.stdout + done.stderr)[-1000:]}")
+        cells = {kind: int(n) for kind, n in json.loads(report.read_text())["design"]["num_cells_by_type"].items()}
+    return cells | {"LUT": sum(n for kind, n in cells.items() if kind.startswith("LUT") or kind == "INV")}
+
+
+def figures(head_dim=32):
+    """Cells of the columns as a dict: banks, products and adder trees included, which is all but the row's register."""
+    pair = synthesise_xcup(PackedPair(head_dim), dsp=True)
+    booth, nibble = (synthesise_xcup(LutColumn(head_dim, form), dsp=False) for form in ("booth", "nibble"))
+    return {
+        "dsp_per_pair": pair["DSP48E2"], "macs_per_dsp": 2 * head_dim / pair["DSP48E2"],
+        "lut_per_pair": pair["LUT"], "lut_per_packed_mac": pair["LUT"] / (2 * head_dim),
+        "lut_per_booth_column": booth["LUT"], "lut_per_booth_mac": booth["LUT"] / head_dim,
+        "lut_per_nibble_column": nibble["LUT"], "lut_per_nibble_mac": nibble["LUT"] / head_dim,
+    }
