@@ -65,6 +65,8 @@ def scores(picks, count, kind, lanes=CONFIG.columns):
             return [0] * count
         if kind == "most":
             return [MOST - (number > 3) * picks.randrange(2) for _ in range(count)]
+        if kind == "ties":  # of odd scores: the threshold's lowest bit is set, and larger ones lie above it
+            return [picks.choice((1, 3, 3, 7, 7, 7, 9)) << (number == 7) for _ in range(count)]
         if kind == "powers":
             return [1 << (index + 3 * number) % 32 for index in range(count)]
         return [picks.randrange(1 << picks.choice((2, 8, 24, number + 2))) * (picks.random() < 0.9) for _ in range(count)]
@@ -115,7 +117,7 @@ async def select(ctx, dut, count, gamma16):
 
 @pytest.mark.parametrize(("kind", "count", "gammas"), [
     ("equal", 16, (1, 32768, 32769, 65536)), ("huge", 16, (65535, 65536)), ("zeros", 5, (1, 65536)), ("most", 16, (1, 60000, 65536)),
-    ("powers", 16, (40000,)),
+    ("powers", 16, (40000,)), ("ties", 16, (32768, 50000)),
     ("random", 1, (1, 65536)), ("random", 2, (32768,)), ("random", 16, (655, 58982, 62259)), ("random", 13, (50000,))])
 def test_selection(kind, count, gammas):
     dut, lanes = Selector(CONFIG, simulate=True), scores(random.Random(count), count, kind)
@@ -214,6 +216,7 @@ def heads(config, tokens, seed):
         ([2**32 - 1] * count, pool([high] * count)),
         ([2**32 - 1] * count, [block * size * low for size in sizes]),
         ([(block << 16) // count] * count, pool([300] * count)),  # equal distributions
+        ([block * (65536 // count + 9)] * count, pool([0] * count)),  # almost equal: for 16 blocks J < 0
     ]
     for spread in (5000, 500, 30):  # in the last, every block counts
         ver = [picks.randrange(1 << picks.randrange(2, 17 + block.bit_length())) for _ in range(count)]
@@ -226,7 +229,7 @@ def test_decision(tokens, shape):
     config = PrefillConfig(**CONFIG.to_json() | shape)
     dut, block = Decision(config), config.block
     count = -(-tokens // block)
-    cases = heads(config, tokens, tokens)
+    cases, negative = heads(config, tokens, tokens), []
 
     async def bench(ctx):
         for ver, pool in cases:
@@ -249,8 +252,10 @@ def test_decision(tokens, shape):
                 assert ctx.get(dut.divergence) == divergence
                 assert bool(ctx.get(dut.query_aware)) == bool(decide([ver], [pool], block, tokens, threshold)[0][0])
                 assert cycles == decide_cycles(count)
+                negative.append(divergence < 0)
                 await ctx.tick()
                 assert not ctx.get(dut.done)
+        assert any(negative) or tokens != 512
         if count > 1:
             spoilt = [pool[0] + 64 * block * block, *pool[1:]]
             assert ctx.get(dut.divergence) != decide([ver], [spoilt], block, tokens, 1)[1][0]  # one other mean must show
