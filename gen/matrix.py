@@ -37,7 +37,7 @@ def split(target_dsp, target_lut, head_dim, *, lut_per_column, lut_per_pair, res
     head_dim : int
         Multiplications of a column; a pair takes as many DSP blocks.
     lut_per_column, lut_per_pair : int
-        LUTs of a LUT column and of a packed pair (banks and adders); :mod:`intaglio.bench.matrix` measures them.
+        LUTs of a LUT column and of a packed pair (banks and adders); ``bench.matrix`` measures them.
     reserved : float
         Share of both that is left to the rest of the design.
     limit : int or None

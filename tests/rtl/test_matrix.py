@@ -68,7 +68,7 @@ def test_packed_products(tmp_path, least):
     m.d.comb += [dut.pair.eq(pack(lower, upper)), dut.row.eq(row)]
     low, high = extract(dut.product)
     allowed = (lower >= least) & (upper >= least) & (row >= least)
-    cases = [f"-set row {value & 255}" for value in (1, 0, -1, 2, 3, 64, 85, -86, LIMIT, -LIMIT)]
+    cases = [f"-set row {value & 255}" for value in (1, LIMIT, LIMIT - 1)]
     assert proved(tmp_path, m, values, allowed & ((low != lower * row) | (high != upper * row)), cases) == (least == -LIMIT)
 
 
