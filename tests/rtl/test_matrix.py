@@ -10,9 +10,10 @@ from amaranth.back import rtlil
 from amaranth.hdl import Cat, Module, Signal, signed
 from amaranth.sim import Simulator
 
+from bench.matrix import synthesise_xcup
 from intaglio.rtl.matrix import products, unit
 from intaglio.rtl.matrix.products import PACKED, BoothProduct, NibbleProduct, PackedProduct, extract, ones, pack
-from intaglio.rtl.matrix.unit import MatrixUnit, dot_bits, latency, tree_groups
+from intaglio.rtl.matrix.unit import LutColumn, MatrixUnit, PackedPair, dot_bits, latency, tree_groups
 
 LIMIT = 127
 
@@ -227,3 +228,11 @@ def test_sizes():
 def test_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         MatrixUnit(*arguments)
+
+
+def test_cells_of_the_columns():
+    """One DSP block a pair of products; the Booth column below 70 LUTs a product, banks and tree included."""
+    pytest.importorskip("pyosys", reason="needs pyosys")
+    pair, booth = synthesise_xcup(PackedPair(4), dsp=True), synthesise_xcup(LutColumn(4, "booth"), dsp=False)
+    assert pair["DSP48E2"] == 4 and "DSP48E2" not in booth
+    assert booth["LUT"] <= 70 * 4
