@@ -10,7 +10,7 @@ from amaranth.back import rtlil
 
 from intaglio.rtl.matrix.unit import LutColumn, PackedPair
 
-__all__ = ["figures", "synthesise_xcup"]
+__all__ = ["cells", "figures", "synthesise_xcup"]
 
 
 def synthesise_xcup(component, *, dsp):
@@ -36,7 +36,7 @@ def synthesise_xcup(component, *, dsp):
     return cells | {"LUT": sum(n for kind, n in cells.items() if kind.startswith("LUT") or kind == "INV")}
 
 
-def figures(head_dim=32):
+def cells(head_dim=32):
     """Cells of the columns as a dict: banks, products and adder trees included, which is all but the row's register."""
     pair = synthesise_xcup(PackedPair(head_dim), dsp=True)
     booth, nibble = (synthesise_xcup(LutColumn(head_dim, form), dsp=False) for form in ("booth", "nibble"))
@@ -46,3 +46,18 @@ def figures(head_dim=32):
         "lut_per_booth_column": booth["LUT"], "lut_per_booth_mac": booth["LUT"] / head_dim,
         "lut_per_nibble_column": nibble["LUT"], "lut_per_nibble_mac": nibble["LUT"] / head_dim,
     }
+
+
+def figures(progress):
+    """Cost of a multiply-accumulate of either kind of column, 32 channels."""
+    progress("mapping columns of the matrix unit")
+    found = cells()
+    return [
+        {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": "synthesised"}
+        for name, value, unit, goal, anchor in (
+            ("mpu.lut_per_mac", found["lut_per_booth_mac"], "LUT", "<= 70", "Booth column with its adder tree, xcup; FAST-Prefill: about 104"),
+            ("mpu.macs_per_dsp", found["macs_per_dsp"], "", ">= 1.9", "two products a DSP48E2; FAST-Prefill: 0.95"),
+            ("mpu.lut_per_packed_mac", found["lut_per_packed_mac"], "LUT", "", "banks, unpacking and adder tree of a DSP pair"),
+            ("mpu.lut_per_nibble_mac", found["lut_per_nibble_mac"], "LUT", "", "FAST-Prefill's form, for comparison"),
+        )
+    ]
