@@ -55,7 +55,7 @@ def figures(progress):
     return [
         {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": "synthesised"}
         for name, value, unit, goal, anchor in (
-            ("mpu.lut_per_mac", found["lut_per_booth_mac"], "LUT", "<= 70", "Booth column with its adder tree, xcup; FAST-Prefill: about 104"),
+            ("mpu.lut_per_mac", found["lut_per_booth_mac"], "LUT", "<= 70", "Booth column with adder tree; FAST-Prefill: about 104"),
             ("mpu.macs_per_dsp", found["macs_per_dsp"], "", ">= 1.9", "two products a DSP48E2; FAST-Prefill: 0.95"),
             ("mpu.lut_per_packed_mac", found["lut_per_packed_mac"], "LUT", "", "banks, unpacking and adder tree of a DSP pair"),
             ("mpu.lut_per_nibble_mac", found["lut_per_nibble_mac"], "LUT", "", "FAST-Prefill's form, for comparison"),
