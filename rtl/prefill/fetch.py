@@ -42,7 +42,7 @@ class Fetch(wiring.Component):
     i_request : In(stream of :func:`~intaglio.rtl.prefill.ports.fetch_request`)
         Its address is a multiple of D (lower bits are taken as 0); it may lie anywhere in a 4 KiB page.
     o_fetched : Out(stream of :func:`~intaglio.rtl.prefill.ports.fetched`)
-        Requests whose last beat has been written in a cycle before, in order of requests. Withdrawn untaken by ``abort``, ``clear`` and
+        Requests whose last beat has been written in a cycle before, in order of requests. Withdrawn untaken by ``cancel``, ``clear`` and
         a fault only. A request counts as in flight until it is taken here; two may be in flight.
     key, value, query : Out(1)
         Write ``data`` to the keys or values of the line store or to the Q store, at ``address``.
@@ -57,7 +57,7 @@ class Fetch(wiring.Component):
         The beat.
     clear : In(1)
         One cycle before each run: drops everything under way, a fault and the counters, and begins an epoch.
-    abort : In(1)
+    cancel : In(1)
         Drops everything under way and takes no request; begins an epoch if anything was under way.
     timeout : In(24)
         Cycles without a beat while some are outstanding after which the unit faults; 0: never. Dropped beats count as beats: what is
@@ -87,7 +87,7 @@ class Fetch(wiring.Component):
             "key": Out(1), "value": Out(1), "query": Out(1), "key_exponent": Out(1), "query_exponent": Out(1),
             "address": Out(index + config.block.bit_length() - 1),
             "exponent_address": Out(index + config.exponent_beats.bit_length() - 1), "data": Out(8 * config.head_dim),
-            "clear": In(1), "abort": In(1), "timeout": In(24), "fault": Out(FetchFault), "busy": Out(1),
+            "clear": In(1), "cancel": In(1), "timeout": In(24), "fault": Out(FetchFault), "busy": Out(1),
             "beats": Out(32), "stalled": Out(32), "idle": Out(32),
             "arid": Out(EPOCH_BITS), "araddr": Out(ADDRESS_BITS), "arlen": Out(8), "arsize": Out(3), "arburst": Out(2),
             "arvalid": Out(1), "arready": In(1),
@@ -112,12 +112,12 @@ class Fetch(wiring.Component):
         room = Signal()
         m.d.comb += [
             self.busy.eq((wanted != 0) | (held != 0) | finishing), room.eq(wanted + held + finishing < _DEPTH),
-            self.i_request.ready.eq(~active & room & (self.fault == FetchFault.NONE) & ~self.abort & ~self.clear),
+            self.i_request.ready.eq(~active & room & (self.fault == FetchFault.NONE) & ~self.cancel & ~self.clear),
             accepted.eq(self.i_request.valid & self.i_request.ready),
             self.o_fetched.valid.eq(held != 0), given.eq(self.o_fetched.valid & self.o_fetched.ready),
             self.o_fetched.p.kind.eq(Array(item.kind for item in ring)[give]),
             self.o_fetched.p.index.eq(Array(item.index for item in ring)[give]),
-            drop.eq(self.clear | (self.abort & self.busy) | failed),
+            drop.eq(self.clear | (self.cancel & self.busy) | failed),
         ]
         m.d.sync += [wanted.eq(wanted + accepted - ended), held.eq(held + finishing - given), finishing.eq(ended),
                      accept.eq(accept ^ accepted), take.eq(take ^ ended), give.eq(give ^ given)]
@@ -155,7 +155,7 @@ class Fetch(wiring.Component):
             m.d.sync += [self.arvalid.eq(1), self.arid.eq(epoch), self.araddr.eq(Cat(Const(0, beat_bits), place, page)),
                          self.arlen.eq(length - 1), page.eq(page + 1), place.eq(0), left.eq(left - length), active.eq(~final)]
             # A burst of the epoch that ends now would only fetch beats to drop.
-            with m.If(self.abort | self.clear):
+            with m.If(self.cancel | self.clear):
                 m.d.sync += self.arvalid.eq(0)
         with m.If(accepted):
             m.d.sync += [active.eq(1), Cat(place, page).eq(request.address[beat_bits:]),
@@ -182,7 +182,7 @@ class Fetch(wiring.Component):
             wrong_last.eq(self.rlast != (last | place.all())),
             late.eq((self.timeout != 0) & (quiet == self.timeout)),
             failed.eq((taken & ((self.rresp != 0) | wrong_last)) | (~self.rvalid & (wanted != 0) & late)),
-            good.eq(taken & ~failed & ~self.abort & ~self.clear), ended.eq(good & last),
+            good.eq(taken & ~failed & ~self.cancel & ~self.clear), ended.eq(good & last),
         ]
         m.d.sync += quiet.eq(Mux(self.rvalid | (wanted == 0) | late, 0, quiet + 1))
         with m.If(failed & ~self.clear):
@@ -191,7 +191,7 @@ class Fetch(wiring.Component):
             m.d.sync += [beat.eq(beat + 1), next_place.eq(place + 1)]
             with m.If(part_ends):
                 m.d.sync += [beat.eq(0), part.eq(Mux(last, 0, part + 1))]
-        with m.If(self.clear | self.abort | failed):
+        with m.If(self.clear | self.cancel | failed):
             m.d.sync += [beat.eq(0), part.eq(0), quiet.eq(0)]
 
         queries = kind == FetchKind.Q

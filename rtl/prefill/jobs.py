@@ -59,7 +59,7 @@ class JobSequencer(wiring.Component):
         now, tile = self.i_visit.payload, self.o_tile.payload
         left, begun = Signal(c.slots), Signal(c.slots)
         slot, group, key_tile = Signal(index_bits(c.slots)), Signal(index_bits(c.row_groups)), Signal(index_bits(c.tiles))
-        query, head = Signal(index_bits(c.window)), Signal(index_bits(c.group))
+        head = Signal(index_bits(c.group))
         fresh = Signal()
 
         lowest = Signal(index_bits(c.slots))
@@ -70,7 +70,7 @@ class JobSequencer(wiring.Component):
         m.d.comb += ready.eq(self.loaded.bit_select(lowest, 1) & (begun.bit_select(lowest, 1) | self.drained.bit_select(lowest, 1)))
 
         row_block, diagonal = Signal(BLOCK_BITS), Signal()
-        m.d.comb += [row_block.eq(now.window * c.window + query), diagonal.eq(row_block == now.block)]
+        m.d.comb += diagonal.eq(row_block == now.block)
         tiles_here = Array(Const((g * c.columns + c.columns - 1) // c.head_dim, index_bits(c.tiles)) for g in range(c.row_groups))
         last_tile, last_group, last_job = Signal(), Signal(), Signal()
         m.d.comb += [
@@ -102,7 +102,7 @@ class JobSequencer(wiring.Component):
                                  left.eq(left & (left - 1)), begun.bit_select(lowest, 1).eq(1)]
                     query_of = Array(Const(s // c.group, index_bits(c.window)) for s in range(c.slots))
                     head_of = Array(Const(s % c.group, index_bits(c.group)) for s in range(c.slots))
-                    m.d.sync += [query.eq(query_of[lowest]), head.eq(head_of[lowest])]
+                    m.d.sync += [row_block.eq(now.window * c.window + query_of[lowest]), head.eq(head_of[lowest])]
                     m.next = "TILES"
             with m.State("TILES"):
                 m.d.comb += self.o_tile.valid.eq(1)

@@ -7,7 +7,7 @@ from amaranth.lib import data
 
 from intaglio.rtl.ram import index_bits
 
-__all__ = ["EVENT", "EventCode", "FetchKind", "Mode", "fetch_request", "fetched", "mass_tag", "retired", "tile_command", "visit"]
+__all__ = ["FetchKind", "Mode", "fetch_request", "fetched", "mass_tag", "retired", "tile_command", "visit"]
 
 ADDRESS_BITS = 44
 BLOCK_BITS = 14  # a block's index with room to spare
@@ -74,20 +74,9 @@ def visit(config):
     """A visit of the window's jobs to a key block.
 
     jobs : bit ``q * group + h``. next_window, next_valid : the window of the next visit to the block. remaining : visits after this one.
-    last : no visit follows in this run (jobs may then be 0: an empty end mark).
+    last : no visit follows in this run.
     """
     return data.StructLayout({
         "window": index_bits(config.windows), "block": BLOCK_BITS, "jobs": config.slots, "next_valid": 1,
         "next_window": index_bits(config.windows), "remaining": (config.windows).bit_length(), "last": 1,
     })
-
-
-class EventCode(enum.IntEnum):
-    """What an event of the time line says; ``begin`` and ``end`` are separate bits."""
-
-    PHASE = 0  # a: 0 pass MAX, 1 pass MASS, 2 decision and selection, 3 query-aware rows, 4 map, 5 attention
-    VISIT = 1  # a: block, b: window
-    FETCH = 2  # a: block or slot
-
-
-EVENT = data.StructLayout({"valid": 1, "begin": 1, "code": 2, "a": 14, "b": 14})

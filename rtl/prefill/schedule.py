@@ -35,7 +35,7 @@ class Schedule(wiring.Component):
         Blocks of the run, 1 at least; stable.
     start : In(1)
         Begin; the map is complete and stays. Its diagonal is kept, for the last visit is that of the last block.
-    abort : In(1)
+    cancel : In(1)
         End at once, also in the cycle of ``start``.
     busy : Out(1)
     read_en, read_head, read_batch, read_block : Out
@@ -51,7 +51,7 @@ class Schedule(wiring.Component):
     def __init__(self, config, *, simulate):
         self.config, self.simulate = config, simulate
         super().__init__({
-            "blocks": In(BLOCK_BITS), "start": In(1), "abort": In(1), "busy": Out(1),
+            "blocks": In(BLOCK_BITS), "start": In(1), "cancel": In(1), "busy": Out(1),
             "read_en": Out(1), "read_head": Out(index_bits(config.group)), "read_batch": Out(index_bits(config.batches)),
             "read_block": Out(BLOCK_BITS), "read_data": In(config.columns),
             "o_visit": Out(stream.Signature(visit(config))),
@@ -183,4 +183,4 @@ class Schedule(wiring.Component):
             for h in range(c.group):
                 with m.If(head_1 == h):
                     m.d.sync += [jobs[q * c.group + h].eq(word[q]) for q in range(c.window)]
-        return ResetInserter(self.abort)(m)
+        return ResetInserter(self.cancel)(m)

@@ -53,23 +53,23 @@ def fields(visit):
     return int(visit.window), int(visit.block), int(visit.jobs), following, int(visit.remaining)
 
 
-def streamed(config, block_map, *, taker=None, abort_at=None, cls=Schedule):
-    """Visits and the cycle of the last, in a run from ``start``, after a run that was aborted if asked for."""
+def streamed(config, block_map, *, taker=None, cancel_at=None, cls=Schedule):
+    """Visits and the cycle of the last, in a run from ``start``, after a run that was cancelled if asked for."""
     dut, found, cycles = cls(config, simulate=True), [], 0
     count = block_map.shape[1]
 
     async def bench(ctx):
         nonlocal cycles
         ctx.set(dut.blocks, count)
-        for run in range(1 if abort_at is None else 2):
+        for run in range(1 if cancel_at is None else 2):
             found.clear()
             ctx.set(dut.start, 1)
             word, last, cycles = 0, False, 0
             while not last:
                 ctx.set(dut.read_data, word)
                 ctx.set(dut.o_visit.ready, int(taker is None or taker.random() < 0.3))
-                aborted = abort_at is not None and run == 0 and cycles == abort_at
-                ctx.set(dut.abort, int(aborted))
+                cancelled = cancel_at is not None and run == 0 and cycles == cancel_at
+                ctx.set(dut.cancel, int(cancelled))
                 if ctx.get(dut.read_en):
                     head, batch, block = ctx.get(dut.read_head), ctx.get(dut.read_batch), ctx.get(dut.read_block)
                     rows = range(batch * config.columns, min(count, (batch + 1) * config.columns))
@@ -81,11 +81,11 @@ def streamed(config, block_map, *, taker=None, abort_at=None, cls=Schedule):
                     last = bool(visit.last)
                 await ctx.tick()
                 ctx.set(dut.start, 0)
-                if aborted:
+                if cancelled:
                     break
                 cycles += 1
                 assert cycles < 100_000
-            ctx.set(dut.abort, 0)
+            ctx.set(dut.cancel, 0)
             assert not ctx.get(dut.busy)
 
     sim = Simulator(dut)
@@ -119,11 +119,11 @@ def test_schedule_of_extreme_maps(density):
         assert streamed(c, block_map)[0] == expected(block_map, c)
 
 
-@pytest.mark.parametrize("abort_at", [0, 7, 60, 150])
-def test_schedule_after_an_abort(abort_at):
+@pytest.mark.parametrize("cancel_at", [0, 7, 60, 150])
+def test_schedule_after_an_abort(cancel_at):
     c = CONFIGS["small"]
     block_map = sparse(4, c, c.blocks, 0.4)
-    assert streamed(c, block_map, abort_at=abort_at)[0] == expected(block_map, c)
+    assert streamed(c, block_map, cancel_at=cancel_at)[0] == expected(block_map, c)
 
 
 def test_wrong_remaining_counts_show():
@@ -172,7 +172,7 @@ class Bench:
         self.held[line] = owner, block
         self.content.pop(line, None)
 
-    async def visit_all(self, found, want, owner, *, threshold=0, abort_at=None, limit=60_000):
+    async def visit_all(self, found, want, owner, *, threshold=0, cancel_at=None, limit=60_000):
         ctx, dut, rng = self.ctx, self.dut, self.random
         before = self.counters()
         sent, taken, retired, fetches, busy, gap, cycle, stalls, running = 0, 0, 0, [], [], 0, 0, 0, False
@@ -180,9 +180,9 @@ class Bench:
         ctx.set(dut.tenant, owner[0])
         ctx.set(dut.kv_head, owner[1])
         ctx.set(dut.hot_threshold, threshold)
-        aborted = False
+        cancelled = False
         while retired < len(found) or not ctx.get(dut.idle):
-            offer = sent < len(found) and gap == 0 and not aborted
+            offer = sent < len(found) and gap == 0 and not cancelled
             ctx.set(dut.i_visit.valid, int(offer))
             if offer:
                 v = found[sent]
@@ -190,7 +190,7 @@ class Bench:
                     "window": v.window, "block": v.block, "jobs": v.jobs, "next_valid": int(v.next_window is not None),
                     "next_window": v.next_window or 0, "remaining": v.remaining + self.alter, "last": int(sent == len(found) - 1)})
             ctx.set(dut.o_fetch.ready, int(rng.random() < 0.7 or self.latency == 0))
-            ctx.set(dut.o_visit.ready, int(not aborted and len(busy) < 2))
+            ctx.set(dut.o_visit.ready, int(not cancelled and len(busy) < 2))
             due = [m for m in memory if m[0] <= cycle]
             complete = rng.choice(due) if due else None
             ctx.set(dut.done_en, int(complete is not None))
@@ -199,7 +199,7 @@ class Bench:
                 ctx.set(dut.done_line, complete[1])
             retire = bool(busy) and busy[0] <= cycle
             ctx.set(dut.retire, int(retire))
-            ctx.set(dut.abort, int(cycle == abort_at))
+            ctx.set(dut.cancel, int(cycle == cancel_at))
             if ctx.get(dut.o_fetch.valid) and ctx.get(dut.o_fetch.ready):
                 line, block = ctx.get(dut.o_fetch.p.line), ctx.get(dut.o_fetch.p.block)
                 self.check_fetch(found, want, owner, fetches, line, block, retired)
@@ -223,16 +223,16 @@ class Bench:
             await ctx.tick()
             if complete:
                 self.content[complete[1]] = owner, complete[2]
-            if cycle == abort_at:
-                aborted, busy, sent, retired = True, [], len(found), len(found)
+            if cycle == cancel_at:
+                cancelled, busy, sent, retired = True, [], len(found), len(found)
                 self.held.clear()
             cycle += 1
             assert cycle < limit
         ctx.set(dut.retire, 0)
         ctx.set(dut.done_en, 0)
-        ctx.set(dut.abort, 0)
+        ctx.set(dut.cancel, 0)
         self.cycles += cycle
-        if abort_at is None:
+        if cancel_at is None:
             assert [f[1:] for f in fetches] == [f[1:] for f in want.fetches]
             after = tuple(b - a for a, b in zip(before, self.counters(), strict=True))
             assert after[:3] == (want.hits, want.misses, want.evictions)
@@ -314,17 +314,17 @@ def test_wrong_counts_and_rules_show(old, new, alter):
         Bench(c, 2, cls=wrong, alter=alter).run(script)
 
 
-@pytest.mark.parametrize("abort_at", [0, 3, 9, 10, 11, 47, 200, 333, 500])
+@pytest.mark.parametrize("cancel_at", [0, 3, 9, 10, 11, 47, 200, 333, 500])
 @pytest.mark.parametrize("latency", [0, 90])
-def test_a_run_after_an_abort(abort_at, latency):
+def test_a_run_after_an_abort(cancel_at, latency):
     c = CONFIGS["small"]
     found = traffic(c, 13)
 
     async def script(bench):
-        for stop in (abort_at, None):
-            await bench.visit_all(found, simulate(found, c.lines, c.lookahead, owner=(5, 5)), (5, 5), abort_at=stop)
+        for stop in (cancel_at, None):
+            await bench.visit_all(found, simulate(found, c.lines, c.lookahead, owner=(5, 5)), (5, 5), cancel_at=stop)
 
-    Bench(c, abort_at, latency=latency, work=20).run(script)
+    Bench(c, cancel_at, latency=latency, work=20).run(script)
 
 
 def test_schedule_and_control_together():

@@ -277,7 +277,7 @@ def test_abort_at_any_time_and_late_beats():
             await bus.ask(ctx, some_requests(config, turn, 20), until=lambda ctx, end=end: bus.cycles >= end)
             ctx.set(dut.i_request.valid, 1)
             for _ in range(1 + turn % 3):
-                await bus.pulse(ctx, dut.abort)
+                await bus.pulse(ctx, dut.cancel)
             ctx.set(dut.i_request.valid, 0)
             assert not ctx.get(dut.busy)
             await bus.tick(ctx)
