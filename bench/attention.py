@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
+from intaglio.host.prefill.parameters import divergence_threshold, share
 from intaglio.sim.prefill.report import layer_reports, traffic
-from intaglio.sim.prefill.selection import divergence_threshold, share
 
 __all__ = ["figures"]
 

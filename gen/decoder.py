@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 
-from intaglio import Error, __version__, gen, rtl
-from intaglio.gen import collateral
+from intaglio import __version__
+from intaglio.gen import collateral, output
 from intaglio.gen.checkpoint import load_checkpoint
 from intaglio.gen.images import images
 from intaglio.gen.model import ModelConfig
@@ -16,6 +15,7 @@ from intaglio.gen.presets import config_for
 from intaglio.gen.quantised import quantise
 from intaglio.gen.verilog import convert
 from intaglio.rtl.ram import RAM_MODULE, RAM_VERILOG
+from intaglio.rtl.registers import REGISTER_MAP
 from intaglio.rtl.rom import ROM_MODULE, ROM_VERILOG, hex_text
 from intaglio.rtl.shell import DecoderShell
 from intaglio.rtl.ternary.lane import lane_designs
@@ -53,9 +53,7 @@ def generate(model, preset, out, *, progress=None, reuse=False, **widths):
         if progress:
             progress(text, share)
 
-    out = Path(out).resolve()
-    if out.exists() and (not out.is_dir() or any(out.iterdir()) and not _is_output(out)):
-        raise Error(f"the output folder must be empty or an earlier output, and {out} is neither")
+    out = output.check_folder(out)
     tell("checkpoint", 0.0)
     if isinstance(model, (str, Path)):
         config_for(ModelConfig.from_json(Path(model) / "config.json"), preset, **widths)  # tells what does not fit before weights are read
@@ -64,7 +62,7 @@ def generate(model, preset, out, *, progress=None, reuse=False, **widths):
         checkpoint = model
     config = config_for(checkpoint.config, preset, **widths)
     inputs = _inputs_digest(checkpoint, preset, config)
-    if reuse and (kept := _kept(out, inputs)):
+    if reuse and (kept := output.kept(out, inputs)):
         return kept
     quantised = quantise(checkpoint, config)
     config = quantised.config
@@ -77,13 +75,14 @@ def generate(model, preset, out, *, progress=None, reuse=False, **widths):
              "lint": ["lint.vlt"]}
     content = {f"rtl/{name}.v": text.encode() for name, text in modules.items()}
     content |= {f"rom/{name}.hex": hex_text(image) for name, image in roms.items()}
-    content |= {"lint.vlt": collateral.lint_waivers().encode(), f"{TOP}.core": collateral.core_file(files).encode(),
-                f"{TOP}.h": collateral.c_header(digest).encode()}
+    content |= {"lint.vlt": collateral.lint_waivers().encode(),
+                f"{TOP}.core": collateral.core_file(files, "decoder", TOP, "Ternary decoder language model").encode(),
+                f"{TOP}.h": collateral.c_header(digest, TOP, REGISTER_MAP).encode()}
     described = collateral.manifest(
         quantised, bos=checkpoint.config.bos_token_id, eos=checkpoint.config.eos_token_id, preset=preset,
         digest=digest, files=files, zero_share=_zero_share(quantised),
-        inputs=inputs, content=_content_digest(content))
-    _write(out, content, collateral.json_text(described).encode())
+        inputs=inputs, content=output.content_digest(content))
+    output.write(out, content, output.json_text(described).encode())
     tell("written", 1.0)
     return described
 
@@ -105,70 +104,17 @@ def _zero_share(quantised):
 
 def _inputs_digest(checkpoint, preset, config):
     """Everything that the output depends on."""
-    key = hashlib.sha256(repr((config.digest(), preset, checkpoint.config, collateral.tools())).encode())
+    key = output.sources_digest(config.digest(), preset, checkpoint.config, collateral.tools())
     for layer in checkpoint.layers:
         for name, matrix in layer.matrices.items():
             key.update(f"{name} {matrix.scale!r}".encode() + matrix.weights.tobytes())
         for name, gains in layer.norms.items():
             key.update(name.encode() + gains.tobytes())
     key.update(checkpoint.embed.tobytes() + checkpoint.final_norm.tobytes())
-    for package in (gen, rtl):
-        root = Path(package.__file__).parent
-        for path in sorted(root.rglob("*.py")):
-            key.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return key.hexdigest()
-
-
-def _content_digest(content):
-    key = hashlib.sha256()
-    for name in sorted(content):
-        key.update(name.encode() + b"\0" + hashlib.sha256(content[name]).digest())
-    return key.hexdigest()
-
-
-def _kept(out, inputs):
-    """The manifest of the output in ``out`` if it was made of the same inputs and is whole."""
-    try:
-        described = json.loads((out / "manifest.json").read_bytes())
-        if described.get("inputs") != inputs:
-            return None
-        content = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*")
-                   if path.is_file() and path.name != "manifest.json"}
-    except (OSError, ValueError):
-        return None
-    return described if _content_digest(content) == described.get("content") else None
 
 
 def _digest(config, roms):
     parts = {name: hashlib.sha256(image.tobytes()).hexdigest() for name, image in roms.items()}
     text = json.dumps({"config": config.digest(), "generator": __version__, "roms": parts}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _is_output(out):
-    """Whether the folder has a manifest of ours: nothing else may be replaced."""
-    try:
-        described = json.loads((out / "manifest.json").read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(described, dict) and described.get("format") == collateral.FORMAT
-
-
-def _write(out, content, manifest):
-    """Write beside the target and swap, manifest last, so that a killed run leaves no output that looks whole."""
-    partial, former = (out.with_name(f".{out.name}.{kind}") for kind in ("partial", "former"))
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        for name, data in content.items():
-            path = partial / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        (partial / "manifest.json").write_bytes(manifest)
-        shutil.rmtree(former, ignore_errors=True)
-        if out.exists():
-            out.rename(former)
-        partial.rename(out)
-        shutil.rmtree(former, ignore_errors=True)
-    except OSError as fault:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise Error(f"cannot write the output folder {out}: {fault}") from fault

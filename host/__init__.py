@@ -2,6 +2,18 @@
 
 from intaglio.host.device import Device, open
 from intaglio.host.manifest import Manifest, ManifestError
+from intaglio.host.prefill.device import AttentionDevice, open_attention
 from intaglio.host.protocol import ConfigMismatchError, DeviceError, DeviceTimeout, Result
 
-__all__ = ["ConfigMismatchError", "Device", "DeviceError", "DeviceTimeout", "Manifest", "ManifestError", "Result", "open"]
+__all__ = [
+    "AttentionDevice",
+    "ConfigMismatchError",
+    "Device",
+    "DeviceError",
+    "DeviceTimeout",
+    "Manifest",
+    "ManifestError",
+    "Result",
+    "open",
+    "open_attention",
+]

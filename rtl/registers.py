@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.program import PHASES
 
-__all__ = ["ADDRESS_BITS", "MAGIC", "REGISTER_MAP", "VERSION", "AxiLite", "Register"]
+__all__ = ["ADDRESS_BITS", "AXI_LITE", "MAGIC", "REGISTER_MAP", "VERSION", "AxiLite", "Register"]
 
 MAGIC = 0x494E5447  # "INTG"
 VERSION = 1
@@ -40,6 +40,15 @@ REGISTER_MAP = tuple(Register(name=n, offset=o, access=a, description=d) for n, 
 ))
 
 
+AXI_LITE = {
+    "awaddr": In(ADDRESS_BITS), "awvalid": In(1), "awready": Out(1),
+    "wdata": In(32), "wstrb": In(4), "wvalid": In(1), "wready": Out(1),
+    "bresp": Out(2), "bvalid": Out(1), "bready": In(1),
+    "araddr": In(ADDRESS_BITS), "arvalid": In(1), "arready": Out(1),
+    "rdata": Out(32), "rresp": Out(2), "rvalid": Out(1), "rready": In(1),
+}
+
+
 class AxiLite(wiring.Component):
     """AXI4-Lite slave, one access at a time.
 
@@ -57,14 +66,16 @@ class AxiLite(wiring.Component):
 
     def __init__(self):
         super().__init__({
-            "awaddr": In(ADDRESS_BITS), "awvalid": In(1), "awready": Out(1),
-            "wdata": In(32), "wstrb": In(4), "wvalid": In(1), "wready": Out(1),
-            "bresp": Out(2), "bvalid": Out(1), "bready": In(1),
-            "araddr": In(ADDRESS_BITS), "arvalid": In(1), "arready": Out(1),
-            "rdata": Out(32), "rresp": Out(2), "rvalid": Out(1), "rready": In(1),
+            **AXI_LITE,
             "address": Out(ADDRESS_BITS), "read": Out(1), "write": Out(1),
             "read_data": In(32), "write_data": Out(32),
         })
+
+    def connect(self, m, top):
+        """Tie the channels to the ports ``s_axil_*`` of a top."""
+        for name, member in AXI_LITE.items():
+            ours, theirs = getattr(self, name), getattr(top, f"s_axil_{name}")
+            m.d.comb += ours.eq(theirs) if member.flow is In else theirs.eq(ours)
 
     def elaborate(self, platform):
         m = Module()

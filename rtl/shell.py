@@ -6,13 +6,9 @@ from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.core import DecoderCore
 from intaglio.rtl.program import PHASES, Phase
-from intaglio.rtl.registers import ADDRESS_BITS, MAGIC, REGISTER_MAP, VERSION, AxiLite
+from intaglio.rtl.registers import AXI_LITE, MAGIC, REGISTER_MAP, VERSION, AxiLite
 
 __all__ = ["DecoderShell"]
-
-_LITE = {"awaddr": ADDRESS_BITS, "awvalid": 1, "wdata": 32, "wstrb": 4, "wvalid": 1, "bready": 1, "araddr": ADDRESS_BITS,
-         "arvalid": 1, "rready": 1}
-_LITE_OUT = {"awready": 1, "wready": 1, "bresp": 2, "bvalid": 1, "arready": 1, "rdata": 32, "rresp": 2, "rvalid": 1}
 
 
 class DecoderShell(wiring.Component):
@@ -33,8 +29,7 @@ class DecoderShell(wiring.Component):
             "aclk": In(1), "aresetn": In(1),
             "s_axis_tdata": In(32), "s_axis_tvalid": In(1), "s_axis_tready": Out(1), "s_axis_tlast": In(1),
             "m_axis_tdata": Out(32), "m_axis_tvalid": Out(1), "m_axis_tready": In(1), "m_axis_tlast": Out(1),
-            **{f"s_axil_{name}": In(width) for name, width in _LITE.items()},
-            **{f"s_axil_{name}": Out(width) for name, width in _LITE_OUT.items()},
+            **{f"s_axil_{name}": member for name, member in AXI_LITE.items()},
         })
 
     def port_map(self):
@@ -47,10 +42,7 @@ class DecoderShell(wiring.Component):
         m.d.comb += [ClockSignal().eq(self.aclk), ResetSignal().eq(~self.aresetn)]
         m.submodules.core = core = DecoderCore(self.config, self.length)
         m.submodules.registers = lite = AxiLite()
-        for name in _LITE:
-            m.d.comb += getattr(lite, name).eq(getattr(self, f"s_axil_{name}"))
-        for name in _LITE_OUT:
-            m.d.comb += getattr(self, f"s_axil_{name}").eq(getattr(lite, name))
+        lite.connect(m, self)
         m.d.comb += [
             core.command_valid.eq(self.s_axis_tvalid), core.command_data.eq(self.s_axis_tdata),
             self.s_axis_tready.eq(core.command_ready),

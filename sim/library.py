@@ -6,20 +6,22 @@ import numpy as np
 
 from intaglio import Error
 
-__all__ = ["Simulation", "SimulationError"]
+__all__ = ["Library", "Simulation", "SimulationError"]
 
 _HANDLE, _WORDS, _FLAGS = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p
-_SIGNATURES = {
+_COMMON = {
     "create": (_HANDLE, ()), "destroy": (None, (_HANDLE,)), "error": (ctypes.c_char_p, (_HANDLE,)),
-    "cycles": (ctypes.c_uint64, (_HANDLE,)), "pending": (ctypes.c_int64, (_HANDLE,)),
-    "reset": (ctypes.c_int64, (_HANDLE, ctypes.c_int64)),
+    "cycles": (ctypes.c_uint64, (_HANDLE,)), "reset": (ctypes.c_int64, (_HANDLE, ctypes.c_int64)),
+    "write": (ctypes.c_int64, (_HANDLE, ctypes.c_uint32, ctypes.c_uint32)),
+    "read": (ctypes.c_int64, (_HANDLE, ctypes.c_uint32)),
+    "trace_open": (ctypes.c_int64, (_HANDLE, ctypes.c_char_p)), "trace_close": (ctypes.c_int64, (_HANDLE,)),
+}
+_SIGNATURES = {
+    "pending": (ctypes.c_int64, (_HANDLE,)),
     "stalls": (None, (_HANDLE, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32)),
     "send": (ctypes.c_int64, (_HANDLE, _WORDS, _FLAGS, ctypes.c_int64)),
     "run": (ctypes.c_int64, (_HANDLE, _WORDS, _FLAGS, ctypes.c_int64, ctypes.c_int, ctypes.c_int64)),
     "idle": (ctypes.c_int64, (_HANDLE, ctypes.c_int64)),
-    "write": (ctypes.c_int64, (_HANDLE, ctypes.c_uint32, ctypes.c_uint32)),
-    "read": (ctypes.c_int64, (_HANDLE, ctypes.c_uint32)),
-    "trace_open": (ctypes.c_int64, (_HANDLE, ctypes.c_char_p)), "trace_close": (ctypes.c_int64, (_HANDLE,)),
 }
 
 
@@ -27,13 +29,15 @@ class SimulationError(Error):
     """The simulated design broke a rule of its buses, could not read its ROM files, or stopped."""
 
 
-class Simulation:
+class Library:
     """One instance of a design, reset and ready; a context manager.
 
     Parameters
     ----------
     library : str or Path
         The shared object.
+    signatures : dict
+        C functions of its kind beside the common ones: name to result and arguments.
     reset_cycles : int
         Cycles for which the reset is held.
 
@@ -42,10 +46,10 @@ class Simulation:
     SimulationError
     """
 
-    def __init__(self, library, *, reset_cycles=16):
+    def __init__(self, library, signatures, *, reset_cycles=16):
         loaded = ctypes.CDLL(str(library))
         self._functions = {}
-        for name, (result, arguments) in _SIGNATURES.items():
+        for name, (result, arguments) in (_COMMON | signatures).items():
             function = getattr(loaded, f"intaglio_{name}")
             function.restype, function.argtypes = result, arguments
             self._functions[name] = function
@@ -83,14 +87,36 @@ class Simulation:
         """Clock cycles since the start, resets included."""
         return self._call("cycles")
 
+    def reset(self, cycles=16):
+        """Hold the reset for ``cycles`` and forget commands under way."""
+        self._call("reset", cycles)
+
+    def read(self, address) -> int:
+        """Read the register at byte ``address`` over AXI4-Lite."""
+        return self._call("read", address)
+
+    def write(self, address, value):
+        """Write the register at byte ``address`` over AXI4-Lite."""
+        self._call("write", address, value)
+
+    def trace(self, path):
+        """Write a waveform from now on, in the format of the build; None ends it."""
+        if path is None:
+            self._call("trace_close")
+        else:
+            self._call("trace_open", str(path).encode())
+
+
+class Simulation(Library):
+    """An instance of a decoder; see :class:`Library`."""
+
+    def __init__(self, library, *, reset_cycles=16):
+        super().__init__(library, _SIGNATURES, reset_cycles=reset_cycles)
+
     @property
     def pending(self) -> int:
         """Command words not taken yet."""
         return self._call("pending")
-
-    def reset(self, cycles=16):
-        """Hold the reset for ``cycles`` and forget commands under way."""
-        self._call("reset", cycles)
 
     def stalls(self, seed, command=0, result=0):
         """From now on offer no command in a random share of ``command``/256 cycles, take no result in ``result``/256."""
@@ -123,18 +149,3 @@ class Simulation:
     def idle(self, cycles):
         """Run ``cycles`` without taking results."""
         self._call("idle", cycles)
-
-    def read(self, address) -> int:
-        """Read the register at byte ``address`` over AXI4-Lite."""
-        return self._call("read", address)
-
-    def write(self, address, value):
-        """Write the register at byte ``address`` over AXI4-Lite."""
-        self._call("write", address, value)
-
-    def trace(self, path):
-        """Write a waveform from now on, in the format of the build; None ends it."""
-        if path is None:
-            self._call("trace_close")
-        else:
-            self._call("trace_open", str(path).encode())

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from intaglio.sim.library import Simulation
+from intaglio.sim.prefill.transport import open_prefill
 from intaglio.sim.verilator import build
 
 __all__ = ["SimulationTransport", "open_simulation"]
@@ -14,7 +15,7 @@ __all__ = ["SimulationTransport", "open_simulation"]
 FIRST_CHUNK, CHUNK_SECONDS = 1 << 10, 0.05  # cycles run at first, and seconds to aim at, between looks at clock and Ctrl-C
 
 
-def open_simulation(rest, *, manifest=None, progress=None, cache=None, trace=None, max_cycles=None):
+def open_simulation(rest, *, manifest=None, progress=None, cache=None, trace=None, max_cycles=None, memory=None):
     """Open the generated folder ``rest``; the entry point of the scheme ``sim``.
 
     Parameters
@@ -29,7 +30,9 @@ def open_simulation(rest, *, manifest=None, progress=None, cache=None, trace=Non
     trace : str or Path or None
         Waveform file to write, ``.vcd`` or ``.fst``.
     max_cycles : int or None
-        Give up a wait after this many cycles in which no word moved, besides the time limit.
+        Give up a wait after this many cycles in which no word moved, besides the time limit. Decoders only.
+    memory : str or MemoryModel or None
+        Memory of a prefill unit, see :func:`intaglio.sim.prefill.transport.open_prefill`.
 
     Raises
     ------
@@ -42,14 +45,19 @@ def open_simulation(rest, *, manifest=None, progress=None, cache=None, trace=Non
         raise ValueError("the transport 'sim' takes no manifest: the folder has its own")
     library = build(rest, cache=cache, trace=kind, progress=progress)
     described = json.loads((Path(rest) / "manifest.json").read_text(encoding="utf-8"))
-    simulation = Simulation(library)
+    if described["kind"] == "prefill-attention":
+        opened = open_prefill(library, described, **({} if memory is None else {"memory": memory}))
+    elif memory is not None:
+        raise ValueError(f"only a prefill unit takes the option 'memory', not a {described['kind']}")
+    else:
+        opened = SimulationTransport(Simulation(library), described, max_cycles=max_cycles)
     if trace is not None:
         try:
-            simulation.trace(trace)
+            opened.simulation.trace(trace)
         except BaseException:
-            simulation.close()
+            opened.close()
             raise
-    return SimulationTransport(simulation, described, max_cycles=max_cycles)
+    return opened
 
 
 class SimulationTransport:

@@ -38,7 +38,11 @@ DEFINES = {None: ("-DVM_TRACE=0", "-DVM_TRACE_VCD=0", "-DVM_TRACE_FST=0"),
 RUNTIME = {None: ("verilated.cpp", "verilated_threads.cpp"),
            "vcd": ("verilated.cpp", "verilated_threads.cpp", "verilated_vcd_c.cpp"),
            "fst": ("verilated.cpp", "verilated_threads.cpp", "verilated_fst_c.cpp")}
-SHIM = Path(__file__).with_name("shim.cpp")
+_HERE = Path(__file__).parent
+SHIMS = {  # C++ compiled with the model, by the manifest's kind
+    "decoder": (_HERE / "shim.cpp", _HERE / "bus.h"),
+    "prefill-attention": (_HERE / "prefill" / "shim.cpp", _HERE / "prefill" / "memory.h", _HERE / "bus.h"),
+}
 LIBRARY = "simulation.so"
 MINIMUM = (5, 36)
 ABANDONED = 86400.0  # seconds after which the remains of a killed build are removed
@@ -139,7 +143,7 @@ def build(folder, *, cache=None, trace=None, rom=None, tools=None, jobs=None, pr
     cache = Path(cache).absolute() if cache else default_cache()
     flags = repr((VERILATOR_FLAGS, COMPILER_FLAGS, FAST, ONCE, TRACES[trace]))
     base = _digest(flags, tools.identity)
-    entry = cache / f"simulation-{_digest(base, source.digest(rom), SHIM.read_bytes())[:32]}"
+    entry = cache / f"simulation-{_digest(base, source.digest(rom), *(path.read_bytes() for path in SHIMS[source.kind]))[:32]}"
     if not _complete(entry):
         work = _Work(tools=tools, trace=trace, jobs=jobs or os.cpu_count() or 1,
                      tell=lambda text: progress(text, time.monotonic() - began) if progress else None)
@@ -159,6 +163,7 @@ def build(folder, *, cache=None, trace=None, rom=None, tools=None, jobs=None, pr
 class _Source:
     """A generated folder: its manifest and the contents of its files by their relative paths."""
 
+    kind: str
     top: str
     ports: str
     verilog: dict
@@ -180,11 +185,19 @@ class _Source:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             groups = {kind: {name: (folder / name).read_bytes() for name in manifest["files"].get(kind, [])}
                       for kind in ("verilog", "rom", "lint")}
-            streams = manifest["streams"]
-            prefixes = {"S_AXIS": streams["command"]["prefix"], "M_AXIS": streams["result"]["prefix"],
-                        "S_AXIL": manifest["register_bus"]["prefix"]}
+            kind, top = manifest["kind"], manifest["top"]
+            if kind not in SHIMS:
+                raise BuildError(f"the manifest's kind must be one of {', '.join(SHIMS)}, not {kind!r}")
+            streams, registers = manifest["streams"], manifest["register_bus"]
+            prefixes = {"M_AXIS": streams["result"]["prefix"], "S_AXIL": registers["prefix"]}
             ports = [f"#define CLOCK {manifest['clock']}", f"#define RESET {manifest['reset']}"]
-            top = manifest["top"]
+            if kind == "decoder":
+                prefixes["S_AXIS"] = streams["command"]["prefix"]
+            else:
+                memory = manifest["memory_bus"]
+                prefixes["M_AXI"] = memory["prefix"]
+                ports += [f"#define MONITOR {manifest['monitor']['port']}", f"#define BEAT_BYTES {memory['data_width'] // 8}",
+                          f"#define RESULT_BYTES {streams['result']['width'] // 8}"]
         except OSError as fault:
             raise BuildError(f"{folder} is not a complete generated folder ({fault}): generate it again") from fault
         except (ValueError, KeyError, TypeError, AttributeError) as fault:
@@ -196,7 +209,7 @@ class _Source:
         if len(set(names)) != len(names):
             raise BuildError("the names of ROM files must differ, whatever their folders")
         ports += [f"#define {macro}(x) {prefix}_##x" for macro, prefix in prefixes.items()]
-        return cls(top=top, ports="\n".join(ports) + "\n", **groups)
+        return cls(kind=kind, top=top, ports="\n".join(ports) + "\n", **groups)
 
 
 def _digest(*parts) -> str:
@@ -306,7 +319,8 @@ class _Work:
         made = model / "cpp"
         self.run([self.tools.verilator, *VERILATOR_FLAGS, *TRACES[self.trace], "--top-module", source.top, "--Mdir", made,
                   *source.lint, "rom_dir.v", *source.verilog], "translating Verilog", cwd=model)
-        shutil.copyfile(SHIM, made / "shim.cpp")
+        for path in SHIMS[source.kind]:
+            shutil.copyfile(path, made / path.name)
         shutil.copyfile(model / "ports.h", made / "ports.h")
         files = sorted(made.glob("*.cpp"), key=lambda path: ("__Slow" in path.name, path.name))
         objects = self.compile([(path, ONCE if "__Slow" in path.name else FAST) for path in files], made, made)

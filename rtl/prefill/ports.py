@@ -7,7 +7,7 @@ from amaranth.lib import data
 
 from intaglio.rtl.ram import index_bits
 
-__all__ = ["FetchKind", "Mode", "fetch_request", "fetched", "mass_tag", "retired", "tile_command", "visit"]
+__all__ = ["FetchKind", "Mode", "Phase", "fetch_request", "fetched", "mass_tag", "retired", "tile_command", "visit"]
 
 ADDRESS_BITS = 44
 BLOCK_BITS = 14  # a block's index with room to spare
@@ -20,6 +20,19 @@ class Mode(enum.IntEnum):
     MASS = 1
     ATTEND = 2
     NORM = 3  # no tile: turn the state of a row group into L
+
+
+class Phase(enum.IntEnum):
+    """What a run is at; every cycle of a run belongs to one."""
+
+    IDLE = 0
+    LOAD = 1  # the last queries
+    MAX = 2  # first pass over the keys, and the logarithms of the sums
+    MASS = 3  # second pass
+    SELECT = 4  # decision and selection
+    POOL = 5  # query-aware heads: pooled rows
+    MAP = 6  # the block map
+    ATTEND = 7
 
 
 class FetchKind(enum.IntEnum):

@@ -28,7 +28,7 @@ def register(subparsers):
 
 
 def _check(args):
-    from intaglio.sim.prefill.selection import divergence_threshold, share
+    from intaglio.host.prefill.parameters import divergence_threshold, share
 
     if args.block not in (32, 64, 128):
         raise ValueError(f"--block must be 32, 64 or 128, not {args.block}")

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 
 import torch
 
+from intaglio.host.prefill.quantise import quantise
 from intaglio.sim.prefill import attention, cache, exact
 from intaglio.sim.prefill.activations import activations
-from intaglio.sim.prefill.quantise import quantise
 
 __all__ = ["GroupReport", "head_group", "layer_reports", "traffic"]
 
 
 def head_group(z):
-    """The integers of :func:`~intaglio.sim.prefill.quantise.quantise` as tensors."""
+    """The integers of :func:`~intaglio.host.prefill.quantise.quantise` as tensors."""
     fields = {name: getattr(z, name) for name in exact.HeadGroup.__dataclass_fields__}
     return exact.HeadGroup(**{name: x if isinstance(x, int) else torch.as_tensor(x) for name, x in fields.items()})
 

@@ -1,30 +1,10 @@
 """Exact model of the index's selections: smallest sets that reach a share, and the choice between patterns (docs/prefill.md)."""
 
-import math
-
 import numpy as np
 
 from intaglio.rtl.prefill import numerics
 
-__all__ = ["decide", "divergence", "divergence_threshold", "share", "top"]
-
-MARGIN = 1 / 256  # added to gamma: masses are estimated from 8-bit operands
-TAU_MAX = math.sqrt(math.log(2))  # largest square root of a Jensen-Shannon divergence
-
-
-def share(gamma):
-    """``gamma16`` of the hardware for a share in (0, 1]: with a margin, so that ``gamma`` of the unquantised mass is kept."""
-    if not 0 < gamma <= 1:
-        raise ValueError(f"gamma must be above 0 and at most 1, not {gamma!r}")
-    return math.ceil(65536 * min(1.0, gamma + MARGIN))
-
-
-def divergence_threshold(tau):
-    """Threshold of the hardware for a bound on the square root of the divergence, in nats; 0 makes no head query-aware."""
-    if not 0 <= tau <= TAU_MAX:
-        raise ValueError(f"tau must be in 0..{TAU_MAX:.4f}, not {tau!r}")
-    return math.floor(2 * tau**2 / math.log(2) * 2**28)
-
+__all__ = ["decide", "divergence", "top"]
 
 def top(x, gamma16):
     """Smallest set of largest entries whose sum reaches a share; among equal entries, lower indices first.

@@ -19,7 +19,8 @@ WRITABLE = {"status": "w1c", "control": "rw"}
 def describe(digest="5e" * 32, **model) -> dict:
     """The manifest of the stand-in."""
     return {
-        "format": "intaglio-manifest", "format_version": 1, "generator": "0.1.0", "top": "decoder_double", "digest": digest,
+        "format": "intaglio-manifest", "format_version": 1, "generator": "0.1.0", "kind": "decoder",
+        "top": "decoder_double", "digest": digest,
         "clock": "aclk", "reset": "aresetn", "clock_hz": 80_000_000,
         "streams": {"command": {"prefix": "s_axis", "direction": "in", "width": 32},
                     "result": {"prefix": "m_axis", "direction": "out", "width": 32}},

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from intaglio.cli import main
+from intaglio.host.prefill.parameters import divergence_threshold, share
+from intaglio.host.prefill.quantise import quantise
 from intaglio.sim.prefill import attention, exact
 from intaglio.sim.prefill.picture import block_map_svg
-from intaglio.sim.prefill.quantise import quantise
 from intaglio.sim.prefill.report import head_group, layer_reports, traffic
-from intaglio.sim.prefill.selection import divergence_threshold, share
 
 MODEL = Path(__file__).parents[2] / "models" / "burin"
 TEXT = Path(argparse.__file__)

@@ -1,0 +1,80 @@
+"""Generate the prefill attention unit: Verilog, manifest and collateral in a folder."""
+
+import hashlib
+import json
+
+from intaglio import __version__
+from intaglio.gen import collateral, output
+from intaglio.gen.prefill.presets import prefill_config
+from intaglio.gen.verilog import convert
+from intaglio.rtl.prefill.core import MONITOR
+from intaglio.rtl.prefill.ports import Phase
+from intaglio.rtl.prefill.registers import COUNTERS, PHASES, REGISTER_MAP
+from intaglio.rtl.prefill.shell import HEAD_BIT, USER_BITS, VOID_BIT, PrefillShell
+from intaglio.rtl.ram import RAM_MODULE, RAM_VERILOG
+from intaglio.rtl.registers import ADDRESS_BITS
+
+__all__ = ["KIND", "TOP", "generate"]
+
+TOP, KIND = "intaglio_prefill", "prefill-attention"
+
+
+def generate(preset, out, *, progress=None, reuse=False, **changes):
+    """Write a prefill attention unit to the folder ``out``.
+
+    Parameters
+    ----------
+    preset : str
+        A name of :data:`~intaglio.gen.prefill.presets.PRESETS`; ``changes`` change single fields.
+    out, progress, reuse
+        As in :func:`intaglio.gen.decoder.generate`.
+
+    Returns
+    -------
+    dict : the manifest. The same shape and tool versions give the same bytes in every file.
+
+    Raises
+    ------
+    Error, ValueError
+        The folder holds something else; the shape does not fit.
+    """
+    def tell(text, share):
+        if progress:
+            progress(text, share)
+
+    out = output.check_folder(out)
+    config = prefill_config(preset, **changes)
+    inputs = output.sources_digest(config.to_json(), preset, collateral.tools()).hexdigest()
+    if reuse and (kept := output.kept(out, inputs)):
+        return kept
+    digest = hashlib.sha256(json.dumps({"config": config.digest(), "generator": __version__}).encode()).hexdigest()
+    tell("Verilog", 0.0)
+    shell = PrefillShell(config, int(digest[:8], 16))
+    modules = convert(shell, TOP, shell.port_map()) | {RAM_MODULE: RAM_VERILOG}
+    tell("files", 0.95)
+    files = {"verilog": sorted(f"rtl/{name}.v" for name in modules), "rom": [], "lint": ["lint.vlt"]}
+    content = {f"rtl/{name}.v": text.encode() for name, text in modules.items()}
+    content |= {"lint.vlt": collateral.lint_waivers().encode(),
+                f"{TOP}.core": collateral.core_file(files, "prefill", TOP, "Sparse prefill attention").encode(),
+                f"{TOP}.h": collateral.c_header(digest, TOP, REGISTER_MAP).encode()}
+    described = _manifest(config, preset, digest, files) | {"inputs": inputs, "content": output.content_digest(content)}
+    output.write(out, content, output.json_text(described).encode())
+    tell("written", 1.0)
+    return described
+
+
+def _manifest(config, preset, digest, files):
+    return {
+        "format": output.FORMAT, "format_version": 1, "generator": __version__, "kind": KIND, "top": TOP, "digest": digest,
+        "clock": "aclk", "reset": "aresetn", "clock_hz": config.clock_hz, "preset": preset,
+        "streams": {"result": {"prefix": "m_axis", "direction": "out", "width": 16 * config.drain, "user_width": USER_BITS,
+                               "fields": {"values": [0, 16 * config.drain]},
+                               "user": {"block": [0, HEAD_BIT], "head": [HEAD_BIT, 8], "void": [VOID_BIT, 1]}}},
+        "memory_bus": {"prefix": "m_axi", "data_width": 8 * config.head_dim, "address_width": 44},
+        "register_bus": {"prefix": "s_axil", "address_width": ADDRESS_BITS, "data_width": 32},
+        "registers": collateral.register_fields(REGISTER_MAP), "counters": list(COUNTERS),
+        "phases": [phase.name.lower() for phase in PHASES],
+        "monitor": {"port": "monitor", "phases": [phase.name.lower() for phase in Phase],
+                    "bits": {name: 4 + number for number, name in enumerate(MONITOR)}},
+        "config": config.to_json(), "files": files, "tools": collateral.tools(),
+    }

@@ -1,0 +1,35 @@
+"""Parameters of a run of the prefill unit."""
+
+import math
+
+__all__ = ["MARGIN", "TAU_MAX", "divergence_threshold", "run_parameters", "share"]
+
+MARGIN = 1 / 256  # added to gamma: masses are estimated from 8-bit operands
+TAU_MAX = math.sqrt(math.log(2))  # largest square root of a Jensen-Shannon divergence
+
+
+def share(gamma):
+    """``gamma16`` of the hardware for a share in (0, 1]: with a margin, so that ``gamma`` of the unquantised mass is kept."""
+    if not 0 < gamma <= 1:
+        raise ValueError(f"gamma must be above 0 and at most 1, not {gamma!r}")
+    return math.ceil(65536 * min(1.0, gamma + MARGIN))
+
+
+def divergence_threshold(tau):
+    """Threshold of the hardware for a bound on the square root of the divergence, in nats; 0 makes no head query-aware."""
+    if not 0 <= tau <= TAU_MAX:
+        raise ValueError(f"tau must be in 0..{TAU_MAX:.4f}, not {tau!r}")
+    return math.floor(2 * tau**2 / math.log(2) * 2**28)
+
+
+def run_parameters(image, *, tokens, block, base, gamma16, threshold, dense=False, tenant=0, kv_head=0, hot_threshold=0, timeout=0):
+    """Values of the parameter registers by name, for an :class:`~intaglio.host.prefill.quantise.Image`; docs/prefill.md has them."""
+    values = {
+        "dense": int(dense or tokens < block), "tokens": tokens, "gamma16": gamma16, "threshold": threshold,
+        "inverse": 65536 // ((tokens - 1) % block + 1), "base": base, "tenant": tenant, "kv_head": kv_head, "hot_threshold": hot_threshold,
+        "timeout": timeout,
+    }
+    for name in ("kv_base", "q_base", "last_base", "pooled_q_base", "pooled_k_base"):
+        address = getattr(image, name)
+        values |= {name: address & 0xFFFFFFFF, f"{name}_high": address >> 32}
+    return values
