@@ -13,7 +13,7 @@ class Preset:
     shape: dict = field(default_factory=dict)
 
 
-_BURIN = {"head_dim": 32, "group": 6, "block": 128, "columns": 32, "drain": 8, "lut_columns": 8}
+_BURIN = {"head_dim": 32, "group": 6, "block": 128, "columns": 32, "drain": 16}
 PRESETS = {
     "desk": Preset(description="simulation on a desk: heads of models/burin, 1,024 multipliers, prompts of up to 4,096 tokens",
                    shape={**_BURIN, "context": 4096, "window": 8, "lines": 12, "lookahead": 3}),
