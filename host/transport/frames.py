@@ -35,8 +35,8 @@ class Frame:
 
 def encode(frame) -> bytes:
     """Bytes of ``frame``, its two flags included."""
-    body = struct.pack(f"<BBBB{len(frame.words)}I", frame.kind | frame.mark << 3 | len(frame.words) << 4, frame.seq, frame.ack, frame.window,
-                       *frame.words)
+    head = frame.kind | frame.mark << 3 | len(frame.words) << 4
+    body = struct.pack(f"<BBBB{len(frame.words)}I", head, frame.seq, frame.ack, frame.window, *frame.words)
     body += struct.pack("<I", zlib.crc32(body))
     return b"\x7e" + _SPECIAL.sub(lambda found: bytes((ESCAPE, found[0][0] ^ FLIP)), body) + b"\x7e"
 
