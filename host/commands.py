@@ -25,7 +25,8 @@ def devices(args):
     from intaglio.host.transport.serial import ports, probe
 
     known = {manifest.digest_word: f"{path} ({manifest.top})" for path in args.manifest for manifest in [Manifest.read(path)]}
-    rows = [(port.port, f"{port.vendor:04x}:{port.product:04x}" if port.vendor is not None else "-", port.description or "-") for port in ports()]
+    rows = [(port.port, "-" if port.vendor is None else f"{port.vendor:04x}:{port.product:04x}", port.description or "-")
+            for port in ports()]
     if args.port:
         found = {row[0]: row for row in rows}
         rows = [found.get(port, (port, "-", "-")) for port in args.port]

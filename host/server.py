@@ -16,7 +16,7 @@ from intaglio.host.transport.peer import Peer
 from intaglio.host.transport.session import LinkLost
 from intaglio.host.transport.tcp import GREETING_VERSION, SocketChannel, address_of
 
-__all__ = ["Server", "is_loopback"]
+__all__ = ["DeviceEnd", "Server", "is_loopback"]
 
 DEPTH = 128  # words of each direction in the server
 POLL_SECONDS = 0.02  # for which the device is waited for while the client is not served
@@ -108,47 +108,77 @@ class _ClientGone(Exception):
 
 
 class _Client:
-    """One connection and the device's end of its link."""
+    """One connection."""
 
     def __init__(self, connection, name, transport):
-        self.socket, self.name, self.transport = connection, name, transport
+        self.socket, self.name = connection, name
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in KEEPALIVE.items():
             if hasattr(socket, option):
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-        self._channel = SocketChannel(connection, name)
-        self._peer = Peer(int(transport.manifest["digest"][:8], 16), depth=DEPTH)
-        self._decoder, self._owed, self._resets, self._first = Decoder(), Owed(), 0, None
-        self._outgoing = [_line(manifest=transport.manifest)]
+        self._channel, self._end = SocketChannel(connection, name), DeviceEnd(transport)
+        self._outgoing = _line(manifest=transport.manifest)
 
     def close(self):
         self.socket.close()
 
     @property
     def busy(self) -> bool:
-        """Whether the device has something to do without the client."""
-        return bool(self._outgoing or self._owed and self._peer.room or self.transport.pending or self._peer.commands)
+        """Whether there is something to do without bytes from the client."""
+        return bool(self._outgoing) or self._end.busy
 
     def step(self, readable):
         try:
-            data = self._channel.read(0) if readable else b""
-        except LinkLost as fault:
+            self._end.feed(self._channel.read(0) if readable else b"")
+            self._outgoing += self._end.step()
+            if self._outgoing:
+                self._channel.write(self._outgoing)
+                self._outgoing = b""
+        except _DeviceFault as fault:
+            raise fault.args[0] from None
+        except (LinkLost, DeviceTimeout) as fault:
             raise _ClientGone(f": {fault}") from fault
-        for frame in self._decoder.feed(data):
-            self._peer.receive(frame)
-            self._serve_access()
-        self._move()
-        while (frame := self._peer.next_frame()) is not None:
-            self._outgoing.append(encode(frame))
-        if self._outgoing:
-            try:
-                self._channel.write(b"".join(self._outgoing))
-            except (LinkLost, DeviceTimeout) as fault:
-                raise _ClientGone(f": {fault}") from fault
-            self._outgoing.clear()
 
-    def _serve_access(self):
-        peer = self._peer
+
+class _DeviceFault(Exception):
+    """A fault of the device and not of the client's connection; its argument is the fault."""
+
+
+class DeviceEnd:
+    """The device's end of the link for any transport: bytes of frames in, bytes of frames out."""
+
+    def __init__(self, transport):
+        self.transport, self.peer = transport, Peer(int(transport.manifest["digest"][:8], 16), depth=DEPTH)
+        self._decoder, self._owed, self._resets, self._first = Decoder(), Owed(), 0, None
+
+    @property
+    def busy(self) -> bool:
+        """Whether the device has something to do."""
+        return bool(self._owed and self.peer.room or self.transport.pending or self.peer.commands)
+
+    def feed(self, data):
+        """Bytes from the host."""
+        for frame in self._decoder.feed(data):
+            self.peer.receive(frame)
+            try:
+                self._obey()
+            except (LinkLost, DeviceTimeout) as fault:
+                raise _DeviceFault(fault) from fault
+
+    def step(self) -> bytes:
+        """Let the device work for a moment; bytes for the host."""
+        try:
+            self._move()
+        except (LinkLost, DeviceTimeout) as fault:
+            raise _DeviceFault(fault) from fault
+        frames = []
+        while (frame := self.peer.next_frame()) is not None:
+            frames.append(encode(frame))
+        return b"".join(frames)
+
+    def _obey(self):
+        """Reset and register access."""
+        peer = self.peer
         if peer.resets != self._resets:
             self._resets = peer.resets
             self.transport.reset()
@@ -169,7 +199,7 @@ class _Client:
 
     def _move(self):
         """Commands to the device, results from it."""
-        peer = self._peer
+        peer = self.peer
         count = min(len(peer.commands), max(0, DEPTH - self.transport.pending))
         if count:
             words, last = (np.array(column) for column in zip(*peer.commands[:count], strict=True))
