@@ -11,6 +11,7 @@
 #include <string>
 
 #include "Vtop.h"
+#include "faults.h"
 #include "ports.h"
 #include "verilated.h"
 #if VM_TRACE_FST
@@ -20,14 +21,6 @@ using TraceFile = VerilatedFstC;
 #include "verilated_vcd_c.h"
 using TraceFile = VerilatedVcdC;
 #endif
-
-// Verilator's run-time library would end the process; a fault of the design must reach the caller instead.
-void vl_fatal(const char* file, int line, const char*, const char* message) {
-    throw std::runtime_error(std::string(message) + " (" + file + ":" + std::to_string(line) + ")");
-}
-void vl_stop(const char* file, int line, const char* scope) { vl_fatal(file, line, scope, "the design stopped"); }
-void vl_warn(const char* file, int line, const char* scope, const char* message) { vl_fatal(file, line, scope, message); }
-void vl_finish(const char* file, int line, const char* scope) { vl_fatal(file, line, scope, "the design finished"); }
 
 namespace intaglio {
 

@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from intaglio import Error
@@ -40,8 +40,9 @@ RUNTIME = {None: ("verilated.cpp", "verilated_threads.cpp"),
            "fst": ("verilated.cpp", "verilated_threads.cpp", "verilated_fst_c.cpp")}
 _HERE = Path(__file__).parent
 SHIMS = {  # C++ compiled with the model, by the manifest's kind
-    "decoder": (_HERE / "shim.cpp", _HERE / "bus.h"),
-    "prefill-attention": (_HERE / "prefill" / "shim.cpp", _HERE / "prefill" / "memory.h", _HERE / "bus.h"),
+    "decoder": (_HERE / "shim.cpp", _HERE / "bus.h", _HERE / "faults.h"),
+    "prefill-attention": (_HERE / "prefill" / "shim.cpp", _HERE / "prefill" / "memory.h", _HERE / "bus.h", _HERE / "faults.h"),
+    "board": (_HERE / "board.cpp", _HERE / "faults.h"),  # a decoder inside a board
 }
 LIBRARY = "simulation.so"
 MINIMUM = (5, 36)
@@ -110,7 +111,7 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "intaglio"
 
 
-def build(folder, *, cache=None, trace=None, rom=None, tools=None, jobs=None, progress=None) -> Path:
+def build(folder, *, cache=None, trace=None, rom=None, board=None, tools=None, jobs=None, progress=None) -> Path:
     """Return the shared object that simulates the design in a generated folder, building it unless the cache has it.
 
     Parameters
@@ -124,6 +125,9 @@ def build(folder, *, cache=None, trace=None, rom=None, tools=None, jobs=None, pr
     rom : str or Path or None
         Folder from which each simulation reads the ROM images as it starts, for other models of the same shape without another
         build; a relative one is relative to the process's folder at that time. By default a copy inside the cache.
+    board : dict or None
+        Verilog of a board's top by module name, the top first (:func:`intaglio.gen.link.serial_verilog`): what is built is then the board
+        with the design inside, for :mod:`intaglio.sim.board`.
     tools : Tools or None
     jobs : int or None
         C++ files compiled at a time; by default one for each core.
@@ -137,7 +141,7 @@ def build(folder, *, cache=None, trace=None, rom=None, tools=None, jobs=None, pr
     if trace not in TRACES:
         raise ValueError(f"trace must be None, 'vcd' or 'fst', not {trace!r}")
     began = time.monotonic()
-    source = _Source.read(folder)
+    source = _Source.read(folder) if board is None else _Source.read(folder).inside(board)
     rom = None if rom is None else str(rom)
     tools = tools or find_tools()
     cache = Path(cache).absolute() if cache else default_cache()
@@ -169,6 +173,11 @@ class _Source:
     verilog: dict
     rom: dict
     lint: dict
+
+    def inside(self, board):
+        """The board whose modules ``board`` has, with this design inside."""
+        verilog = {f"board/{name}.v": text.encode() for name, text in board.items()}
+        return replace(self, kind="board", top=next(iter(board)), ports="", verilog={**self.verilog, **verilog})
 
     def digest(self, rom):
         """Digest of all that goes into a build; the images count only where no folder ``rom`` replaces them."""
