@@ -4,6 +4,7 @@ from amaranth.hdl import ClockDomain, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from intaglio.rtl.ternary.adders import AdderDot
 from intaglio.rtl.ternary.packing import Unpack
 from intaglio.rtl.ternary.tree import PLANES, BitPlanes, TernaryDot
 
@@ -49,7 +50,7 @@ class Lane(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.unpack = unpack = Unpack(self.config.packing, self.config.lane_width)
-        m.submodules.dot = dot = TernaryDot(self.config.lane_width)
+        m.submodules.dot = dot = {"planes": TernaryDot, "adders": AdderDot}[self.config.dot](self.config.lane_width)
         accumulator = Signal(signed(self.config.accumulator_bits), reset_less=True)
         word = Signal(self.config.weight_word_bits, name="held", reset_less=True)
         plus, minus = (Signal(self.config.lane_width, name=name, reset_less=True) for name in ("plus", "minus"))
