@@ -42,7 +42,7 @@ def run(args):
     if args.max_tokens < 1:  # told before a simulation is built
         raise ValueError(f"max_tokens must be at least 1, not {args.max_tokens}")
     options = {name: value for name in ("cache", "trace") if (value := getattr(args, name)) is not None}
-    with open(args.device, timeout=args.timeout, manifest=args.manifest, progress=_Progress(), **options) as device:
+    with open(args.device, timeout=args.timeout, manifest=args.manifest, progress=Progress(), **options) as device:
         pieces = device.generate(prompt, args.max_tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
                                  seed=args.seed, stop=args.stop)
         try:
@@ -63,7 +63,7 @@ def _note(text):
     sys.stderr.flush()
 
 
-class _Progress:
+class Progress:
     """Steps of a build: one line that changes on a terminal, else a line for each step."""
 
     def __call__(self, text, seconds):

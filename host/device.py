@@ -3,13 +3,11 @@
 Words of the command and result streams are described in :mod:`intaglio.host.protocol`.
 """
 
-from collections import deque
-
 import numpy as np
 
 from intaglio.host.generation import generate_pieces, generate_tokens
 from intaglio.host.manifest import MAGIC, MAP_VERSION, Manifest
-from intaglio.host.protocol import FULL, ConfigMismatchError, DeviceError, DeviceTimeout, Result, command
+from intaglio.host.protocol import FULL, ConfigMismatchError, DeviceError, DeviceTimeout, Owed, Result, command
 from intaglio.host.transport import open_transport
 
 __all__ = ["Device", "open"]
@@ -62,7 +60,7 @@ class Device:
         self.transport, self.timeout, self.last = transport, timeout, {}
         self.manifest = Manifest.from_dict(transport.manifest)
         self._closed = False
-        self._owed = deque()  # packets still to come, for each command that has not been answered in full
+        self._owed = Owed()
         for name, expected in (("magic", MAGIC), ("version", MAP_VERSION), ("digest", self.manifest.digest_word)):
             found = self.read_register(name)
             if found != expected:
@@ -148,8 +146,7 @@ class Device:
         last = np.zeros(len(words), dtype=bool)
         last[-1:] = True
         sent = self.transport.send(words, last, self.timeout)
-        runs, wanted = words[:sent] >> 16 & 0xFF, words[:sent] >> 30 & 1
-        self._owed.extend((runs + (wanted | (runs != 0)))[(wanted | runs) != 0].tolist())
+        self._owed.add(words[:sent])
         if sent < len(words):
             raise self._timed_out("command", sent, len(words))
 
@@ -179,13 +176,10 @@ class Device:
                       scale=mantissa * 2.0 ** exponent)
 
     def _answer(self, words):
-        """Token and position of a packet, which is then no longer owed; a full context ends the command's run."""
-        token, position = int(words[0]) & 0xFFFF, int(words[0]) >> 16
-        if self._owed:
-            self._owed[0] -= 1
-            if token == FULL or not self._owed[0]:
-                self._owed.popleft()
-        return token, position
+        """Token and position of a packet, which is then no longer owed."""
+        first = int(words[0])
+        self._owed.packet(first)
+        return first & 0xFFFF, first >> 16
 
     def _packet(self):
         """Words of the next result packet."""

@@ -5,13 +5,14 @@ bits 0-15 and the input's position in bits 16-31; with logits, word 1 has the ma
 unit, then each logit takes two words, token and value.
 """
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
 
 from intaglio import Error
 
-__all__ = ["FULL", "ConfigMismatchError", "DeviceError", "DeviceTimeout", "Result", "command"]
+__all__ = ["FULL", "ConfigMismatchError", "DeviceError", "DeviceTimeout", "Owed", "Result", "command"]
 
 FULL = 0xFFFF  # token field of the answer when the context is full
 
@@ -66,3 +67,28 @@ def command(token, *, first=False, want=False, top=0, run=0) -> int:
         if not 0 <= value <= limit:
             raise ValueError(f"{name} of a command must be in 0..{limit}, not {value}")
     return token | run << 16 | top << 24 | want << 30 | first << 31
+
+
+class Owed:
+    """The result packets that a device still owes for commands it was sent; true while there are any."""
+
+    def __init__(self):
+        self._counts = deque()  # packets still to come, for each command that has not been answered in full
+
+    def __bool__(self):
+        return bool(self._counts)
+
+    def add(self, words):
+        """Commands ``uint32 [n]`` were sent."""
+        runs, wanted = words >> 16 & 0xFF, words >> 30 & 1
+        self._counts.extend((runs + (wanted | (runs != 0)))[(wanted | runs) != 0].tolist())
+
+    def packet(self, first):
+        """A packet came whose first word is ``first``; a full context ends the command's run."""
+        if self._counts:
+            self._counts[0] -= 1
+            if first & 0xFFFF == FULL or not self._counts[0]:
+                self._counts.popleft()
+
+    def clear(self):
+        self._counts.clear()

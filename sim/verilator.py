@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from intaglio import Error
@@ -38,7 +38,7 @@ DEFINES = {None: ("-DVM_TRACE=0", "-DVM_TRACE_VCD=0", "-DVM_TRACE_FST=0"),
 RUNTIME = {None: ("verilated.cpp", "verilated_threads.cpp"),
            "vcd": ("verilated.cpp", "verilated_threads.cpp", "verilated_vcd_c.cpp"),
            "fst": ("verilated.cpp", "verilated_threads.cpp", "verilated_fst_c.cpp")}
-SHIM = Path(__file__).with_name("shim.cpp")
+SHIM, BOARD_SHIM = (Path(__file__).with_name(name) for name in ("shim.cpp", "board.cpp"))
 LIBRARY = "simulation.so"
 MINIMUM = (5, 36)
 ABANDONED = 86400.0  # seconds after which the remains of a killed build are removed
@@ -106,7 +106,7 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "intaglio"
 
 
-def build(folder, *, cache=None, trace=None, rom=None, tools=None, jobs=None, progress=None) -> Path:
+def build(folder, *, cache=None, trace=None, rom=None, board=None, tools=None, jobs=None, progress=None) -> Path:
     """Return the shared object that simulates the design in a generated folder, building it unless the cache has it.
 
     Parameters
@@ -120,6 +120,9 @@ def build(folder, *, cache=None, trace=None, rom=None, tools=None, jobs=None, pr
     rom : str or Path or None
         Folder from which each simulation reads the ROM images as it starts, for other models of the same shape without another
         build; a relative one is relative to the process's folder at that time. By default a copy inside the cache.
+    board : dict or None
+        Verilog of a board's top by module name, the top first (:func:`intaglio.gen.link.serial_verilog`): what is built is then the board
+        with the design inside, for :mod:`intaglio.sim.board`.
     tools : Tools or None
     jobs : int or None
         C++ files compiled at a time; by default one for each core.
@@ -133,13 +136,13 @@ def build(folder, *, cache=None, trace=None, rom=None, tools=None, jobs=None, pr
     if trace not in TRACES:
         raise ValueError(f"trace must be None, 'vcd' or 'fst', not {trace!r}")
     began = time.monotonic()
-    source = _Source.read(folder)
+    source = _Source.read(folder) if board is None else _Source.read(folder).inside(board)
     rom = None if rom is None else str(rom)
     tools = tools or find_tools()
     cache = Path(cache).absolute() if cache else default_cache()
     flags = repr((VERILATOR_FLAGS, COMPILER_FLAGS, FAST, ONCE, TRACES[trace]))
     base = _digest(flags, tools.identity)
-    entry = cache / f"simulation-{_digest(base, source.digest(rom), SHIM.read_bytes())[:32]}"
+    entry = cache / f"simulation-{_digest(base, source.digest(rom), source.shim.read_bytes())[:32]}"
     if not _complete(entry):
         work = _Work(tools=tools, trace=trace, jobs=jobs or os.cpu_count() or 1,
                      tell=lambda text: progress(text, time.monotonic() - began) if progress else None)
@@ -164,6 +167,12 @@ class _Source:
     verilog: dict
     rom: dict
     lint: dict
+    shim: Path = SHIM
+
+    def inside(self, board):
+        """The board whose modules ``board`` has, with this design inside."""
+        verilog = {f"board/{name}.v": text.encode() for name, text in board.items()}
+        return replace(self, top=next(iter(board)), ports="", verilog={**self.verilog, **verilog}, shim=BOARD_SHIM)
 
     def digest(self, rom):
         """Digest of all that goes into a build; the images count only where no folder ``rom`` replaces them."""
@@ -306,7 +315,7 @@ class _Work:
         made = model / "cpp"
         self.run([self.tools.verilator, *VERILATOR_FLAGS, *TRACES[self.trace], "--top-module", source.top, "--Mdir", made,
                   *source.lint, "rom_dir.v", *source.verilog], "translating Verilog", cwd=model)
-        shutil.copyfile(SHIM, made / "shim.cpp")
+        shutil.copyfile(source.shim, made / "shim.cpp")
         shutil.copyfile(model / "ports.h", made / "ports.h")
         files = sorted(made.glob("*.cpp"), key=lambda path: ("__Slow" in path.name, path.name))
         objects = self.compile([(path, ONCE if "__Slow" in path.name else FAST) for path in files], made, made)

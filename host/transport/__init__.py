@@ -9,10 +9,11 @@ something long is prepared.
 import inspect
 from importlib.metadata import entry_points
 from typing import Protocol
+from urllib.parse import parse_qsl
 
 import numpy as np
 
-__all__ = ["GROUP", "Transport", "open_transport", "register"]
+__all__ = ["GROUP", "Transport", "open_transport", "options_of", "register"]
 
 GROUP = "intaglio.transports"
 _registered = {}
@@ -39,7 +40,7 @@ class Transport(Protocol):
 
     def send(self, words: np.ndarray, last: np.ndarray, timeout: float) -> int:
         """Give the device command words ``uint32 [n]`` with flags ``bool [n]``; return how many were taken within
-        ``timeout`` seconds. Words may wait in the transport."""
+        ``timeout`` seconds. Those may wait in the transport; the others are forgotten."""
 
     def receive(self, capacity: int, timeout: float) -> tuple[np.ndarray, np.ndarray]:
         """Wait for result words ``uint32 [m]`` and flags ``bool [m]``, ``m <= capacity``. Returns at the end of a packet,
@@ -88,3 +89,33 @@ def open_transport(target, *, manifest=None, progress=None, **options) -> Transp
             if name not in signature.parameters:
                 raise ValueError(f"the transport {scheme!r} takes no option {name!r}")
     return opener(rest, manifest=manifest, progress=progress, **options)
+
+
+def options_of(rest, known):
+    """Split ``PLACE?NAME=VALUE&NAME=VALUE`` into the place and a dict of options.
+
+    Parameters
+    ----------
+    rest : str
+    known : dict
+        The type of each option that there is, by name.
+
+    Raises
+    ------
+    ValueError
+        An option is unknown, given twice, or not of its type.
+    """
+    place, _, query = rest.partition("?")
+    found = {}
+    for name, text in parse_qsl(query, keep_blank_values=True):
+        if name not in known:
+            raise ValueError(f"an option of the target must be one of {', '.join(sorted(known))}, not {name!r}")
+        if name in found:
+            raise ValueError(f"the option {name} of the target must be given once")
+        try:
+            found[name] = known[name](text)
+        except ValueError:
+            raise ValueError(f"the option {name} of the target must be of type {known[name].__name__}, not {text!r}") from None
+    if not place:
+        raise ValueError(f"a target must name a place before its options, not {rest!r}")
+    return place, found

@@ -1,0 +1,218 @@
+"""A server that puts one device behind TCP: greets with the manifest, then is the device's end of the link (docs/link.md).
+
+One client at a time; the next one begins with a session of its own, which resets the device.
+"""
+
+import ipaddress
+import json
+import select
+import socket
+
+import numpy as np
+
+from intaglio.host.protocol import DeviceError, DeviceTimeout, Owed
+from intaglio.host.transport.frames import Decoder, Kind, encode
+from intaglio.host.transport.peer import Peer
+from intaglio.host.transport.session import LinkLost
+from intaglio.host.transport.tcp import GREETING_VERSION, SocketChannel, address_of
+
+__all__ = ["DeviceEnd", "Server", "is_loopback"]
+
+DEPTH = 128  # words of each direction in the server
+POLL_SECONDS = 0.02  # for which the device is waited for while the client is not served
+KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # a client whose computer has vanished frees the device in 25 s
+
+
+def is_loopback(host) -> bool:
+    """Whether only this computer can reach ``host``, a name or an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Server:
+    """Serves ``transport`` at ``listen``; a context manager that closes the sockets, not the transport.
+
+    Parameters
+    ----------
+    transport : Transport
+    listen : str
+        ``HOST:PORT``; port 0 takes a free one.
+    tell : callable
+        Called with a line of text when a client comes or goes.
+
+    Raises
+    ------
+    ValueError, OSError
+        The address is not one, or cannot be listened at.
+    """
+
+    def __init__(self, transport, listen="127.0.0.1:7000", *, tell=lambda text: None):
+        host, port = address_of(listen)
+        self.transport, self.tell = transport, tell
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, port), family=family, backlog=4)
+        self.address = "{}:{}".format(f"[{host}]" if ":" in host else host, self._listener.getsockname()[1])
+        self._client = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        self._listener.close()
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def run(self, stop=lambda: False):
+        """Serve until ``stop()`` or the device fails, which is raised."""
+        while not stop():
+            busy = self._client is not None and self._client.busy
+            sockets = [self._listener, *([self._client.socket] if self._client else [])]
+            ready, _, _ = select.select(sockets, [], [], 0 if busy else 0.1)
+            if self._listener in ready:
+                self._accept()
+            if self._client is None:
+                continue
+            try:
+                self._client.step(self._client.socket in ready)
+            except _ClientGone as gone:
+                self.tell(f"client {self._client.name} has gone{gone}")
+                self._client.close()
+                self._client = None
+
+    def _accept(self):
+        connection, (host, port, *_) = self._listener.accept()
+        if self._client is not None:
+            connection.settimeout(1.0)
+            try:
+                connection.sendall(_line(error=f"the device is in use by {self._client.name}; only one client at a time"))
+            except OSError:
+                pass
+            connection.close()
+            return
+        self.tell(f"client {host}:{port} has come")
+        self._client = _Client(connection, f"{host}:{port}", self.transport)
+
+
+def _line(**fields):
+    return (json.dumps({"intaglio": GREETING_VERSION, **fields}) + "\n").encode()
+
+
+class _ClientGone(Exception):
+    """The client's connection has ended; not a fault of the device."""
+
+
+class _Client:
+    """One connection."""
+
+    def __init__(self, connection, name, transport):
+        self.socket, self.name = connection, name
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE.items():
+            if hasattr(socket, option):
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+        self._channel, self._end = SocketChannel(connection, name), DeviceEnd(transport)
+        self._outgoing = _line(manifest=transport.manifest)
+
+    def close(self):
+        self.socket.close()
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to do without bytes from the client."""
+        return bool(self._outgoing) or self._end.busy
+
+    def step(self, readable):
+        try:
+            self._end.feed(self._channel.read(0) if readable else b"")
+            self._outgoing += self._end.step()
+            if self._outgoing:
+                self._channel.write(self._outgoing)
+                self._outgoing = b""
+        except _DeviceFault as fault:
+            raise fault.args[0] from None
+        except (LinkLost, DeviceTimeout) as fault:
+            raise _ClientGone(f": {fault}") from fault
+
+
+class _DeviceFault(Exception):
+    """A fault of the device and not of the client's connection; its argument is the fault."""
+
+
+class DeviceEnd:
+    """The device's end of the link for any transport: bytes of frames in, bytes of frames out."""
+
+    def __init__(self, transport):
+        self.transport, self.peer = transport, Peer(int(transport.manifest["digest"][:8], 16), depth=DEPTH)
+        self._decoder, self._owed, self._resets, self._first = Decoder(), Owed(), 0, None
+
+    @property
+    def busy(self) -> bool:
+        """Whether the device has something to do."""
+        return bool(self._owed and self.peer.room or self.transport.pending or self.peer.commands)
+
+    def feed(self, data):
+        """Bytes from the host."""
+        for frame in self._decoder.feed(data):
+            self.peer.receive(frame)
+            try:
+                self._obey()
+            except (LinkLost, DeviceTimeout) as fault:
+                raise _DeviceFault(fault) from fault
+
+    def step(self) -> bytes:
+        """Let the device work for a moment; bytes for the host."""
+        try:
+            self._move()
+        except (LinkLost, DeviceTimeout) as fault:
+            raise _DeviceFault(fault) from fault
+        frames = []
+        while (frame := self.peer.next_frame()) is not None:
+            frames.append(encode(frame))
+        return b"".join(frames)
+
+    def _obey(self):
+        """Reset and register access."""
+        peer = self.peer
+        if peer.resets != self._resets:
+            self._resets = peer.resets
+            self.transport.reset()
+            self._owed.clear()
+            self._first = None
+        if peer.access is not None:
+            kind, offset, value = peer.access
+            try:
+                if kind == Kind.WRITE:
+                    self.transport.write_register(offset, value)
+                    peer.answer(0)
+                else:
+                    peer.answer(self.transport.read_register(offset))
+            except (LinkLost, DeviceTimeout):
+                raise
+            except DeviceError:
+                peer.answer(0, fault=True)
+
+    def _move(self):
+        """Commands to the device, results from it."""
+        peer = self.peer
+        count = min(len(peer.commands), max(0, DEPTH - self.transport.pending))
+        if count:
+            words, last = (np.array(column) for column in zip(*peer.commands[:count], strict=True))
+            words = words.astype(np.uint32)
+            taken = self.transport.send(words, last, POLL_SECONDS)
+            self._owed.add(words[:taken])
+            peer.take(taken)
+        if not peer.room or not (self._owed or self.transport.pending):
+            return
+        words, last = self.transport.receive(peer.room, POLL_SECONDS)
+        for word, end in zip(words.tolist(), last.tolist(), strict=True):
+            peer.put(word, end)
+            self._first = word if self._first is None else self._first
+            if end:
+                self._owed.packet(self._first)
+                self._first = None

@@ -1,0 +1,73 @@
+"""Frames of the link (docs/link.md) and their bytes."""
+
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+from enum import IntEnum
+
+__all__ = ["LINK_MAGIC", "LINK_VERSION", "MAX_WORDS", "Decoder", "Frame", "Kind", "encode", "frame_of"]
+
+LINK_MAGIC, LINK_VERSION = 0x494E4C4B, 1  # "INLK"
+MAX_WORDS = 15
+FLAG, ESCAPE, FLIP = 0x7E, 0x7D, 0x20
+_LIMIT = 160  # bytes between two flags, escapes included, that no frame has more of
+
+_SPECIAL = re.compile(rb"[\x7d\x7e]")
+_ESCAPED = re.compile(rb"\x7d(.)", re.DOTALL)
+
+
+class Kind(IntEnum):
+    HELLO, STATUS, RESEND, DATA, READ, WRITE, CLOSED = range(1, 8)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Frame:
+    """One frame; see docs/link.md for the fields."""
+
+    kind: Kind
+    mark: bool = False
+    seq: int = 0
+    ack: int = 0
+    window: int = 0
+    words: tuple = ()
+
+
+def encode(frame) -> bytes:
+    """Bytes of ``frame``, its two flags included."""
+    head = frame.kind | frame.mark << 3 | len(frame.words) << 4
+    body = struct.pack(f"<BBBB{len(frame.words)}I", head, frame.seq, frame.ack, frame.window, *frame.words)
+    body += struct.pack("<I", zlib.crc32(body))
+    return b"\x7e" + _SPECIAL.sub(lambda found: bytes((ESCAPE, found[0][0] ^ FLIP)), body) + b"\x7e"
+
+
+def frame_of(piece):
+    """The frame whose bytes lay between two flags, or None if they are not a good frame."""
+    if piece.count(ESCAPE):
+        if re.search(rb"(?:\A|[^\x7d])(?:\x7d\x7d)*\x7d\Z", piece):
+            return None  # the flag was escaped
+        piece = _ESCAPED.sub(lambda found: bytes((found[1][0] ^ FLIP,)), piece)
+    if len(piece) < 8 or len(piece) != 8 + 4 * (piece[0] >> 4) or zlib.crc32(piece[:-4]) != int.from_bytes(piece[-4:], "little"):
+        return None
+    head, seq, ack, window, *words = struct.unpack(f"<BBBB{piece[0] >> 4}I", piece[:-4])
+    return Frame(kind=Kind(head & 7), mark=bool(head & 8), seq=seq, ack=ack, window=window, words=tuple(words)) if head & 7 else None
+
+
+class Decoder:
+    """Frames out of a stream of bytes."""
+
+    def __init__(self):
+        self._rest = bytearray()
+
+    def feed(self, data) -> list:
+        """The frames that end in ``data``; None stands for what lay between two flags and was not a good frame."""
+        *ended, rest = bytes(data).split(b"\x7e")
+        frames = []
+        for piece in ended:
+            self._rest += piece
+            if self._rest:
+                frames.append(frame_of(bytes(self._rest)))
+                self._rest.clear()
+        self._rest += rest
+        del self._rest[_LIMIT:]
+        return frames

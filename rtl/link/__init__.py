@@ -1,0 +1,1 @@
+"""The link between a host and a device: UART, frames, and the protocol of docs/link.md."""

@@ -1,0 +1,217 @@
+"""The device's end of the link (docs/link.md): frames on one side, the decoder's streams and registers on the other."""
+
+from enum import IntEnum
+
+from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from intaglio.rtl.link.buffer import WordBuffer
+from intaglio.rtl.link.framing import MAX_WORDS, Deframer, Framer
+from intaglio.rtl.link.registers import RegisterMaster, register_bus
+from intaglio.rtl.registers import ADDRESS_BITS
+
+__all__ = ["LINK_MAGIC", "LINK_VERSION", "RESET_CYCLES", "Endpoint", "Kind"]
+
+LINK_MAGIC, LINK_VERSION = 0x494E4C4B, 1  # "INLK"
+RESET_CYCLES = 16
+
+
+class Kind(IntEnum):
+    HELLO, STATUS, RESEND, DATA, READ, WRITE, CLOSED = range(1, 8)
+
+
+class _Session:
+    """State of the session. Words are numbered modulo 256: taken <= accepted commands; oldest kept <= next to send <= written results."""
+
+    def __init__(self):
+        self.begin = Signal(name="begin")  # a new session: everything but the frame being sent is as after power-up
+        self.opened, self.number = Signal(name="opened"), Signal(32, name="session")
+        self.accepted, self.taken = Signal(8, name="accepted"), Signal(8, name="taken")
+        self.oldest, self.sending, self.written = Signal(8, name="oldest"), Signal(8, name="sending"), Signal(8, name="written")
+        self.room, self.kept = Signal(8, name="room"), Signal(8, name="kept")
+        self.want = {name: Signal(name=f"want_{name}") for name in ("hello", "answer", "status", "resend", "closed")}
+
+
+class Endpoint(wiring.Component):
+    """Protocol of the device.
+
+    Parameters
+    ----------
+    digest : int
+        32 bits, told in the answer to HELLO.
+    depth : int
+        Words of each buffer, a power of 2 in 16..128.
+    simulate : bool
+        See :class:`WordBuffer`.
+
+    Members
+    -------
+    i, o : streams of 8 bits
+        Bytes from and to the host.
+    broken : In(1)
+        A byte from the host was lost here.
+    commands : Out, results : In
+        Streams of 33 bits: a word, and above it whether it ends a packet.
+    registers : AXI4-Lite, the master's side (:func:`register_bus`).
+    reset : Out(1)
+        Reset of the decoder, high for ``RESET_CYCLES`` from the cycle after the beginning of a session on.
+
+    Latency
+    -------
+    A command word is offered in the cycle after the closing flag of its frame. A frame begins 3 cycles after its cause if nothing is being
+    sent, one of result words ``length + 5`` cycles after the first word.
+
+    Throughput: that of the bytes (:class:`Deframer`, :class:`Framer`).
+    """
+
+    def __init__(self, digest, *, depth=32, simulate=False):
+        if not isinstance(digest, int) or not 0 <= digest <= 0xFFFFFFFF:
+            raise ValueError(f"digest must be an integer of 32 bits, not {digest!r}")
+        self.digest, self.depth = digest, depth
+        self.command_buffer, self.result_buffer = (WordBuffer(33, depth, simulate=simulate) for _ in range(2))
+        super().__init__({
+            "i": In(stream.Signature(8)), "o": Out(stream.Signature(8)), "broken": In(1),
+            "commands": Out(stream.Signature(33)), "results": In(stream.Signature(33)), "reset": Out(1),
+            "registers": Out(register_bus(ADDRESS_BITS)),
+        })
+
+    def elaborate(self, platform):
+        m, s = Module(), _Session()
+        rx, tx, bus = Deframer(), Framer(), RegisterMaster(ADDRESS_BITS)
+        m.submodules.deframer, m.submodules.framer, m.submodules.registers = rx, tx, ResetInserter(s.begin)(bus)
+        m.submodules.command_buffer, m.submodules.result_buffer = self.command_buffer, self.result_buffer
+        m.d.comb += [
+            rx.i.payload.eq(self.i.payload), rx.i.valid.eq(self.i.valid), self.i.ready.eq(rx.i.ready), rx.broken.eq(self.broken),
+            self.o.payload.eq(tx.o.payload), self.o.valid.eq(tx.o.valid), tx.o.ready.eq(self.o.ready),
+            s.room.eq(self.depth - (s.accepted - s.taken)[:8]), s.kept.eq(s.written - s.oldest),
+        ]
+        wiring.connect(m, bus.bus, wiring.flipped(self.registers))
+        resetting = Signal(range(RESET_CYCLES + 1))
+        m.d.comb += self.reset.eq(resetting != 0)
+        with m.If(self.reset):
+            m.d.sync += resetting.eq(resetting - 1)
+        # Where two write one register in the same cycle, the later holds: what arrives is never lost to what is being sent.
+        self._send(m, s, tx, bus)
+        self._streams(m, s)
+        self._receive(m, s, rx, bus)
+        with m.If(s.begin):
+            m.d.sync += [s.opened.eq(1), resetting.eq(RESET_CYCLES), s.number.eq(rx.first),
+                         *(count.eq(0) for count in (s.accepted, s.taken, s.oldest, s.sending, s.written)),
+                         *(flag.eq(name == "hello") for name, flag in s.want.items())]
+        return m
+
+    def _send(self, m, s, tx, bus):
+        """Choose the next frame, count the words of a DATA frame, and send it."""
+        want, results = s.want, self.result_buffer
+        cursor, count, mark, kind, seq, stale = Signal(8), Signal(4), Signal(), Signal(3), Signal(8), Signal()
+        hello = Signal(32)
+        with m.Switch(tx.index):
+            for index, word in enumerate((Const(LINK_MAGIC, 32), Const(LINK_VERSION, 32), s.number, Const(self.digest, 32))):
+                with m.Case(index):
+                    m.d.comb += hello.eq(word)
+        m.d.comb += [
+            results.read_addr.eq(cursor),
+            tx.header.eq(Cat(kind, mark, count, seq, s.accepted, s.room)),
+            tx.word.eq(Mux(kind == Kind.DATA, results.read_data[:32], Mux(kind == Kind.HELLO, hello, bus.answer))),
+        ]
+        with m.If(tx.step):
+            m.d.sync += cursor.eq(cursor + 1)
+        with m.FSM(name="send"):
+            with m.State("CHOOSE"):
+                m.d.sync += [mark.eq(0), count.eq(0), seq.eq(0), cursor.eq(s.sending), stale.eq(0)]
+                with m.If(want["hello"]):
+                    m.d.sync += [kind.eq(Kind.HELLO), count.eq(4), want["hello"].eq(0)]
+                    m.next = "START"
+                with m.Elif(want["closed"]):
+                    m.d.sync += [kind.eq(Kind.CLOSED), want["closed"].eq(0)]
+                    m.next = "START"
+                with m.Elif(want["answer"]):
+                    m.d.sync += [kind.eq(Mux(bus.wrote, Kind.WRITE, Kind.READ)), count.eq(1), seq.eq(bus.answer_tag), mark.eq(bus.fault),
+                                 want["answer"].eq(0)]
+                    m.next = "START"
+                with m.Elif((s.sending != s.written) & ~want["resend"]):
+                    m.d.sync += [kind.eq(Kind.DATA), seq.eq(s.sending), want["status"].eq(0)]
+                    m.next = "COUNT"
+                with m.Elif(want["status"] | want["resend"]):
+                    m.d.sync += [kind.eq(Mux(want["resend"], Kind.RESEND, Kind.STATUS)), want["status"].eq(0), want["resend"].eq(0)]
+                    m.next = "START"
+            with m.State("COUNT"):
+                with m.If((cursor == s.written) | (count == MAX_WORDS) | mark):
+                    m.d.sync += cursor.eq(seq)
+                    with m.If((s.sending == seq) & ~stale):  # no acknowledgement or repetition has moved it meanwhile
+                        m.d.sync += s.sending.eq(seq + count)
+                    m.next = "START"
+                with m.Else():
+                    m.d.sync += [cursor.eq(cursor + 1), count.eq(count + 1), mark.eq(results.read_data[32])]
+            with m.State("START"):
+                m.d.comb += tx.start.eq(1)
+                m.next = "BUSY"
+            with m.State("BUSY"):
+                with m.If(~tx.busy):
+                    m.next = "CHOOSE"
+        with m.If(s.begin):
+            m.d.sync += stale.eq(1)
+
+    def _streams(self, m, s):
+        """The buffers' other sides. A quarter of the command buffer taken since the last time is told by STATUS."""
+        commands, results = self.command_buffer, self.result_buffer
+        m.d.comb += [
+            commands.read_addr.eq(s.taken), self.commands.payload.eq(commands.read_data),
+            self.commands.valid.eq((s.taken != s.accepted) & ~self.reset),
+            self.results.ready.eq((s.kept != self.depth) & ~self.reset),
+            results.write_addr.eq(s.written), results.write_data.eq(self.results.payload),
+            results.write_en.eq(self.results.valid & self.results.ready),
+        ]
+        with m.If(self.commands.valid & self.commands.ready):
+            m.d.sync += s.taken.eq(s.taken + 1)
+            with m.If(s.taken[:(self.depth // 4).bit_length() - 1].all()):
+                m.d.sync += s.want["status"].eq(1)
+        with m.If(results.write_en):
+            m.d.sync += s.written.eq(s.written + 1)
+
+    def _receive(self, m, s, rx, bus):
+        """Keep what comes, and do what a frame says, at its end."""
+        want, header, commands = s.want, rx.header, self.command_buffer
+        fits, lost = Signal(), Signal()
+        m.d.comb += [
+            fits.eq(rx.index < s.room),
+            commands.write_en.eq(rx.word_valid & (header.kind == Kind.DATA) & fits),
+            commands.write_addr.eq(s.accepted + rx.index),
+            commands.write_data.eq(Cat(rx.word, header.mark & (rx.index == header.length - 1))),
+            bus.tag.eq(header.seq), bus.address.eq(rx.first), bus.data.eq(rx.second), bus.write.eq(header.kind == Kind.WRITE),
+        ]
+        with m.If(rx.word_valid & ~fits):
+            m.d.sync += lost.eq(1)
+        with m.If(rx.done):
+            m.d.sync += lost.eq(0)
+        freed, ahead = Signal(8), Signal(8)
+        m.d.comb += [freed.eq(header.ack - s.oldest), ahead.eq(header.seq - s.accepted)]
+        with m.If(rx.done & ~rx.good & s.opened):
+            m.d.sync += want["resend"].eq(1)
+        with m.If(rx.done & rx.good):
+            with m.If(header.kind == Kind.HELLO):
+                m.d.comb += s.begin.eq(~s.opened | (rx.first != s.number))
+                m.d.sync += want["hello"].eq(1)
+            with m.Elif(~s.opened):
+                m.d.sync += want["closed"].eq(1)
+            with m.Else():
+                with m.If(freed <= s.kept):
+                    m.d.sync += s.oldest.eq(header.ack)
+                    with m.If((freed > (s.sending - s.oldest)[:8]) | (header.kind == Kind.RESEND)):
+                        m.d.sync += s.sending.eq(header.ack)
+                with m.Switch(header.kind):
+                    with m.Case(Kind.RESEND):
+                        m.d.sync += want["status"].eq(1)
+                    with m.Case(Kind.DATA):
+                        m.d.sync += want["status"].eq(1)
+                        with m.If((ahead == 0) & ~lost):
+                            m.d.sync += s.accepted.eq(s.accepted + header.length)
+                        with m.Elif(~ahead[7]):
+                            m.d.sync += want["resend"].eq(1)
+                    with m.Case(Kind.READ, Kind.WRITE):
+                        m.d.comb += bus.request.eq(1)
+                        with m.If(bus.known):
+                            m.d.sync += want["answer"].eq(1)
+        with m.If(bus.done):
+            m.d.sync += want["answer"].eq(1)

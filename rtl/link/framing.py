@@ -1,0 +1,183 @@
+"""Frames of the link (docs/link.md): bytes to frames, frames to bytes, and their CRC, a bit a cycle."""
+
+from amaranth.hdl import Cat, Module, Signal
+from amaranth.lib import crc, data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+__all__ = ["ESCAPE", "FLAG", "HEADER", "MAX_WORDS", "Deframer", "Framer", "SerialCrc"]
+
+FLAG, ESCAPE, FLIP = 0x7E, 0x7D, 0x20
+MAX_WORDS = 15
+HEADER = data.StructLayout({"kind": 3, "mark": 1, "length": 4, "seq": 8, "ack": 8, "window": 8})
+
+# CRC-32/ISO-HDLC over single bits, the least significant of each byte first.
+_CRC32 = crc.Algorithm(crc_width=32, polynomial=0x04C11DB7, initial_crc=0xFFFFFFFF, reflect_input=False, reflect_output=True,
+                       xor_output=0xFFFFFFFF)
+
+
+class SerialCrc(wiring.Component):
+    """CRC-32 of bytes, one bit a cycle: a few dozen gates, where a byte a cycle takes hundreds.
+
+    Members
+    -------
+    clear : In(1)
+        Begin anew; not together with ``add``.
+    add : In(1), byte : In(8)
+        Add a byte; only while not ``busy``.
+    busy : Out(1)
+        For 8 cycles after ``add``.
+    crc : Out(32), match : Out(1)
+        The CRC so far, and whether the bytes so far end with the CRC of those before; valid while not ``busy``.
+    """
+
+    def __init__(self):
+        super().__init__({"clear": In(1), "add": In(1), "byte": In(8), "busy": Out(1), "crc": Out(32), "match": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.processor = processor = _CRC32(data_width=1).create()
+        left, bits = Signal(range(9)), Signal(8)
+        m.d.comb += [self.busy.eq(left != 0), processor.start.eq(self.clear), processor.valid.eq(self.busy),
+                     processor.data.eq(bits[0]), self.crc.eq(processor.crc), self.match.eq(processor.match_detected)]
+        with m.If(self.add):
+            m.d.sync += [left.eq(8), bits.eq(self.byte)]
+        with m.Elif(self.busy):
+            m.d.sync += [left.eq(left - 1), bits.eq(bits >> 1)]
+        return m
+
+
+class Deframer(wiring.Component):
+    """Frames out of bytes. Words are given out before the frame is known to be good: what is done with them must be undone
+    if it is not.
+
+    Members
+    -------
+    i : In(stream of 8 bits)
+    broken : In(1)
+        A byte was lost here: the frame that it is in is bad.
+    header : Out(HEADER)
+        Of the frame under way, valid with ``word_valid`` and ``done``.
+    word : Out(32), index : Out(4), word_valid : Out(1)
+        A word of the payload, for one cycle.
+    first, second : Out(32)
+        The first word, and the latest of the others, until the next frame's come.
+    done : Out(1), good : Out(1)
+        A frame, or noise, has ended; it was a good frame.
+
+    Throughput: a byte in 9 cycles. Latency: ``done`` comes in the cycle in which the closing flag is taken.
+    """
+
+    def __init__(self):
+        super().__init__({"i": In(stream.Signature(8)), "broken": In(1), "header": Out(HEADER), "word": Out(32), "index": Out(4),
+                          "word_valid": Out(1), "first": Out(32), "second": Out(32), "done": Out(1), "good": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.crc = check = SerialCrc()
+        count, escaped, bad = Signal(7), Signal(), Signal()  # count: bytes so far; it stays at 127, more than any frame has
+        words = count[2:]
+        value, shift, following = Signal(8), Signal(32), Signal(32)
+        m.d.comb += [
+            self.i.ready.eq(~check.busy), value.eq(self.i.payload ^ (escaped << 5)), check.byte.eq(value),
+            following.eq(Cat(shift[8:], value)), self.word.eq(following), self.index.eq(words - 1),
+            self.good.eq(~bad & ~self.broken & ~escaped & check.match & (count[:2] == 0) & (words == self.header.length + 2)),
+        ]
+        with m.If(self.word_valid):
+            with m.If(self.index == 0):
+                m.d.sync += self.first.eq(self.word)
+            with m.Else():
+                m.d.sync += self.second.eq(self.word)
+        with m.If(self.broken):
+            m.d.sync += bad.eq(1)
+        with m.If(self.i.valid & self.i.ready):
+            with m.If(self.i.payload == FLAG):
+                m.d.comb += [self.done.eq((count != 0) | bad), check.clear.eq(1)]
+                m.d.sync += [count.eq(0), bad.eq(0), escaped.eq(0)]
+            with m.Elif((self.i.payload == ESCAPE) & ~escaped):
+                m.d.sync += escaped.eq(1)
+            with m.Else():
+                m.d.comb += check.add.eq(1)
+                m.d.sync += [escaped.eq(0), shift.eq(following)]
+                with m.If(~count.all()):
+                    m.d.sync += count.eq(count + 1)
+                with m.If(count[:2] == 3):
+                    with m.If(words == 0):
+                        m.d.sync += self.header.eq(following)
+                    m.d.comb += self.word_valid.eq((words != 0) & (words <= self.header.length))
+        return m
+
+
+class Framer(wiring.Component):
+    """Bytes of a frame.
+
+    Members
+    -------
+    start : In(1), header : In(HEADER)
+        Begin a frame; only while not ``busy``.
+    busy : Out(1)
+        Until the last byte has been taken.
+    index : Out(4), word : In(32)
+        The number of the word of payload that is wanted, and the word, in the same cycle; ``step`` is high when it is taken.
+    o : Out(stream of 8 bits)
+
+    Throughput: a byte in at most 11 cycles; ``10 + 4 * length`` bytes and one for each escape.
+    """
+
+    def __init__(self):
+        super().__init__({"start": In(1), "header": In(HEADER), "busy": Out(1), "index": Out(4), "step": Out(1), "word": In(32),
+                          "o": Out(stream.Signature(8))})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.crc = check = SerialCrc()
+        shift, lane, length, ending = Signal(32), Signal(2), Signal(4), Signal()
+        special, sent = Signal(), Signal()
+        m.d.comb += [special.eq((shift[:8] == FLAG) | (shift[:8] == ESCAPE)), check.byte.eq(shift[:8]), check.add.eq(sent & ~ending)]
+        with m.If(sent):
+            m.d.sync += [shift.eq(shift >> 8), lane.eq(lane + 1)]
+
+        def byte_sent():
+            m.d.comb += sent.eq(1)
+            m.next = "BYTE"
+            with m.If(lane == 3):
+                m.next = "LOAD"
+
+        with m.FSM(name="state") as fsm:
+            m.d.comb += self.busy.eq(~fsm.ongoing("IDLE"))
+            with m.State("IDLE"):
+                with m.If(self.start):
+                    m.d.sync += [shift.eq(self.header), length.eq(self.header.length), self.index.eq(0), lane.eq(0), ending.eq(0)]
+                    m.d.comb += check.clear.eq(1)
+                    m.next = "OPEN"
+            with m.State("OPEN"):
+                m.d.comb += [self.o.valid.eq(1), self.o.payload.eq(FLAG)]
+                with m.If(self.o.ready):
+                    m.next = "BYTE"
+            with m.State("BYTE"):
+                m.d.comb += [self.o.valid.eq(~check.busy), self.o.payload.eq(shift[:8])]
+                with m.If(special):
+                    m.d.comb += self.o.payload.eq(ESCAPE)
+                with m.If(self.o.valid & self.o.ready):
+                    with m.If(special):
+                        m.next = "ESCAPED"
+                    with m.Else():
+                        byte_sent()
+            with m.State("ESCAPED"):
+                m.d.comb += [self.o.valid.eq(1), self.o.payload.eq(shift[:8] ^ FLIP)]
+                with m.If(self.o.ready):
+                    byte_sent()
+            with m.State("LOAD"):
+                with m.If(ending):
+                    m.next = "CLOSE"
+                with m.Elif(self.index != length):
+                    m.d.comb += self.step.eq(1)
+                    m.d.sync += [shift.eq(self.word), self.index.eq(self.index + 1)]
+                    m.next = "BYTE"
+                with m.Elif(~check.busy):
+                    m.d.sync += [shift.eq(check.crc), ending.eq(1)]
+                    m.next = "BYTE"
+            with m.State("CLOSE"):
+                m.d.comb += [self.o.valid.eq(1), self.o.payload.eq(FLAG)]
+                with m.If(self.o.ready):
+                    m.next = "IDLE"
+        return m
