@@ -41,12 +41,13 @@ class Sequencer(wiring.Component):
     store_key, store_value, store_head, store : scale writes of the KV cache.
     active, phase, overflow : for the counters; ``overflow`` is high for one cycle when a token does not fit the context.
 
-    x_shift, r_shift, shift : ``shift`` takes one of the two in the cycle after the start of NORM or ROPE (``vector_shift`` is what it takes).
+    x_shift, r_shift, vector_shift, shift : in the cycle after the start of NORM or ROPE, ``vector_shift`` is one of the first two,
+        and ``shift`` keeps it.
 
     Latency
     -------
-    One word a cycle, fetched ahead; a word that waits starts in the cycle in which its units are idle; scalar words take the ALU's latency and
-    a cycle. gen/cycles.py walks a program with these rules.
+    One word a cycle, fetched ahead; a word that waits starts in the cycle in which its units are idle; scalar words take the ALU's
+    latency and a cycle. gen/cycles.py walks a program with these rules.
     """
 
     def __init__(self, config: DecoderConfig, length, program=None):
