@@ -23,8 +23,9 @@ PRESETS = {
         description="as desk, 4,096 tokens of context",
         widths={"context": 4096, "lanes": 4, "lane_width": 64, "vector_width": 16, "attention_heads": "all"}),
     "ulx3s": Preset(
-        description="sized for an ECP5-85F's block RAM: five weights in a byte, 256 tokens of context",
-        widths={"context": 256, "lanes": 4, "lane_width": 64, "vector_width": 16, "attention_heads": 3, "packing": "5trit"}),
+        description="sized for an ECP5-85F: five weights in a byte, sums on carry chains, 192 tokens of context",
+        widths={"context": 192, "lanes": 8, "lane_width": 64, "vector_width": 8, "attention_heads": 3, "packing": "5trit",
+                "dot": "adders"}),
     "small": Preset(
         description="narrow units for small models and quick tests",
         widths={"context": 64, "lanes": 2, "lane_width": 16, "vector_width": 4, "attention_heads": 1, "top_k": 8}),
@@ -41,7 +42,7 @@ def config_for(model, preset, **changes):
     """
     if preset not in PRESETS:
         raise ValueError(f"the preset must be one of {', '.join(PRESETS)}, not {preset!r}")
-    allowed = ("context", "lanes", "lane_width", "packing", "vector_width", "attention_heads", "top_k", "clock_hz")
+    allowed = ("context", "lanes", "lane_width", "packing", "dot", "vector_width", "attention_heads", "top_k", "clock_hz")
     if unknown := sorted(set(changes) - set(allowed)):
         raise ValueError(f"a width must be one of {', '.join(allowed)}, not {unknown[0]!r}")
     widths = {**PRESETS[preset].widths, **changes}

@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def block_rams(width, depth):
                for w, d in ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384)))
 
 
-def synthesise_ecp5(folder, top, *, flatten=(), timeout=1800):
+def synthesise_ecp5(folder, top, *, flatten=(), sources=(), netlist=None, progress=None, timeout=7200):
     """Map the Verilog of ``folder`` (``rtl/*.v``, with the images in ``rom/``) to ECP5 cells.
 
     Parameters
@@ -54,6 +55,12 @@ def synthesise_ecp5(folder, top, *, flatten=(), timeout=1800):
     top : str
     flatten : sequence of str
         Patterns of modules that are dissolved in their parents before mapping.
+    sources : sequence of path
+        Further Verilog files.
+    netlist : path or None
+        Where to write the netlist for nextpnr, flattened after mapping.
+    progress : callable or None
+        Called with a text and the share done (0 to 1).
     timeout : float
         Seconds.
 
@@ -67,24 +74,41 @@ def synthesise_ecp5(folder, top, *, flatten=(), timeout=1800):
         pyosys is not installed, Yosys refuses the design, or it takes too long.
     """
     folder = Path(folder).resolve()
-    files = " ".join(f"rtl/{path.name}" for path in sorted((folder / "rtl").glob("*.v")))
+    files = [f"rtl/{path.name}" for path in sorted((folder / "rtl").glob("*.v"))] + [str(Path(path).resolve()) for path in sources]
     with tempfile.TemporaryDirectory() as scratch:
-        report = Path(scratch) / "stat.json"
-        steps = [f"read_verilog -defer {files}", f"hierarchy -check -top {top}", "proc", "setattr -mod -set keep_hierarchy 1 A:*"]
+        report, log = Path(scratch) / "stat.json", Path(scratch) / "log"
+        steps = [f"read_verilog -defer {' '.join(files)}", f"hierarchy -top {top}", "proc", "setattr -mod -set keep_hierarchy 1 A:*"]
         steps += [f"setattr -mod -unset keep_hierarchy {pattern}" for pattern in flatten]
         steps += ["flatten", *["opt_expr", "opt_clean", "opt_hier"] * 2, "opt_expr", "opt_clean"]
         steps += [f"synth_lattice -family ecp5 -noflatten -top {top} -run {first}:{second}"
                   for first, second in zip(_LABELS, _LABELS[1:], strict=False)]
         steps += [f"tee -q -o {report} stat -json"]
-        script = ["from pyosys import libyosys", "design = libyosys.Design()"]
-        script += [f"libyosys.run_pass({step!r}, design)" for step in steps]
-        try:
-            result = subprocess.run([sys.executable, "-c", "\n".join(script)], cwd=folder, capture_output=True, text=True,
-                                    timeout=timeout)
-        except subprocess.TimeoutExpired as late:
-            raise Error(f"synthesis of {top} in {folder} must end within {timeout} s") from late
-        if result.returncode or not report.is_file():
-            raise Error(f"Yosys must map {top} in {folder}; it ends with: {(result.stdout + result.stderr)[-2000:]}")
+        if netlist:
+            steps += ["setattr -mod -unset keep_hierarchy A:*", "flatten", "clean", f"write_json {Path(netlist).resolve()}"]
+        script = ["import sys", "from pyosys import libyosys", "design = libyosys.Design()"]
+        script += [f"sys.stderr.write('step {i}\\n'); sys.stderr.flush(); libyosys.run_pass({step!r}, design)"
+                   for i, step in enumerate(steps)]
+        with open(log, "w") as file:
+            process = subprocess.Popen([sys.executable, "-c", "\n".join(script)], cwd=folder, stdout=file, stderr=subprocess.PIPE,
+                                       text=True)
+            alarm = threading.Timer(timeout, process.kill)
+            alarm.start()
+            told = []
+            for line in process.stderr:
+                word, _, number = line.strip().partition(" ")
+                if word == "step" and number.isdecimal():
+                    name = steps[int(number)].split()
+                    if progress:
+                        progress("synthesis: " + (name[-1] if name[0] == "synth_lattice" else name[0]), int(number) / len(steps))
+                else:
+                    told.append(line)
+            code = process.wait()
+            late = not alarm.is_alive()
+            alarm.cancel()
+        if late:
+            raise Error(f"synthesis of {top} in {folder} must end within {timeout} s")
+        if code or not report.is_file():
+            raise Error(f"Yosys must map {top} in {folder}; it ends with: {(log.read_text() + ''.join(told))[-2000:]}")
         modules = json.loads(report.read_text())["modules"]
     cells = {name: {kind: _number(n) for part in ("num_cells_by_type", "num_submodules_by_type")
                     for kind, n in module.get(part, {}).items()} for name, module in modules.items()}

@@ -5,9 +5,10 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-__all__ = ["PACKINGS", "DecoderConfig", "check_packing", "word_bits"]
+__all__ = ["DOTS", "PACKINGS", "DecoderConfig", "check_packing", "word_bits"]
 
 PACKINGS = ("2bit", "5trit")
+DOTS = ("planes", "adders")
 FORMAT = 1  # raised when the hardware or its program changes, so that old digests no longer match
 
 
@@ -39,6 +40,9 @@ class DecoderConfig:
         Weights that one lane takes in a cycle; divides ``hidden`` and ``intermediate``.
     packing : str
         ``"2bit"`` (00 zero, 01 plus, 10 minus) or ``"5trit"`` (five weights in a byte).
+    dot : str
+        How a lane adds: ``"planes"`` (bitwise, fast to simulate) or ``"adders"`` (carry chains, small on an FPGA). Same results,
+        same cycles.
     vector_width : int
         Elements that the vector unit takes in a cycle; a power of 2 that divides ``head_dim`` and ``lane_width`` and is a
         multiple of ``lanes``.
@@ -69,6 +73,7 @@ class DecoderConfig:
     lanes: int = 4
     lane_width: int = 64
     packing: str = "2bit"
+    dot: str = "planes"
     vector_width: int = 16
     attention_heads: int = 1
     top_k: int = 16
@@ -92,6 +97,7 @@ class DecoderConfig:
              f"context must be in 2..65535 tokens, not {self.context!r}")
         need(2 <= self.vocab <= 65535, f"vocab must be in 2..65535, not {self.vocab}")
         check_packing(self.packing)
+        need(self.dot in DOTS, f"dot must be one of {', '.join(DOTS)}, not {self.dot!r}")
         need(self.lanes % 2 == 0, f"lanes must be even, not {self.lanes}")
         for name in ("hidden", "intermediate"):
             value = getattr(self, name)

@@ -95,7 +95,7 @@ class DecoderCore(wiring.Component):
             linear.mode.eq(s.rd), linear.scale_m.eq(s.scale.m), linear.scale_e.eq(s.scale.e), s.linear_busy.eq(linear.busy),
             vector.start.eq(s.start_vector), vector.source.eq(s.rd[0]), vector.gain_base.eq(s.m), vector.words.eq(s.e),
             vector.group.eq(s.m), vector.embed_scale.eq(s.m), vector.q_mantissa.eq(s.q_scale.m),
-            vector.shift.eq(Mux((s.op == Op.ROPE) | s.rd[0], s.r_shift, s.x_shift)),
+            vector.shift.eq(s.vector_shift),
             vector.rotary_start.eq(s.begin), vector.position.eq(s.position),
             s.vector_busy.eq(vector.busy), s.a_busy.eq(vector.a_busy),
             attention.attend.eq(s.start_attend), attention.head.eq(s.start_head), attention.group.eq(s.m),
@@ -106,7 +106,7 @@ class DecoderCore(wiring.Component):
                 with m.Case(op):
                     m.d.comb += vector.kind.eq(kind)
 
-        # -- magnitudes of the residual and of the results, as shifts
+        # -- magnitudes of the residual and of the results, as shifts, a cycle later
         in_vector = Signal()
         draining = Signal()
         with m.If(s.start_linear):
@@ -121,7 +121,7 @@ class DecoderCore(wiring.Component):
         m.d.comb += [x_or.eq(Mux(in_vector, vector.w_or, linear.x_or)), r_or.eq(linear.r_or)]
         x_bits, r_bits = bit_length(m, x_or, "x_bits"), bit_length(m, r_or, "r_bits")
         limit = XS_BITS - 1
-        m.d.comb += [
+        m.d.sync += [
             s.x_shift.eq(Mux(x_bits > limit, x_bits - limit, 0)),
             s.r_shift.eq(Mux((r_bits > limit) & ~draining, r_bits - limit, 0)),
         ]

@@ -49,7 +49,7 @@ class ScalarAlu(wiring.Component):
     From ``start`` to ``done``: :data:`ScalarAlu.LATENCY` cycles, by operation.
     """
 
-    LATENCY = {AluOp.INT: 2, AluOp.MUL: 2, AluOp.DIV: 10, AluOp.ADD: 2, AluOp.SQRT: 10, AluOp.COPY: 2}
+    LATENCY = {AluOp.INT: 3, AluOp.MUL: 3, AluOp.DIV: 11, AluOp.ADD: 3, AluOp.SQRT: 11, AluOp.COPY: 3}  # one takes the operands
 
     def __init__(self, int_bits):
         self.int_bits = int_bits
@@ -60,16 +60,18 @@ class ScalarAlu(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        a, b = self.a, self.b
+        # Operands come through the register file's multiplexers and from other units.
+        a, b, n, shift = (Signal.like(getattr(self, name), name=f"{name}_held") for name in ("a", "b", "n", "shift"))
+        m.d.sync += [a.eq(self.a), b.eq(self.b), n.eq(self.n), shift.eq(self.shift)]
         a_zero, b_zero = Signal(), Signal()
         m.d.comb += [a_zero.eq(a.m == 0), b_zero.eq(b.m == 0)]
 
         # INT: the top 16 bits of n
-        length = bit_length(m, self.n, "n_bits")
+        length = bit_length(m, n, "n_bits")
         n_bits = Signal.like(length)
         m.d.sync += n_bits.eq(length)
         padded = Signal(self.int_bits + 16)
-        m.d.comb += padded.eq(Cat(Const(0, 16), self.n) >> n_bits)  # n << 16 >> bits: top bit lands at bit 15
+        m.d.comb += padded.eq(Cat(Const(0, 16), n) >> n_bits)  # n << 16 >> bits: top bit lands at bit 15
 
         # MUL
         product = Signal(32)
@@ -123,17 +125,19 @@ class ScalarAlu(wiring.Component):
         m.d.sync += self.done.eq(0)
         with m.FSM(name="state"):
             with m.State("IDLE"):
+                with m.If(self.start):
+                    m.next = "OPERANDS"
+            with m.State("OPERANDS"):
                 # first difference of the division: quotient bit of weight 2^16
                 m.d.sync += [count.eq(0), remainder.eq(Mux(a.m >= b.m, a.m - b.m, a.m)), quotient.eq(a.m >= b.m)]
                 m.d.sync += [radicand.eq(Mux(odd, a.m << 15, a.m << 16)), root.eq(0), error.eq(0)]
-                with m.If(self.start):
-                    with m.Switch(self.op):
-                        with m.Case(AluOp.DIV):
-                            m.next = "DIV"
-                        with m.Case(AluOp.SQRT):
-                            m.next = "SQRT"
-                        with m.Default():
-                            m.next = "FINISH"
+                with m.Switch(self.op):
+                    with m.Case(AluOp.DIV):
+                        m.next = "DIV"
+                    with m.Case(AluOp.SQRT):
+                        m.next = "SQRT"
+                    with m.Default():
+                        m.next = "FINISH"
             with m.State("DIV"):
                 m.d.sync += [remainder.eq(rest), quotient.eq(Cat(bits[1], bits[0], quotient)), count.eq(count + 1)]
                 with m.If(count == 7):
@@ -147,12 +151,12 @@ class ScalarAlu(wiring.Component):
                 m.next = "IDLE"
                 with m.Switch(self.op):
                     with m.Case(AluOp.INT):
-                        with m.If(self.n != 0):
-                            m.d.sync += [self.o.m.eq(padded), self.o.e.eq(n_bits - 16 + self.shift)]
+                        with m.If(n_bits != 0):
+                            m.d.sync += [self.o.m.eq(padded), self.o.e.eq(n_bits - 16 + shift)]
                         with m.Else():
                             m.d.sync += [self.o.m.eq(0), self.o.e.eq(0)]
                     with m.Case(AluOp.COPY):
-                        m.d.sync += [self.o.m.eq(a.m), self.o.e.eq(Mux(a_zero, a.e, a.e + self.shift))]
+                        m.d.sync += [self.o.m.eq(a.m), self.o.e.eq(Mux(a_zero, a.e, a.e + shift))]
                     with m.Case(AluOp.MUL):
                         m.d.sync += [
                             self.o.m.eq(Mux(product[31], product[16:], product[15:])),

@@ -41,10 +41,13 @@ class Sequencer(wiring.Component):
     store_key, store_value, store_head, store : scale writes of the KV cache.
     active, phase, overflow : for the counters; ``overflow`` is high for one cycle when a token does not fit the context.
 
+    x_shift, r_shift, vector_shift, shift : in the cycle after the start of NORM or ROPE, ``vector_shift`` is one of the first two,
+        and ``shift`` keeps it.
+
     Latency
     -------
-    One word a cycle; a word that waits starts in the cycle in which its units are idle; scalar words take the ALU's latency and
-    a cycle. gen/cycles.py walks a program with these rules.
+    One word a cycle, fetched ahead; a word that waits starts in the cycle in which its units are idle; scalar words take the ALU's
+    latency and a cycle. gen/cycles.py walks a program with these rules.
     """
 
     def __init__(self, config: DecoderConfig, length, program=None):
@@ -58,7 +61,7 @@ class Sequencer(wiring.Component):
             "linear_busy": In(1), "vector_busy": In(1), "a_busy": In(1), "attention_busy": In(1),
             "token": Out(16), "position": Out(16), "layer": Out(10), "begin": Out(1),
             "scale": Out(ScalarLayout), "q_scale": Out(ScalarLayout), "q_base": Out(signed(12)),
-            "x_shift": In(6), "r_shift": In(6), "shift": Out(6),
+            "x_shift": In(6), "r_shift": In(6), "vector_shift": Out(6), "shift": Out(6),
             "segment": Out(8), "m_value": In(33), "squares": In(self.squares_bits), "reference": In(signed(10)),
             "store_key": Out(1), "store_value": Out(1), "store_head": Out(8), "store": Out(ScalarLayout),
             "rank": Out(5), "rank_token": In(16), "rank_logit": In(signed(32)),
@@ -69,7 +72,7 @@ class Sequencer(wiring.Component):
         m = Module()
         m.submodules.program = rom = Rom("program", WORD_BITS, self.length, init=self.program)
         m.submodules.alu = alu = ScalarAlu(self.squares_bits)
-        word = data.View(Layout, rom.data)
+        word = Signal(Layout)  # under way; the ROM holds the one after it
         registers = Array(Signal(ScalarLayout, name=f"register_{i}") for i in range(REGISTERS))
         ra, rb, imm = Signal(ScalarLayout), Signal(ScalarLayout), Signal(ScalarLayout)
         m.d.comb += [ra.eq(registers[word.ra]), rb.eq(registers[word.rb]), imm.m.eq(word.m), imm.e.eq(word.e)]
@@ -79,9 +82,12 @@ class Sequencer(wiring.Component):
         scale_register = Signal(range(REGISTERS))
         m.d.comb += self.scale.eq(registers[scale_register])
 
-        pc, pc_next = Signal(range(self.length + 1)), Signal(range(self.length + 1))
-        m.d.comb += [pc_next.eq(pc), rom.addr.eq(pc_next)]
-        m.d.sync += pc.eq(pc_next)
+        ahead, ahead_next = Signal(range(self.length + 2)), Signal(range(self.length + 2))  # address of the ROM's word
+        advance = Signal()
+        m.d.comb += [ahead_next.eq(ahead + advance), rom.addr.eq(ahead_next)]
+        m.d.sync += ahead.eq(ahead_next)
+        with m.If(advance):
+            m.d.sync += word.eq(data.View(Layout, rom.data))
 
         held = Signal(_Held)  # of the command under way; run counts down
         command = data.View(Command, self.command_data)
@@ -99,6 +105,13 @@ class Sequencer(wiring.Component):
             self.a_busy | recent["vector"],
             self.attention_busy | recent["attention"],
         ) & word.wait)
+
+        # -- shift of the vector unit's operation: the magnitudes are one cycle behind the end of what they are of
+        shifts, of_results = Signal(), Signal()
+        m.d.comb += self.vector_shift.eq(Mux(of_results, self.r_shift, self.x_shift))
+        m.d.sync += shifts.eq(0)
+        with m.If(shifts):
+            m.d.sync += [self.shift.eq(self.vector_shift), self.q_base.eq(self.q_scale.e + self.vector_shift + OPERAND_SHIFT)]
 
         # -- scalar ALU
         shift2 = Signal(signed(10))
@@ -128,7 +141,7 @@ class Sequencer(wiring.Component):
         def stop():
             """The token is done: the next of a run, or the next command."""
             m.d.sync += [self.position.eq(self.position + 1), self.phase.eq(Phase.EMBED)]
-            m.d.comb += self.finished.eq(1)
+            m.d.comb += [self.finished.eq(1), ahead_next.eq(0)]
             with m.If(held.run != 0):
                 m.d.sync += [held.run.eq(held.run - 1), held.token.eq(last_token)]
                 m.next = "BEGIN"
@@ -138,7 +151,7 @@ class Sequencer(wiring.Component):
         with m.FSM(name="state") as fsm:
             m.d.comb += self.active.eq(~fsm.ongoing("IDLE"))
             with m.State("IDLE"):
-                m.d.comb += self.command_ready.eq(1)
+                m.d.comb += [self.command_ready.eq(1), ahead_next.eq(0)]
                 with m.If(self.command_valid):
                     m.d.sync += [
                         held.token.eq(command.token), held.run.eq(command.run), held.top.eq(command.top),
@@ -150,7 +163,7 @@ class Sequencer(wiring.Component):
                         m.d.sync += held.top.eq(self.config.top_k)
                     m.next = "BEGIN"
             with m.State("BEGIN"):
-                m.d.comb += pc_next.eq(0)
+                m.d.comb += advance.eq(1)
                 m.d.sync += self.token.eq(held.token)
                 with m.If(self.position == self.config.context):
                     m.d.comb += self.overflow.eq(1)
@@ -168,7 +181,7 @@ class Sequencer(wiring.Component):
                     m.next = "IDLE"
             with m.State("ISSUE"):
                 with m.If(waiting == 0):
-                    m.d.comb += pc_next.eq(pc + 1)
+                    m.d.comb += advance.eq(1)
                     with m.Switch(word.op):
                         for op, (unit, phase) in _UNITS.items():
                             with m.Case(op):
@@ -183,12 +196,9 @@ class Sequencer(wiring.Component):
                                 else:
                                     m.d.comb += self.start_head.eq(1)
                                 if op in (Op.NORM8, Op.NORM16):
-                                    m.d.sync += self.shift.eq(Mux(word.rd[0], self.r_shift, self.x_shift))
+                                    m.d.sync += [of_results.eq(word.rd[0]), shifts.eq(1)]
                                 elif op is Op.ROPE:
-                                    m.d.sync += [
-                                        self.shift.eq(self.r_shift), self.q_scale.eq(ra), self.layer.eq(word.e),
-                                        self.q_base.eq(ra.e + self.r_shift + OPERAND_SHIFT),
-                                    ]
+                                    m.d.sync += [of_results.eq(1), shifts.eq(1), self.q_scale.eq(ra), self.layer.eq(word.e)]
                         with m.Case(Op.LDI):
                             m.d.sync += registers[word.rd].eq(imm)
                         with m.Case(Op.STK):
@@ -205,12 +215,12 @@ class Sequencer(wiring.Component):
                             ]
                             m.next = "ANSWER"
                         with m.Case(*ALU_OPS):
-                            m.d.comb += [alu.start.eq(1), pc_next.eq(pc)]
+                            m.d.comb += [alu.start.eq(1), advance.eq(0)]
                             m.next = "SCALAR"
             with m.State("SCALAR"):
                 with m.If(alu.done):
                     m.d.sync += registers[word.rd].eq(alu.o)
-                    m.d.comb += pc_next.eq(pc + 1)
+                    m.d.comb += advance.eq(1)
                     m.next = "ISSUE"
             with m.State("ANSWER"):
                 m.d.comb += self.result_valid.eq(1)

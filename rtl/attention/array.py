@@ -71,7 +71,7 @@ class MacArray(wiring.Component):
     clear : In(1)
         Zeroes the accumulators.
     dot : Out(signed).array(attention_heads)
-        Sums over the elements of each head, with ``dot_valid``; ``dot_soon`` comes one cycle earlier.
+        Sums over the elements of each head, with ``dot_valid``; ``dot_soon`` comes two cycles earlier.
     accumulator : Out(signed(value_bits)).array(array)
         Sums over time.
 
@@ -127,5 +127,5 @@ class MacArray(wiring.Component):
         for head in range(self.config.attention_heads):
             total = add_tree(m, product[head * dim:(head + 1) * dim], products=1, enables=tree, name=f"sum_{head}")
             m.d.comb += self.dot[head].eq(total)
-        m.d.comb += [self.dot_soon.eq(tree[-2]), self.dot_valid.eq(tree[-1])]
+        m.d.comb += [self.dot_soon.eq([multiply & ~is_weight, *tree][-3]), self.dot_valid.eq(tree[-1])]
         return m

@@ -29,7 +29,8 @@ class KvCache(wiring.Component):
     start, values, start_head : In
         ``start``: the next reads begin at position 0 of ``start_head``'s keys; ``values`` with it: of its values.
     row_step, scale_step : In
-        Read the next row or scale: ``row`` (``head_dim`` signed bytes), ``scale_m`` and ``scale_e`` follow in the next cycle.
+        Read the next row or scale: ``row`` (``head_dim`` signed bytes) follows in the next cycle, ``scale_m`` and ``scale_e``
+        (from registers) in the one after that, and stay for one cycle at least.
 
     Latency: a write is readable three cycles after its strobe. ``start`` in cycle n: steps from n + 2 on.
     """
@@ -124,6 +125,6 @@ class KvCache(wiring.Component):
         m.d.comb += [
             scales.write_en.eq(sc_en_2), scales.write_addr.eq(sc_address), scales.write_data.eq(scale_2),
             scales.read_en.eq(self.scale_step), scales.read_addr.eq(scale_address),
-            self.scale_m.eq(scales.read_data[:16]), self.scale_e.eq(scales.read_data[16:].as_signed()),
         ]
+        m.d.sync += [self.scale_m.eq(scales.read_data[:16]), self.scale_e.eq(scales.read_data[16:].as_signed())]
         return m

@@ -115,7 +115,7 @@ class Weights(wiring.Component):
     eref : In(signed(10))
         Largest exponent of the value scales. Stable.
     scale_step, row_step : Out(1)
-        Strobes that read the value's scale (for ``scale_e`` and the scaler's ``scale_m`` one cycle later) and the value itself
+        Strobes that read the value's scale (for ``scale_e`` and the scaler's ``scale_m`` two cycles later) and the value itself
         (to meet ``weight``).
     scale_en, value, shift, scaled
         Of the :class:`Scaler`.
@@ -124,7 +124,7 @@ class Weights(wiring.Component):
     sum : Out(unsigned).array(heads)
         Sum of the probabilities, 15 fraction bits; complete one cycle before the last ``weight_valid``.
 
-    Latency: ``valid`` to ``scale_step`` 2, ``row_step`` 4, ``weight_valid`` 5 cycles. Throughput: one key a cycle.
+    Latency: ``valid`` to ``scale_step`` 1, ``row_step`` 4, ``weight_valid`` 5 cycles. Throughput: one key a cycle.
     """
 
     def __init__(self, config):
@@ -144,9 +144,10 @@ class Weights(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        look_up, scaled = Signal(), self.scale_en  # name the stage whose inputs are valid
+        look_up, fallen, scaled = Signal(), Signal(), self.scale_en  # name the stage whose inputs are valid
+        m.d.comb += self.scale_step.eq(look_up)
         m.d.sync += [
-            look_up.eq(self.valid), self.scale_step.eq(look_up), scaled.eq(self.scale_step),
+            look_up.eq(self.valid), fallen.eq(look_up), scaled.eq(fallen),
             self.row_step.eq(scaled), self.weight_valid.eq(self.row_step),
         ]
         distance = Signal(signed(11))
@@ -164,7 +165,7 @@ class Weights(wiring.Component):
                 m.d.sync += delta.eq(self.maximum[a] - self.score[a])
             with m.If(look_up):  # a table entry of 15 bits is gone after a shift by 15
                 m.d.sync += fall.eq(Mux(delta[12:].any(), 15, delta[8:12]))
-            with m.If(self.scale_step):
+            with m.If(fallen):
                 m.d.sync += p.eq(read.data >> fall)
             with m.If(self.clear):
                 m.d.sync += self.sum[a].eq(0)

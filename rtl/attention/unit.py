@@ -13,7 +13,7 @@ from intaglio.rtl.rom import Rom
 
 __all__ = ["EMBEDDING_LATENCY", "AttentionUnit", "attend_cycles", "head_cycles"]
 
-EMBEDDING_LATENCY = 2  # cycles from emb_index to emb_data
+EMBEDDING_LATENCY = 3  # cycles from emb_index to emb_data
 LOGIT_BITS = 32
 KEY_DRAIN = 6  # cycles between the last key and the first score of the second phase, without the adder tree
 VALUE_DRAIN = 8  # cycles between the last score's address and the end
@@ -65,7 +65,7 @@ class AttentionUnit(wiring.Component):
     sum_head : In, sum : Out
         Sum of the probabilities of head ``sum_head`` of the pass. Combinational.
     emb_token, emb_index : In, emb_data : Out
-        V embedding elements of word ``emb_index`` (of ``hidden / V``), two cycles later. ``emb_token`` must be stable one
+        V embedding elements of word ``emb_index`` (of ``hidden / V``), three cycles later. ``emb_token`` must be stable one
         cycle before the first index. Not while HEAD is busy.
     top_index : In, top_token, top_logit, top_count : Out
         The list of the last HEAD. Combinational.
@@ -246,7 +246,7 @@ class AttentionUnit(wiring.Component):
         for i, element in enumerate(elements):
             m.d.comb += [element.eq(self.rom.data[8 * i:8 * i + 8].as_signed()), self.array.embedding[i].eq(element)]
         for j in range(width):
-            m.d.comb += self.emb_data[j].eq(Array(elements[j::width])[part_2])
+            m.d.sync += self.emb_data[j].eq(Array(elements[j::width])[part_2])
 
     def _logits(self, m):
         config, array, topk = self.config, self.array, self.topk

@@ -4,6 +4,7 @@ from amaranth.hdl import ClockDomain, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from intaglio.rtl.ternary.adders import AdderDot
 from intaglio.rtl.ternary.packing import Unpack
 from intaglio.rtl.ternary.tree import PLANES, BitPlanes, TernaryDot
 
@@ -21,7 +22,8 @@ class Lane(wiring.Component):
     word : In(weight_word_bits)
         Weights, from the lane's ROM.
     x : In(lane_width) [8]
-        Bit planes of the activations that ``word`` meets, in the same cycle.
+        Bit planes of the activations that ``word`` meets, ``LEAD`` cycles after it: one register takes the word as it comes out
+        of the ROM, one the unpacked weights.
     masks : In(64) [3]
         ``Lane.MASKS``.
     enable, first : In(1)
@@ -30,7 +32,8 @@ class Lane(wiring.Component):
         A cycle after ``enable``.
     """
 
-    DOT_LATENCY = TernaryDot.LATENCY
+    LEAD = 2
+    DOT_LATENCY = LEAD + TernaryDot.LATENCY
     MASKS = TernaryDot.MASKS
 
     def __init__(self, config):
@@ -47,14 +50,12 @@ class Lane(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.unpack = unpack = Unpack(self.config.packing, self.config.lane_width)
-        m.submodules.dot = dot = TernaryDot(self.config.lane_width)
+        m.submodules.dot = dot = {"planes": TernaryDot, "adders": AdderDot}[self.config.dot](self.config.lane_width)
         accumulator = Signal(signed(self.config.accumulator_bits), reset_less=True)
-        m.d.comb += [
-            unpack.word.eq(self.word),
-            dot.plus.eq(unpack.plus),
-            dot.minus.eq(unpack.minus),
-            self.sum.eq(accumulator),
-        ]
+        word = Signal(self.config.weight_word_bits, name="held", reset_less=True)
+        plus, minus = (Signal(self.config.lane_width, name=name, reset_less=True) for name in ("plus", "minus"))
+        m.d.sync += [word.eq(self.word), plus.eq(unpack.plus), minus.eq(unpack.minus)]
+        m.d.comb += [unpack.word.eq(word), dot.plus.eq(plus), dot.minus.eq(minus), self.sum.eq(accumulator)]
         m.d.comb += [dot.x[b].eq(self.x[b]) for b in range(PLANES)]
         m.d.comb += [dot.masks[k].eq(self.masks[k]) for k in range(len(self.MASKS))]
         with m.If(self.enable):

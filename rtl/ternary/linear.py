@@ -117,8 +117,13 @@ class LinearUnit(wiring.Component):
             begin.eq(self.start & ~self.busy),
             last_chunk.eq(chunk == chunks - 1),
             last_group.eq(groups_left == 1),
-            self.act_addr.eq(chunk),
         ]
+        address = chunk
+        for stage in range(Lane.LEAD):  # the activations follow the weights
+            later = Signal.like(chunk, name=f"chunk_{stage}")
+            m.d.sync += later.eq(address)
+            address = later
+        m.d.comb += self.act_addr.eq(address)
         with m.If(self.restart & ~self.busy):
             m.d.sync += word.eq(0)
         with m.If(begin):

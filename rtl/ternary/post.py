@@ -1,6 +1,6 @@
 """Post stage of the linear unit: row sums to results, to the result buffer or into the residual stream."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import enum, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -45,10 +45,10 @@ class Post(wiring.Component):
     x_*, r_*, x_or, r_or
         As of :class:`~intaglio.rtl.ternary.linear.LinearUnit`.
     write : Out(1)
-        The results of a group are being written in this cycle, ``LATENCY`` = 3 cycles after ``valid``.
+        The results of a group are being written in this cycle, ``LATENCY`` = 4 cycles after ``valid``.
     """
 
-    LATENCY = 3
+    LATENCY = 4
 
     def __init__(self, config):
         self.config = config
@@ -86,7 +86,7 @@ class Post(wiring.Component):
                 m.d.sync += signal.eq(value)
             return signal
 
-        valid = [self.valid, Signal(name="valid_1"), Signal(name="valid_2"), self.write]
+        valid = [self.valid, *(Signal(name=f"valid_{stage}") for stage in (1, 2, 3)), self.write]
         group = [Signal(max(x_address_bits(config), r_address_bits(config)) + place_bits + 1, name="group_1")]
         m.d.sync += [stage.eq(previous) for stage, previous in zip(valid[1:], valid[:-1], strict=True)]
         with m.If(self.clear):
@@ -95,13 +95,15 @@ class Post(wiring.Component):
             m.d.sync += group[0].eq(group[0] + 1)
         group += [register("group_2", group[0].shape(), group[0])]
         group += [register("group_3", group[0].shape(), group[1])]
+        group += [register("group_4", group[0].shape(), group[2])]
         gated, residual = self.mode == Mode.GATED, self.mode == Mode.RESIDUAL
         gated_copies_bits = place_bits + 1
 
-        # Stage 1: products. Stage 2: second product, shift. Stage 3: residual sum.
+        # Stage 1: products. Stage 2: second product, shift. Stage 3: sums. Stage 4: saturation.
         # rs - 1; (p + (1 << (rs - 1))) >> rs = ((p >> (rs - 1)) + 1) >> 1
         less = Signal(signed(12), name="shift_less_1")
         m.d.comb += less.eq(-self.scale_e - (RESIDUAL_FRACTION + 1))
+        scale_m = register("scale", 16, self.scale_m)
         shift = register("shift", 6, Mux(less < 0, 0, Mux(less > 39, 39, less[:6])))
         half = config.gate_bits - 1
         factor_bits = max(17, half + 1)
@@ -125,7 +127,7 @@ class Post(wiring.Component):
                 relu = Signal(half, name=f"relu_{i // 2}")
                 m.d.comb += relu.eq(Mux(total[-1], 0, total[:half]))
                 enable, other_left, other_right, square = valid[0], relu, relu, product[:2 * half]
-            m.d.comb += [left.eq(Mux(gated, other_left, total)), right.eq(Mux(gated, other_right, self.scale_m))]
+            m.d.comb += [left.eq(Mux(gated, other_left, total)), right.eq(Mux(gated, other_right, scale_m))]
             with m.If(enable):
                 m.d.sync += product.eq(left * right)
             if i % 2:
@@ -135,11 +137,11 @@ class Post(wiring.Component):
                 combined.append(gated_value)
             shifted = register(f"shifted_{i}", signed(config.accumulator_bits + 16), product >> shift, valid[1])
             old = Signal(signed(RESIDUAL_BITS), name=f"old_{i}")
-            moved = Signal(signed(max(RESIDUAL_BITS, len(shifted)) + 1), name=f"moved_{i}")
-            m.d.comb += [
-                old.eq(old_group[i * RESIDUAL_BITS:(i + 1) * RESIDUAL_BITS]),
-                moved.eq(old + ((shifted + 1) >> 1)),
-            ]
+            m.d.comb += old.eq(old_group[i * RESIDUAL_BITS:(i + 1) * RESIDUAL_BITS])
+            # old + ((shifted + 1) >> 1) as one addition
+            doubled = Signal(signed(max(RESIDUAL_BITS, len(shifted)) + 2), name=f"doubled_{i}")
+            m.d.comb += doubled.eq(Cat(Const(1, 1), old).as_signed() + shifted)
+            moved = register(f"moved_{i}", signed(len(doubled) - 1), doubled >> 1, valid[2])
             top = moved[RESIDUAL_BITS - 1:]
             value = Signal(RESIDUAL_BITS, name=f"new_{i}")
             m.d.comb += value.eq(Mux(top.all() | ~top.any(), moved[:RESIDUAL_BITS],
@@ -148,20 +150,19 @@ class Post(wiring.Component):
 
         results = []
         for i in range(lanes):
-            value = Signal(signed(config.result_bits), name=f"result_{i}")
-            m.d.comb += value.eq(Mux(gated, combined[i % (lanes // 2)], raw[i]))
-            results.append(value)
-        x_data = register("x_data", lanes * RESIDUAL_BITS, Cat(new), valid[2])
-        r_data = register("r_data", lanes * config.result_bits, Cat(results), valid[2])
+            value = Mux(gated, combined[i % (lanes // 2)], raw[i])
+            results.append(register(f"result_{i}", signed(config.result_bits), value, valid[2]))
+        x_data = register("x_data", lanes * RESIDUAL_BITS, Cat(new), valid[3])
+        r_data = register("r_data", lanes * config.result_bits, Cat(results), valid[3])
 
         # Writes. A RAW group fills two granules of R.
         m.d.comb += [
             self.x_wr_data.eq(x_data.replicate(copies)),
             self.r_wr_data.eq(r_data.replicate(copies)),
-            self.x_wr_addr.eq(group[2] >> place_bits),
-            self.r_wr_addr.eq(Mux(gated, group[2] >> gated_copies_bits, group[2] >> place_bits)),
+            self.x_wr_addr.eq(group[3] >> place_bits),
+            self.r_wr_addr.eq(Mux(gated, group[3] >> gated_copies_bits, group[3] >> place_bits)),
         ]
-        place, gated_place = group[2][:place_bits], group[2][:gated_copies_bits]
+        place, gated_place = group[3][:place_bits], group[3][:gated_copies_bits]
         with m.If(self.write):
             with m.If(residual):
                 m.d.comb += self.x_wr_en.eq(1 << place)

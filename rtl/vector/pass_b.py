@@ -13,7 +13,7 @@ __all__ = ["AMOUNT_BITS", "DRAIN_SHIFT", "Destination", "Kind", "Mode", "PassB"]
 AMOUNT_BITS = 6  # shift of `normalise`, plus 17 so that it is not negative
 DRAIN_SHIFT = 7  # o = (acc >> (es + 7)) * R
 INVERSE_SHIFT = 17
-TS_STAGES = 4  # address -> data -> ts -> product -> written word
+TS_STAGES = 5  # address -> data -> ts -> product -> rounded -> written word
 
 
 class Kind(enum.Enum, shape=unsigned(3)):
@@ -52,7 +52,8 @@ class LaneB(wiring.Component):
     def __init__(self, value_bits, embed_shift):
         self.embed_shift = embed_shift
         super().__init__({
-            "valid": In(3), "embed": In(1), "drain": In(1), "amount": In(AMOUNT_BITS), "factor": In(MANTISSA), "mode": In(Mode),
+            "valid": In(4), "embed": In(1), "drain": In(1), "amount": In(AMOUNT_BITS), "factor": In(MANTISSA),
+            "mode": In(Mode),  # of the word at stage 2
             "t": In(signed(T_BITS)), "acc": In(signed(value_bits)), "emb": In(signed(8)), "q": Out(signed(32)),
         })
 
@@ -69,19 +70,26 @@ class LaneB(wiring.Component):
             m.d.sync += product.eq(ts * self.factor)
         # All modes share one adder and one clamp. Limits are 2^n - 1: a value is beyond them when the bits from n on differ from
         # the sign, or when it is -2^n.
-        half, total = Signal(INT8_SHIFT), Signal(signed(XS_BITS + MANTISSA + 1))
+        half, total = Signal(INT8_SHIFT), Signal(signed(XS_BITS + MANTISSA + 1), reset_less=True)
         value, limit, clip = Signal(signed(32)), Signal(32), Signal()
         sign = total[-1]
-        m.d.comb += total.eq(product + half)
+        mode_3 = Signal(Mode, reset_less=True)
+        modes = ((Mode.INT8, INT8_SHIFT, INT8_MAX), (Mode.INT16, INT16_SHIFT, INT16_MAX),
+                 (Mode.INVERSE, INVERSE_SHIFT, (1 << 17) - 1), (Mode.EMBED, self.embed_shift, None))
         with m.Switch(self.mode):
-            for mode, shift, maximum in ((Mode.INT8, INT8_SHIFT, INT8_MAX), (Mode.INT16, INT16_SHIFT, INT16_MAX),
-                                         (Mode.INVERSE, INVERSE_SHIFT, (1 << 17) - 1), (Mode.EMBED, self.embed_shift, None)):
+            for mode, shift, _ in modes:
                 with m.Case(mode):
-                    m.d.comb += [half.eq(1 << shift >> 1), value.eq(total >> shift)]
+                    m.d.comb += half.eq(1 << shift >> 1)
+        with m.If(self.valid[2]):
+            m.d.sync += [total.eq(product + half), mode_3.eq(self.mode)]
+        with m.Switch(mode_3):
+            for mode, shift, maximum in modes:
+                with m.Case(mode):
+                    m.d.comb += value.eq(total >> shift)
                     if maximum is not None:  # 8 by 17 bits always fit
                         top, low = total[shift + maximum.bit_length():-1], total[shift:shift + maximum.bit_length()]
                         m.d.comb += [limit.eq(maximum), clip.eq(Mux(sign, ~top.all() | ~low.any(), top.any()))]
-        with m.If(self.valid[2]):
+        with m.If(self.valid[3]):
             m.d.sync += q.eq(Mux(clip, (limit ^ sign.replicate(32)) | 1, value))
         return m
 
@@ -106,7 +114,7 @@ class PassB(wiring.Component):
     e_valid, e_segment, e_amount : In
         Shift of a segment, plus 17; at least three cycles before its reciprocal.
     addr : Out
-        Word of the T buffer, of the attention unit's accumulators (both answer one cycle later) or of the embedding (two).
+        Word of the T buffer, of the attention unit's accumulators (both answer one cycle later) or of the embedding (three).
     t, acc, emb : In, arrays
     w_en, w_dest, w_index, w_head, w_data, w_first, w_shift : Out
         Write port, see ``VectorUnit``.
@@ -115,7 +123,7 @@ class PassB(wiring.Component):
     w_final : Out
         The last word of the operation is on the write port.
 
-    Latency: ``TS_STAGES`` cycles from address to write port (EMBED one more). Throughput: a word a cycle.
+    Latency: ``TS_STAGES`` cycles from address to write port (EMBED two more). Throughput: a word a cycle.
     """
 
     def __init__(self, config):
@@ -197,11 +205,13 @@ class PassB(wiring.Component):
                 m.d.sync += [segment.eq(segment + 1), head.eq(Mux(last_in_part, 0, head + 1))]
         m.d.sync += ready.eq(ready + self.soon - (issue & last & ~embed))
 
-        # Control of the pipeline; EMBED's data arrive a cycle later.
-        valid_e, valid, word_e, arrived = Signal(), Signal(TS_STAGES), Signal(word, reset_less=True), Signal()
-        m.d.comb += arrived.eq(Mux(embed, valid_e, valid[0]))
-        m.d.sync += [valid.eq(Cat(issue, arrived, valid[1:])), valid_e.eq(valid[0]), words[1].eq(words[0]), word_e.eq(words[1]),
-                     words[2].eq(Mux(embed, word_e, words[1])), words[3].eq(words[2]), words[4].eq(words[3])]
+        # Control of the pipeline; EMBED's data arrive two cycles later.
+        valid_e, valid, arrived = Signal(2), Signal(TS_STAGES), Signal()
+        word_e = [Signal(word, name=f"word_e_{i}", reset_less=True) for i in range(2)]
+        m.d.comb += arrived.eq(Mux(embed, valid_e[1], valid[0]))
+        m.d.sync += [valid.eq(Cat(issue, arrived, valid[1:])), valid_e.eq(Cat(valid[0], valid_e)), words[1].eq(words[0]),
+                     word_e[0].eq(words[1]), word_e[1].eq(word_e[0]), words[2].eq(Mux(embed, word_e[1], words[1])),
+                     *(words[stage + 1].eq(words[stage]) for stage in range(2, TS_STAGES))]
 
         # Factor, together with ts. The reciprocal may be arriving.
         factor, mode_2, mode = Signal(MANTISSA), Signal(Mode), Signal(Mode)
@@ -221,7 +231,7 @@ class PassB(wiring.Component):
             lane = LaneB(config.value_bits, config.embed_shift)
             m.submodules[f"lane_{i}"] = lane
             m.d.comb += [
-                lane.valid.eq(Cat(arrived, valid[1:3])), lane.embed.eq(embed), lane.drain.eq(drain),
+                lane.valid.eq(Cat(arrived, valid[1:4])), lane.embed.eq(embed), lane.drain.eq(drain),
                 lane.amount.eq(words[1].amount), lane.factor.eq(factor), lane.mode.eq(mode),
                 lane.t.eq(self.t[i]), lane.acc.eq(self.acc[i]), lane.emb.eq(self.emb[i]), self.w_data[i].eq(lane.q),
             ]

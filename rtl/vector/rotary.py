@@ -54,7 +54,7 @@ class Rotary(wiring.Component):
     @staticmethod
     def cycles(config):
         """Cycles from the start strobe to ``ready``: two look-ups a pair, and the pipeline."""
-        return config.head_dim + 5
+        return config.head_dim + 6
 
     def elaborate(self, platform):
         m = Module()
@@ -73,7 +73,7 @@ class Rotary(wiring.Component):
             m.d.sync += [count.eq(count + 1), run.eq(~last)]
 
         valid, index = run, count
-        for stage in range(1, 5):
+        for stage in range(1, 6):
             valid_next = Signal(name=f"valid_{stage}")
             index_next = Signal(count_bits, name=f"count_{stage}", reset_less=True)
             m.d.sync += [valid_next.eq(valid & ~self.start), index_next.eq(index)]
@@ -89,16 +89,17 @@ class Rotary(wiring.Component):
         entry = Signal(TABLE_BITS)
         m.d.comb += [entry.eq(phase[20:30]), table.addr.eq(Mux(half, ~entry, entry))]
 
-        # Stage 4: table read; in the second half both quarters are there.
-        quadrant, rising = Signal(2, reset_less=True), Signal(SINE_BITS, reset_less=True)
-        m.d.sync += [quadrant.eq(phase[30:]), rising.eq(table.data)]
+        # Stage 4: table read. Stage 5: its word in a register; in the second half both quarters are there.
+        quadrant_4, quadrant = Signal(2, reset_less=True), Signal(2, reset_less=True)
+        rising, falling = Signal(SINE_BITS, reset_less=True), Signal(SINE_BITS, reset_less=True)
+        m.d.sync += [quadrant_4.eq(phase[30:]), quadrant.eq(quadrant_4), falling.eq(table.data), rising.eq(falling)]
         write = Signal()
         cosine, sine = Signal(signed(16)), Signal(signed(16))
         cosine_size, sine_size = Signal(SINE_BITS), Signal(SINE_BITS)
         m.d.comb += [
             write.eq(valid & index[0] & ~self.start),
-            cosine_size.eq(Mux(quadrant[0], rising, table.data)),
-            sine_size.eq(Mux(quadrant[0], table.data, rising)),
+            cosine_size.eq(Mux(quadrant[0], rising, falling)),
+            sine_size.eq(Mux(quadrant[0], falling, rising)),
             cosine.eq(Mux(quadrant[0] ^ quadrant[1], -cosine_size, cosine_size)),
             sine.eq(Mux(quadrant[1], -sine_size, sine_size)),
         ]

@@ -15,7 +15,7 @@ from intaglio.rtl.vector.rotary import POSITION_BITS, Rotary
 __all__ = ["ACC_LATENCY", "EMB_LATENCY", "Destination", "Kind", "VectorUnit"]
 
 ACC_LATENCY = 1  # cycles from acc_addr to acc_data
-EMB_LATENCY = 2  # cycles from emb_index to emb_data
+EMB_LATENCY = 3  # cycles from emb_index to emb_data
 NORMALISE_STAGES = 2
 
 
@@ -36,9 +36,11 @@ class VectorUnit(wiring.Component):
     rotary_start, position, rotary_ready : In, In, Out
         Start of a token, see :class:`Rotary`; not while ROPE is busy. ROPE waits until it is ready.
     start : In
-        Strobe, only while not busy. Samples ``kind``, ``source`` (0 residual, 1 results; NORM), ``shift``, ``gain_base`` (word
-        of the gain ROM; NORM), ``words`` (NORM, EMBED; at least 1), ``group`` (pass of the attention unit; DRAIN) and
-        ``embed_scale`` (17 bits; EMBED).
+        Strobe, only while not busy. Samples ``kind``, ``source`` (0 residual, 1 results; NORM), ``gain_base`` (word of the gain
+        ROM; NORM), ``words`` (NORM, EMBED; at least 1), ``group`` (pass of the attention unit; DRAIN) and ``embed_scale`` (17
+        bits; EMBED).
+    shift : In
+        Sampled in the cycle after ``start`` (NORM, ROPE).
     q_mantissa : In
         Mantissa of the queries' scale (ROPE): stable from one cycle after start until not busy.
     busy, a_busy : Out
@@ -120,7 +122,7 @@ class VectorUnit(wiring.Component):
         ]
         with m.If(self.start):
             m.d.sync += [
-                self.busy.eq(1), self.a_busy.eq(start_a), kind.eq(self.kind), shift.eq(self.shift),
+                self.busy.eq(1), self.a_busy.eq(start_a), kind.eq(self.kind),
                 embed_scale.eq(self.embed_scale), results.eq(self.source | (self.kind == Kind.ROPE)), base.eq(0),
                 last_index.eq(self.words - 1),
             ]
@@ -133,6 +135,11 @@ class VectorUnit(wiring.Component):
                 m.d.sync += self.busy.eq(0)
             with m.If(a.m_final):
                 m.d.sync += self.a_busy.eq(0)
+
+        started = Signal()
+        m.d.sync += started.eq(self.start)
+        with m.If(started):
+            m.d.sync += shift.eq(self.shift)
 
         # Sources
         m.d.comb += [

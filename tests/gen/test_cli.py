@@ -13,7 +13,7 @@ MODEL = str(Path(__file__).parents[2] / "models" / "burin")
 @pytest.mark.parametrize("arguments, message", [
     (["--model", MODEL, "--preset", "huge"], "the preset must be one of desk, desk-4k, ulx3s, small, not 'huge'"),
     (["--model", MODEL, "--set", "lanes"], "--set must be WIDTH=VALUE, not 'lanes'"),
-    (["--model", MODEL, "--set", "colour=3"], ("a width must be one of context, lanes, lane_width, packing, vector_width, "
+    (["--model", MODEL, "--set", "colour=3"], ("a width must be one of context, lanes, lane_width, packing, dot, vector_width, "
                                               "attention_heads, top_k, clock_hz, not 'colour'")),
     (["--model", MODEL, "--set", "lanes=5"], "lanes must be even, not 5"),
     (["--model", MODEL, "--set", "context=8192"],

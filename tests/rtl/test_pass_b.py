@@ -38,7 +38,7 @@ def test_rounding_and_clamp(mode):
     seen = set()
 
     async def bench(ctx):
-        ctx.set(dut.valid, 7)
+        ctx.set(dut.valid, 15)
         ctx.set(dut.mode, mode)
         ctx.set(dut.amount, MANTISSA)
         ctx.set(dut.embed, mode is Mode.EMBED)
@@ -48,7 +48,7 @@ def test_rounding_and_clamp(mode):
             ctx.set(dut.t, ts)
             ctx.set(dut.emb, ts if mode is Mode.EMBED else 0)
             ctx.set(dut.factor, factor)
-            await ctx.tick().repeat(3)
+            await ctx.tick().repeat(4)
             expected = wanted(ts, factor, mode)
             assert ctx.get(dut.q) == expected, (ts, factor)
             seen.add(expected)

@@ -9,6 +9,7 @@ from amaranth.sim import Simulator
 
 from intaglio.rtl.config import DecoderConfig, word_bits
 from intaglio.rtl.ternary import packing
+from intaglio.rtl.ternary.adders import AdderDot
 from intaglio.rtl.ternary.lane import lane_designs
 from intaglio.rtl.ternary.linear import LinearUnit, Mode
 from intaglio.rtl.ternary.tree import BitPlanes, TernaryDot
@@ -90,12 +91,13 @@ def set_masks(ctx, dut):
         ctx.set(port, mask)
 
 
+@pytest.mark.parametrize("kind", [TernaryDot, AdderDot])
 @pytest.mark.parametrize("width", [1, 8, 16, 24, 64, 72, 200])
-def test_dot_is_exact(width):
+def test_dot_is_exact(width, kind):
     rng = np.random.default_rng(width)
     cases = [(np.full(width, x), np.full(width, w)) for x in (127, -127, -128, -1, 0) for w in (1, -1, 0)]
     cases += [(rng.integers(-128, 128, width), rng.integers(-1, 2, width)) for _ in range(25)]
-    dut = TernaryDot(width)
+    dut = kind(width)
     seen = []
 
     async def bench(ctx):

@@ -141,17 +141,20 @@ class Bench:
                 ctx.set(signal, values[k] if k < len(values) else -1)
 
         ctx.set(dut.kind, kind)
-        for name in ("source", "shift", "gain_base", "words", "group", "embed_scale"):
+        sampled = ("source", "gain_base", "words", "group", "embed_scale")  # at start; the shift a cycle later
+        for name in sampled:
             ctx.set(getattr(dut, name), inputs.get(name, 1))
         ctx.set(dut.start, 1)
+        ctx.set(dut.shift, 1)
         assert not ctx.get(dut.busy)
         await ctx.tick()
         ctx.set(dut.start, 0)
-        for name in ("source", "shift", "gain_base", "words", "group", "embed_scale"):  # all sampled at start
+        for name in sampled:
             ctx.set(getattr(dut, name), 1)
+        ctx.set(dut.shift, inputs.get("shift", 1))
         ctx.set(dut.kind, Kind.EMBED)
         ctx.set(dut.q_mantissa, q_mantissa)
-        outcome, emb_index, a_busy = Outcome(), 0, kind in (Kind.NORM8, Kind.NORM16, Kind.ROPE)
+        outcome, emb_index, emb_before, a_busy = Outcome(), 0, 0, kind in (Kind.NORM8, Kind.NORM16, Kind.ROPE)
         while ctx.get(dut.busy):
             outcome.cycles += 1
             assert outcome.cycles < 500, "the unit must become idle"
@@ -167,11 +170,12 @@ class Bench:
             ctx.set(dut.sum_value, sums[head] if head < len(sums) else 0)
             src, emb_next, accumulator = ctx.get(dut.src_addr), ctx.get(dut.emb_index), ctx.get(dut.acc_addr)
             await ctx.tick()
+            ctx.set(dut.shift, 1)
             drive(dut.x_data, x, src)
             drive(dut.r_data, r, src)
             drive(dut.acc_data, acc, accumulator)
-            drive(dut.emb_data, emb, emb_index)  # latency 2
-            emb_index = emb_next
+            drive(dut.emb_data, emb, emb_before)  # latency 3
+            emb_before, emb_index = emb_index, emb_next
         assert not a_busy and not ctx.get(dut.w_en)
         if kind in (Kind.NORM8, Kind.NORM16, Kind.ROPE):
             assert (outcome.ss, outcome.maxima) == (ctx.get(dut.ss), self.maxima())

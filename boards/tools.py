@@ -1,0 +1,109 @@
+"""Runs of external tools: in a process of their own, with progress, a time limit and a log."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+from importlib import metadata
+from pathlib import Path
+
+from intaglio import Error
+
+__all__ = ["Stamp", "run_yowasp", "version"]
+
+
+def version(package):
+    """Version of an installed package; raises ``Error`` with the way to install it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError as fault:
+        raise Error(f"building for a board needs the Python package {package!r}: pip install 'intaglio[boards]'") from fault
+
+
+class Stamp:
+    """A folder with what a step made and the digest of what it was made of, so that the step is done once.
+
+    Parameters
+    ----------
+    folder : path
+    *inputs : path, bytes or str
+        Files by their contents; texts as they are.
+    """
+
+    def __init__(self, folder, *inputs):
+        self.folder, key = Path(folder), hashlib.sha256()
+        for value in inputs:
+            data = value.read_bytes() if isinstance(value, Path) else value.encode() if isinstance(value, str) else value
+            key.update(len(data).to_bytes(8, "little") + data)
+        self.digest = key.hexdigest()
+
+    @property
+    def done(self):
+        """Whether the step is done, and none of its files is missing or changed since."""
+        try:
+            stamp = json.loads((self.folder / "stamp.json").read_bytes())
+            return stamp["inputs"] == self.digest and all(
+                hashlib.sha256((self.folder / name).read_bytes()).hexdigest() == digest for name, digest in stamp["files"].items())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            return False
+
+    def begin(self):
+        """Empty the folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.iterdir():
+            path.unlink()
+
+    def finish(self, *names):
+        """Record the files that the step made."""
+        files = {name: hashlib.sha256((self.folder / name).read_bytes()).hexdigest() for name in names}
+        partial = self.folder / "stamp.partial"
+        partial.write_text(json.dumps({"inputs": self.digest, "files": files}, indent=2, sort_keys=True) + "\n")
+        partial.replace(self.folder / "stamp.json")
+
+
+def run_yowasp(package, function, arguments, folder, log, *, timeout, told=None):
+    """Run a tool of a YoWASP package in ``folder``; its paths must be relative to that and below it.
+
+    Parameters
+    ----------
+    package, function : str
+        The package, and its function that runs the tool.
+    arguments : list of str
+    folder, log : path
+    timeout : float
+        Seconds.
+    told : callable or None
+        Called with each line that the tool writes.
+
+    Raises
+    ------
+    Error
+        The package is not installed, or the tool fails or takes too long.
+    """
+    version(package.replace("_", "-"))
+    script = f"import sys; from {package} import {function} as tool; sys.exit(tool(sys.argv[1:]))"
+    with open(log, "w") as file:
+        process = subprocess.Popen([sys.executable, "-c", script, *arguments], cwd=folder, stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, text=True, errors="replace")
+        expired = threading.Event()
+        alarm = threading.Timer(timeout, lambda: (expired.set(), process.kill()))
+        alarm.start()
+        last = []
+        try:
+            for line in process.stdout:
+                file.write(line)
+                last = [*last[-20:], line]
+                if told:
+                    told(line.rstrip())
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        finally:
+            alarm.cancel()
+    if expired.is_set():
+        raise Error(f"{function} in {folder} must end within {timeout} s; it wrote {log}")
+    if code:
+        raise Error(f"{function} must succeed in {folder}; it ends with code {code}: {''.join(last)[-1500:]}")
