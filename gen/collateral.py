@@ -5,7 +5,7 @@ from importlib import metadata
 
 from intaglio import __version__
 from intaglio.rtl.program import PHASES
-from intaglio.rtl.registers import ADDRESS_BITS, REGISTER_MAP
+from intaglio.rtl.registers import ADDRESS_BITS, register_map
 
 __all__ = ["FORMAT", "c_header", "core_file", "json_text", "lint_waivers", "manifest", "tools"]
 
@@ -50,7 +50,7 @@ def manifest(model, *, bos, eos, preset, digest, files, zero_share, inputs, cont
             "result": {"prefix": "m_axis", "direction": "out", "width": 32},
         },
         "register_bus": {"prefix": "s_axil", "address_width": ADDRESS_BITS, "data_width": 32},
-        "registers": {r.name: {"offset": r.offset, "access": r.access, "description": r.description} for r in REGISTER_MAP},
+        "registers": {r.name: {"offset": r.offset, "access": r.access, "description": r.description} for r in register_map(c)},
         "phases": list(PHASES),
         "model": {"vocab_size": c.vocab, "context": c.context, "layers": c.layers, "hidden": c.hidden, "top_k": c.top_k,
                   "bos": bos, "eos": eos, "tokenizer": "bytes" if c.vocab <= 256 else "none",
@@ -81,10 +81,10 @@ def core_file(files):
     return "\n".join(lines)
 
 
-def c_header(digest):
+def c_header(digest, config):
     lines = ["/* Registers of intaglio_decoder: byte offsets on the AXI4-Lite port. */", "#ifndef INTAGLIO_DECODER_H",
              "#define INTAGLIO_DECODER_H", "", f"#define INTAGLIO_EXPECTED_DIGEST 0x{digest[:8]}u /* value of the register digest */"]
-    for r in REGISTER_MAP:
+    for r in register_map(config):
         lines.append(f"#define INTAGLIO_{r.name.upper()} 0x{r.offset:02x}u /* {r.access}: {r.description} */")
     lines += ["", "#endif", ""]
     return "\n".join(lines)

@@ -78,7 +78,7 @@ def generate(model, preset, out, *, progress=None, reuse=False, **widths):
     content = {f"rtl/{name}.v": text.encode() for name, text in modules.items()}
     content |= {f"rom/{name}.hex": hex_text(image) for name, image in roms.items()}
     content |= {"lint.vlt": collateral.lint_waivers().encode(), f"{TOP}.core": collateral.core_file(files).encode(),
-                f"{TOP}.h": collateral.c_header(digest).encode()}
+                f"{TOP}.h": collateral.c_header(digest, config).encode()}
     described = collateral.manifest(
         quantised, bos=checkpoint.config.bos_token_id, eos=checkpoint.config.eos_token_id, preset=preset,
         digest=digest, files=files, zero_share=_zero_share(quantised),
