@@ -82,7 +82,7 @@ def generate(model, preset, out, *, progress=None, reuse=False, **widths):
     described = collateral.manifest(
         quantised, bos=checkpoint.config.bos_token_id, eos=checkpoint.config.eos_token_id, preset=preset,
         digest=digest, files=files, zero_share=_zero_share(quantised),
-        inputs=inputs, content=_content_digest(content))
+        inputs=inputs, content=_content_digest(content), adapter=collateral.adapter_layout(checkpoint, config))
     _write(out, content, collateral.json_text(described).encode())
     tell("written", 1.0)
     return described

@@ -1,7 +1,8 @@
 """The host runtime: opens a device by its manifest and generates text with it. Needs numpy alone."""
 
+from intaglio.host.adapter import AdapterError
 from intaglio.host.device import Device, open
 from intaglio.host.manifest import Manifest, ManifestError
 from intaglio.host.protocol import ConfigMismatchError, DeviceError, DeviceTimeout, Result
 
-__all__ = ["ConfigMismatchError", "Device", "DeviceError", "DeviceTimeout", "Manifest", "ManifestError", "Result", "open"]
+__all__ = ["AdapterError", "ConfigMismatchError", "Device", "DeviceError", "DeviceTimeout", "Manifest", "ManifestError", "Result", "open"]

@@ -11,9 +11,9 @@ import numpy as np
 
 from intaglio import Error
 
-__all__ = ["FULL", "ConfigMismatchError", "DeviceError", "DeviceTimeout", "Result", "command"]
+__all__ = ["FULL", "ConfigMismatchError", "DeviceError", "DeviceTimeout", "Result", "command", "selection"]
 
-FULL = 0xFFFF  # token field of the answer when the context is full
+FULL = 0xFFFF  # token field of the answer when nothing was computed: the context is full, or the sequence's adapter is not there
 
 
 class DeviceError(Error):
@@ -66,3 +66,10 @@ def command(token, *, first=False, want=False, top=0, run=0) -> int:
         if not 0 <= value <= limit:
             raise ValueError(f"{name} of a command must be in 0..{limit}, not {value}")
     return token | run << 16 | top << 24 | want << 30 | first << 31
+
+
+def selection(slot) -> int:
+    """The word after which sequences that begin compute with the adapter in ``slot``, or with none where it is None."""
+    if slot is not None and not 0 <= slot < 255:
+        raise ValueError(f"slot of a selection must be in 0..254 or None, not {slot}")
+    return 1 << 29 | (0 if slot is None else slot + 1)

@@ -101,7 +101,8 @@ class DecoderCore(wiring.Component):
 
         # -- starts
         m.d.comb += [
-            *([] if c.rank else [linear.start.eq(s.start_linear)]), linear.restart.eq(s.begin), linear.groups.eq(s.m), linear.chunks.eq(s.e),
+            *([] if c.rank else [linear.start.eq(s.start_linear)]),
+            linear.restart.eq(s.begin), linear.groups.eq(s.m), linear.chunks.eq(s.e),
             linear.mode.eq(s.rd), linear.scale_m.eq(s.scale.m), linear.scale_e.eq(s.scale.e), s.linear_busy.eq(linear.busy),
             vector.start.eq(s.start_vector), vector.source.eq(s.rd[0]), vector.gain_base.eq(s.m), vector.words.eq(s.e),
             vector.group.eq(s.m), vector.embed_scale.eq(s.m), vector.q_mantissa.eq(s.q_scale.m),

@@ -108,5 +108,6 @@ class DecoderShell(wiring.Component):
             m.d.sync += refused.eq(1)
         with m.Elif(lite.write & (lite.address == offsets["adapter_status"]) & lite.write_data[8]):
             m.d.sync += refused.eq(0)
-        return {"adapter_slots": Cat(Const(self.config.adapters, 16), core.adapter_loaded), "adapter_status": Cat(core.adapter_outcome.as_value(), Const(0, 4), refused),
+        return {"adapter_slots": Cat(Const(self.config.adapters, 16), core.adapter_loaded),
+                "adapter_status": Cat(core.adapter_outcome.as_value(), Const(0, 4), refused),
                 "adapter_begin": zero, "adapter_data": zero, "adapter_commit": zero}

@@ -1,4 +1,4 @@
-"""Low-rank adapters in torch: the float model with PEFT's ``y = base(x) + scaling B A x`` beside every adapted matrix, and its training form.
+"""Low-rank adapters in torch: the float model with PEFT's ``y = base(x) + scaling B A x`` beside its matrices, and its training form.
 
 The training form computes with what the hardware will hold: ternary factors (or several trits a value), INT8 activations, and ``A x`` in
 INT8 with a power of 2 for a scale; gradients pass straight through the roundings. docs/adapters.md, docs/numerics.md.

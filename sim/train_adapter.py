@@ -1,7 +1,7 @@
 """Train a low-rank adapter of the shipped model for C++: the headers that come with torch's wheel.
 
-The base stays as it is; the factors are kept in float32 and rounded in every forward pass as the hardware rounds them. Writes PEFT's layout:
-``adapter_config.json`` and ``adapter_model.safetensors``, whose values are the rounded ones.
+The base stays as it is; the factors are kept in float32 and rounded in every forward pass as the hardware rounds them. Writes PEFT's
+layout: ``adapter_config.json`` and ``adapter_model.safetensors``, whose values are the rounded ones.
 
 A header is held out when the first byte of the SHA-256 of its path (relative to torch's include folder) is below :data:`HELD_OUT_BELOW`.
 """
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from intaglio.gen.checkpoint import MATRIX_TENSORS, base_digest, load_checkpoint
 from intaglio.gen.tensorfile import Tensor, to_bytes
-from intaglio.sim.adapter import AdaptedLinear, adapt, quantise_factor
+from intaglio.sim.adapter import adapt, quantise_factor
 from intaglio.sim.loading import float_decoder
 from intaglio.sim.train import as_tensor, batch_of, bits_per_byte
 
@@ -53,8 +53,8 @@ def save_adapter(folder, factors, *, base, digest, alpha, rank):
     tensors = {}
     for (layer, name), pair in sorted(factors.items()):
         for letter, values in zip("AB", pair, strict=True):
-            array = torch.as_tensor(values).float().numpy()
-            tensors[f"base_model.model.model.layers.{layer}.{MATRIX_TENSORS[name]}.lora_{letter}.weight"] = Tensor.from_float32(array, "F32")
+            tensor = f"base_model.model.model.layers.{layer}.{MATRIX_TENSORS[name]}.lora_{letter}.weight"
+            tensors[tensor] = Tensor.from_float32(torch.as_tensor(values).float().numpy(), "F32")
     names = {name for _, name in factors}
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank, "lora_alpha": alpha,
@@ -124,7 +124,8 @@ def main():
     def tell(row):
         print(json.dumps(row), flush=True)
 
-    tell({"train_bytes": len(text), "held_out_bytes": len(held_out), "held_out_bpb": bits_per_byte(float_decoder(checkpoint), held_out, 1024)})
+    tell({"train_bytes": len(text), "held_out_bytes": len(held_out),
+          "held_out_bpb": bits_per_byte(float_decoder(checkpoint), held_out, 1024)})
     factors = initial_factors(checkpoint.config, args.targets.split(","), args.rank, args.seed)
     scaling = args.alpha / args.rank
     factors = train(float_decoder(checkpoint), factors, text, scaling=scaling, trits=args.trits, steps=args.steps, batch=args.batch,

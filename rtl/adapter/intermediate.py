@@ -25,8 +25,8 @@ KIND = {("q", "k", "v"): Kind.QKV, ("o",): Kind.ONE, ("gate", "up"): Kind.GATED,
 class Intermediate(wiring.Component):
     """Keeps the sums of ``A x``, rounds each part (``rank`` values, those of one matrix) to INT8 and holds the result for ``B``.
 
-    Per part, with ``n`` the bits of the OR of ``u_i ^ sign(u_i)``: ``sh = max(0, n - 7)``, ``q_i = clamp((u_i + (1 << sh >> 1)) >> sh, 127)``.
-    A sum of ``B``'s row then counts ``k * 2^sh`` of the matrix's own sums, ``k`` from the adapter's scales.
+    Per part, with ``n`` the bits of the OR of ``u_i ^ sign(u_i)``: ``sh = max(0, n - 7)``, ``q_i = clamp((u_i + (1 << sh >> 1)) >> sh,
+    127)``. A sum of ``B``'s row then counts ``k * 2^sh`` of the matrix's own sums, ``k`` from the adapter's scales.
 
     Parameters
     ----------
