@@ -41,24 +41,28 @@ class AdaptedLinear(nn.Module):
     a, b : float32 tensors ``[rank, in]``, ``[out, rank]``
     scaling : float
         PEFT's: ``lora_alpha / r``.
-    trits : int
-        0: factors and ``A x`` as they are (PEFT's own arithmetic); else the training form for hardware of so many trits a value.
+    trits : int or None
+        None: PEFT's own arithmetic. Else the training form: for hardware of so many trits a value, or with factors and ``A x`` as they
+        are (0); gradients pass through the roundings of the base's activations.
     """
 
-    def __init__(self, base, a, b, scaling, trits=0):
+    def __init__(self, base, a, b, scaling, trits=None):
         super().__init__()
         self.base, self.scaling, self.trits = base, scaling, trits
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)
 
     def forward(self, x):
-        if not self.trits:
+        if self.trits is None:
             return self.base(x) + self.scaling * F.linear(F.linear(x, self.a), self.b)
         x = quantise_activations(x)
+        base = F.linear(x, self.base.weight * self.base.scale)
+        if not self.trits:
+            return base + self.scaling * F.linear(F.linear(x, self.a), self.b)
         u = quantise_intermediate(F.linear(x, quantise_factor(self.a, self.trits)))
-        return F.linear(x, self.base.weight * self.base.scale) + self.scaling * F.linear(u, quantise_factor(self.b, self.trits))
+        return base + self.scaling * F.linear(u, quantise_factor(self.b, self.trits))
 
 
-def adapt(model, factors, scaling, trits=0):
+def adapt(model, factors, scaling, trits=None):
     """Put adapters beside matrices of a loaded decoder, in place; returns the model.
 
     Parameters
