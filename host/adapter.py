@@ -212,7 +212,7 @@ def quantise_adapter(adapter, layout):
             if name in ("q", "k"):  # rows of a head are interleaved for the rotation
                 half = layout["head_dim"] // 2
                 b = b.reshape(-1, 2, half, adapter.rank).transpose(0, 2, 1, 3).reshape(out, adapter.rank)
-            m, e = _scalar(a_scale * b_scale * adapter.scaling / (127 * layout["scales"][layer][name]))
+            m, e = _scalar(a_scale * b_scale * adapter.scaling / layout["scales"][layer][name])
             widest = (127 * inputs * (3**layout["trits"] - 1) // 2).bit_length() - 7
             if e + widest > -1:
                 raise AdapterError(f"the scale of layer {layer}'s {layout['modules'][name]} must be below 2^{-16 - widest} "
