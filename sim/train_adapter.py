@@ -48,13 +48,16 @@ def headers(root=None):
     return b"".join(parts[False]), b"".join(parts[True])
 
 
-def save_adapter(folder, factors, *, base, digest, alpha, rank):
-    """Write PEFT's files; ``factors`` as for :func:`intaglio.sim.adapter.adapt`, ``digest`` that of the base (``base_digest``)."""
+def save_adapter(folder, factors, *, base, digest, alpha, rank, dtype="F16"):
+    """Write PEFT's files; ``factors`` as for :func:`intaglio.sim.adapter.adapt`, ``digest`` that of the base (``base_digest``).
+
+    F16 rounds ternary factors' one magnitude, so that they stay ternary.
+    """
     tensors = {}
     for (layer, name), pair in sorted(factors.items()):
         for letter, values in zip("AB", pair, strict=True):
             tensor = f"base_model.model.model.layers.{layer}.{MATRIX_TENSORS[name]}.lora_{letter}.weight"
-            tensors[tensor] = Tensor.from_float32(torch.as_tensor(values).float().numpy(), "F32")
+            tensors[tensor] = Tensor.from_float32(torch.as_tensor(values).float().numpy(), dtype)
     names = {name for _, name in factors}
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank, "lora_alpha": alpha,
