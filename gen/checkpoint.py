@@ -4,6 +4,7 @@ Nothing is ever unpickled. Both of Hugging Face's scale conventions are normalis
 """
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from intaglio.gen import tensorfile
 from intaglio.gen.model import CheckpointError, ModelConfig
 from intaglio.gen.packing import ROWS_PER_BYTE, pack, unpack
 
-__all__ = ["MATRIX_TENSORS", "NORM_TENSORS", "Checkpoint", "Layer", "Ternary", "absmean_ternary", "load_checkpoint",
-           "loaded_scale", "save_checkpoint", "stored_scale"]
+__all__ = ["MATRIX_TENSORS", "NORM_TENSORS", "Checkpoint", "Layer", "Ternary", "absmean_ternary", "base_digest",
+           "load_checkpoint", "loaded_scale", "save_checkpoint", "stored_scale"]
 
 MATRIX_TENSORS = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
                   "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
@@ -101,6 +102,17 @@ class Checkpoint:
                                           f"not {list(layer.matrices[name].weights.shape)}")
             for name, size in c.norm_sizes.items():
                 _check_floats(f"layer {index}'s {name} norm", layer.norms[name], (size,))
+
+
+def base_digest(checkpoint):
+    """SHA-256, in hexadecimal, of the ternary matrices, their scales and the norms' gains: what an adapter was trained beside."""
+    key = hashlib.sha256()
+    for layer in checkpoint.layers:
+        for name, matrix in sorted(layer.matrices.items()):
+            key.update(f"{name} {matrix.weights.shape} {matrix.scale!r}".encode() + matrix.weights.tobytes())
+        for name, gains in sorted(layer.norms.items()):
+            key.update(name.encode() + gains.astype("<f4").tobytes())
+    return key.hexdigest()
 
 
 def _check_floats(name, array, shape):

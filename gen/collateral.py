@@ -3,11 +3,13 @@
 from importlib import metadata
 
 from intaglio import __version__
+from intaglio.gen.checkpoint import MATRIX_TENSORS, base_digest
 from intaglio.gen.output import FORMAT
+from intaglio.rtl.adapter.loader import image_words
 from intaglio.rtl.program import PHASES
-from intaglio.rtl.registers import ADDRESS_BITS, REGISTER_MAP
+from intaglio.rtl.registers import ADDRESS_BITS, register_map
 
-__all__ = ["c_header", "core_file", "lint_waivers", "manifest", "register_fields", "tools"]
+__all__ = ["adapter_layout", "c_header", "core_file", "lint_waivers", "manifest", "register_fields", "tools"]
 
 # Every waiver says why; anything else that -Wall finds is an error.
 _WAIVERS = (
@@ -30,7 +32,21 @@ def register_fields(registers):
     return {r.name: {"offset": r.offset, "access": r.access, "description": r.description} for r in registers}
 
 
-def manifest(model, *, bos, eos, preset, digest, files, zero_share, inputs, content):
+def adapter_layout(checkpoint, config):
+    """What the host must know to load an adapter, as the manifest's ``adapter``; nothing where there is no room for one."""
+    if not config.rank:
+        return {}
+    shapes, names = checkpoint.config.matrix_shapes, [name for names in config.adapted for name in names]
+    return {"adapter": {
+        "rank": config.rank, "slots": config.adapters, "trits": config.adapter_trits, "targets": config.adapter_targets.split(","),
+        "lanes": config.lanes, "lane_width": config.lane_width, "layers": config.layers, "head_dim": config.head_dim,
+        "operations": [list(names) for names in config.adapted], "shapes": {name: list(shapes[name]) for name in names},
+        "modules": {name: MATRIX_TENSORS[name] for name in names}, "base": base_digest(checkpoint), "image_words": image_words(config),
+        "scales": [{name: layer.matrices[name].scale for name in names} for layer in checkpoint.layers],
+    }}
+
+
+def manifest(model, *, bos, eos, preset, digest, files, zero_share, inputs, content, adapter):
     """The manifest as a dict.
 
     Parameters
@@ -42,6 +58,8 @@ def manifest(model, *, bos, eos, preset, digest, files, zero_share, inputs, cont
         Lists of relative paths under verilog, rom, lint.
     inputs, content : str
         Digests of what the output was made of and of all its other files.
+    adapter : dict
+        Of :func:`adapter_layout`.
     """
     c = model.config
     return {
@@ -49,17 +67,18 @@ def manifest(model, *, bos, eos, preset, digest, files, zero_share, inputs, cont
         "top": "intaglio_decoder", "digest": digest, "clock": "aclk", "reset": "aresetn", "clock_hz": c.clock_hz, "preset": preset,
         "streams": {
             "command": {"prefix": "s_axis", "direction": "in", "width": 32, "fields": {
-                "token": [0, 16], "run": [16, 8], "top": [24, 5], "want": [30, 1], "first": [31, 1]}},
+                "token": [0, 16], "run": [16, 8], "top": [24, 5], **({"select": [29, 1]} if c.rank else {}), "want": [30, 1],
+                "first": [31, 1]}},
             "result": {"prefix": "m_axis", "direction": "out", "width": 32},
         },
         "register_bus": {"prefix": "s_axil", "address_width": ADDRESS_BITS, "data_width": 32},
-        "registers": register_fields(REGISTER_MAP),
+        "registers": register_fields(register_map(c)),
         "phases": list(PHASES),
         "model": {"vocab_size": c.vocab, "context": c.context, "layers": c.layers, "hidden": c.hidden, "top_k": c.top_k,
                   "bos": bos, "eos": eos, "tokenizer": "bytes" if c.vocab <= 256 else "none",
                   "ternary_weights": c.layers * c.layer_weights, "zero_weight_share": round(zero_share, 6)},
         "config": c.to_json(), "files": files,
-        "tools": tools(), "inputs": inputs, "content": content,
+        "tools": tools(), "inputs": inputs, "content": content, **adapter,
     }
 
 

@@ -7,6 +7,7 @@ benchmark compare it with the counters of the simulated device. It is also what 
 from dataclasses import dataclass, field
 
 from intaglio.gen.program import layer_program
+from intaglio.rtl.adapter.intermediate import Intermediate
 from intaglio.rtl.attention.unit import attend_cycles, head_cycles
 from intaglio.rtl.program import PHASES, Op, Wait
 from intaglio.rtl.scalar import ScalarAlu
@@ -18,8 +19,8 @@ from intaglio.rtl.vector.unit import Kind, VectorUnit
 __all__ = ["TokenCycles", "operations", "token_cycles"]
 
 _VECTOR = {Op.EMBED: Kind.EMBED, Op.NORM8: Kind.NORM8, Op.NORM16: Kind.NORM16, Op.ROPE: Kind.ROPE, Op.DRAIN: Kind.DRAIN}
-_PHASE = {Op.EMBED: "embed", Op.NORM8: "norm", Op.NORM16: "norm", Op.LINEAR: "linear", Op.ROPE: "rotary", Op.ATTEND: "attention",
-          Op.DRAIN: "attention", Op.HEAD: "head"}
+_PHASE = {Op.EMBED: "embed", Op.NORM8: "norm", Op.NORM16: "norm", Op.LINEAR: "linear", Op.ADAPT: "linear", Op.ROPE: "rotary",
+          Op.ATTEND: "attention", Op.DRAIN: "attention", Op.HEAD: "head"}
 
 
 @dataclass
@@ -34,7 +35,7 @@ class TokenCycles:
         return sum(self.phases.values())
 
 
-def token_cycles(model, position, *, want=True, program=None):
+def token_cycles(model, position, *, want=True, program=None, adapter=False):
     """Cycles of the token at ``position`` (0 first), from the cycle after its command was taken.
 
     Parameters
@@ -44,6 +45,8 @@ def token_cycles(model, position, *, want=True, program=None):
         Whether its logits are wanted: otherwise the token ends before the head. The answer counts as one word that is taken at once.
     program : list of Instruction or None
         The layer program, where many positions are asked for.
+    adapter : bool
+        Whether the sequence computes with an adapter.
     """
     config = model.config
     out = TokenCycles()
@@ -60,14 +63,15 @@ def token_cycles(model, position, *, want=True, program=None):
         if word.op is Op.END:
             out.phases[phase] += 1  # the answer
             break
-        phase = _PHASE.get(word.op, phase)
+        if word.op is not Op.ADAPT or adapter:
+            phase = _PHASE.get(word.op, phase)
         now += 1
         if word.op in _VECTOR:
             busy = VectorUnit.cycles(config, _VECTOR[word.op], word.e)
             free[Wait.VECTOR] = start + busy + 1
             free[Wait.PASS_A] = start + _pass_a(config, word) + 1
-        elif word.op is Op.LINEAR:
-            busy = word.m * word.e + LinearUnit.FILL
+        elif word.op is Op.LINEAR or (word.op is Op.ADAPT and adapter):
+            busy = _linear(config, word, adapter)
             out.linear_busy += busy
             free[Wait.LINEAR] = start + busy + 1
         elif word.op in (Op.ATTEND, Op.HEAD):
@@ -78,6 +82,13 @@ def token_cycles(model, position, *, want=True, program=None):
             out.phases[phase] += wait
             now += wait
     return out
+
+
+def _linear(config, word, adapter):
+    """Cycles of the linear unit."""
+    if word.op is Op.ADAPT:
+        return word.m * word.e * config.adapter_trits + LinearUnit.ADAPT_FILL + word.m + Intermediate.LATENCY
+    return word.m * (word.e + config.adapter_trits * (word.rb and adapter)) + LinearUnit.fill(config)
 
 
 def _pass_a(config, word):

@@ -15,7 +15,7 @@ from intaglio.gen.presets import config_for
 from intaglio.gen.quantised import quantise
 from intaglio.gen.verilog import convert
 from intaglio.rtl.ram import RAM_MODULE, RAM_VERILOG
-from intaglio.rtl.registers import REGISTER_MAP
+from intaglio.rtl.registers import register_map
 from intaglio.rtl.rom import ROM_MODULE, ROM_VERILOG, hex_text
 from intaglio.rtl.shell import DecoderShell
 from intaglio.rtl.ternary.lane import lane_designs
@@ -77,11 +77,11 @@ def generate(model, preset, out, *, progress=None, reuse=False, **widths):
     content |= {f"rom/{name}.hex": hex_text(image) for name, image in roms.items()}
     content |= {"lint.vlt": collateral.lint_waivers().encode(),
                 f"{TOP}.core": collateral.core_file(files, "decoder", TOP, "Ternary decoder language model").encode(),
-                f"{TOP}.h": collateral.c_header(digest, TOP, REGISTER_MAP).encode()}
+                f"{TOP}.h": collateral.c_header(digest, TOP, register_map(config)).encode()}
     described = collateral.manifest(
         quantised, bos=checkpoint.config.bos_token_id, eos=checkpoint.config.eos_token_id, preset=preset,
         digest=digest, files=files, zero_share=_zero_share(quantised),
-        inputs=inputs, content=output.content_digest(content))
+        inputs=inputs, content=output.content_digest(content), adapter=collateral.adapter_layout(checkpoint, config))
     output.write(out, content, output.json_text(described).encode())
     tell("written", 1.0)
     return described

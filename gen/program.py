@@ -1,5 +1,6 @@
 """The layer program of a model: what the sequencer does for one token."""
 
+from intaglio.rtl.adapter.intermediate import KIND
 from intaglio.rtl.program import Instruction, Op, Wait
 from intaglio.rtl.ternary.linear import Mode
 
@@ -42,8 +43,13 @@ def layer_program(model):
     def norm(elements, source, op=Op.NORM8, wait=Wait.VECTOR | Wait.LINEAR):
         out.append(Instruction(op=op, rd=source, m=gains.take(elements), e=elements // v, wait=wait))
 
-    def linear(mode, rows, inputs, scale=0):
-        out.append(Instruction(op=Op.LINEAR, rd=mode.value, m=rows // c.lanes, e=inputs // c.lane_width, ra=scale,
+    def linear(mode, rows, inputs, scale=0, names=()):
+        chunks = inputs // c.lane_width
+        adapted = names in c.adapted
+        if adapted:
+            out.append(Instruction(op=Op.ADAPT, rd=KIND[names].value, m=len(names) * c.rank // c.lanes, e=chunks,
+                                   wait=Wait.VECTOR | Wait.LINEAR))
+        out.append(Instruction(op=Op.LINEAR, rd=mode.value, m=rows // c.lanes, e=chunks, ra=scale, rb=int(adapted),
                                wait=Wait.VECTOR | Wait.LINEAR))
 
     for index, layer in enumerate(model.layers):
@@ -53,7 +59,7 @@ def layer_program(model):
             out.append(Instruction.with_scalar(Op.MULI, constant[name], rd=rd, ra=_SCALE))
 
         norm(c.hidden, 0)
-        linear(Mode.RAW, c.qkv_rows, c.hidden)
+        linear(Mode.RAW, c.qkv_rows, c.hidden, names=("q", "k", "v"))
         deviation(model.residual_epsilon)
         for rd, name in ((_Q, "q"), (_K, "k"), (_V, "v")):
             times(rd, name)
@@ -71,11 +77,11 @@ def layer_program(model):
         norm(c.hidden, 1)
         out.append(Instruction.with_scalar(Op.LDR, model.attention_epsilon, rd=_DEVIATION))
         deviation(None)
-        linear(Mode.RESIDUAL, c.hidden, c.hidden, _OUT)
+        linear(Mode.RESIDUAL, c.hidden, c.hidden, _OUT, names=("o",))
         times(_OUT, "o")  # in time: the first row needs its scale after the dot product's stages
 
         norm(c.hidden, 0)
-        linear(Mode.GATED, 2 * c.intermediate, c.hidden)
+        linear(Mode.GATED, 2 * c.intermediate, c.hidden, names=("gate", "up"))
         deviation(model.residual_epsilon)
         times(_WORK, "gate")
         times(_UNIT, "up")
@@ -89,7 +95,7 @@ def layer_program(model):
         norm(c.intermediate, 1)
         out.append(Instruction(op=Op.SCX, rd=_DEVIATION, ra=_DEVIATION))
         deviation(None)
-        linear(Mode.RESIDUAL, c.hidden, c.intermediate, _OUT)
+        linear(Mode.RESIDUAL, c.hidden, c.intermediate, _OUT, names=("down",))
         times(_OUT, "down")
 
     out.append(Instruction(op=Op.SKIP, wait=Wait.LINEAR))

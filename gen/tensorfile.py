@@ -64,9 +64,9 @@ class Tensor:
         return cls("U8", array.shape, array.tobytes())
 
 
-def to_bytes(tensors):
-    """Serialise ``{name: Tensor}``; equal tensors give equal bytes, in whatever order they come."""
-    header, offset, parts = {"__metadata__": {"format": "pt"}}, 0, []
+def to_bytes(tensors, metadata=None):
+    """Serialise ``{name: Tensor}`` and texts of ``metadata``; equal tensors give equal bytes, in whatever order they come."""
+    header, offset, parts = {"__metadata__": {"format": "pt", **(metadata or {})}}, 0, []
     for name, tensor in sorted(tensors.items(), key=lambda item: (-_WIDTH.get(item[1].dtype, 1), item[0])):
         end = offset + len(tensor.data)
         header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}

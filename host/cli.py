@@ -18,6 +18,9 @@ def register(subparsers):
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the most probable share P")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
+    parser.add_argument("--adapter", action="append", default=[], metavar="DIR",
+                        help="load a low-rank adapter (PEFT's files) and generate with it; may be repeated, the first one is used")
+    parser.add_argument("--use", type=int, metavar="N", help="with several adapters, generate with the N-th of them, 0 for none")
     parser.add_argument("--counters", action="store_true", help="show the device's counters afterwards")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="give up after this time without a word")
     parser.add_argument("--manifest", metavar="FILE", help="for devices that do not bring their manifest")
@@ -41,9 +44,16 @@ def run(args):
         sys.stdout.reconfigure(errors="replace")  # for terminals that cannot show every character
     if args.max_tokens < 1:  # told before a simulation is built
         raise ValueError(f"max_tokens must be at least 1, not {args.max_tokens}")
+    if args.use is not None and not 0 <= args.use <= len(args.adapter):
+        raise ValueError(f"--use must be in 0..{len(args.adapter)}, the adapters given, not {args.use}")
     options = {name: value for name in ("cache", "trace") if (value := getattr(args, name)) is not None}
     with open(args.device, timeout=args.timeout, manifest=args.manifest, progress=Progress(), **options) as device:
-        pieces = device.generate(prompt, args.max_tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
+        slots = [device.load_adapter(folder) for folder in args.adapter]
+        for folder, slot in zip(args.adapter, slots, strict=True):
+            _note(f"adapter {folder} in slot {slot}")
+        use = args.use if args.use is not None else min(1, len(slots))
+        chosen = slots[use - 1] if use else None
+        pieces = device.generate(prompt, args.max_tokens, adapter=chosen, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
                                  seed=args.seed, stop=args.stop)
         try:
             for piece in pieces:

@@ -5,9 +5,11 @@ Words of the command and result streams are described in :mod:`intaglio.host.pro
 
 import numpy as np
 
+from intaglio.host.adapter import AdapterError
+from intaglio.host.adapter_loading import load_adapter
 from intaglio.host.generation import generate_pieces, generate_tokens
 from intaglio.host.manifest import MAGIC, MAP_VERSION, Manifest
-from intaglio.host.protocol import FULL, ConfigMismatchError, DeviceError, DeviceTimeout, Owed, Result, command
+from intaglio.host.protocol import FULL, ConfigMismatchError, DeviceError, DeviceTimeout, Owed, Result, command, selection
 from intaglio.host.transport import open_transport
 
 __all__ = ["Device", "open"]
@@ -162,6 +164,8 @@ class Device:
         """
         words = self._packet()
         token, position = self._answer(words)
+        if token == FULL and position < self.manifest.model["context"]:
+            raise DeviceError("the device refused a token: the slot that was selected for its sequence holds no adapter")
         if token == FULL:
             raise DeviceError(f"the device's context of {self.manifest.model['context']} tokens is full "
                               f"(status 0x{self.read_register('status'):08x})")
@@ -200,7 +204,30 @@ class Device:
         return DeviceTimeout(f"no word moved for {self.timeout:g} s: stream {stream}, words done {done}, expected {expected}"
                              f"{waiting}, cycle {self.read_cycles()}, status 0x{self.read_register('status'):08x}")
 
-    def evaluate(self, tokens, *, top=0, every=False, chunk=64) -> list:
+    def load_adapter(self, folder, *, slot=None) -> int:
+        """Load a low-rank adapter in PEFT's layout; see :func:`intaglio.host.adapter_loading.load_adapter`."""
+        return load_adapter(self, folder, slot=slot)
+
+    @property
+    def adapters(self) -> list:
+        """Slots that hold an adapter; empty for a device without any."""
+        if self.manifest.adapter is None:
+            return []
+        loaded = self.read_register("adapter_slots") >> 16
+        return [slot for slot in range(self.manifest.adapter["slots"]) if loaded >> slot & 1]
+
+    def selection(self, adapter) -> list:
+        """Command words that make the sequences after them compute with the adapter in slot ``adapter``, or with none (None)."""
+        if self.manifest.adapter is None:
+            if adapter is not None:
+                raise AdapterError("adapter must be None: this device has no adapter hardware (generate it with --set rank=8)")
+            return []
+        if adapter is not None and adapter not in self.adapters:
+            raise AdapterError(f"adapter must be None or a slot that holds one ({', '.join(map(str, self.adapters)) or 'none does'}), "
+                               f"not {adapter}")
+        return [selection(adapter)]
+
+    def evaluate(self, tokens, *, top=0, every=False, chunk=64, adapter=None) -> list:
         """Feed ``tokens`` from position 0 and return their results.
 
         Parameters
@@ -212,10 +239,14 @@ class Device:
             One :class:`Result` for each token instead of for the last one only.
         chunk : int
             Commands sent before their results are awaited.
+        adapter : int or None
+            The slot of the adapter to compute with.
         """
         tokens = self.check_tokens(tokens)
         if not 0 <= top <= self.manifest.model["top_k"]:
             raise ValueError(f"top must be in 0..{self.manifest.model['top_k']}, not {top}")
+        if selected := self.selection(adapter):
+            self.submit(selected)
         wanted = [every or i == len(tokens) - 1 for i in range(len(tokens))]
         words = [command(t, first=i == 0, want=wanted[i], top=top if wanted[i] else 0) for i, t in enumerate(tokens)]
         results = []

@@ -12,7 +12,7 @@ __all__ = ["generate_pieces", "generate_tokens"]
 BURST = 8  # tokens that the device generates by itself for one command
 
 
-def generate_tokens(device, tokens, max_tokens, *, temperature=0.0, top_k=None, top_p=1.0, seed=0, burst=BURST):
+def generate_tokens(device, tokens, max_tokens, *, temperature=0.0, top_k=None, top_p=1.0, seed=0, burst=BURST, adapter=None):
     """Generate tokens after ``tokens``.
 
     Greedy generation runs on the device in bursts. With a temperature the device returns its greatest logits and the host
@@ -29,6 +29,8 @@ def generate_tokens(device, tokens, max_tokens, *, temperature=0.0, top_k=None, 
         See :class:`Sampler`; all but a temperature of 0 are ignored by greedy generation.
     burst : int
         Tokens for each command of greedy generation, 1 to 256.
+    adapter : int or None
+        The slot of the adapter to compute with.
 
     Yields
     ------
@@ -55,17 +57,17 @@ def generate_tokens(device, tokens, max_tokens, *, temperature=0.0, top_k=None, 
         raise ValueError(f"burst must be in 1..256, not {burst}")
     limit = device.manifest.model["top_k"]
     sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, limit=limit)
-    return _generate(device, tokens, max_tokens, sampler, burst)
+    return _generate(device, tokens, max_tokens, sampler, burst, device.selection(adapter))
 
 
-def _generate(device, tokens, max_tokens, sampler, burst):
+def _generate(device, tokens, max_tokens, sampler, burst, selection):
     model = device.manifest.model
     room = model["context"] - len(tokens) + 1  # the last token is never fed
     limit = min(max_tokens, room)
     record = _Record(device, len(tokens))
     finish = "closed"
     try:
-        for token in _results(device, tokens, limit, sampler, burst):
+        for token in _results(device, tokens, limit, sampler, burst, selection):
             record.count(token != model["eos"])
             if token == model["eos"]:
                 finish = "eos"
@@ -79,9 +81,9 @@ def _generate(device, tokens, max_tokens, sampler, burst):
         device.last = record.close(finish)
 
 
-def _results(device, tokens, limit, sampler, burst):
+def _results(device, tokens, limit, sampler, burst, selection):
     """Yield the next token ``limit`` times."""
-    words = [command(token, first=i == 0) for i, token in enumerate(tokens[:-1])]
+    words = selection + [command(token, first=i == 0) for i, token in enumerate(tokens[:-1])]
     token, first, produced = tokens[-1], len(tokens) == 1, 0
     while produced < limit:
         run = min(burst, limit - produced) - 1 if sampler.greedy else 0
@@ -143,7 +145,7 @@ def generate_pieces(device, prompt, max_tokens, *, stop=None, **sampling):
     stop : str, sequence of str, or None
         Texts that end the generation and are not yielded; ``device.last["finish"]`` is then "stop".
     sampling
-        ``temperature``, ``top_k``, ``top_p``, ``seed`` and ``burst`` as for :func:`generate_tokens`.
+        ``temperature``, ``top_k``, ``top_p``, ``seed``, ``burst`` and ``adapter`` as for :func:`generate_tokens`.
 
     Yields
     ------

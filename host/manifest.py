@@ -13,6 +13,9 @@ FORMAT, FORMAT_VERSION = "intaglio-manifest", 1
 MAGIC, MAP_VERSION = 0x494E5447, 1  # "INTG"; version of the register map and of the protocol
 REQUIRED_REGISTERS = ("magic", "version", "digest", "capabilities", "status", "position", "control", "cycles_lo", "cycles_hi",
                       "stall_in", "stall_out", "tokens")
+REQUIRED_ADAPTER = {"rank": int, "slots": int, "trits": int, "targets": list, "lanes": int, "lane_width": int, "layers": int,
+                    "head_dim": int, "operations": list, "shapes": dict, "modules": dict, "base": str, "scales": list, "image_words": int}
+ADAPTER_REGISTERS = ("adapter_slots", "adapter_status", "adapter_begin", "adapter_data", "adapter_commit")
 REQUIRED_MODEL = ("vocab_size", "context", "top_k", "bos", "eos", "tokenizer")
 
 
@@ -51,6 +54,8 @@ class Manifest:
     model : dict
         ``vocab_size``, ``context`` (positions), ``top_k`` (most logits in one result), ``bos``, ``eos`` (tokens or None),
         ``tokenizer`` ("bytes", or "none" for tokens alone) and what else the generator states.
+    adapter : dict or None
+        What an adapter must be to be loaded; None for a device without adapters.
 
     Raises
     ------
@@ -64,6 +69,7 @@ class Manifest:
     registers: dict
     phases: tuple
     model: dict
+    adapter: dict | None = None
 
     def __post_init__(self):
         if len(self.digest) != 64 or set(self.digest) - set(string.hexdigits):
@@ -92,6 +98,14 @@ class Manifest:
         if self.model["tokenizer"] == "bytes" and self.model["vocab_size"] > 256:
             raise ManifestError(f"model.vocab_size must be at most 256 for the byte tokenizer, not {self.model['vocab_size']}")
 
+        if self.adapter is not None:
+            for name, kind in REQUIRED_ADAPTER.items():
+                if not isinstance(self.adapter.get(name), kind):
+                    raise ManifestError(f"a manifest's adapter.{name} must be of type {kind.__name__}, not {self.adapter.get(name)!r}")
+            for name in ADAPTER_REGISTERS:
+                if name not in self.registers:
+                    raise ManifestError(f"registers must include {name!r} where there are adapters")
+
     @property
     def digest_word(self) -> int:
         """What the digest register holds: the first eight hexadecimal digits as a number."""
@@ -116,7 +130,10 @@ class Manifest:
                 raise ManifestError(f"register {name!r} must state offset and access, not {fields!r}")
             registers[name] = Register(offset=fields["offset"], access=fields["access"],
                                        description=fields.get("description", ""))
-        return cls(**{name: raw[name] for name in kinds} | {"registers": registers, "phases": tuple(raw["phases"])})
+        if not isinstance(raw.get("adapter", {}), dict):
+            raise ManifestError(f"a manifest's adapter must be of type dict, not {raw['adapter']!r}")
+        return cls(**{name: raw[name] for name in kinds} | {"registers": registers, "phases": tuple(raw["phases"]),
+                                                            "adapter": raw.get("adapter")})
 
     @classmethod
     def read(cls, path) -> "Manifest":

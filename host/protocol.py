@@ -12,9 +12,10 @@ import numpy as np
 
 from intaglio import Error
 
-__all__ = ["FULL", "ConfigMismatchError", "DeviceError", "DeviceTimeout", "Owed", "Result", "command"]
+__all__ = ["FULL", "ConfigMismatchError", "DeviceError", "DeviceTimeout", "Owed", "Result", "command", "selection"]
 
-FULL = 0xFFFF  # token field of the answer when the context is full
+SELECT = 1 << 29  # of a command word: it selects an adapter
+FULL = 0xFFFF  # token field of the answer when nothing was computed: the context is full, or the sequence's adapter is not there
 
 
 class DeviceError(Error):
@@ -69,8 +70,21 @@ def command(token, *, first=False, want=False, top=0, run=0) -> int:
     return token | run << 16 | top << 24 | want << 30 | first << 31
 
 
+def selection(slot) -> int:
+    """The word after which sequences that begin compute with the adapter in ``slot``, or with none where it is None; it has no answer.
+
+    Raises
+    ------
+    ValueError
+        The slot is out of range.
+    """
+    if slot is not None and not 0 <= slot < 255:
+        raise ValueError(f"slot of a selection must be in 0..254 or None, not {slot}")
+    return SELECT | (0 if slot is None else slot + 1)
+
+
 class Owed:
-    """The result packets that a device still owes for commands it was sent; true while there are any."""
+    """The result packets that a device still owes for commands it was sent; true while there are any. A selection owes none."""
 
     def __init__(self):
         self._counts = deque()  # packets still to come, for each command that has not been answered in full
@@ -80,11 +94,12 @@ class Owed:
 
     def add(self, words):
         """Commands ``uint32 [n]`` were sent."""
+        words = words[words & SELECT == 0]
         runs, wanted = words >> 16 & 0xFF, words >> 30 & 1
         self._counts.extend((runs + (wanted | (runs != 0)))[(wanted | runs) != 0].tolist())
 
     def packet(self, first):
-        """A packet came whose first word is ``first``; a full context ends the command's run."""
+        """A packet came whose first word is ``first``; a refusal (context full, adapter not there) ends the command's run."""
         if self._counts:
             self._counts[0] -= 1
             if first & 0xFFFF == FULL or not self._counts[0]:

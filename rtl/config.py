@@ -5,10 +5,12 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-__all__ = ["DOTS", "PACKINGS", "DecoderConfig", "check_packing", "word_bits"]
+__all__ = ["ADAPTED_OPERATIONS", "DOTS", "PACKINGS", "DecoderConfig", "check_packing", "word_bits"]
 
 PACKINGS = ("2bit", "5trit")
 DOTS = ("planes", "adders")
+ADAPTED_OPERATIONS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))  # matrices that one linear operation computes together
+_ADAPTER_FIELDS = ("rank", "adapters", "adapter_trits", "adapter_targets")
 FORMAT = 1  # raised when the hardware or its program changes, so that old digests no longer match
 
 
@@ -54,6 +56,14 @@ class DecoderConfig:
         The clock at which times are stated; the hardware itself does not depend on it.
     embed_shift : int
         Fraction bits of the embedding's scale (set by the generator).
+    rank : int
+        Rank of low-rank adapters; 0: no adapter hardware. A multiple of ``lanes`` that divides ``lane_width / 2`` or equals it.
+    adapters : int
+        Adapters that are resident, 1 to 16; there is memory for one more, into which an adapter is loaded.
+    adapter_trits : int
+        Balanced ternary digits of a value of a low-rank factor, 1 (ternary, as in TOM) to 5 (-121..121).
+    adapter_targets : str
+        The matrices that an adapter may change, of q, k, v, o, gate, up, down, with commas.
 
     Raises
     ------
@@ -79,6 +89,10 @@ class DecoderConfig:
     top_k: int = 16
     clock_hz: int = 80_000_000
     embed_shift: int = 8
+    rank: int = 0
+    adapters: int = 1
+    adapter_trits: int = 1
+    adapter_targets: str = "q,k,v,o,gate,up,down"
 
     def __post_init__(self):
         def need(ok, text):
@@ -116,6 +130,7 @@ class DecoderConfig:
              f"attention_heads must divide heads / kv_heads = {self.group}, not {self.attention_heads!r}")
         need(self.top_k <= min(31, self.vocab), f"top_k must be in 1..31 and at most vocab = {self.vocab}, not {self.top_k}")
         need(0 <= self.embed_shift <= 24, f"embed_shift must be in 0..24, not {self.embed_shift!r}")
+        self._check_adapters(need)
         widest = max(self.hidden, self.intermediate)
         for what, count, limit in (
             ("hidden (its cubed sums must fit 64 bits)", self.hidden, 16384),
@@ -127,6 +142,20 @@ class DecoderConfig:
             ("words of norm gains, (layers * (3 * hidden + intermediate) + hidden) / vector_width", self.gain_words, 65536),
         ):
             need(count <= limit, f"{what} must be at most {limit}, not {count}")
+
+    def _check_adapters(self, need):
+        for name, low, high in (("rank", 0, self.lane_width // 2), ("adapters", 1, 16), ("adapter_trits", 1, 5)):
+            value = getattr(self, name)
+            need(type(value) is int and low <= value <= high, f"{name} must be an integer in {low}..{high}, not {value!r}")
+        known = [name for names in ADAPTED_OPERATIONS for name in names]
+        targets = self.adapter_targets.split(",") if isinstance(self.adapter_targets, str) else None
+        need(targets and targets == [name for name in known if name in targets],
+             f"adapter_targets must be some of {','.join(known)} in this order, not {self.adapter_targets!r}")
+        if self.rank:
+            need(self.rank % self.lanes == 0 and self.lane_width // 2 % self.rank == 0,
+                 f"rank must be a multiple of lanes = {self.lanes} and divide lane_width / 2 = {self.lane_width // 2}, not {self.rank}")
+            need(self.kv_dim % self.lanes == 0,
+                 f"lanes must divide kv_heads * head_dim = {self.kv_dim} where there are adapters, not {self.lanes}")
 
     # -- shape of the model
     @property
@@ -203,9 +232,50 @@ class DecoderConfig:
         """Words of one lane's weight ROM: the whole model."""
         return self.layers * self.layer_weights // (self.lanes * self.lane_width)
 
+    # -- shape of the adapters
+    @property
+    def adapted(self):
+        """The operations of :data:`ADAPTED_OPERATIONS` that have room for an adapter."""
+        targets = self.adapter_targets.split(",")
+        return tuple(names for names in ADAPTED_OPERATIONS if self.rank and set(names) & set(targets))
+
+    @property
+    def adapter_limit(self):
+        """Largest value of ``adapter_trits`` balanced ternary digits."""
+        return (3**self.adapter_trits - 1) // 2
+
+    @property
+    def lane_sum_bits(self):
+        """Signed bits of a lane's sum: of a row, or of a row of a low-rank factor with its digits."""
+        return (127 * max(self.hidden, self.intermediate) * (self.adapter_limit if self.rank else 1)).bit_length() + 1
+
+    @property
+    def adapter_rows(self):
+        """Rows and words of one lane's adapter memory by operation, ``{names: (rows, inputs, words of A, words of B)}``."""
+        shapes = dict(zip(ADAPTED_OPERATIONS, ((self.qkv_rows, self.hidden), (self.hidden, self.hidden),
+                                               (2 * self.intermediate, self.hidden), (self.hidden, self.intermediate)), strict=True))
+        out = {}
+        for names in self.adapted:
+            rows, inputs = shapes[names]
+            a = len(names) * self.rank // self.lanes * self.adapter_trits * inputs // self.lane_width
+            b = -(-(rows // self.lanes * self.adapter_trits) // (self.lane_width // self.rank))
+            out[names] = (rows, inputs, a, b)
+        return out
+
+    @property
+    def adapter_words(self):
+        """Words of ``2 * lane_width`` bits of one adapter in one lane's memory."""
+        return self.layers * sum(a + b for _, _, a, b in self.adapter_rows.values())
+
+    @property
+    def adapter_scales(self):
+        """Scales of one adapter: one for each matrix of the adapted operations."""
+        return self.layers * sum(map(len, self.adapted))
+
     # -- JSON
     def to_json(self):
-        return dataclasses.asdict(self)
+        """All fields; those of adapters only where there are any, so that a decoder without them keeps its digest."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if self.rank or name not in _ADAPTER_FIELDS}
 
     @classmethod
     def from_json(cls, value):

@@ -4,6 +4,7 @@ from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from intaglio.rtl.adapter.loader import Loader, Outcome
 from intaglio.rtl.attention.unit import AttentionUnit
 from intaglio.rtl.config import DecoderConfig
 from intaglio.rtl.numerics import XS_BITS, ZERO_EXPONENT
@@ -57,11 +58,20 @@ class DecoderCore(wiring.Component):
         Words of the layer program.
     lane_instance : bool
         Lanes are instances of one module, ``intaglio_lane``, which the generator emits once.
+    digest : int
+        What the image of an adapter must begin with.
+
+    With adapters, the members of :class:`Loader` that the host reaches are here as ``adapter_*``.
     """
 
-    def __init__(self, config: DecoderConfig, length, lane_instance=True):
-        self.config, self.length, self.lane_instance = config, length, lane_instance
+    def __init__(self, config: DecoderConfig, length, lane_instance=True, digest=0):
+        self.config, self.length, self.lane_instance, self.digest = config, length, lane_instance, digest
+        adapter = {} if not config.rank else {
+            "adapter_value": In(32), "adapter_begin": In(1), "adapter_data": In(1), "adapter_commit": In(1),
+            "adapter_outcome": Out(Outcome), "adapter_loaded": Out(config.adapters), "adapter_refused": Out(1),
+        }
         super().__init__({
+            **adapter,
             "command_valid": In(1), "command_ready": Out(1), "command_data": In(32),
             "result_valid": Out(1), "result_ready": In(1), "result_data": Out(32), "result_last": Out(1),
             "active": Out(1), "phase": Out(Phase), "overflow": Out(1), "finished": Out(1), "position": Out(16),
@@ -91,7 +101,8 @@ class DecoderCore(wiring.Component):
 
         # -- starts
         m.d.comb += [
-            linear.start.eq(s.start_linear), linear.restart.eq(s.begin), linear.groups.eq(s.m), linear.chunks.eq(s.e),
+            *([] if c.rank else [linear.start.eq(s.start_linear)]),
+            linear.restart.eq(s.begin), linear.groups.eq(s.m), linear.chunks.eq(s.e),
             linear.mode.eq(s.rd), linear.scale_m.eq(s.scale.m), linear.scale_e.eq(s.scale.e), s.linear_busy.eq(linear.busy),
             vector.start.eq(s.start_vector), vector.source.eq(s.rd[0]), vector.gain_base.eq(s.m), vector.words.eq(s.e),
             vector.group.eq(s.m), vector.embed_scale.eq(s.m), vector.q_mantissa.eq(s.q_scale.m),
@@ -105,6 +116,9 @@ class DecoderCore(wiring.Component):
             for op, kind in _KINDS.items():
                 with m.Case(op):
                     m.d.comb += vector.kind.eq(kind)
+
+        if c.rank:
+            self._adapters(m, s, linear)
 
         # -- magnitudes of the residual and of the results, as shifts, a cycle later
         in_vector = Signal()
@@ -182,3 +196,18 @@ class DecoderCore(wiring.Component):
         for i in range(v):
             m.d.comb += [attention.op_data[i].eq(vector.w_data[i]), attention.kv_data[i].eq(vector.w_data[i])]
         return m
+
+    def _adapters(self, m, s, linear):
+        """The loader between registers, sequencer and the linear unit's memories."""
+        m.submodules.loader = loader = Loader(self.config, self.digest)
+        for name in ("value", "begin", "data", "commit"):
+            m.d.comb += getattr(loader, name).eq(getattr(self, f"adapter_{name}"))
+        for name in ("weight_en", "weight_addr", "weight_data", "scale_en", "scale_addr", "scale_data"):
+            m.d.comb += getattr(linear, name).eq(getattr(loader, name))
+        m.d.comb += [
+            self.adapter_outcome.eq(loader.outcome), self.adapter_loaded.eq(loader.loaded), self.adapter_refused.eq(s.refused),
+            loader.active.eq(s.active), loader.running.eq(s.running), loader.memory.eq(s.memory), loader.selected.eq(s.selected),
+            s.lost.eq(loader.lost), s.ok.eq(loader.ok), s.physical.eq(loader.physical),
+            linear.start.eq(s.start_linear | s.start_adapt), linear.adapt.eq(s.start_adapt), linear.adapted.eq(s.adapted),
+            linear.kind.eq(s.rd), linear.memory.eq(s.memory),
+        ]

@@ -23,7 +23,7 @@ class Op(enum.Enum, shape=5):
     EMBED = 1      # residual <- embedding of the token; m: scale
     NORM8 = 2      # activations <- quantised norm; rd: source (0 residual, 1 results), m: gain word, e: words
     NORM16 = 3     # operands <- quantised norm of the residual
-    LINEAR = 4     # rd: mode, m: row groups, e: chunks, ra: scale (residual mode)
+    LINEAR = 4     # rd: mode, m: row groups, e: chunks, ra: scale (residual mode), rb: 1 where a row has words of the adapter's B
     ROPE = 5       # results -> queries, keys, values; ra: scale of queries, e: layer
     ATTEND = 6     # m: group
     DRAIN = 7      # m: group
@@ -42,6 +42,8 @@ class Op(enum.Enum, shape=5):
     SCX = 19       # rd <- ra * 2^(-2 shift)
     STK = 20       # key scale of KV head m <- ra
     STV = 21       # value scale of KV head m <- ra
+    # adapters
+    ADAPT = 24     # the adapter's A times the activations, into the linear unit; rd: kind, m: row groups, e: chunks
     # flow
     SKIP = 22      # the token ends here unless its logits are wanted
     END = 23       # result packet; ra: unit of a logit

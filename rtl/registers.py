@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.program import PHASES
 
-__all__ = ["ADDRESS_BITS", "AXI_LITE", "MAGIC", "REGISTER_MAP", "VERSION", "AxiLite", "Register"]
+__all__ = ["ADAPTER_REGISTERS", "ADDRESS_BITS", "AXI_LITE", "MAGIC", "REGISTER_MAP", "VERSION", "AxiLite", "Register", "register_map"]
 
 MAGIC = 0x494E5447  # "INTG"
 VERSION = 1
@@ -38,6 +38,20 @@ REGISTER_MAP = tuple(Register(name=n, offset=o, access=a, description=d) for n, 
     ("tokens", 0x30, "ro", "tokens processed"),
     *((f"phase_{phase}", 0x40 + 4 * i, "ro", f"cycles in phase {phase}") for i, phase in enumerate(PHASES)),
 ))
+
+# Only of a decoder with adapters; docs/adapters.md describes a load.
+ADAPTER_REGISTERS = tuple(Register(name=n, offset=o, access=a, description=d) for n, o, a, d in (
+    ("adapter_slots", 0x80, "ro", "slots in bits 7:0; bit 16 + n: slot n holds an adapter"),
+    ("adapter_status", 0x84, "w1c", "bits 3:0: latest load, 0 none, 1 loading, 2 loaded, else refused; bit 8: token refused (1 clears)"),
+    ("adapter_begin", 0x88, "rw", "write a slot: a load begins, and one under way is forgotten"),
+    ("adapter_data", 0x8C, "rw", "write the next word of the adapter's image"),
+    ("adapter_commit", 0x90, "rw", "write the CRC-32 of the image: the slot changes if all is well"),
+))
+
+
+def register_map(config):
+    """The registers of a decoder."""
+    return REGISTER_MAP + (ADAPTER_REGISTERS if config.rank else ())
 
 
 AXI_LITE = {

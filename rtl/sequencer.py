@@ -1,6 +1,7 @@
 """Sequencer: takes one command per token, runs the layer program on the units, and answers with result packets.
 
-A command word is ``token[16] | run[8] | top[5] | 0 | want | first`` from its lowest bit; docs/host.md describes the protocol.
+A command word is ``token[16] | run[8] | top[5] | 0 | want | first`` from its lowest bit; docs/host.md describes the protocol. With adapters
+the reserved bit marks a word that selects one.
 """
 
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, signed
@@ -44,6 +45,14 @@ class Sequencer(wiring.Component):
     x_shift, r_shift, vector_shift, shift : in the cycle after the start of NORM or ROPE, ``vector_shift`` is one of the first two,
         and ``shift`` keeps it.
 
+    With adapters also:
+
+    start_adapt, adapted : A of the operation that follows is to be computed; with ``start_linear``, its rows have words of B.
+    selected, ok, physical : slot + 1 that the sequences from here on compute with (0: none); the loader's answer.
+    running, memory : the sequence computes with an adapter, from this memory.
+    lost : the memory is being overwritten: the sequence is barred.
+    refused : high for one cycle when a token of a barred sequence is refused.
+
     Latency
     -------
     One word a cycle, fetched ahead; a word that waits starts in the cycle in which its units are idle; scalar words take the ALU's
@@ -53,7 +62,13 @@ class Sequencer(wiring.Component):
     def __init__(self, config: DecoderConfig, length, program=None):
         self.config, self.length, self.program = config, length, program
         self.squares_bits = 36 + max(config.hidden, config.intermediate).bit_length()
+        memory = range(config.adapters + 1)
+        adapter = {} if not config.rank else {
+            "start_adapt": Out(1), "adapted": Out(1), "selected": Out(8), "ok": In(1), "physical": In(memory), "running": Out(1),
+            "memory": Out(memory), "lost": In(1), "refused": Out(1),
+        }
         super().__init__({
+            **adapter,
             "command_valid": In(1), "command_ready": Out(1), "command_data": In(32),
             "result_valid": Out(1), "result_ready": In(1), "result_data": Out(32), "result_last": Out(1),
             "start_linear": Out(1), "start_vector": Out(1), "start_attend": Out(1), "start_head": Out(1),
@@ -95,7 +110,8 @@ class Sequencer(wiring.Component):
 
         # -- which units are idle: a start is remembered for a cycle
         recent = {name: Signal(name=f"recent_{name}") for name in ("linear", "vector", "attention")}
-        starting = {"linear": self.start_linear, "vector": self.start_vector, "attention": self.start_attend | self.start_head}
+        start_linear = self.start_linear | self.start_adapt if self.config.rank else self.start_linear
+        starting = {"linear": start_linear, "vector": self.start_vector, "attention": self.start_attend | self.start_head}
         for name, signal in recent.items():
             m.d.sync += signal.eq(starting[name])
         waiting = Signal(4)
@@ -148,25 +164,42 @@ class Sequencer(wiring.Component):
             with m.Else():
                 m.next = "IDLE"
 
+        barred = Signal()  # the sequence's adapter is not there
+        if self.config.rank:
+            m.d.comb += self.adapted.eq(word.rb[0] & self.running)
+            with m.If(self.lost):
+                m.d.sync += [barred.eq(1), self.running.eq(0)]
+
         with m.FSM(name="state") as fsm:
             m.d.comb += self.active.eq(~fsm.ongoing("IDLE"))
             with m.State("IDLE"):
                 m.d.comb += [self.command_ready.eq(1), ahead_next.eq(0)]
-                with m.If(self.command_valid):
+                taken = self.command_valid
+                if self.config.rank:
+                    taken = self.command_valid & ~command.reserved
+                    with m.If(self.command_valid & command.reserved):
+                        m.d.sync += self.selected.eq(command.token)
+                with m.If(taken):
                     m.d.sync += [
                         held.token.eq(command.token), held.run.eq(command.run), held.top.eq(command.top),
                         held.want.eq(command.want | (command.run != 0)), self.phase.eq(Phase.EMBED),
                     ]
                     with m.If(command.first):
                         m.d.sync += self.position.eq(0)
+                        if self.config.rank:
+                            m.d.sync += [self.running.eq(self.ok), self.memory.eq(self.physical),
+                                         barred.eq((self.selected != 0) & ~self.ok)]
                     with m.If(command.top > self.config.top_k):
                         m.d.sync += held.top.eq(self.config.top_k)
                     m.next = "BEGIN"
             with m.State("BEGIN"):
                 m.d.comb += advance.eq(1)
                 m.d.sync += self.token.eq(held.token)
-                with m.If(self.position == self.config.context):
-                    m.d.comb += self.overflow.eq(1)
+                full = self.position == self.config.context
+                if self.config.rank:
+                    m.d.comb += self.refused.eq(barred)
+                with m.If(full | barred if self.config.rank else full):
+                    m.d.comb += self.overflow.eq(full & ~barred if self.config.rank else 1)
                     m.d.sync += [answer.eq(Cat(Const(NO_TOKEN, 16), self.position)), tail.eq(1), held.run.eq(0)]
                     with m.If(held.want):
                         m.next = "REFUSE"
@@ -199,6 +232,11 @@ class Sequencer(wiring.Component):
                                     m.d.sync += [of_results.eq(word.rd[0]), shifts.eq(1)]
                                 elif op is Op.ROPE:
                                     m.d.sync += [of_results.eq(1), shifts.eq(1), self.q_scale.eq(ra), self.layer.eq(word.e)]
+                        if self.config.rank:
+                            with m.Case(Op.ADAPT):
+                                with m.If(self.running):
+                                    m.d.sync += self.phase.eq(Phase.LINEAR)
+                                    m.d.comb += self.start_adapt.eq(1)
                         with m.Case(Op.LDI):
                             m.d.sync += registers[word.rd].eq(imm)
                         with m.Case(Op.STK):

@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.core import DecoderCore
 from intaglio.rtl.program import PHASES, Phase
-from intaglio.rtl.registers import AXI_LITE, MAGIC, REGISTER_MAP, VERSION, AxiLite
+from intaglio.rtl.registers import AXI_LITE, MAGIC, VERSION, AxiLite, register_map
 
 __all__ = ["DecoderShell"]
 
@@ -40,7 +40,7 @@ class DecoderShell(wiring.Component):
         m = Module()
         m.domains.sync = ClockDomain()
         m.d.comb += [ClockSignal().eq(self.aclk), ResetSignal().eq(~self.aresetn)]
-        m.submodules.core = core = DecoderCore(self.config, self.length)
+        m.submodules.core = core = DecoderCore(self.config, self.length, digest=self.digest)
         m.submodules.registers = lite = AxiLite()
         lite.connect(m, self)
         m.d.comb += [
@@ -50,7 +50,7 @@ class DecoderShell(wiring.Component):
             self.m_axis_tlast.eq(core.result_last), core.result_ready.eq(self.m_axis_tready),
         ]
 
-        offsets = {register.name: register.offset for register in REGISTER_MAP}
+        offsets = {register.name: register.offset for register in register_map(self.config)}
         clear, overflow = Signal(), Signal()
         cycles, latched = Signal(64), Signal(32)
         counters = {name: Signal(32, name=name) for name in
@@ -80,6 +80,8 @@ class DecoderShell(wiring.Component):
             "status": Cat(core.active, overflow), "position": core.position, "control": Const(0, 32),
             "cycles_lo": cycles[:32], "cycles_hi": latched, **counters,
         }
+        if self.config.rank:
+            values |= self._adapters(m, core, lite, offsets)
         with m.Switch(lite.address[2:]):
             for name, value in values.items():
                 with m.Case(offsets[name] >> 2):
@@ -87,3 +89,17 @@ class DecoderShell(wiring.Component):
         with m.If(lite.read & (lite.address == offsets["cycles_lo"])):
             m.d.sync += latched.eq(cycles[32:])
         return m
+
+    def _adapters(self, m, core, lite, offsets):
+        """Writes to the loader; what its registers read as."""
+        m.d.comb += core.adapter_value.eq(lite.write_data)
+        for name in ("begin", "data", "commit"):
+            m.d.comb += getattr(core, f"adapter_{name}").eq(lite.write & (lite.address == offsets[f"adapter_{name}"]))
+        refused, zero = Signal(), Const(0, 32)
+        with m.If(core.adapter_refused):
+            m.d.sync += refused.eq(1)
+        with m.Elif(lite.write & (lite.address == offsets["adapter_status"]) & lite.write_data[8]):
+            m.d.sync += refused.eq(0)
+        return {"adapter_slots": Cat(Const(self.config.adapters, 16), core.adapter_loaded),
+                "adapter_status": Cat(core.adapter_outcome.as_value(), Const(0, 4), refused),
+                "adapter_begin": zero, "adapter_data": zero, "adapter_commit": zero}

@@ -20,11 +20,16 @@ def _tensor(array):
 
 def _shift_for_vector(s):
     """Shift ``sh`` per row that brings ``s [n, d]`` into 18 signed bits."""
+    return _shift_to(s, numerics.XS_BITS - 1)
+
+
+def _shift_to(s, bits):
+    """Shift per row that brings the magnitudes of ``s [n, d]`` into ``bits`` bits."""
     magnitude = s ^ (s >> 63)
     ored = magnitude[:, 0].clone()
     for column in range(1, s.shape[1]):
         ored |= magnitude[:, column]
-    return (bit_length(ored) - (numerics.XS_BITS - 1)).clamp(min=0)
+    return (bit_length(ored) - bits).clamp(min=0)
 
 
 def _reciprocal(numerator, mantissa):
@@ -37,10 +42,14 @@ class ExactDecoder:
     Parameters
     ----------
     model : intaglio.gen.quantised.QuantisedModel
+    adapter : object or None
+        Its ``matrices`` are integers by (layer, name) with ``a``, ``b``, ``m``, ``e``, as those of
+        :class:`intaglio.host.adapter.QuantisedAdapter`; those of every matrix that the hardware adapts.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, adapter=None):
         self.model, self.config = model, model.config
+        self.adapt(adapter)
         self.embedding = _tensor(model.embedding)
         self.layers = []
         for layer in model.layers:
@@ -49,6 +58,11 @@ class ExactDecoder:
         self.final_gains = _tensor(model.final_gains)
         self.exp_table = _tensor(numerics.EXP_TABLE)
         self.reset()
+
+    def adapt(self, adapter):
+        """Compute with ``adapter``, or with none, from here on."""
+        self.factors = {} if adapter is None else {
+            key: (torch.as_tensor(f.a).double(), torch.as_tensor(f.b).double(), f.m, f.e) for key, f in adapter.matrices.items()}
 
     def reset(self):
         """Forget the cache: the next token is at position 0."""
@@ -130,8 +144,18 @@ class ExactDecoder:
         r = _reciprocal(numerator, mantissa)[..., None]
         return clamp((ts * r + (1 << (shift - 1))) >> shift, limit)
 
-    def _linear(self, q, weights):
-        return (q.double() @ weights.T).long()
+    def _linear(self, q, weights, index, name):
+        acc = (q.double() @ weights[name].T).long()
+        if (index, name) not in self.factors:
+            return acc
+        a, b, m, e = self.factors[index, name]
+        u = (q.double() @ a.T).long()
+        sh = _shift_to(u, numerics.INT8_MAX.bit_length())
+        q8 = clamp((u + (1 << sh >> 1)[:, None]) >> sh[:, None], numerics.INT8_MAX)
+        less = (-(e + sh) - 1).clamp(0, 39)[:, None]
+        added = (((q8.double() @ b.T).long() * m >> less) + 1) >> 1
+        c = self.config
+        return clamp(acc + added, 127 * (c.hidden if name in ("gate", "up") else max(c.hidden, c.intermediate)))
 
     def _add(self, x, acc, scale):
         rs = (-(scale.e + numerics.RESIDUAL_FRACTION)).clamp(1, 40)[:, None]
@@ -149,20 +173,20 @@ class ExactDecoder:
             return self._norm(source, gains[name], numerics.INT8_NUMERATOR, numerics.INT8_SHIFT, numerics.INT8_MAX, epsilon)
 
         q8, scale, _ = norm8(x, "input", self.model.residual_epsilon)
-        qkv = torch.cat([self._linear(q8, weights[name]) for name in "qkv"], 1)
+        qkv = torch.cat([self._linear(q8, weights, index, name) for name in "qkv"], 1)
         output, reference = self._attention(index, qkv, rotary, *(scaled(scale, name) for name in "qkv"))
         epsilon = Scalars.full(self.model.attention_epsilon, (n,)).scaled(-2 * (reference + 7))
         q8, scale, _ = norm8(output, "attn_sub", epsilon)
-        x = self._add(x, self._linear(q8, weights["o"]), scaled(scale, "o"))
+        x = self._add(x, self._linear(q8, weights, index, "o"), scaled(scale, "o"))
 
         q8, scale, _ = norm8(x, "post_attention", self.model.residual_epsilon)
-        gate, up = (self._linear(q8, weights[name]) for name in ("gate", "up"))
+        gate, up = (self._linear(q8, weights, index, name) for name in ("gate", "up"))
         hidden = gate.clamp(min=0) ** 2 * up
         gate_scale = scaled(scale, "gate")
         unit = gate_scale * gate_scale * scaled(scale, "up")
         epsilon = Scalars.full(self.model.gated_epsilon, (n,)) / (unit * unit)
         q8, scale, _ = norm8(hidden, "ffn_sub", epsilon)
-        return self._add(x, self._linear(q8, weights["down"]), scaled(scale, "down"))
+        return self._add(x, self._linear(q8, weights, index, "down"), scaled(scale, "down"))
 
     def _attention(self, index, qkv, rotary, q_scale, k_scale, v_scale):
         """Attention output ``[n, hidden]`` and its exponent ``Eref [n]``; appends to the cache."""

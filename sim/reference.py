@@ -20,20 +20,28 @@ class ReferenceDevice:
         self.decoder = ExactDecoder(model)
         self.top_k = model.config.top_k
         self.context = model.config.context
+        self.has_adapters = model.config.rank > 0
+        self.adapters = {}  # by slot, as of intaglio.sim.exact
+        self.selected, self.barred = 0, False
 
     def run(self, commands):
         """Packets (lists of 32-bit words) that answer the command words, in order; the sequence goes on from call to call."""
         return [packet for word in commands for packet in self._command(word)]
 
     def _command(self, word):
+        if self.has_adapters and word >> 29 & 1:
+            self.selected = word & 0xFF
+            return []
         token, run, top = word & 0xFFFF, word >> 16 & 0xFF, min(word >> 24 & 31, self.top_k)
         want = bool(word >> 30 & 1 or run)
         if word >> 31 & 1:
             self.decoder.reset()
+            self.barred = self.selected != 0 and self.selected - 1 not in self.adapters
+            self.decoder.adapt(self.adapters.get(self.selected - 1))
         packets = []
         for _ in range(run + 1):
             position = self.decoder.position
-            if position == self.context:
+            if position == self.context or self.barred:
                 return packets + ([[NO_TOKEN | position << 16]] if want else [])
             answer = self.decoder.step([token], logits=want)
             if want:

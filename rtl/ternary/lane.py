@@ -1,17 +1,25 @@
 """One lane: decodes its weight word, forms the dot product with the shared activations and accumulates the chunks of a row."""
 
 from amaranth.hdl import ClockDomain, Module, Mux, Signal, signed
-from amaranth.lib import wiring
+from amaranth.lib import enum, wiring
 from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.ternary.adders import AdderDot
 from intaglio.rtl.ternary.packing import Unpack
 from intaglio.rtl.ternary.tree import PLANES, BitPlanes, TernaryDot
 
-__all__ = ["LANE_MODULE", "PLANES_MODULE", "Lane", "lane_designs"]
+__all__ = ["LANE_MODULE", "PLANES_MODULE", "Lane", "Source", "lane_designs"]
 
 LANE_MODULE = "intaglio_lane"
 PLANES_MODULE = "intaglio_planes"
+
+
+class Source(enum.Enum, shape=2):
+    """Where the weights of a cycle come from."""
+
+    ROM = 0
+    A = 1  # a word of the adapter's memory
+    B = 2  # a row of B in a word of the adapter's memory
 
 
 class Lane(wiring.Component):
@@ -28,8 +36,17 @@ class Lane(wiring.Component):
         ``Lane.MASKS``.
     enable, first : In(1)
         ``DOT_LATENCY`` cycles after ``word``: add its dot product to ``sum``; ``first`` starts from 0 instead.
-    sum : Out(signed(accumulator_bits))
+    sum : Out(signed(lane_sum_bits))
         A cycle after ``enable``.
+
+    With adapters also:
+
+    adapter : In(2 * lane_width)
+        Word of the lane's adapter memory, a cycle after ``word``: plus bits, then minus bits; of a row of B only ``rank`` of each.
+    source : In(Source), sub : In(range(lane_width / rank)), high : In(1)
+        With ``adapter``: which of the two counts; the row of B in the word, and whether it meets activations from ``rank`` on, not from 0.
+    triple : In(1)
+        With ``enable``: the sum is tripled first (the next ternary digit of a value).
     """
 
     LEAD = 2
@@ -38,35 +55,53 @@ class Lane(wiring.Component):
 
     def __init__(self, config):
         self.config = config
-        super().__init__({
+        members = {
             "word": In(config.weight_word_bits),
             "x": In(config.lane_width).array(PLANES),
             "masks": In(64).array(len(self.MASKS)),
             "enable": In(1),
             "first": In(1),
-            "sum": Out(signed(config.accumulator_bits)),
-        })
+            "sum": Out(signed(config.lane_sum_bits)),
+        }
+        if config.rank:
+            members |= {"adapter": In(2 * config.lane_width), "source": In(Source), "sub": In(range(config.lane_width // config.rank)),
+                        "high": In(1), "triple": In(1)}
+        super().__init__(members)
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.unpack = unpack = Unpack(self.config.packing, self.config.lane_width)
         m.submodules.dot = dot = {"planes": TernaryDot, "adders": AdderDot}[self.config.dot](self.config.lane_width)
-        accumulator = Signal(signed(self.config.accumulator_bits), reset_less=True)
+        accumulator = Signal(signed(self.config.lane_sum_bits), reset_less=True)
         word = Signal(self.config.weight_word_bits, name="held", reset_less=True)
         plus, minus = (Signal(self.config.lane_width, name=name, reset_less=True) for name in ("plus", "minus"))
-        m.d.sync += [word.eq(self.word), plus.eq(unpack.plus), minus.eq(unpack.minus)]
+        m.d.sync += [word.eq(self.word), plus.eq(self._chosen(m, "plus", unpack.plus)), minus.eq(self._chosen(m, "minus", unpack.minus))]
         m.d.comb += [unpack.word.eq(word), dot.plus.eq(plus), dot.minus.eq(minus), self.sum.eq(accumulator)]
         m.d.comb += [dot.x[b].eq(self.x[b]) for b in range(PLANES)]
         m.d.comb += [dot.masks[k].eq(self.masks[k]) for k in range(len(self.MASKS))]
+        before = Mux(self.first, 0, accumulator)
+        if self.config.rank and self.config.adapter_trits > 1:
+            before = before + Mux(self.triple & ~self.first, accumulator << 1, 0)
         with m.If(self.enable):
-            m.d.sync += accumulator.eq(Mux(self.first, 0, accumulator) + dot.sum)
+            m.d.sync += accumulator.eq(before + dot.sum)
         return m
+
+    def _chosen(self, m, name, read):
+        """Plus or minus bits of the weights: those of the ROM, or with adapters those that ``source`` says."""
+        width, rank = self.config.lane_width, self.config.rank
+        if not rank:
+            return read
+        loaded = self.adapter[:width] if name == "plus" else self.adapter[width:]
+        row, placed = Signal(rank, name=f"row_{name}"), Signal(width, name=f"placed_{name}")
+        m.d.comb += [row.eq(loaded.word_select(self.sub, rank)), placed.eq(Mux(self.high, row << rank, row))]
+        return Mux(self.source == Source.ROM, read, Mux(self.source == Source.A, loaded, placed))
 
 
 def lane_designs(config):
     """The modules that :class:`LinearUnit` instantiates with ``lane_instance``: tuples of name, design and ports for conversion.
 
-    ``intaglio_lane``: clk, word, x0..x7, masks0..masks2, enable, first, sum; ``intaglio_planes``: data, masks0..masks5, x0..x7.
+    ``intaglio_lane``: clk, word, x0..x7, masks0..masks2, enable, first, sum, with adapters also adapter, source, sub, high, triple;
+    ``intaglio_planes``: data, masks0..masks5, x0..x7.
     """
     lane, planes = Lane(config), BitPlanes(config.lane_width)
     m = Module()
@@ -74,6 +109,8 @@ def lane_designs(config):
     m.submodules.lane = lane
     ports = {"clk": domain.clk, "word": lane.word, "enable": lane.enable, "first": lane.first, "sum": lane.sum}
     ports |= _numbered("x", lane.x, PLANES) | _numbered("masks", lane.masks, len(Lane.MASKS))
+    if config.rank:
+        ports |= {"adapter": lane.adapter, "source": lane.source.as_value(), "sub": lane.sub, "high": lane.high, "triple": lane.triple}
     yield LANE_MODULE, m, _named(ports)
     ports = {"data": planes.data} | _numbered("x", planes.x, PLANES) | _numbered("masks", planes.masks, len(BitPlanes.MASKS))
     yield PLANES_MODULE, planes, _named(ports)

@@ -1,12 +1,14 @@
 """Linear unit: `lanes` rows of a ternary matrix at once, one word of weights a lane and cycle, no bubble between rows."""
 
-from amaranth.hdl import ClockSignal, Const, Instance, Module, Signal, signed
+from amaranth.hdl import ClockSignal, Const, Instance, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
+from intaglio.rtl.adapter.intermediate import Kind
+from intaglio.rtl.adapter.path import AdapterPath
 from intaglio.rtl.rom import Rom
-from intaglio.rtl.ternary.lane import LANE_MODULE, PLANES_MODULE, Lane
+from intaglio.rtl.ternary.lane import LANE_MODULE, PLANES_MODULE, Lane, Source
 from intaglio.rtl.ternary.post import RESIDUAL_BITS, Mode, Post, r_address_bits, x_address_bits
 from intaglio.rtl.ternary.tree import PLANES, BitPlanes
 
@@ -56,10 +58,28 @@ class LinearUnit(wiring.Component):
         OR of ``v ^ sign(v)`` over all elements written to X, to R, since ``start``.
 
     Result ``i`` of group ``g`` is element ``g * lanes + i`` of its buffer, in GATED ``g * lanes / 2 + i``.
+
+    With adapters also (:class:`~intaglio.rtl.adapter.path.AdapterPath` has the memories):
+
+    adapt : In(1), kind : In(Kind)
+        With ``start``: the rows are those of A of the operation of this kind, which is to follow; ``chunks`` words for each digit.
+        Nothing goes to R or X. ``busy`` for ``groups * chunks * adapter_trits + ADAPT_FILL + groups + Intermediate.LATENCY``.
+    adapted : In(1)
+        With ``start``, not ``adapt``: each row is followed by its row of B, ``adapter_trits`` words.
+    memory : In
+        With ``restart``: which of the resident adapters.
+    weight_*, scale_*
+        Write ports of :class:`AdapterPath`.
     """
 
     # Address, ROM and activations, dot product, accumulator, post stage: see architecture.md, cycles of a linear phase.
     FILL = 1 + Lane.DOT_LATENCY + 1 + Post.LATENCY
+    ADAPT_FILL = Lane.DOT_LATENCY + 1  # from the last word of A to its sum
+
+    @classmethod
+    def fill(cls, config):
+        """Cycles that ``busy`` exceeds the words of an operation."""
+        return cls.FILL + (AdapterPath.JOIN_LATENCY if config.rank else 0)
 
     def __init__(self, config, weights=None, lane_instance=False):
         if weights is not None and len(weights) != config.lanes:
@@ -68,7 +88,9 @@ class LinearUnit(wiring.Component):
         depth = max(config.hidden, config.intermediate) // config.lane_width
         self.act_address_bits = max(1, ceil_log2(depth))
         width = config.vector_width
+        adapter = {} if not config.rank else {"adapt": In(1), "adapted": In(1), "kind": In(Kind), **AdapterPath.outer_members(config)}
         super().__init__({
+            **adapter,
             "start": In(1),
             "restart": In(1),
             "groups": In(GROUP_BITS),
@@ -95,13 +117,20 @@ class LinearUnit(wiring.Component):
         m = Module()
         config = self.config
         m.submodules.post = post = Post(config)
+        path = None
+        activations = self.act_data
+        if config.rank:
+            m.submodules.adapter = path = AdapterPath(config, simulate=self.weights is not None)
+            path.connect_outer(m, self)
+            activations = Signal.like(self.act_data, name="activations", reset_less=True)
+            m.d.sync += activations.eq(Mux(path.source == Source.B, path.word, self.act_data))
         x = [Signal(config.lane_width, name=f"x_{b}") for b in range(PLANES)]
         if self.lane_instance:
             ports = {f"o_x{b}": plane for b, plane in enumerate(x)} | _masks(BitPlanes)
-            m.submodules.planes = Instance(PLANES_MODULE, i_data=self.act_data, **ports)
+            m.submodules.planes = Instance(PLANES_MODULE, i_data=activations, **ports)
         else:
             m.submodules.planes = planes = BitPlanes(config.lane_width)
-            m.d.comb += planes.data.eq(self.act_data)
+            m.d.comb += planes.data.eq(activations)
             m.d.comb += [plane.eq(planes.x[b]) for b, plane in enumerate(x)]
             m.d.comb += [planes.masks[k].eq(mask) for k, mask in enumerate(BitPlanes.MASKS)]
 
@@ -119,7 +148,7 @@ class LinearUnit(wiring.Component):
             last_group.eq(groups_left == 1),
         ]
         address = chunk
-        for stage in range(Lane.LEAD):  # the activations follow the weights
+        for stage in range(Lane.LEAD - (path is not None)):  # the activations follow the weights; with adapters a register chooses them
             later = Signal.like(chunk, name=f"chunk_{stage}")
             m.d.sync += later.eq(address)
             address = later
@@ -136,37 +165,58 @@ class LinearUnit(wiring.Component):
                 chunk.eq(0),
             ]
         with m.Elif(issuing):
-            m.d.sync += [word.eq(word + 1), chunk.eq(chunk + 1)]
-            with m.If(last_chunk):
-                m.d.sync += [chunk.eq(0), groups_left.eq(groups_left - 1), issuing.eq(~last_group)]
+            if path is None:
+                m.d.sync += [word.eq(word + 1), chunk.eq(chunk + 1)]
+                with m.If(last_chunk):
+                    m.d.sync += [chunk.eq(0), groups_left.eq(groups_left - 1), issuing.eq(~last_group)]
+            else:  # rows of A, digit by digit; or rows of the base, each followed by the digits of its row of B
+                m.d.sync += word.eq(word + path.base)
+                with m.If(path.base | path.of_a):
+                    m.d.sync += chunk.eq(Mux(last_chunk, 0, chunk + 1))
+                with m.If(path.row_end):
+                    m.d.sync += [groups_left.eq(groups_left - 1), issuing.eq(~last_group)]
+        if path is not None:
+            m.d.comb += [path.begin.eq(begin), path.issuing.eq(issuing), path.chunk_first.eq(chunk == 0),
+                         path.chunk_last.eq(last_chunk), path.group_last.eq(last_group), path.mode.eq(mode)]
 
         # Flags travel with the word: (ROM), dot product, then `enable`; a row's sum stands in the cycle after its last chunk.
         enable, first, last, final = issuing, chunk == 0, issuing & last_chunk, issuing & last_chunk & last_group
+        if path is not None:
+            first, last, final = path.first, path.base_row, path.base_row & last_group
         for stage in range(1, 2 + Lane.DOT_LATENCY):
             enable, first, last, final = (_delay(m, value, f"{name}_{stage}") for value, name in
                                           ((enable, "enable"), (first, "first"), (last, "last"), (final, "final")))
-        valid = _delay(m, last, "row_valid")
-        for stage in range(Post.LATENCY + 1):
+        valid = _delay(m, last, "row_valid") if path is None else path.o_valid
+        for stage in range(Post.LATENCY + 1 + (path.JOIN_LATENCY if path is not None else 0)):
             final = _delay(m, final, f"row_final_{stage}")
         with m.If(final):
             m.d.sync += self.busy.eq(0)
+        if path is not None:
+            with m.If(path.done):
+                m.d.sync += self.busy.eq(0)
 
         for i in range(config.lanes):
             init = None if self.weights is None else self.weights[i]
             m.submodules[f"rom_{i}"] = rom = Rom(rom_name(i), config.weight_word_bits, config.weight_depth, init)
             m.d.comb += rom.addr.eq(word)
+            total = post.sums[i] if path is None else path.sums[i]
+            beside = {} if path is None else path.lane_inputs(i)
             if self.lane_instance:
                 ports = {f"i_x{b}": plane for b, plane in enumerate(x)} | _masks(Lane)
+                ports |= {f"i_{name}": value for name, value in beside.items()}
                 m.submodules[f"lane_{i}"] = Instance(LANE_MODULE, i_clk=ClockSignal(), i_word=rom.data, i_enable=enable,
-                                                     i_first=first, o_sum=post.sums[i], **ports)
+                                                     i_first=first, o_sum=total, **ports)
             else:
                 m.submodules[f"lane_{i}"] = lane = Lane(config)
-                m.d.comb += [lane.word.eq(rom.data), lane.enable.eq(enable), lane.first.eq(first), post.sums[i].eq(lane.sum)]
+                m.d.comb += [lane.word.eq(rom.data), lane.enable.eq(enable), lane.first.eq(first), total.eq(lane.sum)]
+                m.d.comb += [getattr(lane, name).eq(value) for name, value in beside.items()]
                 m.d.comb += [lane.x[b].eq(plane) for b, plane in enumerate(x)]
                 m.d.comb += [lane.masks[k].eq(mask) for k, mask in enumerate(Lane.MASKS)]
 
+        if path is not None:
+            m.d.comb += [post.sums[i].eq(total) for i, total in enumerate(path.totals)]
         m.d.comb += [
-            post.clear.eq(begin),
+            post.clear.eq(begin if path is None else begin & ~self.adapt),
             post.valid.eq(valid),
             post.mode.eq(mode),
             post.scale_m.eq(self.scale_m),

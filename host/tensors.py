@@ -1,0 +1,88 @@
+"""Safetensors files with numpy alone, read strictly: nothing in them is ever run."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from intaglio import Error
+
+__all__ = ["TensorError", "read_tensors", "to_float32"]
+
+_WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_HEADER_LIMIT = 100_000_000
+
+
+class TensorError(Error, ValueError):
+    """A tensor file that is missing, damaged, or holds what it must not."""
+
+
+def read_tensors(path):
+    """Read a safetensors file.
+
+    Returns
+    -------
+    (tensors, metadata) : dict of name to (dtype, shape, bytes), dict of str to str
+
+    Raises
+    ------
+    TensorError
+        The file cannot be read, or is not whole: header, types, shapes and offsets must fit each other and the file's size.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as fault:
+        raise TensorError(f"{path} must be a readable file: {fault.strerror}") from fault
+
+    def need(ok, what):
+        if not ok:
+            raise TensorError(f"{path} must be a whole safetensors file: {what}")
+
+    need(len(data) >= 8, f"it has {len(data)} bytes")
+    size = int.from_bytes(data[:8], "little")
+    need(size <= min(len(data) - 8, _HEADER_LIMIT), f"its header of {size} bytes does not fit its {len(data)} bytes")
+    try:
+        header = json.loads(data[8:8 + size].decode("utf-8"), object_pairs_hook=_unique)
+    except (UnicodeDecodeError, ValueError, RecursionError) as fault:
+        raise TensorError(f"{path} must be a whole safetensors file: its header is not JSON ({fault})") from fault
+    need(isinstance(header, dict), "its header is not an object")
+    metadata = header.pop("__metadata__", {})
+    need(isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values()), "its metadata is not an object of texts")
+    body, tensors, ends = data[8 + size:], {}, []
+    for name, entry in header.items():
+        need(isinstance(entry, dict) and {"dtype", "shape", "data_offsets"} <= entry.keys(), f"tensor {name!r} is not described")
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        need(isinstance(dtype, str) and dtype in _WIDTH, f"tensor {name!r} has the unknown dtype {dtype!r}")
+        for what, numbers in (("shape", shape), ("data_offsets", offsets)):
+            need(isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers),
+                 f"tensor {name!r} has the {what} {numbers!r}")
+        need(len(offsets) == 2 and offsets[1] - offsets[0] == math.prod(shape) * _WIDTH[dtype] and offsets[1] <= len(body),
+             f"tensor {name!r} of shape {shape} lies at {offsets} of {len(body)} bytes")
+        tensors[name] = (dtype, tuple(shape), body[offsets[0]:offsets[1]])
+        ends.append(offsets)
+    at = 0
+    for first, last in sorted(ends):
+        need(first == at, f"bytes {at}..{first} belong to no tensor or to two")
+        at = last
+    need(at == len(body), f"bytes from {at} on belong to no tensor")
+    return tensors, metadata
+
+
+def to_float32(dtype, shape, data):
+    """Values of a tensor of dtype F32, F16 or BF16 as float32; None for another dtype."""
+    if dtype == "BF16":
+        values = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    elif dtype in ("F32", "F16"):
+        values = np.frombuffer(data, {"F32": "<f4", "F16": "<f2"}[dtype]).astype(np.float32)
+    else:
+        return None
+    return values.reshape(shape)
+
+
+def _unique(pairs):
+    names = [name for name, _ in pairs]
+    if len(set(names)) != len(names):
+        raise ValueError("a name comes twice")
+    return dict(pairs)
