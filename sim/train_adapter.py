@@ -114,7 +114,7 @@ def main():
     parser.add_argument("--alpha", type=float, default=16)
     parser.add_argument("--trits", type=int, default=1, help="digits of a factor's value while training; 0: float")
     parser.add_argument("--targets", default=",".join(MATRIX_TENSORS))
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--lr", type=float, default=0.003)
@@ -133,7 +133,7 @@ def main():
     scaling = args.alpha / args.rank
     factors = train(float_decoder(checkpoint), factors, text, scaling=scaling, trits=args.trits, steps=args.steps, batch=args.batch,
                     length=args.length, lr=args.lr, seed=args.seed, tell=tell)
-    save_adapter(args.out, factors, base=args.model.name, digest=base_digest(checkpoint), alpha=args.alpha, rank=args.rank)
+    save_adapter(args.out, factors, base=args.model.as_posix(), digest=base_digest(checkpoint), alpha=args.alpha, rank=args.rank)
     tell({"held_out_bpb": bits_per_byte(adapt(float_decoder(checkpoint), factors, scaling), held_out, 1024)})
 
 
