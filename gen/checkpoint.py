@@ -113,8 +113,9 @@ class CheckpointReader:
             raise CheckpointError(f"tensor {name} must be finite, but {np.count_nonzero(~np.isfinite(values))} values are not")
         return values
 
-    def _matrix(self, stem, check=False):
-        """The matrix as :class:`Ternary`; None with ``check`` where its values could be checked without unpacking them."""
+    def matrix(self, index, name, check=False):
+        """Matrix ``name`` of layer ``index`` as :class:`Ternary`; with ``check``, only raise what reading it would raise."""
+        stem = f"model.layers.{index}.{MATRIX_TENSORS[name]}"
         name = f"{stem}.weight"
         if self._files.entries[name].dtype == "U8":
             packed = self._files.read(name).to_uint8()
@@ -133,10 +134,13 @@ class CheckpointReader:
 
     def layer(self, index, check=False):
         """Read layer ``index`` as :class:`Layer`; with ``check``, only raise what reading it would raise."""
-        prefix = f"model.layers.{index}."
-        matrices = {name: self._matrix(prefix + MATRIX_TENSORS[name], check) for name in self.config.matrix_shapes}
-        norms = {name: self._floats(f"{prefix}{NORM_TENSORS[name]}.weight") for name in self.config.norm_sizes}
+        matrices = {name: self.matrix(index, name, check) for name in self.config.matrix_shapes}
+        norms = self.norms(index)
         return None if check else Layer(matrices=matrices, norms=norms)
+
+    def norms(self, index):
+        """Gains of layer ``index`` by norm, float32."""
+        return {name: self._floats(f"model.layers.{index}.{NORM_TENSORS[name]}.weight") for name in self.config.norm_sizes}
 
     def embed(self, start=0, stop=None):
         """Rows ``start .. stop - 1`` of the embedding, float32."""
@@ -157,11 +161,6 @@ class CheckpointReader:
         for name in sorted(self._files.entries):
             if name.startswith(prefix):
                 yield name, self._files.read(name).data
-
-    def stored_embedding(self):
-        """Bytes of the embedding as stored, in blocks."""
-        for start in range(0, self.config.vocab_size, EMBED_ROWS):
-            yield self._files.read(EMBEDDING, start, min(start + EMBED_ROWS, self.config.vocab_size)).data
 
 
 def _either(kinds):

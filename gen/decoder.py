@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from intaglio import Error, __version__, gen, rtl
+from intaglio import Error, __version__
 from intaglio.gen import collateral
 from intaglio.gen.checkpoint import load_checkpoint
 from intaglio.gen.images import images
 from intaglio.gen.model import ModelConfig
 from intaglio.gen.presets import config_for
 from intaglio.gen.quantised import quantise
+from intaglio.gen.sources import sources_digest
 from intaglio.gen.verilog import convert
 from intaglio.rtl.ram import RAM_MODULE, RAM_VERILOG
 from intaglio.rtl.rom import ROM_MODULE, ROM_VERILOG, hex_text
@@ -112,10 +113,7 @@ def _inputs_digest(checkpoint, preset, config):
         for name, gains in layer.norms.items():
             key.update(name.encode() + gains.tobytes())
     key.update(checkpoint.embed.tobytes() + checkpoint.final_norm.tobytes())
-    for package in (gen, rtl):
-        root = Path(package.__file__).parent
-        for path in sorted(root.rglob("*.py")):
-            key.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    key.update(sources_digest())
     return key.hexdigest()
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, deserialize, safe_open
 
 from intaglio.gen.model import CheckpointError
 
-__all__ = ["Entry", "Tensor", "TensorFolder", "from_bytes", "to_bytes"]
+__all__ = ["Entry", "Tensor", "TensorFolder", "file_order", "from_bytes", "header", "to_bytes"]
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _WIDTH = {"F32": 4, "BF16": 2, "F16": 2}  # bytes; other types are written as bytes. Wide types come first: all are aligned.
@@ -68,17 +68,26 @@ class Tensor:
         return cls("U8", array.shape, array.tobytes())
 
 
+def file_order(items):
+    """Names in the order in which a file holds them, from ``{name: dtype}``."""
+    return sorted(items, key=lambda name: (-_WIDTH.get(items[name], 1), name))
+
+
+def header(tensors):
+    """The bytes before the first tensor's, for an iterable of name, dtype, shape and size in bytes, in the file's order."""
+    out, offset = {"__metadata__": {"format": "pt"}}, 0
+    for name, dtype, shape, size in tensors:
+        out[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(out, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
 def to_bytes(tensors):
     """Serialise ``{name: Tensor}``; equal tensors give equal bytes, in whatever order they come."""
-    header, offset, parts = {"__metadata__": {"format": "pt"}}, 0, []
-    for name, tensor in sorted(tensors.items(), key=lambda item: (-_WIDTH.get(item[1].dtype, 1), item[0])):
-        end = offset + len(tensor.data)
-        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        parts.append(tensor.data)
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+    order = [(name, tensors[name]) for name in file_order({name: tensor.dtype for name, tensor in tensors.items()})]
+    return b"".join([header((name, t.dtype, t.shape, len(t.data)) for name, t in order), *(t.data for _, t in order)])
 
 
 def from_bytes(data, source="safetensors data"):

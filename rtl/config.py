@@ -5,7 +5,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-__all__ = ["PACKINGS", "DecoderConfig", "check_packing", "word_bits"]
+__all__ = ["PACKINGS", "DecoderConfig", "check_packing", "logit_shift", "word_bits"]
 
 PACKINGS = ("2bit", "5trit")
 FORMAT = 1  # raised when the hardware or its program changes, so that old digests no longer match
@@ -21,6 +21,11 @@ def word_bits(packing, lane_width):
     """Bits of a word of ``lane_width`` weights; raises ``ValueError`` for an unknown packing."""
     check_packing(packing)
     return 2 * lane_width if packing == "2bit" else 8 * -(-lane_width // 5)
+
+
+def logit_shift(hidden):
+    """Right shift that brings a logit, ``|x16 . e8| <= 32767 * 127 * hidden``, into 32 signed bits."""
+    return max(0, (32767 * 127 * hidden).bit_length() + 1 - 32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +190,7 @@ class DecoderConfig:
     @property
     def logit_shift(self):
         """Right shift that brings a logit into 32 signed bits."""
-        return max(0, (32767 * 127 * self.hidden).bit_length() + 1 - 32)
+        return logit_shift(self.hidden)
 
     @property
     def weight_word_bits(self):
