@@ -1,8 +1,9 @@
 """A machine that is only estimated: the decoder's units, as wide as wanted, and their cycles.
 
-The layer program is the decoder's own and is walked by :func:`~intaglio.gen.cycles.token_cycles`; the closed forms of the units are those of
-the RTL with three numbers that the RTL has fixed at 1, 1 and 0: ``attention_units`` and ``attention_tokens`` side by side, and the ``reach``
-of wires. With these, :class:`WideTiming` gives the RTL's cycles exactly (tested), so that what a projection adds is in three lines below.
+The layer program is the decoder's own and is walked by :func:`~intaglio.gen.cycles.token_cycles`; the closed forms of the units are
+those of the RTL with three numbers that the RTL has fixed at 1, 1 and 0: ``attention_units`` and ``attention_tokens`` side by side, and
+the ``reach`` of wires. With these, :class:`WideTiming` gives the RTL's cycles exactly (tested), so that what a projection adds is in
+three short functions below.
 """
 
 import dataclasses
