@@ -9,7 +9,7 @@ import numpy as np
 
 from intaglio.host.generation import generate_pieces, generate_tokens
 from intaglio.host.manifest import MAGIC, MAP_VERSION, Manifest
-from intaglio.host.protocol import FULL, ConfigMismatchError, DeviceError, DeviceTimeout, Result, command
+from intaglio.host.protocol import ConfigMismatchError, DeviceError, DeviceTimeout, Result, command, token_bits
 from intaglio.host.transport import open_transport
 
 __all__ = ["Device", "open"]
@@ -61,6 +61,8 @@ class Device:
     def __init__(self, transport, *, timeout=60.0):
         self.transport, self.timeout, self.last = transport, timeout, {}
         self.manifest = Manifest.from_dict(transport.manifest)
+        self.token_bits = token_bits(self.manifest.model["vocab_size"])
+        self.full = (1 << self.token_bits) - 1  # token of an answer: the context is full
         self._closed = False
         self._owed = deque()  # packets still to come, for each command that has not been answered in full
         for name, expected in (("magic", MAGIC), ("version", MAP_VERSION), ("digest", self.manifest.digest_word)):
@@ -141,6 +143,10 @@ class Device:
         while self._owed:
             self._answer(self._packet())
 
+    def command(self, token, **fields) -> int:
+        """One command word for this device, see :func:`intaglio.host.protocol.command`."""
+        return command(token, bits=self.token_bits, **fields)
+
     def submit(self, words):
         """Send command words (see :func:`intaglio.host.protocol.command`); the last one ends the packet."""
         self.drain()
@@ -148,7 +154,7 @@ class Device:
         last = np.zeros(len(words), dtype=bool)
         last[-1:] = True
         sent = self.transport.send(words, last, self.timeout)
-        runs, wanted = words[:sent] >> 16 & 0xFF, words[:sent] >> 30 & 1
+        runs, wanted = (words[:sent] & 0xFFFFFF) >> self.token_bits, words[:sent] >> 30 & 1
         self._owed.extend((runs + (wanted | (runs != 0)))[(wanted | runs) != 0].tolist())
         if sent < len(words):
             raise self._timed_out("command", sent, len(words))
@@ -165,25 +171,25 @@ class Device:
         """
         words = self._packet()
         token, position = self._answer(words)
-        if token == FULL:
+        if token == self.full:
             raise DeviceError(f"the device's context of {self.manifest.model['context']} tokens is full "
                               f"(status 0x{self.read_register('status'):08x})")
         if len(words) == 1:
-            return Result(token=token, position=position, tokens=np.empty(0, np.uint16), logits=np.empty(0, np.int32),
+            return Result(token=token, position=position, tokens=np.empty(0, np.uint32), logits=np.empty(0, np.int32),
                           scale=0.0)
         mantissa, exponent = int(words[1]) & 0xFFFF, int(words[1] >> 16)
         exponent -= (exponent & 0x8000) << 1
         if abs(exponent) > 512:
             raise DeviceError(f"the exponent of a logit unit must be in -512..512, not {exponent} (stream result)")
-        return Result(token=token, position=position, tokens=words[2::2].astype(np.uint16), logits=words[3::2].view(np.int32),
+        return Result(token=token, position=position, tokens=words[2::2], logits=words[3::2].view(np.int32),
                       scale=mantissa * 2.0 ** exponent)
 
     def _answer(self, words):
         """Token and position of a packet, which is then no longer owed; a full context ends the command's run."""
-        token, position = int(words[0]) & 0xFFFF, int(words[0]) >> 16
+        token, position = int(words[0]) & self.full, int(words[0]) >> self.token_bits
         if self._owed:
             self._owed[0] -= 1
-            if token == FULL or not self._owed[0]:
+            if token == self.full or not self._owed[0]:
                 self._owed.popleft()
         return token, position
 
@@ -223,7 +229,7 @@ class Device:
         if not 0 <= top <= self.manifest.model["top_k"]:
             raise ValueError(f"top must be in 0..{self.manifest.model['top_k']}, not {top}")
         wanted = [every or i == len(tokens) - 1 for i in range(len(tokens))]
-        words = [command(t, first=i == 0, want=wanted[i], top=top if wanted[i] else 0) for i, t in enumerate(tokens)]
+        words = [self.command(t, first=i == 0, want=wanted[i], top=top if wanted[i] else 0) for i, t in enumerate(tokens)]
         results = []
         for start in range(0, len(words), chunk):
             self.submit(words[start:start + chunk])

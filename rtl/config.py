@@ -95,7 +95,9 @@ class DecoderConfig:
         need(self.heads % self.kv_heads == 0, f"kv_heads must divide heads = {self.heads}, not {self.kv_heads}")
         need(isinstance(self.context, int) and 2 <= self.context <= 65535,
              f"context must be in 2..65535 tokens, not {self.context!r}")
-        need(2 <= self.vocab <= 65535, f"vocab must be in 2..65535, not {self.vocab}")
+        need(2 <= self.vocab < 1 << 20, f"vocab must be in 2..{(1 << 20) - 1}, not {self.vocab}")
+        need(self.context < 1 << self.position_bits, f"context must be at most {(1 << self.position_bits) - 1} tokens where tokens have "
+             f"{self.token_bits} bits (they share a word of the result), not {self.context}")
         check_packing(self.packing)
         need(self.lanes % 2 == 0, f"lanes must be even, not {self.lanes}")
         for name in ("hidden", "intermediate"):
@@ -145,6 +147,17 @@ class DecoderConfig:
     def layer_weights(self):
         """Ternary weights of one layer."""
         return self.hidden * (self.qkv_rows + self.hidden + 3 * self.intermediate)
+
+    # -- words of the command and result streams
+    @property
+    def token_bits(self):
+        """Bits of a token: at least 16, and one value, all ones, that is no token."""
+        return max(16, self.vocab.bit_length())
+
+    @property
+    def position_bits(self):
+        """Bits of a position beside a token in a result's first word."""
+        return 32 - self.token_bits
 
     # -- shape of the hardware
     @property

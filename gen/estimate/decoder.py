@@ -118,16 +118,16 @@ def _assumptions(m):
     return (
         f"One token after the other, at position {m.context - 1:,} (the last of the context); prompts are not sped up.",
         f"Ternary matrices: {m.lanes} rows at once, {m.lane_width} inputs a cycle each; rows and inputs are filled up with zeros.",
-        "Pipelines are as deep as the RTL's whatever the widths; the result buffer takes all rows at once (the RTL wants their number to "
-        + "divide the vector width).",
+        ("Pipelines are as deep as the RTL's whatever the widths; the result buffer takes all rows at once (the RTL wants their number to "
+         "divide the vector width)."),
         f"{m.reach} further cycles for each operation of the ternary units or the attention units, for wires across the die.",
-        f"Attention: INT8 cache; {m.attention_units} units of {m.attention_heads} query heads by {m.attention_tokens} tokens of "
-        + f"{m.head_dim} elements, {m.multipliers:,} multipliers of 16 x 8 bits, each of which gets its operands every cycle.",
-        f"LM head: the embedding as INT8 ROM, {m.vocab:,} x {m.hidden:,} products on the attention units' multipliers ({head:,} cycles); "
-        + "the paper leaves it out.",
-        f"Vector unit: {m.vector_width} elements a cycle. Norms, rotation, attention and matrices follow each other; only scalars overlap "
-        + "with a matrix, as in the RTL.",
+        (f"Attention: INT8 cache; {m.attention_units} units of {m.attention_heads} query heads by {m.attention_tokens} tokens of "
+         f"{m.head_dim} elements, {m.multipliers:,} multipliers of 16 x 8 bits, each of which gets its operands every cycle."),
+        (f"LM head: the embedding as INT8 ROM, {m.vocab:,} x {m.hidden:,} products on the attention units' multipliers ({head:,} cycles); "
+         "the paper leaves it out."),
+        (f"Vector unit: {m.vector_width} elements a cycle. Norms, rotation, attention and matrices follow each other; only scalars overlap "
+         "with a matrix, as in the RTL."),
         "Area: ROM, units, multipliers and cache by the costs below; vector unit, sequencer, adapters, clock tree and IO are not counted.",
-        "Power: a use moves the share `activity` of the pins of the bank or unit used. ROM banks of one layer are on, the others off; "
-        + "waking costs no cycle. The embedding is on for the head only, its leakage then is not counted.",
+        ("Power: a use moves the share `activity` of the pins of the bank or unit used. ROM banks of one layer are on, the others off; "
+         "waking costs no cycle. The embedding is on for the head only, its leakage then is not counted."),
     )
