@@ -1,154 +1,42 @@
 """Checkpoints: a BitNet decoder's weights from a Hugging Face folder (``config.json`` and safetensors) and back.
 
-Nothing is ever unpickled. Both of Hugging Face's scale conventions are normalised on loading to one multiplier a matrix.
+Nothing is ever unpickled. Both of Hugging Face's scale conventions are normalised on loading to one multiplier a matrix. A folder may be
+larger than memory: :class:`CheckpointReader` opens it by its headers and scales and reads a layer at a time.
 """
 
 import dataclasses
-import hashlib
 import json
-from dataclasses import dataclass
+import statistics
 from pathlib import Path
 
 import numpy as np
 
 from intaglio.gen import tensorfile
 from intaglio.gen.model import CheckpointError, ModelConfig
-from intaglio.gen.packing import ROWS_PER_BYTE, pack, unpack
+from intaglio.gen.packing import ROWS_PER_BYTE, check_codes, pack, unpack
+from intaglio.gen.weights import (
+    MATRIX_TENSORS,
+    NORM_TENSORS,
+    Checkpoint,
+    Layer,
+    Ternary,
+    absmean_ternary,
+    base_digest,
+    loaded_scale,
+    stored_scale,
+)
 
-__all__ = ["MATRIX_TENSORS", "NORM_TENSORS", "Checkpoint", "Layer", "Ternary", "absmean_ternary", "base_digest",
+__all__ = ["MATRIX_TENSORS", "NORM_TENSORS", "Checkpoint", "CheckpointReader", "Layer", "Ternary", "absmean_ternary", "base_digest",
            "load_checkpoint", "loaded_scale", "save_checkpoint", "stored_scale"]
 
-MATRIX_TENSORS = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
-                  "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
-NORM_TENSORS = {"input": "input_layernorm", "attn_sub": "self_attn.attn_sub_norm",
-                "post_attention": "post_attention_layernorm", "ffn_sub": "mlp.ffn_sub_norm"}
+EMBEDDING, FINAL_NORM = "model.embed_tokens.weight", "model.norm.weight"
+FLOATS = ("F32", "BF16", "F16")
+LARGEST_SCALE = 16.0  # of the median matrix; see CheckpointReader
+EMBED_ROWS = 4096  # rows of the embedding that are looked at together
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Ternary:
-    """One matrix: ``y = scale * (weights @ x)``.
-
-    Parameters
-    ----------
-    weights : int8 array ``[out, in]`` in {-1, 0, 1}
-    scale : float
-        Multiplier, in 2^-126 .. 2^126, so that it and its inverse are normal float32.
-    """
-
-    weights: np.ndarray
-    scale: float
-
-    def __post_init__(self):
-        if self.weights.dtype != np.int8 or self.weights.ndim != 2:
-            raise CheckpointError(f"weights must be int8 [out, in], not {self.weights.dtype} {list(self.weights.shape)}")
-        if self.weights.size and not (-1 <= self.weights.min() and self.weights.max() <= 1):
-            raise CheckpointError(f"weights must be in {{-1, 0, 1}}, not {self.weights.min()}..{self.weights.max()}")
-        if not 2.0**-126 <= self.scale <= 2.0**126:
-            raise CheckpointError(f"scale must be a normal float32 above 0 whose inverse is one too, not {self.scale!r}")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Layer:
-    """One layer.
-
-    Parameters
-    ----------
-    matrices : dict of Ternary
-        q, k, v, o, gate, up, down.
-    norms : dict of float32 arrays ``[features]``
-        Gains of input, attn_sub, post_attention, ffn_sub.
-    """
-
-    matrices: dict
-    norms: dict
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Checkpoint:
-    """A whole decoder, checked against its configuration.
-
-    Parameters
-    ----------
-    config : ModelConfig
-    embed : float32 array ``[vocab_size, hidden_size]``
-        Embedding, and the head too.
-    layers : tuple of Layer
-    final_norm : float32 array ``[hidden_size]``
-
-    Raises
-    ------
-    CheckpointError
-        A part is missing or superfluous, has another shape or dtype than ``config`` asks for, or is not finite.
-    """
-
-    config: ModelConfig
-    embed: np.ndarray
-    layers: tuple
-    final_norm: np.ndarray
-
-    def __post_init__(self):
-        c = self.config
-        _check_floats("embed", self.embed, (c.vocab_size, c.hidden_size))
-        _check_floats("final_norm", self.final_norm, (c.hidden_size,))
-        if len(self.layers) != c.num_hidden_layers:
-            raise CheckpointError(f"layers must be num_hidden_layers = {c.num_hidden_layers} long, not {len(self.layers)}")
-        for index, layer in enumerate(self.layers):
-            for kind, found, expected in (("matrices", layer.matrices, c.matrix_shapes), ("norms", layer.norms, c.norm_sizes)):
-                if set(found) != set(expected):
-                    raise CheckpointError(f"layer {index}'s {kind} must be {sorted(expected)}, not {sorted(found)}")
-            for name, shape in c.matrix_shapes.items():
-                if layer.matrices[name].weights.shape != shape:
-                    raise CheckpointError(f"layer {index}'s {name} must be {list(shape)}, "
-                                          f"not {list(layer.matrices[name].weights.shape)}")
-            for name, size in c.norm_sizes.items():
-                _check_floats(f"layer {index}'s {name} norm", layer.norms[name], (size,))
-
-
-def base_digest(checkpoint):
-    """SHA-256, in hexadecimal, of the ternary matrices, their scales and the norms' gains: what an adapter was trained beside."""
-    key = hashlib.sha256()
-    for layer in checkpoint.layers:
-        for name, matrix in sorted(layer.matrices.items()):
-            key.update(f"{name} {matrix.weights.shape} {matrix.scale!r}".encode() + matrix.weights.tobytes())
-        for name, gains in sorted(layer.norms.items()):
-            key.update(name.encode() + gains.astype("<f4").tobytes())
-    return key.hexdigest()
-
-
-def _check_floats(name, array, shape):
-    if array.dtype != np.float32 or array.shape != shape:
-        raise CheckpointError(f"{name} must be float32 {list(shape)}, not {array.dtype} {list(array.shape)}")
-    if not np.isfinite(array).all():
-        raise CheckpointError(f"{name} must be finite, not NaN or infinite")
-
-
-def absmean_ternary(weight):
-    """Round a latent matrix to ternary by its mean magnitude (arXiv 2402.17764); ties go to even, as in torch.
-
-    Parameters
-    ----------
-    weight : float32 array ``[out, in]``
-
-    Returns
-    -------
-    Ternary, whose scale is ``max(mean |weight|, 1e-5)``.
-    """
-    mean = np.float32(max(np.abs(weight).mean(dtype=np.float64), 1e-5))
-    return Ternary(weights=np.clip(np.round(weight / mean), -1, 1).astype(np.int8), scale=float(mean))
-
-
-def stored_scale(scale, linear_class):
-    """The float32 ``weight_scale`` that stands for the multiplier ``scale`` in a checkpoint of this ``linear_class``."""
-    return np.float32(1.0 / scale if linear_class == "bitlinear" else scale)
-
-
-def loaded_scale(stored, linear_class):
-    """The multiplier that a float32 ``weight_scale`` stands for; storing it again gives the same ``weight_scale``."""
-    return 1.0 / float(stored) if linear_class == "bitlinear" else float(stored)
-
-
-def load_checkpoint(folder):
-    """Load a checkpoint folder.
+class CheckpointReader:
+    """A checkpoint folder, opened: every tensor's name, shape and type and every scale is checked, no weight has been read.
 
     Parameters
     ----------
@@ -157,6 +45,137 @@ def load_checkpoint(folder):
         A matrix is stored packed (uint8 ``weight``) or, for ``autobitlinear``, as floats: ternary ones with a ``weight_scale``
         (mode ``offline``) or latent ones without (mode ``online``), which are rounded here.
 
+    Members
+    -------
+    config : ModelConfig, as stored.
+    scales : dict of float
+        Multiplier by stem of tensor name (``model.layers.0.self_attn.q_proj``), where the file holds one.
+
+    Raises
+    ------
+    CheckpointError
+        A file is missing or damaged, or a tensor is missing, unexpected, or not of the expected shape, dtype or values. The scales are
+        refused as stored the other way round (``linear_class``) if the median multiplier is above 16: a multiplier is the mean magnitude
+        of the matrix that was rounded, and its inverse is what the other convention stores. Magnitudes of 1/16 to 16 fit both.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.config = ModelConfig.from_json(self.folder / "config.json")
+        self._files = tensorfile.TensorFolder(self.folder)
+        c, left = self.config, dict(self._files.entries)
+        self._expect(left, EMBEDDING, (c.vocab_size, c.hidden_size))
+        self._expect(left, FINAL_NORM, (c.hidden_size,))
+        self.scales = {}
+        for index in range(c.num_hidden_layers):
+            prefix = f"model.layers.{index}."
+            for name, shape in c.matrix_shapes.items():
+                self._expect_matrix(left, prefix + MATRIX_TENSORS[name], shape)
+            for name, size in c.norm_sizes.items():
+                self._expect(left, f"{prefix}{NORM_TENSORS[name]}.weight", (size,))
+        if left:
+            raise CheckpointError(f"{folder} must hold no other tensors than the decoder's, not {', '.join(sorted(left)[:8])} "
+                                  f"({len(left)} unexpected)")
+        if self.scales and (median := statistics.median(self.scales.values())) > LARGEST_SCALE:
+            other = "autobitlinear" if c.linear_class == "bitlinear" else "bitlinear"
+            raise CheckpointError(f"weight_scale must be meant as linear_class {c.linear_class!r} says, but then half of the matrices "
+                                  f"are multiplied by more than {median:.4g}; as {other!r} by less than {1 / median:.4g}")
+
+    def _expect(self, left, name, shape, kinds=FLOATS):
+        """Check and cross off one tensor."""
+        if name not in left:
+            raise CheckpointError(f"tensor {name} {list(shape)} is missing")
+        entry = left.pop(name)
+        if entry.shape != tuple(shape):
+            raise CheckpointError(f"tensor {name} must have shape {list(shape)}, not {list(entry.shape)}")
+        if entry.dtype not in kinds:
+            raise CheckpointError(f"tensor {name} must be {_either(kinds)}, not {entry.dtype}")
+
+    def _expect_matrix(self, left, stem, shape):
+        name, scale_name = f"{stem}.weight", f"{stem}.weight_scale"
+        if name not in left or left[name].dtype == "U8":
+            self._expect(left, name, (shape[0] // ROWS_PER_BYTE, shape[1]), ("U8",))
+        elif self.config.linear_class == "bitlinear":
+            raise CheckpointError(f"tensor {name} must be U8 (linear_class 'bitlinear' stores packed weights), "
+                                  f"not {left[name].dtype}")
+        else:
+            self._expect(left, name, shape)
+            if self.config.quantization_mode == "online":
+                return
+        self._expect(left, scale_name, (1,))
+        stored = float(self._floats(scale_name)[0])
+        if not 2.0**-126 <= stored <= 2.0**126:
+            raise CheckpointError(f"tensor {scale_name} must be above 0 and in 2^-126 .. 2^126, not {stored}")
+        self.scales[stem] = loaded_scale(stored, self.config.linear_class)
+
+    def _floats(self, name, start=0, stop=None):
+        values = self._files.read(name, start, stop).to_float32()
+        if not np.isfinite(values).all():
+            raise CheckpointError(f"tensor {name} must be finite, but {np.count_nonzero(~np.isfinite(values))} values are not")
+        return values
+
+    def matrix(self, index, name, check=False):
+        """Matrix ``name`` of layer ``index`` as :class:`Ternary`; with ``check``, only raise what reading it would raise."""
+        stem = f"model.layers.{index}.{MATRIX_TENSORS[name]}"
+        name = f"{stem}.weight"
+        if self._files.entries[name].dtype == "U8":
+            packed = self._files.read(name).to_uint8()
+            if check:
+                return check_codes(packed, f"tensor {name}")
+            weights = unpack(packed, f"tensor {name}")
+        else:
+            values = self._floats(name)
+            if self.config.quantization_mode == "online":
+                return absmean_ternary(values)
+            if not np.isin(values, (-1, 0, 1)).all():
+                raise CheckpointError(f"tensor {name} must hold only -1, 0 and 1 (quantization_mode is 'offline'), "
+                                      f"not {values[~np.isin(values, (-1, 0, 1))][0]}")
+            weights = values.astype(np.int8)
+        return Ternary(weights=weights, scale=self.scales[stem])
+
+    def layer(self, index, check=False):
+        """Read layer ``index`` as :class:`Layer`; with ``check``, only raise what reading it would raise."""
+        matrices = {name: self.matrix(index, name, check) for name in self.config.matrix_shapes}
+        norms = self.norms(index)
+        return None if check else Layer(matrices=matrices, norms=norms)
+
+    def norms(self, index):
+        """Gains of layer ``index`` by norm, float32."""
+        return {name: self._floats(f"model.layers.{index}.{NORM_TENSORS[name]}.weight") for name in self.config.norm_sizes}
+
+    def embed(self, start=0, stop=None):
+        """Rows ``start .. stop - 1`` of the embedding, float32."""
+        return self._floats(EMBEDDING, start, stop)
+
+    def embed_blocks(self):
+        """The embedding in blocks of rows, as pairs of the first row and float32 ``[rows, hidden]``."""
+        for start in range(0, self.config.vocab_size, EMBED_ROWS):
+            yield start, self.embed(start, min(start + EMBED_ROWS, self.config.vocab_size))
+
+    def final_norm(self):
+        """Gains of the final norm, float32."""
+        return self._floats(FINAL_NORM)
+
+    def stored(self, index):
+        """Names and bytes of layer ``index`` as stored, in a fixed order: what a digest is taken of."""
+        prefix = f"model.layers.{index}."
+        for name in sorted(self._files.entries):
+            if name.startswith(prefix):
+                yield name, self._files.read(name).data
+
+
+def _either(kinds):
+    return kinds[0] if len(kinds) == 1 else ", ".join(kinds[:-1]) + " or " + kinds[-1]
+
+
+def load_checkpoint(folder):
+    """Load a checkpoint folder whole.
+
+    Parameters
+    ----------
+    folder : path
+        See :class:`CheckpointReader`.
+
     Returns
     -------
     Checkpoint, whose ``config.quantization_mode`` is ``offline``.
@@ -164,69 +183,13 @@ def load_checkpoint(folder):
     Raises
     ------
     CheckpointError
-        A file is missing or damaged, or a tensor is missing, unexpected, or not of the expected shape, dtype or values.
+        See :class:`CheckpointReader`; or a weight is not ternary, or a value not finite.
     """
-    folder = Path(folder)
-    config = ModelConfig.from_json(folder / "config.json")
-    tensors = tensorfile.read_folder(folder)
-    c = config
-    embed = _take_floats(tensors, "model.embed_tokens.weight", (c.vocab_size, c.hidden_size))
-    final_norm = _take_floats(tensors, "model.norm.weight", (c.hidden_size,))
-    layers = []
-    for index in range(c.num_hidden_layers):
-        prefix = f"model.layers.{index}."
-        matrices = {name: _take_matrix(tensors, prefix + MATRIX_TENSORS[name], shape, config)
-                    for name, shape in c.matrix_shapes.items()}
-        norms = {name: _take_floats(tensors, f"{prefix}{NORM_TENSORS[name]}.weight", (size,))
-                 for name, size in c.norm_sizes.items()}
-        layers.append(Layer(matrices=matrices, norms=norms))
-    if tensors:
-        raise CheckpointError(f"{folder} must hold no other tensors than the decoder's, not {', '.join(sorted(tensors)[:8])} "
-                              f"({len(tensors)} unexpected)")
-    return Checkpoint(config=dataclasses.replace(config, quantization_mode="offline"), embed=embed, layers=tuple(layers),
+    reader = CheckpointReader(folder)
+    embed, final_norm = reader.embed(), reader.final_norm()
+    layers = tuple(reader.layer(index) for index in range(reader.config.num_hidden_layers))
+    return Checkpoint(config=dataclasses.replace(reader.config, quantization_mode="offline"), embed=embed, layers=layers,
                       final_norm=final_norm)
-
-
-def _take(tensors, name, shape):
-    if name not in tensors:
-        raise CheckpointError(f"tensor {name} {list(shape)} is missing")
-    tensor = tensors.pop(name)
-    if tensor.shape != tuple(shape):
-        raise CheckpointError(f"tensor {name} must have shape {list(shape)}, not {list(tensor.shape)}")
-    return tensor
-
-
-def _take_floats(tensors, name, shape):
-    tensor = _take(tensors, name, shape)
-    if not tensor.is_float:
-        raise CheckpointError(f"tensor {name} must be F32, BF16 or F16, not {tensor.dtype}")
-    values = tensor.to_float32()
-    if not np.isfinite(values).all():
-        raise CheckpointError(f"tensor {name} must be finite, but {np.count_nonzero(~np.isfinite(values))} values are not")
-    return values
-
-
-def _take_matrix(tensors, prefix, shape, config):
-    name, scale_name = f"{prefix}.weight", f"{prefix}.weight_scale"
-    packed = name not in tensors or tensors[name].dtype == "U8"
-    if packed:
-        tensor = _take(tensors, name, (shape[0] // ROWS_PER_BYTE, shape[1]))
-        weights = unpack(tensor.to_uint8(), f"tensor {name}")
-    elif config.linear_class == "bitlinear":
-        raise CheckpointError(f"tensor {name} must be U8 (linear_class 'bitlinear' stores packed weights), "
-                              f"not {tensors[name].dtype}")
-    else:
-        values = _take_floats(tensors, name, shape)
-        if config.quantization_mode == "online":
-            return absmean_ternary(values)
-        if not np.isin(values, (-1, 0, 1)).all():
-            raise CheckpointError(f"tensor {name} must hold only -1, 0 and 1 (quantization_mode is 'offline'), "
-                                  f"not {values[~np.isin(values, (-1, 0, 1))][0]}")
-        weights = values.astype(np.int8)
-    stored = float(_take_floats(tensors, scale_name, (1,))[0])
-    if not 2.0**-126 <= stored <= 2.0**126:
-        raise CheckpointError(f"tensor {scale_name} must be above 0 and in 2^-126 .. 2^126, not {stored}")
-    return Ternary(weights=weights, scale=loaded_scale(stored, config.linear_class))
 
 
 def save_checkpoint(folder, checkpoint, embedding_dtype="F32"):
@@ -246,8 +209,8 @@ def save_checkpoint(folder, checkpoint, embedding_dtype="F32"):
         An embedding value is outside the range of its stored type.
     """
     c = checkpoint.config
-    tensors = {"model.embed_tokens.weight": tensorfile.Tensor.from_float32(checkpoint.embed, embedding_dtype),
-               "model.norm.weight": tensorfile.Tensor.from_float32(checkpoint.final_norm, "F32")}
+    tensors = {EMBEDDING: tensorfile.Tensor.from_float32(checkpoint.embed, embedding_dtype),
+               FINAL_NORM: tensorfile.Tensor.from_float32(checkpoint.final_norm, "F32")}
     for index, layer in enumerate(checkpoint.layers):
         prefix = f"model.layers.{index}."
         for name, matrix in layer.matrices.items():

@@ -24,6 +24,18 @@ def register(subparsers):
     prefill.add_argument("-o", "--out", required=True, metavar="DIR", help="output folder")
     prefill.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change one field of the preset")
     prefill.set_defaults(run=run_prefill)
+    banks = kinds.add_parser("banks", help="the ROM banks of one layer or of a whole model, in bounded memory", description=(
+        "Write the ROM banks of a checkpoint, a layer at a time, in bounded memory. A run that was killed is taken up again by the same "
+        "command."))
+    banks.add_argument("--model", required=True, metavar="DIR", help="checkpoint folder: config.json and safetensors")
+    which = banks.add_mutually_exclusive_group(required=True)
+    which.add_argument("--layer", type=int, action="append", metavar="N", help="write layer N, from 0; may be given again")
+    which.add_argument("--all", action="store_true", help="write every layer and the embedding")
+    banks.add_argument("--preset", default="tom", metavar="NAME",
+                       help="units and banks: tom (the default: 16 lanes x 10 units x 128 weights), or a preset of the decoder")
+    banks.add_argument("--processes", type=int, default=2, metavar="N", help="processes, default 2")
+    banks.add_argument("-o", "--out", required=True, metavar="DIR", help="output folder")
+    banks.set_defaults(run=run_banks)
     presets = kinds.add_parser("presets", help="list the presets", description="List the presets of decoder and prefill unit.")
     presets.set_defaults(run=run_presets)
 
@@ -36,11 +48,34 @@ def run_presets(args):
         sys.stdout.writelines(f"{kind:8} {name:10} {preset.description}\n" for name, preset in presets.items())
 
 
+def _need(fault):
+    return Error(f"the generator needs the Python module {fault.name!r}: pip install 'intaglio[gen]'")
+
+
+def _progress(text, share):
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{100 * share:3.0f} % {text}" + ("\n" if share == 1 else ""))
+        sys.stderr.flush()
+
+
+def run_banks(args):
+    try:
+        from intaglio.gen.banks.emit import emit
+        from intaglio.gen.banks.layout import layout_for
+    except ModuleNotFoundError as fault:
+        raise _need(fault) from fault
+
+    done = emit(args.model, args.out, layout=layout_for(args.preset), layers=None if args.all else args.layer, processes=args.processes,
+                progress=_progress)
+    sys.stdout.write(f"{args.out}: {len(done['written'])} parts written ({done['bytes'] / 1e6:,.1f} MB), {len(done['kept'])} kept, "
+                     f"at most {done['peak_kib'] / 1024:,.0f} MiB resident\n")
+
+
 def run_decoder(args):
     try:
         from intaglio.gen.decoder import generate
     except ModuleNotFoundError as fault:
-        raise Error(f"the generator needs the Python module {fault.name!r}: pip install 'intaglio[gen]'") from fault
+        raise _need(fault) from fault
 
     described = generate(args.model, args.preset, args.out, progress=_progress, **_changes(args.set, "WIDTH"))
     sys.stdout.write(f"{args.out}: {described['top']}, {len(described['files']['verilog'])} modules, "
@@ -51,7 +86,7 @@ def run_prefill(args):
     try:
         from intaglio.gen.prefill.generate import generate
     except ModuleNotFoundError as fault:
-        raise Error(f"the generator needs the Python module {fault.name!r}: pip install 'intaglio[gen]'") from fault
+        raise _need(fault) from fault
 
     described = generate(args.preset, args.out, progress=_progress, **_changes(args.set, "FIELD"))
     sys.stdout.write(f"{args.out}: {described['top']}, {len(described['files']['verilog'])} modules, prompts of up to "
@@ -67,9 +102,3 @@ def _changes(texts, what):
             raise ValueError(f"--set must be {what}=VALUE, not {text!r}")
         changes[name] = int(value) if value.isdecimal() else value
     return changes
-
-
-def _progress(text, share):
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{100 * share:3.0f} % {text}" + ("\n" if share == 1 else ""))
-        sys.stderr.flush()

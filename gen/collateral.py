@@ -67,9 +67,10 @@ def manifest(model, *, bos, eos, preset, digest, files, zero_share, inputs, cont
         "top": "intaglio_decoder", "digest": digest, "clock": "aclk", "reset": "aresetn", "clock_hz": c.clock_hz, "preset": preset,
         "streams": {
             "command": {"prefix": "s_axis", "direction": "in", "width": 32, "fields": {
-                "token": [0, 16], "run": [16, 8], "top": [24, 5], **({"select": [29, 1]} if c.rank else {}), "want": [30, 1],
-                "first": [31, 1]}},
-            "result": {"prefix": "m_axis", "direction": "out", "width": 32},
+                "token": [0, c.token_bits], "run": [c.token_bits, 24 - c.token_bits], "top": [24, 5],
+                **({"select": [29, 1]} if c.rank else {}), "want": [30, 1], "first": [31, 1]}},
+            "result": {"prefix": "m_axis", "direction": "out", "width": 32, "fields": {
+                "token": [0, c.token_bits], "position": [c.token_bits, c.position_bits]}},
         },
         "register_bus": {"prefix": "s_axil", "address_width": ADDRESS_BITS, "data_width": 32},
         "registers": register_fields(register_map(c)),

@@ -16,7 +16,7 @@ from intaglio.rtl.ternary.linear import LinearUnit
 from intaglio.rtl.vector.pass_a import LOAD_STAGES, PassA
 from intaglio.rtl.vector.unit import Kind, VectorUnit
 
-__all__ = ["TokenCycles", "operations", "token_cycles"]
+__all__ = ["Timing", "TokenCycles", "operations", "token_cycles"]
 
 _VECTOR = {Op.EMBED: Kind.EMBED, Op.NORM8: Kind.NORM8, Op.NORM16: Kind.NORM16, Op.ROPE: Kind.ROPE, Op.DRAIN: Kind.DRAIN}
 _PHASE = {Op.EMBED: "embed", Op.NORM8: "norm", Op.NORM16: "norm", Op.LINEAR: "linear", Op.ADAPT: "linear", Op.ROPE: "rotary",
@@ -35,7 +35,38 @@ class TokenCycles:
         return sum(self.phases.values())
 
 
-def token_cycles(model, position, *, want=True, program=None, adapter=False):
+class Timing:
+    """Cycles that each unit is busy; a larger machine than the RTL can build overrides what differs."""
+
+    def __init__(self, config):
+        self.config = config
+
+    def vector(self, word):
+        return VectorUnit.cycles(self.config, _VECTOR[word.op], word.e)
+
+    def pass_a(self, word):
+        """Of pass A; 0 for operations without one."""
+        config = self.config
+        words = {Op.NORM8: word.e, Op.NORM16: word.e, Op.ROPE: config.qkv_rows // config.vector_width}.get(word.op)
+        return 0 if words is None else words + LOAD_STAGES + PassA.tree_stages(config.vector_width)
+
+    def linear(self, groups, chunks, adapted=False):
+        """Of a matrix; ``adapted``: each group of rows is followed by its rows of the adapter's B."""
+        config = self.config
+        return groups * (chunks + (config.adapter_trits if adapted else 0)) + LinearUnit.fill(config)
+
+    def adapt(self, groups, chunks):
+        """Of an adapter's A."""
+        return groups * chunks * self.config.adapter_trits + LinearUnit.ADAPT_FILL + groups + Intermediate.LATENCY
+
+    def attend(self, position):
+        return attend_cycles(self.config, position)
+
+    def head(self):
+        return head_cycles(self.config)
+
+
+def token_cycles(model, position, *, want=True, program=None, timing=None, adapter=False):
     """Cycles of the token at ``position`` (0 first), from the cycle after its command was taken.
 
     Parameters
@@ -45,10 +76,12 @@ def token_cycles(model, position, *, want=True, program=None, adapter=False):
         Whether its logits are wanted: otherwise the token ends before the head. The answer counts as one word that is taken at once.
     program : list of Instruction or None
         The layer program, where many positions are asked for.
+    timing : Timing or None
+        That of the RTL by default.
     adapter : bool
         Whether the sequence computes with an adapter.
     """
-    config = model.config
+    timing = timing or Timing(model.config)
     out = TokenCycles()
     free = dict.fromkeys((Wait.LINEAR, Wait.VECTOR, Wait.PASS_A, Wait.ATTENTION), 0)  # first cycle in which the unit may be started again
     phase, now = "embed", 1  # cycle 0 is BEGIN
@@ -67,34 +100,20 @@ def token_cycles(model, position, *, want=True, program=None, adapter=False):
             phase = _PHASE.get(word.op, phase)
         now += 1
         if word.op in _VECTOR:
-            busy = VectorUnit.cycles(config, _VECTOR[word.op], word.e)
-            free[Wait.VECTOR] = start + busy + 1
-            free[Wait.PASS_A] = start + _pass_a(config, word) + 1
+            free[Wait.VECTOR] = start + timing.vector(word) + 1
+            free[Wait.PASS_A] = start + timing.pass_a(word) + 1
         elif word.op is Op.LINEAR or (word.op is Op.ADAPT and adapter):
-            busy = _linear(config, word, adapter)
+            busy = timing.adapt(word.m, word.e) if word.op is Op.ADAPT else timing.linear(word.m, word.e, bool(word.rb and adapter))
             out.linear_busy += busy
             free[Wait.LINEAR] = start + busy + 1
         elif word.op in (Op.ATTEND, Op.HEAD):
-            busy = attend_cycles(config, position) if word.op is Op.ATTEND else head_cycles(config)
+            busy = timing.attend(position) if word.op is Op.ATTEND else timing.head()
             free[Wait.ATTENTION] = start + busy + 1
         elif word.op in ALU_OPS:
             wait = ScalarAlu.LATENCY[ALU_OPS[word.op]]
             out.phases[phase] += wait
             now += wait
     return out
-
-
-def _linear(config, word, adapter):
-    """Cycles of the linear unit."""
-    if word.op is Op.ADAPT:
-        return word.m * word.e * config.adapter_trits + LinearUnit.ADAPT_FILL + word.m + Intermediate.LATENCY
-    return word.m * (word.e + config.adapter_trits * (word.rb and adapter)) + LinearUnit.fill(config)
-
-
-def _pass_a(config, word):
-    """Cycles of pass A; 0 for operations without one."""
-    words = {Op.NORM8: word.e, Op.NORM16: word.e, Op.ROPE: config.qkv_rows // config.vector_width}.get(word.op)
-    return 0 if words is None else words + LOAD_STAGES + PassA.tree_stages(config.vector_width)
 
 
 def operations(config, position):

@@ -8,7 +8,9 @@ from intaglio.rtl.program import WORD_BITS
 from intaglio.rtl.rom import words_to_bytes
 from intaglio.rtl.ternary.packing import execution_order, pack
 
-__all__ = ["images", "program_words"]
+__all__ = ["EXECUTION", "execution_matrix", "images", "program_words"]
+
+EXECUTION = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)}  # in the order of the program
 
 
 def program_words(model):
@@ -27,8 +29,8 @@ def images(model, progress=None):
     c = model.config
     lanes = [[] for _ in range(c.lanes)]
     for index, layer in enumerate(model.layers):
-        for matrix in _execution_matrices(layer):
-            words = execution_order(matrix, c.lanes, c.lane_width)
+        for name in EXECUTION:
+            words = execution_order(execution_matrix(name, layer.matrices), c.lanes, c.lane_width)
             for lane, part in zip(lanes, words, strict=True):
                 lane.append(pack(part, c.packing))
         if progress:
@@ -43,8 +45,9 @@ def images(model, progress=None):
     return out
 
 
-def _execution_matrices(layer):
-    """Matrices in the order of the program; gate and up rows alternate."""
-    m = layer.matrices
-    gated = np.stack([m["gate"], m["up"]], axis=1).reshape(-1, m["gate"].shape[1])
-    return [np.concatenate([m["q"], m["k"], m["v"]]), m["o"], gated, m["down"]]
+def execution_matrix(name, matrices):
+    """One of :data:`EXECUTION` as its rows are computed: one matrix under the other, gate and up rows alternating."""
+    parts = [matrices[part] for part in EXECUTION[name]]
+    if name == "gate_up":
+        return np.stack(parts, axis=1).reshape(-1, parts[0].shape[1])
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -1,5 +1,6 @@
 """Output folders of the generators: written beside the target and swapped, sealed by digests, reused where nothing has changed."""
 
+import functools
 import hashlib
 import json
 import shutil
@@ -41,12 +42,18 @@ def _is_output(out):
 
 def sources_digest(*texts):
     """SHA-256 state of texts and of the sources of the generator and the hardware: add further inputs with ``update``."""
-    key = hashlib.sha256(repr(texts).encode())
+    return hashlib.sha256(repr(texts).encode() + _sources())
+
+
+@functools.cache
+def _sources():
+    """SHA-256 of every source file of the generator and of the hardware, as bytes."""
+    key = hashlib.sha256()
     for package in (gen, rtl):
         root = Path(package.__file__).parent
         for path in sorted(root.rglob("*.py")):
             key.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return key
+    return key.digest()
 
 
 def content_digest(content):

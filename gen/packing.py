@@ -8,7 +8,7 @@ import numpy as np
 
 from intaglio.gen.model import CheckpointError
 
-__all__ = ["ROWS_PER_BYTE", "pack", "unpack"]
+__all__ = ["ROWS_PER_BYTE", "check_codes", "pack", "unpack"]
 
 ROWS_PER_BYTE = 4
 
@@ -30,26 +30,31 @@ def pack(weights):
     return codes[0] | codes[1] << 2 | codes[2] << 4 | codes[3] << 6
 
 
-def unpack(packed, name="packed matrix"):
-    """Unpack uint8 ``packed [rows / 4, columns]`` to int8 ``[rows, columns]`` in {-1, 0, 1}.
+def check_codes(packed, name="packed matrix"):
+    """Raise :class:`CheckpointError` unless ``packed`` is uint8 ``[rows / 4, columns]`` without the code 3, which stands for no weight.
 
     Parameters
     ----------
     name : str
         What the error calls the matrix.
-
-    Raises
-    ------
-    CheckpointError
-        ``packed`` is not a two-dimensional uint8 array, or holds the code 3, which stands for no ternary weight.
     """
-    packed = np.asarray(packed)
     if packed.dtype != np.uint8 or packed.ndim != 2:
         raise CheckpointError(f"{name} must be uint8 [rows / 4, columns], not {packed.dtype} {list(packed.shape)}")
-    bad = np.argwhere(packed & (packed >> 1) & 0x55)
-    if len(bad):
+    bad = packed & (packed >> 1) & 0x55
+    if bad.any():
+        bad = np.argwhere(bad)
         row, column = bad[0]
         raise CheckpointError(f"{name} must hold ternary codes 0, 1 and 2, not the 3 in byte [{row}, {column}] = "
                               f"0x{packed[row, column]:02x} ({len(bad)} such bytes)")
-    codes = packed[None] >> np.array([0, 2, 4, 6], np.uint8)[:, None, None] & np.uint8(3)
-    return codes.reshape(ROWS_PER_BYTE * packed.shape[0], packed.shape[1]).astype(np.int8) - np.int8(1)
+
+
+def unpack(packed, name="packed matrix"):
+    """Unpack uint8 ``packed [rows / 4, columns]`` to int8 ``[rows, columns]`` in {-1, 0, 1}; raises as :func:`check_codes`."""
+    packed = np.asarray(packed)
+    check_codes(packed, name)
+    rows = packed.shape[0]
+    out = np.empty((ROWS_PER_BYTE * rows, packed.shape[1]), np.uint8)
+    for k in range(ROWS_PER_BYTE):
+        np.bitwise_and(packed >> np.uint8(2 * k), 3, out=out[k * rows:(k + 1) * rows])
+    out -= 1
+    return out.view(np.int8)

@@ -15,6 +15,11 @@ def ordered_gains(model):
     return [layer.gains[name] for layer in model.layers for name in order] + [model.final_gains]
 
 
+def _words(elements, width):
+    """Words of ``width`` that hold the elements. :class:`DecoderConfig` has them full; a machine that is only estimated need not."""
+    return -(-elements // width)
+
+
 def layer_program(model):
     """The program of a :class:`~intaglio.gen.quantised.QuantisedModel` as a list of :class:`Instruction`.
 
@@ -26,7 +31,7 @@ def layer_program(model):
     c = model.config
     v = c.vector_width
     gains = _GainAddress(v)
-    out = [Instruction(op=Op.EMBED, m=model.embed_scale, e=c.hidden // v, wait=Wait.VECTOR)]
+    out = [Instruction(op=Op.EMBED, m=model.embed_scale, e=_words(c.hidden, v), wait=Wait.VECTOR)]
 
     def deviation(epsilon):
         """Scale of the vector just quantised, ``M / sqrt(SS + E)``, into _SCALE; the epsilon is in _DEVIATION already or given."""
@@ -41,15 +46,15 @@ def layer_program(model):
         ])
 
     def norm(elements, source, op=Op.NORM8, wait=Wait.VECTOR | Wait.LINEAR):
-        out.append(Instruction(op=op, rd=source, m=gains.take(elements), e=elements // v, wait=wait))
+        out.append(Instruction(op=op, rd=source, m=gains.take(elements), e=_words(elements, v), wait=wait))
 
     def linear(mode, rows, inputs, scale=0, names=()):
-        chunks = inputs // c.lane_width
+        chunks = _words(inputs, c.lane_width)
         adapted = names in c.adapted
         if adapted:
             out.append(Instruction(op=Op.ADAPT, rd=KIND[names].value, m=len(names) * c.rank // c.lanes, e=chunks,
                                    wait=Wait.VECTOR | Wait.LINEAR))
-        out.append(Instruction(op=Op.LINEAR, rd=mode.value, m=rows // c.lanes, e=chunks, ra=scale, rb=int(adapted),
+        out.append(Instruction(op=Op.LINEAR, rd=mode.value, m=_words(rows, c.lanes), e=chunks, ra=scale, rb=int(adapted),
                                wait=Wait.VECTOR | Wait.LINEAR))
 
     for index, layer in enumerate(model.layers):
@@ -114,5 +119,5 @@ class _GainAddress:
         self.vector_width, self.next = vector_width, 0
 
     def take(self, elements):
-        base, self.next = self.next, self.next + elements // self.vector_width
+        base, self.next = self.next, self.next + _words(elements, self.vector_width)
         return base

@@ -13,7 +13,11 @@ from intaglio.rtl import numerics
 from intaglio.rtl.config import DecoderConfig
 from intaglio.rtl.numerics import Scalar
 
-__all__ = ["QuantisedLayer", "QuantisedModel", "decoder_config", "quantise"]
+__all__ = ["QuantisedLayer", "QuantisedModel", "decoder_config", "embedding_scales", "hardware_order", "head_constants", "layer_constants",
+           "quantise", "quantise_embedding", "quantise_layer"]
+
+_NORM_OF = {"q": "input", "k": "input", "v": "input", "o": "attn_sub", "gate": "post_attention", "up": "post_attention",
+            "down": "ffn_sub"}  # the norm that a matrix's input comes from
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,74 @@ def _interleave(weights, head_dim):
     return np.ascontiguousarray(heads[:, order].reshape(weights.shape))
 
 
+def embedding_scales(largest):
+    """From the embedding's largest magnitude: its INT8 scale, that scale as the integer of the program, and ``embed_shift``.
+
+    Raises
+    ------
+    ValueError
+        The embedding is zero, or too small or too large for the residual stream.
+    """
+    if not largest:
+        raise ValueError("the embedding must not be all zero")
+    scale = largest / 127
+    embed_shift = min(24, 16 - math.frexp(scale * 2.0**numerics.RESIDUAL_FRACTION)[1])
+    if round(scale * 2.0 ** (numerics.RESIDUAL_FRACTION + embed_shift)) == 1 << 16:  # rounded up, out of the instruction's 16 bits
+        embed_shift -= 1
+    embed_scale = round(scale * 2.0 ** (numerics.RESIDUAL_FRACTION + embed_shift))
+    if embed_shift < 0 or embed_scale == 0:
+        raise ValueError(f"the embedding's largest magnitude must be in 2^-34 .. 127 (exclusive), not {largest}")
+    return scale, embed_scale, embed_shift
+
+
+def quantise_embedding(rows, scale):
+    """INT8 of float32 ``rows`` of the embedding."""
+    return np.round(np.asarray(rows, np.float64) / scale).astype(np.int8)
+
+
+def hardware_order(name, weights, head_dim):
+    """Rows of the matrix ``name`` as the hardware has them: those of q and k interleaved for the rotation."""
+    return _interleave(weights, head_dim) if name in ("q", "k") else weights
+
+
+def layer_constants(index, scales, norms, head_dim):
+    """Gains, and the scalar of each matrix, of layer ``index``.
+
+    Parameters
+    ----------
+    scales : dict of float, the matrices' multipliers
+    norms : dict of float32 arrays
+
+    Returns
+    -------
+    (dict of int16 arrays, dict of Scalar)
+    """
+    score = math.log2(math.e) / math.sqrt(head_dim) / numerics.ROTARY_ONE
+    key = 1 / numerics.ROTARY_ONE / 127
+    gains, gamma, constants = {}, {}, {}
+    for name, values in norms.items():
+        gains[name], gamma[name] = _gains(values)
+    for name, norm in _NORM_OF.items():
+        factor = {"q": score, "k": key, "v": key}.get(name, 1.0)
+        constants[name] = _constant(f"the scale of layer {index}'s {name}",
+                                    scales[name] * gamma[norm] * math.sqrt(len(norms[norm])) / 127 * factor)
+    return gains, constants
+
+
+def quantise_layer(index, layer, head_dim):
+    """Round one :class:`~intaglio.gen.weights.Layer` to a :class:`QuantisedLayer`; ``index`` names it in errors."""
+    scales = {name: ternary.scale for name, ternary in layer.matrices.items()}
+    gains, constants = layer_constants(index, scales, layer.norms, head_dim)
+    matrices = {name: hardware_order(name, layer.matrices[name].weights, head_dim) for name in _NORM_OF}
+    return QuantisedLayer(matrices, gains, constants)
+
+
+def head_constants(final_norm, scale, logit_shift):
+    """Gains of the final norm, and the logits' unit, from the embedding's INT8 ``scale``."""
+    gains, gamma = _gains(final_norm)
+    return gains, _constant("the logits' unit", gamma * math.sqrt(len(final_norm)) / 32767 * scale * 2.0**logit_shift)
+
+
 def quantise(checkpoint, config):
     """Round a checkpoint to the hardware's integers.
 
@@ -87,46 +159,18 @@ def quantise(checkpoint, config):
         The embedding is zero, or too small or too large for the residual stream, or a constant leaves the exponent range.
     """
     model = checkpoint.config
-    largest = float(np.abs(checkpoint.embed).max())
-    if not largest:
-        raise ValueError("the embedding must not be all zero")
-    scale = largest / 127
-    embed_shift = min(24, 16 - math.frexp(scale * 2.0**numerics.RESIDUAL_FRACTION)[1])
-    if round(scale * 2.0 ** (numerics.RESIDUAL_FRACTION + embed_shift)) == 1 << 16:  # rounded up, out of the instruction's 16 bits
-        embed_shift -= 1
-    embed_scale = round(scale * 2.0 ** (numerics.RESIDUAL_FRACTION + embed_shift))
-    if embed_shift < 0 or embed_scale == 0:
-        raise ValueError(f"the embedding's largest magnitude must be in 2^-34 .. 127 (exclusive), not {largest}")
+    scale, embed_scale, embed_shift = embedding_scales(float(np.abs(checkpoint.embed).max()))
     config = config.replace(embed_shift=embed_shift)
-    embedding = np.round(np.asarray(checkpoint.embed, np.float64) / scale).astype(np.int8)
-    score = math.log2(math.e) / math.sqrt(config.head_dim) / numerics.ROTARY_ONE
-    key = 1 / numerics.ROTARY_ONE / 127
-
-    layers = []
-    for index, layer in enumerate(checkpoint.layers):
-        gains, gamma = {}, {}
-        for name, values in layer.norms.items():
-            gains[name], gamma[name] = _gains(values)
-        source = {"q": "input", "k": "input", "v": "input", "o": "attn_sub", "gate": "post_attention",
-                  "up": "post_attention", "down": "ffn_sub"}
-        matrices, constants = {}, {}
-        for name, norm in source.items():
-            ternary = layer.matrices[name]
-            interleaved = name in ("q", "k")
-            matrices[name] = _interleave(ternary.weights, config.head_dim) if interleaved else ternary.weights
-            factor = {"q": score, "k": key, "v": key}.get(name, 1.0)
-            constants[name] = _constant(f"the scale of layer {index}'s {name}",
-                                        ternary.scale * gamma[norm] * math.sqrt(ternary.weights.shape[1]) / 127 * factor)
-        layers.append(QuantisedLayer(matrices, gains, constants))
-    final_gains, gamma = _gains(checkpoint.final_norm)
+    layers = tuple(quantise_layer(index, layer, config.head_dim) for index, layer in enumerate(checkpoint.layers))
+    final_gains, logit_constant = head_constants(checkpoint.final_norm, scale, config.logit_shift)
     epsilon = model.rms_norm_eps
     return QuantisedModel(
         config=config,
-        embedding=embedding,
+        embedding=quantise_embedding(checkpoint.embed, scale),
         embed_scale=embed_scale,
-        layers=tuple(layers),
+        layers=layers,
         final_gains=final_gains,
-        logit_constant=_constant("the logits' unit", gamma * math.sqrt(config.hidden) / 32767 * scale * 2.0**config.logit_shift),
+        logit_constant=logit_constant,
         residual_epsilon=_constant("rms_norm_eps", epsilon * config.hidden * 2.0 ** (2 * numerics.RESIDUAL_FRACTION)),
         attention_epsilon=_constant("rms_norm_eps", epsilon * config.hidden),
         gated_epsilon=_constant("rms_norm_eps", epsilon * config.intermediate),

@@ -1,16 +1,20 @@
-"""Safetensors files without torch: tensors as raw bytes with a dtype, so that bfloat16, which numpy lacks, is read exactly."""
+"""Safetensors files without torch: tensors as raw bytes with a dtype, so that bfloat16, which numpy lacks, is read exactly.
+
+A folder is opened by its headers; the bytes of a tensor are read when it is asked for, so that a model may be larger than memory.
+"""
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, deserialize
+from safetensors import SafetensorError, deserialize, safe_open
 
 from intaglio.gen.model import CheckpointError
 
-__all__ = ["Tensor", "from_bytes", "read_folder", "to_bytes"]
+__all__ = ["Entry", "Tensor", "TensorFolder", "file_order", "from_bytes", "header", "to_bytes"]
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _WIDTH = {"F32": 4, "BF16": 2, "F16": 2}  # bytes; other types are written as bytes. Wide types come first: all are aligned.
@@ -64,21 +68,31 @@ class Tensor:
         return cls("U8", array.shape, array.tobytes())
 
 
+def file_order(items):
+    """Names in the order in which a file holds them, from ``{name: dtype}``."""
+    return sorted(items, key=lambda name: (-_WIDTH.get(items[name], 1), name))
+
+
+def header(tensors, metadata=None):
+    """The bytes before the first tensor's, for an iterable of name, dtype, shape and size in bytes, in the file's order."""
+    out, offset = {"__metadata__": {"format": "pt", **(metadata or {})}}, 0
+    for name, dtype, shape, size in tensors:
+        out[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(out, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
 def to_bytes(tensors, metadata=None):
     """Serialise ``{name: Tensor}`` and texts of ``metadata``; equal tensors give equal bytes, in whatever order they come."""
-    header, offset, parts = {"__metadata__": {"format": "pt", **(metadata or {})}}, 0, []
-    for name, tensor in sorted(tensors.items(), key=lambda item: (-_WIDTH.get(item[1].dtype, 1), item[0])):
-        end = offset + len(tensor.data)
-        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        parts.append(tensor.data)
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+    order = [(name, tensors[name]) for name in file_order({name: tensor.dtype for name, tensor in tensors.items()})]
+    start = header(((name, t.dtype, t.shape, len(t.data)) for name, t in order), metadata)
+    return b"".join([start, *(t.data for _, t in order)])
 
 
 def from_bytes(data, source="safetensors data"):
-    """Deserialise a safetensors file to ``{name: Tensor}``; raises :class:`CheckpointError`, naming ``source``, if damaged."""
+    """Deserialise a whole safetensors file to ``{name: Tensor}``; raises :class:`CheckpointError`, naming ``source``, if damaged."""
     try:
         items = deserialize(data)
     except SafetensorError as error:
@@ -86,42 +100,93 @@ def from_bytes(data, source="safetensors data"):
     return {name: Tensor(item["dtype"], tuple(item["shape"]), item["data"]) for name, item in items}
 
 
-def read_folder(folder):
-    """Read ``model.safetensors``, or the shards that ``model.safetensors.index.json`` names, to ``{name: Tensor}``.
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies: its file, the offset of its first byte and the number of its bytes."""
+
+    dtype: str
+    shape: tuple
+    path: Path
+    offset: int
+    size: int
+
+
+class TensorFolder:
+    """The tensors of ``model.safetensors``, or of the shards that ``model.safetensors.index.json`` names. Only headers are read here.
+
+    Members
+    -------
+    entries : dict of Entry by name
 
     Raises
     ------
     CheckpointError
-        A file is missing or damaged, a shard lies outside the folder, or index and shards differ. Pickle files are not read.
+        A file is missing, damaged or shorter than its header says, a shard lies outside the folder, or index and shards differ.
+        Pickle files are not read.
     """
-    folder = Path(folder)
-    if (folder / _SINGLE).exists():
-        return from_bytes(_read(folder / _SINGLE), folder / _SINGLE)
-    if not (folder / _INDEX).exists():
-        raise CheckpointError(f"{folder} must hold {_SINGLE} or {_INDEX} (pickle files are not read)")
-    try:
-        index = json.loads(_read(folder / _INDEX))
-    except ValueError as error:
-        raise CheckpointError(f"{folder / _INDEX} must be JSON: {error}") from error
-    places = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
-        raise CheckpointError(f"{folder / _INDEX} must hold a weight_map of tensor names to file names")
-    tensors = {}
-    for shard in sorted(set(places.values())):
-        if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", shard):
-            raise CheckpointError(f"a shard must be a plain .safetensors file name, not {shard!r}")
-        found = from_bytes(_read(folder / shard), folder / shard)
-        expected = {name for name, place in places.items() if place == shard}
-        if set(found) != expected:
-            difference = sorted(set(found) ^ expected)
-            raise CheckpointError(f"{folder / shard} must hold the tensors that the index names; "
-                                  f"differing: {', '.join(difference[:8])} ({len(difference)})")
-        tensors.update(found)
-    return tensors
+
+    def __init__(self, folder):
+        folder = Path(folder)
+        if (folder / _SINGLE).exists():
+            self.entries = _entries(folder / _SINGLE)
+            return
+        if not (folder / _INDEX).exists():
+            raise CheckpointError(f"{folder} must hold {_SINGLE} or {_INDEX} (pickle files are not read)")
+        try:
+            index = json.loads((folder / _INDEX).read_bytes())
+        except OSError as error:
+            raise CheckpointError(f"{folder / _INDEX} must be a readable file: {error.strerror}") from error
+        except ValueError as error:
+            raise CheckpointError(f"{folder / _INDEX} must be JSON: {error}") from error
+        places = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+            raise CheckpointError(f"{folder / _INDEX} must hold a weight_map of tensor names to file names")
+        self.entries = {}
+        for shard in sorted(set(places.values())):
+            if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", shard):
+                raise CheckpointError(f"a shard must be a plain .safetensors file name, not {shard!r}")
+            found = _entries(folder / shard)
+            expected = {name for name, place in places.items() if place == shard}
+            if set(found) != expected:
+                difference = sorted(set(found) ^ expected)
+                raise CheckpointError(f"{folder / shard} must hold the tensors that the index names; "
+                                      f"differing: {', '.join(difference[:8])} ({len(difference)})")
+            self.entries.update(found)
+
+    def read(self, name, start=0, stop=None):
+        """The tensor, or its rows ``start .. stop - 1`` along the first dimension, as a :class:`Tensor`."""
+        entry = self.entries[name]
+        rows = entry.shape[0] if entry.shape else 1
+        stop = rows if stop is None else stop
+        row = entry.size // rows if rows else 0
+        try:
+            with open(entry.path, "rb") as file:
+                file.seek(entry.offset + start * row)
+                data = file.read((stop - start) * row)
+        except OSError as error:
+            raise CheckpointError(f"{entry.path} must be a readable file: {error.strerror}") from error
+        if len(data) != (stop - start) * row:
+            raise CheckpointError(f"{entry.path} must stay whole while it is read, and tensor {name} ends early")
+        return Tensor(entry.dtype, (stop - start, *entry.shape[1:]) if entry.shape else (), data)
 
 
-def _read(path):
+def _entries(path):
+    """``{name: Entry}`` of one file, whose header the safetensors library has checked against the file's length."""
     try:
-        return path.read_bytes()
+        with safe_open(path, "np"):
+            pass
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
     except OSError as error:
-        raise CheckpointError(f"{path} must be a readable file: {error.strerror}") from error
+        raise CheckpointError(f"{path} must be a readable file: {error.strerror or error}") from error
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} must be a whole safetensors file: {error}") from error
+    out = {}
+    for name, item in header.items():
+        if name != "__metadata__":
+            begin, end = item["data_offsets"]
+            out[name] = Entry(item["dtype"], tuple(item["shape"]), path, 8 + length + begin, end - begin)
+            if out[name].shape and math.prod(out[name].shape) == 0:
+                raise CheckpointError(f"tensor {name} of {path} must not be empty")
+    return out

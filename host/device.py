@@ -9,7 +9,7 @@ from intaglio.host.adapter import AdapterError
 from intaglio.host.adapter_loading import load_adapter
 from intaglio.host.generation import generate_pieces, generate_tokens
 from intaglio.host.manifest import MAGIC, MAP_VERSION, Manifest
-from intaglio.host.protocol import FULL, ConfigMismatchError, DeviceError, DeviceTimeout, Owed, Result, command, selection
+from intaglio.host.protocol import ConfigMismatchError, DeviceError, DeviceTimeout, Owed, Result, command, selection, token_bits
 from intaglio.host.transport import open_transport
 
 __all__ = ["Device", "open"]
@@ -61,8 +61,10 @@ class Device:
     def __init__(self, transport, *, timeout=60.0):
         self.transport, self.timeout, self.last = transport, timeout, {}
         self.manifest = Manifest.from_dict(transport.manifest)
+        self.token_bits = token_bits(self.manifest.model["vocab_size"])
+        self.full = (1 << self.token_bits) - 1  # token of an answer: nothing was computed
         self._closed = False
-        self._owed = Owed()
+        self._owed = Owed(self.token_bits)
         for name, expected in (("magic", MAGIC), ("version", MAP_VERSION), ("digest", self.manifest.digest_word)):
             found = self.read_register(name)
             if found != expected:
@@ -141,6 +143,10 @@ class Device:
         while self._owed:
             self._answer(self._packet())
 
+    def command(self, token, **fields) -> int:
+        """One command word for this device, see :func:`intaglio.host.protocol.command`."""
+        return command(token, bits=self.token_bits, **fields)
+
     def submit(self, words):
         """Send command words (see :func:`intaglio.host.protocol.command`); the last one ends the packet."""
         self.drain()
@@ -164,26 +170,26 @@ class Device:
         """
         words = self._packet()
         token, position = self._answer(words)
-        if token == FULL and position < self.manifest.model["context"]:
+        if token == self.full and position < self.manifest.model["context"]:
             raise DeviceError("the device refused a token: the slot that was selected for its sequence holds no adapter")
-        if token == FULL:
+        if token == self.full:
             raise DeviceError(f"the device's context of {self.manifest.model['context']} tokens is full "
                               f"(status 0x{self.read_register('status'):08x})")
         if len(words) == 1:
-            return Result(token=token, position=position, tokens=np.empty(0, np.uint16), logits=np.empty(0, np.int32),
+            return Result(token=token, position=position, tokens=np.empty(0, np.uint32), logits=np.empty(0, np.int32),
                           scale=0.0)
         mantissa, exponent = int(words[1]) & 0xFFFF, int(words[1] >> 16)
         exponent -= (exponent & 0x8000) << 1
         if abs(exponent) > 512:
             raise DeviceError(f"the exponent of a logit unit must be in -512..512, not {exponent} (stream result)")
-        return Result(token=token, position=position, tokens=words[2::2].astype(np.uint16), logits=words[3::2].view(np.int32),
+        return Result(token=token, position=position, tokens=words[2::2], logits=words[3::2].view(np.int32),
                       scale=mantissa * 2.0 ** exponent)
 
     def _answer(self, words):
         """Token and position of a packet, which is then no longer owed."""
         first = int(words[0])
         self._owed.packet(first)
-        return first & 0xFFFF, first >> 16
+        return first & self.full, first >> self.token_bits
 
     def _packet(self):
         """Words of the next result packet."""
@@ -248,7 +254,7 @@ class Device:
         if selected := self.selection(adapter):
             self.submit(selected)
         wanted = [every or i == len(tokens) - 1 for i in range(len(tokens))]
-        words = [command(t, first=i == 0, want=wanted[i], top=top if wanted[i] else 0) for i, t in enumerate(tokens)]
+        words = [self.command(t, first=i == 0, want=wanted[i], top=top if wanted[i] else 0) for i, t in enumerate(tokens)]
         results = []
         for start in range(0, len(words), chunk):
             self.submit(words[start:start + chunk])

@@ -4,7 +4,6 @@ import codecs
 import time
 
 from intaglio import Error
-from intaglio.host.protocol import command
 from intaglio.host.sampling import Sampler
 
 __all__ = ["generate_pieces", "generate_tokens"]
@@ -83,12 +82,12 @@ def _generate(device, tokens, max_tokens, sampler, burst, selection):
 
 def _results(device, tokens, limit, sampler, burst, selection):
     """Yield the next token ``limit`` times."""
-    words = selection + [command(token, first=i == 0) for i, token in enumerate(tokens[:-1])]
+    words = selection + [device.command(token, first=i == 0) for i, token in enumerate(tokens[:-1])]
     token, first, produced = tokens[-1], len(tokens) == 1, 0
     while produced < limit:
-        run = min(burst, limit - produced) - 1 if sampler.greedy else 0
+        run = min(burst, limit - produced, 1 << 24 - device.token_bits) - 1 if sampler.greedy else 0
         top = 0 if sampler.greedy else sampler.top_k
-        device.submit([*words, command(token, first=first, want=True, top=top, run=run)])
+        device.submit([*words, device.command(token, first=first, want=True, top=top, run=run)])
         words, first = [], False
         for _ in range(run + 1):
             result = device.receive()

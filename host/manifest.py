@@ -86,8 +86,8 @@ class Manifest:
         for name in ("vocab_size", "context", "top_k", *tokens):
             if not isinstance(self.model[name], int) or self.model[name] < 0:
                 raise ManifestError(f"model.{name} must be a non-negative integer, not {self.model[name]!r}")
-        if not 1 < self.model["vocab_size"] <= 0xFFFF or not 1 < self.model["context"] <= 0xFFFF:
-            raise ManifestError("model.vocab_size and model.context must be in 2..65535, "
+        if not 1 < self.model["vocab_size"] <= 0xFFFFF or not 1 < self.model["context"] <= 0xFFFF:
+            raise ManifestError("model.vocab_size must be in 2..1048575 and context must be in 2..65535, "
                                 f"not {self.model['vocab_size']} and {self.model['context']}")
         for name in tokens:
             if self.model[name] >= self.model["vocab_size"]:

@@ -1,8 +1,8 @@
 """The protocol: words of the command and result streams, and the faults that a device can show.
 
-Command word: bits 0-15 token, 16-23 run, 24-28 top, 30 want, 31 first. Result packet: word 0 has the greedy next token in
-bits 0-15 and the input's position in bits 16-31; with logits, word 1 has the mantissa and the signed exponent of the logit
-unit, then each logit takes two words, token and value.
+Command word: t bits of token, run up to bit 23, 24-28 top, 30 want, 31 first; t is 16, or more for a larger vocabulary. Result packet:
+word 0 has the greedy next token in t bits and the input's position in the others; with logits, word 1 has the mantissa and the signed
+exponent of the logit unit, then each logit takes two words, token and value.
 """
 
 from collections import deque
@@ -12,10 +12,15 @@ import numpy as np
 
 from intaglio import Error
 
-__all__ = ["FULL", "ConfigMismatchError", "DeviceError", "DeviceTimeout", "Owed", "Result", "command", "selection"]
+__all__ = ["ConfigMismatchError", "DeviceError", "DeviceTimeout", "Owed", "Result", "command", "selection", "token_bits"]
 
 SELECT = 1 << 29  # of a command word: it selects an adapter
-FULL = 0xFFFF  # token field of the answer when nothing was computed: the context is full, or the sequence's adapter is not there
+
+
+def token_bits(vocab_size) -> int:
+    """Bits of a token: at least 16, and so many that all ones is no token; that value answers when nothing was computed: the context is
+    full, or the sequence's adapter is not there."""
+    return max(16, vocab_size.bit_length())
 
 
 class DeviceError(Error):
@@ -40,7 +45,7 @@ class Result:
         The greedy next token.
     position : int
         Position of the input token.
-    tokens, logits : ndarray ``uint16 [top]``, ``int32 [top]``
+    tokens, logits : ndarray ``uint32 [top]``, ``int32 [top]``
         The greatest logits, descending, ties by the lower token; empty unless asked for.
     scale : float
         One logit unit: real logits are ``logits * scale``.
@@ -53,8 +58,8 @@ class Result:
     scale: float
 
 
-def command(token, *, first=False, want=False, top=0, run=0) -> int:
-    """One command word: feed ``token``.
+def command(token, *, first=False, want=False, top=0, run=0, bits=16) -> int:
+    """One command word: feed ``token``, which has ``bits`` bits (:func:`token_bits`).
 
     ``first`` restarts at position 0; ``want`` asks for a result packet with ``top`` logits; ``run`` further tokens are
     generated greedily by the device itself, each with a packet.
@@ -64,10 +69,10 @@ def command(token, *, first=False, want=False, top=0, run=0) -> int:
     ValueError
         A field does not fit its bits.
     """
-    for name, value, limit in (("token", token, 0xFFFF), ("run", run, 0xFF), ("top", top, 31)):
+    for name, value, limit in (("token", token, (1 << bits) - 1), ("run", run, (1 << 24 - bits) - 1), ("top", top, 31)):
         if not 0 <= value <= limit:
             raise ValueError(f"{name} of a command must be in 0..{limit}, not {value}")
-    return token | run << 16 | top << 24 | want << 30 | first << 31
+    return token | run << bits | top << 24 | want << 30 | first << 31
 
 
 def selection(slot) -> int:
@@ -84,9 +89,16 @@ def selection(slot) -> int:
 
 
 class Owed:
-    """The result packets that a device still owes for commands it was sent; true while there are any. A selection owes none."""
+    """The result packets that a device still owes for commands it was sent; true while there are any. A selection owes none.
 
-    def __init__(self):
+    Parameters
+    ----------
+    bits : int
+        Bits of a token (:func:`token_bits`).
+    """
+
+    def __init__(self, bits=16):
+        self.bits = bits
         self._counts = deque()  # packets still to come, for each command that has not been answered in full
 
     def __bool__(self):
@@ -95,14 +107,15 @@ class Owed:
     def add(self, words):
         """Commands ``uint32 [n]`` were sent."""
         words = words[words & SELECT == 0]
-        runs, wanted = words >> 16 & 0xFF, words >> 30 & 1
+        runs, wanted = (words & 0xFFFFFF) >> self.bits, words >> 30 & 1
         self._counts.extend((runs + (wanted | (runs != 0)))[(wanted | runs) != 0].tolist())
 
     def packet(self, first):
         """A packet came whose first word is ``first``; a refusal (context full, adapter not there) ends the command's run."""
         if self._counts:
             self._counts[0] -= 1
-            if first & 0xFFFF == FULL or not self._counts[0]:
+            refused = (1 << self.bits) - 1
+            if first & refused == refused or not self._counts[0]:
                 self._counts.popleft()
 
     def clear(self):

@@ -10,7 +10,7 @@ import socket
 
 import numpy as np
 
-from intaglio.host.protocol import DeviceError, DeviceTimeout, Owed
+from intaglio.host.protocol import DeviceError, DeviceTimeout, Owed, token_bits
 from intaglio.host.transport.frames import Decoder, Kind, encode
 from intaglio.host.transport.peer import Peer
 from intaglio.host.transport.session import LinkLost
@@ -149,7 +149,8 @@ class DeviceEnd:
 
     def __init__(self, transport):
         self.transport, self.peer = transport, Peer(int(transport.manifest["digest"][:8], 16), depth=DEPTH)
-        self._decoder, self._owed, self._resets, self._first = Decoder(), Owed(), 0, None
+        self._owed = Owed(token_bits(transport.manifest["model"]["vocab_size"]))
+        self._decoder, self._resets, self._first = Decoder(), 0, None
 
     @property
     def busy(self) -> bool:

@@ -5,7 +5,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-__all__ = ["ADAPTED_OPERATIONS", "DOTS", "PACKINGS", "DecoderConfig", "check_packing", "word_bits"]
+__all__ = ["ADAPTED_OPERATIONS", "DOTS", "PACKINGS", "DecoderConfig", "check_packing", "logit_shift", "word_bits"]
 
 PACKINGS = ("2bit", "5trit")
 DOTS = ("planes", "adders")
@@ -24,6 +24,11 @@ def word_bits(packing, lane_width):
     """Bits of a word of ``lane_width`` weights; raises ``ValueError`` for an unknown packing."""
     check_packing(packing)
     return 2 * lane_width if packing == "2bit" else 8 * -(-lane_width // 5)
+
+
+def logit_shift(hidden):
+    """Right shift that brings a logit, ``|x16 . e8| <= 32767 * 127 * hidden``, into 32 signed bits."""
+    return max(0, (32767 * 127 * hidden).bit_length() + 1 - 32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +114,9 @@ class DecoderConfig:
         need(self.heads % self.kv_heads == 0, f"kv_heads must divide heads = {self.heads}, not {self.kv_heads}")
         need(isinstance(self.context, int) and 2 <= self.context <= 65535,
              f"context must be in 2..65535 tokens, not {self.context!r}")
-        need(2 <= self.vocab <= 65535, f"vocab must be in 2..65535, not {self.vocab}")
+        need(2 <= self.vocab < 1 << 20, f"vocab must be in 2..{(1 << 20) - 1}, not {self.vocab}")
+        need(self.context < 1 << self.position_bits, f"context must be at most {(1 << self.position_bits) - 1} tokens where tokens have "
+             f"{self.token_bits} bits (they share a word of the result), not {self.context}")
         check_packing(self.packing)
         need(self.dot in DOTS, f"dot must be one of {', '.join(DOTS)}, not {self.dot!r}")
         need(self.lanes % 2 == 0, f"lanes must be even, not {self.lanes}")
@@ -176,6 +183,17 @@ class DecoderConfig:
         """Ternary weights of one layer."""
         return self.hidden * (self.qkv_rows + self.hidden + 3 * self.intermediate)
 
+    # -- words of the command and result streams
+    @property
+    def token_bits(self):
+        """Bits of a token: at least 16, and one value, all ones, that is no token."""
+        return max(16, self.vocab.bit_length())
+
+    @property
+    def position_bits(self):
+        """Bits of a position beside a token in a result's first word."""
+        return 32 - self.token_bits
+
     # -- shape of the hardware
     @property
     def array(self):
@@ -220,7 +238,7 @@ class DecoderConfig:
     @property
     def logit_shift(self):
         """Right shift that brings a logit into 32 signed bits."""
-        return max(0, (32767 * 127 * self.hidden).bit_length() + 1 - 32)
+        return logit_shift(self.hidden)
 
     @property
     def weight_word_bits(self):

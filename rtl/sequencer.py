@@ -1,7 +1,7 @@
 """Sequencer: takes one command per token, runs the layer program on the units, and answers with result packets.
 
-A command word is ``token[16] | run[8] | top[5] | 0 | want | first`` from its lowest bit; docs/host.md describes the protocol. With adapters
-the reserved bit marks a word that selects one.
+A command word is ``token[t] | run[24 - t] | top[5] | 0 | want | first`` from its lowest bit, t being ``config.token_bits``;
+docs/host.md describes the protocol. With adapters the reserved bit marks a word that selects one.
 """
 
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, signed
@@ -14,11 +14,13 @@ from intaglio.rtl.program import REGISTERS, WORD_BITS, Layout, Op, Phase, Wait
 from intaglio.rtl.rom import Rom
 from intaglio.rtl.scalar import AluOp, ScalarAlu, ScalarLayout
 
-__all__ = ["ALU_OPS", "NO_TOKEN", "Command", "Sequencer"]
+__all__ = ["ALU_OPS", "Sequencer", "command_layout"]
 
-Command = data.StructLayout({"token": 16, "run": 8, "top": 5, "reserved": 1, "want": 1, "first": 1})
-_Held = data.StructLayout({"token": 16, "run": 8, "top": 5, "want": 1})
-NO_TOKEN = 0xFFFF  # in a result's first word: the context is full
+
+def command_layout(token_bits):
+    """Fields of a command word where tokens have ``token_bits`` bits, 16 to 20: what a token takes more, ``run`` has less."""
+    return data.StructLayout({"token": token_bits, "run": 24 - token_bits, "top": 5, "reserved": 1, "want": 1, "first": 1})
+
 
 _UNITS = {Op.EMBED: (Wait.VECTOR, Phase.EMBED), Op.NORM8: (Wait.VECTOR, Phase.NORM), Op.NORM16: (Wait.VECTOR, Phase.NORM),
           Op.ROPE: (Wait.VECTOR, Phase.ROTARY), Op.DRAIN: (Wait.VECTOR, Phase.ATTENTION),
@@ -74,12 +76,12 @@ class Sequencer(wiring.Component):
             "start_linear": Out(1), "start_vector": Out(1), "start_attend": Out(1), "start_head": Out(1),
             "op": Out(Op), "m": Out(16), "e": Out(10), "rd": Out(3),
             "linear_busy": In(1), "vector_busy": In(1), "a_busy": In(1), "attention_busy": In(1),
-            "token": Out(16), "position": Out(16), "layer": Out(10), "begin": Out(1),
+            "token": Out(config.token_bits), "position": Out(16), "layer": Out(10), "begin": Out(1),
             "scale": Out(ScalarLayout), "q_scale": Out(ScalarLayout), "q_base": Out(signed(12)),
             "x_shift": In(6), "r_shift": In(6), "vector_shift": Out(6), "shift": Out(6),
             "segment": Out(8), "m_value": In(33), "squares": In(self.squares_bits), "reference": In(signed(10)),
             "store_key": Out(1), "store_value": Out(1), "store_head": Out(8), "store": Out(ScalarLayout),
-            "rank": Out(5), "rank_token": In(16), "rank_logit": In(signed(32)),
+            "rank": Out(5), "rank_token": In(config.token_bits), "rank_logit": In(signed(32)),
             "active": Out(1), "phase": Out(Phase), "overflow": Out(1), "finished": Out(1),
         })
 
@@ -104,9 +106,11 @@ class Sequencer(wiring.Component):
         with m.If(advance):
             m.d.sync += word.eq(data.View(Layout, rom.data))
 
-        held = Signal(_Held)  # of the command under way; run counts down
-        command = data.View(Command, self.command_data)
-        last_token = Signal(16)
+        token_bits = self.config.token_bits
+        layout = command_layout(token_bits)
+        command = data.View(layout, self.command_data)
+        held = Signal(data.StructLayout({name: layout[name].shape for name in ("token", "run", "top", "want")}))  # run counts down
+        last_token = Signal(token_bits)
 
         # -- which units are idle: a start is remembered for a cycle
         recent = {name: Signal(name=f"recent_{name}") for name in ("linear", "vector", "attention")}
@@ -200,7 +204,7 @@ class Sequencer(wiring.Component):
                     m.d.comb += self.refused.eq(barred)
                 with m.If(full | barred if self.config.rank else full):
                     m.d.comb += self.overflow.eq(full & ~barred if self.config.rank else 1)
-                    m.d.sync += [answer.eq(Cat(Const(NO_TOKEN, 16), self.position)), tail.eq(1), held.run.eq(0)]
+                    m.d.sync += [answer.eq(Cat(Const(-1, token_bits), self.position[:32 - token_bits])), tail.eq(1), held.run.eq(0)]
                     with m.If(held.want):
                         m.next = "REFUSE"
                     with m.Else():
@@ -248,7 +252,7 @@ class Sequencer(wiring.Component):
                                 stop()
                         with m.Case(Op.END):
                             m.d.sync += [
-                                answer.eq(Cat(self.rank_token, self.position)), tail.eq(held.top == 0),
+                                answer.eq(Cat(self.rank_token, self.position[:32 - token_bits])), tail.eq(held.top == 0),
                                 last_token.eq(self.rank_token), logit_unit.eq(ra),
                             ]
                             m.next = "ANSWER"

@@ -2,7 +2,6 @@
 
 import math
 
-from intaglio.rtl.sequencer import NO_TOKEN
 from intaglio.sim.exact import ExactDecoder
 
 __all__ = ["ReferenceDevice"]
@@ -20,6 +19,7 @@ class ReferenceDevice:
         self.decoder = ExactDecoder(model)
         self.top_k = model.config.top_k
         self.context = model.config.context
+        self.token_bits = model.config.token_bits
         self.has_adapters = model.config.rank > 0
         self.adapters = {}  # by slot, as of intaglio.sim.exact
         self.selected, self.barred = 0, False
@@ -32,7 +32,8 @@ class ReferenceDevice:
         if self.has_adapters and word >> 29 & 1:
             self.selected = word & 0xFF
             return []
-        token, run, top = word & 0xFFFF, word >> 16 & 0xFF, min(word >> 24 & 31, self.top_k)
+        no_token = (1 << self.token_bits) - 1
+        token, run, top = word & no_token, (word & 0xFFFFFF) >> self.token_bits, min(word >> 24 & 31, self.top_k)
         want = bool(word >> 30 & 1 or run)
         if word >> 31 & 1:
             self.decoder.reset()
@@ -42,17 +43,16 @@ class ReferenceDevice:
         for _ in range(run + 1):
             position = self.decoder.position
             if position == self.context or self.barred:
-                return packets + ([[NO_TOKEN | position << 16]] if want else [])
+                return packets + ([[no_token | position << self.token_bits]] if want else [])
             answer = self.decoder.step([token], logits=want)
             if want:
                 packets.append(self._packet(answer[0][0].tolist(), float(answer[1][0]), position, top))
-                token = packets[-1][0] & 0xFFFF
+                token = packets[-1][0] & no_token
         return packets
 
-    @staticmethod
-    def _packet(logits, scale, position, top):
+    def _packet(self, logits, scale, position, top):
         ranks = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
-        words = [ranks[0] | position << 16]
+        words = [ranks[0] | position << self.token_bits]
         if top:
             fraction, exponent = math.frexp(scale)  # a mantissa of 16 bits, and (0, 0) for zero
             words.append(int(fraction * 65536) | ((exponent - 16) & 0xFFFF) << 16 if scale else 0)

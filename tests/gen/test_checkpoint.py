@@ -160,6 +160,9 @@ def test_online_latent_weights_are_rounded(saved):
         assert matrix.scale == pytest.approx(np.abs(weight).mean(dtype=float))
         np.testing.assert_array_equal(matrix.weights, np.where(np.abs(weight) < matrix.scale / 2, 0, np.sign(weight)))
     change_config(saved, quantization_config={**quantization, "quantization_mode": "offline"})
+    with pytest.raises(CheckpointError, match=r"layers.0.self_attn.q_proj.weight_scale \[1\] is missing"):
+        load_checkpoint(saved)
+    rewrite(saved, **{f"model.layers.{index}.{MATRIX_TENSORS[name]}.weight_scale": floats(1) for index, name in weights})
     with pytest.raises(CheckpointError, match="q_proj.weight must hold only -1, 0 and 1"):
         load_checkpoint(saved)
     change_config(saved, quantization_config={"quant_method": "bitnet"})

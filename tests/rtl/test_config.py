@@ -16,7 +16,11 @@ FIELDS = dict(hidden=192, intermediate=512, layers=4, heads=6, kv_heads=1, head_
     ({"hidden": 200}, "hidden must be heads * head_dim = 192, not 200"),
     ({"kv_heads": 4}, "kv_heads must divide heads = 6, not 4"),
     ({"context": 1}, "context must be in 2..65535 tokens, not 1"),
-    ({"vocab": 70000}, "vocab must be in 2..65535, not 70000"),
+    ({"vocab": 1 << 20}, "vocab must be in 2..1048575, not 1048576"),
+    ({"vocab": 65536, "context": 32768}, ("context must be at most 32767 tokens where tokens have 17 bits (they share a word of the "
+                                          "result), not 32768")),
+    ({"vocab": 1048575, "context": 4096}, ("context must be at most 4095 tokens where tokens have 20 bits (they share a word of "
+                                             "the result), not 4096")),
     ({"packing": "3bit"}, "packing must be one of 2bit, 5trit, not '3bit'"),
     ({"lanes": 3}, "lanes must be even, not 3"),
     ({"lane_width": 100}, "lane_width must divide hidden = 192, not 100"),

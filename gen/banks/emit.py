@@ -1,0 +1,253 @@
+"""Write the banks of one layer, some or all, in bounded memory and several processes; a run that was killed is taken up again.
+
+Everything is checked before anything is written. A part (a layer, the embedding) is written beside its place and renamed with its
+description, ``banks.json``, which names its inputs and the digest of every file; a part is kept by a later run if both still hold. So what
+a killed run leaves is either whole or not there. ``manifest.json`` is written last.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from intaglio import Error, __version__
+from intaglio.gen.banks.forms import FORMS
+from intaglio.gen.banks.job import peak_kib
+from intaglio.gen.banks.pool import Pool
+from intaglio.gen.checkpoint import CheckpointReader
+from intaglio.gen.collateral import json_text
+from intaglio.gen.images import EXECUTION
+from intaglio.gen.quantised import embedding_scales, head_constants, layer_constants
+from intaglio.rtl.config import logit_shift
+from intaglio.rtl.rom import hex_text
+
+__all__ = ["FORMAT", "emit", "matrix_shapes"]
+
+FORMAT = "intaglio-banks"
+GAINS = ("input", "attn_sub", "post_attention", "ffn_sub")  # in the order of the program
+
+
+def matrix_shapes(config):
+    """Rows and inputs of each of EXECUTION's matrices."""
+    shapes = config.matrix_shapes
+    return {name: (sum(shapes[part][0] for part in parts), shapes[parts[0]][1]) for name, parts in EXECUTION.items()}
+
+
+def emit(model, out, *, layout, layers=None, form="image", processes=2, progress=None):
+    """Write banks to the folder ``out``.
+
+    Parameters
+    ----------
+    model : path of a checkpoint folder
+    out : path
+        Must not exist, be empty, or hold banks of the same model and layout, which are added to.
+    layout : BankLayout
+    layers : sequence of int or None
+        The layers to write; None for all and the embedding.
+    form : str, a name of FORMS
+    processes : int, 1 to 64
+    progress : callable or None
+        Called with a text and the share done (0 to 1).
+
+    Returns
+    -------
+    dict : ``written`` and ``kept`` (names of parts), ``bytes`` written, ``peak_kib`` (the sum of each process's own peak).
+
+    Raises
+    ------
+    Error, ValueError
+        The checkpoint is damaged or not ternary; an argument is out of range; the folder holds something else, is in use, or lacks room.
+    """
+    reader = CheckpointReader(model)
+    config = reader.config
+    everything = layers is None
+    layers = list(range(config.num_hidden_layers)) if everything else sorted(set(layers))
+    if not layers or not 0 <= layers[0] <= layers[-1] < config.num_hidden_layers:
+        raise ValueError(f"layers must be in 0..{config.num_hidden_layers - 1}, not {layers}")
+    if form not in FORMS:
+        raise ValueError(f"the form of banks must be one of {', '.join(FORMS)}, not {form!r}")
+    if type(processes) is not int or not 1 <= processes <= 64:
+        raise ValueError(f"processes must be an integer in 1..64, not {processes!r}")
+    shapes = matrix_shapes(config)
+    for rows, inputs in [*shapes.values(), (config.vocab_size, config.hidden_size)]:
+        layout.banks(rows, inputs)  # raises before work starts
+    run = _Run(reader, layout, form, Path(out).resolve(), progress or (lambda text, share: None))
+    with Pool(processes, model, layout, form) as pool:
+        run.check(pool, layers, everything)
+        with _locked(run.out, run.about()):
+            run.keep(pool)
+            run.need_room()
+            run.write(pool)
+            run.finish(everything)
+        pool.peaks[os.getpid()] = peak_kib()
+    return {"written": run.written, "kept": run.kept, "bytes": run.bytes, "peak_kib": sum(pool.peaks.values())}
+
+
+@contextlib.contextmanager
+def _locked(out, about):
+    """Make or accept the folder, and hold it for this process; the lock ends with the process, however that ends."""
+    marker = out / "layout.json"
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())) and not marker.is_file():
+            raise Error(f"the output folder must be empty or hold banks, and {out} is neither")
+        if marker.is_file() and marker.read_bytes() != about:
+            raise Error(f"the output folder must hold banks of the same model, layout and form, and {out} holds others")
+        out.mkdir(parents=True, exist_ok=True)
+        with open(out / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as busy:
+                raise Error(f"the output folder must not be in use, and another run is writing to {out}") from busy
+            if not marker.is_file():
+                _replace(marker, about)
+            for left in out.glob(".*.partial"):  # of a run that was killed
+                shutil.rmtree(left)
+            try:
+                yield
+            finally:
+                for left in out.glob(".*.partial"):
+                    shutil.rmtree(left, ignore_errors=True)
+    except OSError as fault:
+        raise Error(f"cannot write the output folder {out}: {fault}") from fault
+
+
+def _replace(path, data):
+    """Write a file so that it is there whole or not at all."""
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_bytes(data)
+    beside.replace(path)
+
+
+class _Run:
+    """State of one call of :func:`emit`; parts are ``layer_00`` and so on, and ``embedding``."""
+
+    def __init__(self, reader, layout, form, out, tell):
+        self.reader, self.layout, self.form, self.out, self.tell = reader, layout, form, out, tell
+        self.shapes = matrix_shapes(reader.config)
+        self.inputs, self.written, self.kept, self.bytes, self.largest = {}, [], [], 0, 0.0
+
+    def about(self):
+        """Content of ``layout.json``."""
+        config = self.reader.config
+        layout, hidden = self.layout, config.hidden_size
+        banks = {name: {"rows": rows, "inputs": inputs, "words": layout.banks(rows, inputs), "bits": layout.bits}
+                 for name, (rows, inputs) in self.shapes.items()}
+        banks["embedding"] = {"rows": config.vocab_size, "inputs": hidden, "words": layout.banks(config.vocab_size, hidden),
+                              "bits": 8 * layout.width}
+        return json_text({"format": FORMAT, "format_version": 1, "generator": __version__, "form": self.form,
+                          "layout": dataclasses.asdict(layout), "model": config.to_json(), "banks_of_a_unit": banks}).encode()
+
+    def check(self, pool, layers, everything):
+        tasks = [(index, "check_layer", index) for index in layers] + [("embedding", "check_embedding")] * everything
+        for count, (key, result) in enumerate(pool.run(tasks), 1):
+            if key == "embedding":
+                self.inputs["embedding"], self.largest = result
+                embedding_scales(self.largest)
+            else:
+                self.inputs[_part(key)] = result
+            self.tell(f"checkpoint: {count} of {len(tasks)} parts checked", 0.2 * count / len(tasks))
+
+    def keep(self, pool):
+        """Find the parts of an earlier run that are whole."""
+        tasks = [(part, "whole", str(self.out / part), inputs) for part, inputs in self.inputs.items() if (self.out / part).exists()]
+        for part, described in pool.run(tasks):
+            if described:
+                self.kept.append(part)
+                self.tell(f"{part} kept", 0.2)
+        self.kept.sort()
+
+    def todo(self):
+        return sorted(part for part in self.inputs if part not in self.kept)
+
+    def need_room(self):
+        layout, config, need = self.layout, self.reader.config, 0
+        if self.form != "image":
+            return
+        for part in self.todo():
+            shapes = [(config.vocab_size, config.hidden_size)] if part == "embedding" else self.shapes.values()
+            bits = 8 * layout.width if part == "embedding" else layout.bits
+            need += sum(layout.positions * sum(layout.banks(*shape)) * (2 * -(-bits // 8) + 1) for shape in shapes)
+        free = shutil.disk_usage(self.out).free
+        if need > free:
+            raise Error(f"the output folder {self.out} must have room for {need / 1e6:,.0f} MB of banks, and {free / 1e6:,.0f} MB are free")
+
+    def write(self, pool):
+        (self.out / "manifest.json").unlink(missing_ok=True)
+        tasks, left = [], {}
+        for part in self.todo():
+            (self.out / f".{part}.partial").mkdir()
+            folder = str(self.out / f".{part}.partial")
+            if part == "embedding":
+                scale = embedding_scales(self.largest)[0]
+                tiles = range(len(self.layout.banks(self.reader.config.vocab_size, self.reader.config.hidden_size)))
+                tasks += [((part, tile), "write_embedding", tile, scale, folder) for tile in tiles]
+                left[part] = len(tiles)
+            else:
+                largest_first = sorted(self.shapes, key=lambda name: -self.shapes[name][0] * self.shapes[name][1])
+                tasks += [((part, name), "write_matrix", _index(part), name, folder) for name in largest_first]
+                left[part] = len(self.shapes)
+        results = {part: {} for part in left}
+        for count, ((part, piece), result) in enumerate(pool.run(tasks), 1):
+            results[part][piece] = result
+            left[part] -= 1
+            if not left[part]:
+                self._complete(part, results.pop(part))
+            self.tell(f"{part} {piece} written", 0.2 + 0.8 * count / len(tasks))
+
+    def _complete(self, part, results):
+        """Describe a part, and put it in its place."""
+        partial = self.out / f".{part}.partial"
+        described, extra = self._embedding(results) if part == "embedding" else self._layer(_index(part), results)
+        for name, data in extra.items():
+            (partial / name).write_bytes(data)
+            described["files"][name] = hashlib.sha256(data).hexdigest()
+        (partial / "banks.json").write_bytes(json_text(described | {"part": part, "inputs": self.inputs[part]}).encode())
+        self.bytes += sum(path.stat().st_size for path in partial.iterdir())
+        if (self.out / part).exists():
+            shutil.rmtree(self.out / part)
+        partial.rename(self.out / part)
+        self.written.append(part)
+
+    def _layer(self, index, results):
+        scales, files, zeros, weights = {}, {}, 0, 0
+        for digests, of_matrix, zero, count in results.values():
+            files |= digests
+            scales |= of_matrix
+            zeros, weights = zeros + zero, weights + count
+        gains, constants = layer_constants(index, scales, self.reader.norms(index), self.reader.config.head_dim)
+        return ({"files": files, "constants": {name: [scalar.m, scalar.e] for name, scalar in constants.items()},
+                 "zero_weight_share": round(zeros / weights, 6)},
+                {"gains.hex": self._gains([gains[name] for name in GAINS])})
+
+    def _embedding(self, results):
+        config = self.reader.config
+        scale, embed_scale, embed_shift = embedding_scales(self.largest)
+        gains, unit = head_constants(self.reader.final_norm(), scale, logit_shift(config.hidden_size))
+        return ({"files": {name: digest for digests in results.values() for name, digest in digests.items()},
+                 "embed_scale": embed_scale, "embed_shift": embed_shift, "logit_unit": [unit.m, unit.e]},
+                {"gains.hex": self._gains([gains])})
+
+    def _gains(self, vectors):
+        """Image of norm gains: words of ``width`` 16-bit numbers, each norm from a word of its own."""
+        width = self.layout.width
+        padded = [np.pad(v, (0, -len(v) % width)).reshape(-1, width) for v in vectors]
+        return hex_text(np.concatenate(padded).astype("<i2").view(np.uint8))
+
+    def finish(self, everything):
+        parts = {part: hashlib.sha256((self.out / part / "banks.json").read_bytes()).hexdigest() for part in sorted(self.inputs)}
+        _replace(self.out / "manifest.json", json_text(
+            {"format": FORMAT, "format_version": 1, "complete": everything, "parts": parts}).encode())
+        self.tell("written", 1.0)
+
+
+def _part(index):
+    return f"layer_{index:02}"
+
+
+def _index(part):
+    return int(part.removeprefix("layer_"))

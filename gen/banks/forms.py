@@ -1,0 +1,17 @@
+"""What a bank becomes: a function from its address, its words and their bits to files.
+
+The one seam between the weights and the memories: a form sees one bank at a time and nothing else, so that memory stays bounded and the
+processes independent.
+"""
+
+from intaglio.rtl.rom import hex_text
+
+__all__ = ["FORMS"]
+
+
+def image(bank, words, bits):
+    """Image for ``$readmemh``, one word a line, as ``intaglio_rom`` reads it."""
+    return {f"{bank.name}.hex": hex_text(words)}
+
+
+FORMS = {"image": image}

@@ -1,0 +1,87 @@
+"""Processes that work on one job: tasks out, results in as they come, every wait with a limit."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+
+from intaglio import Error
+from intaglio.gen.banks.job import Job, peak_kib
+
+__all__ = ["Pool"]
+
+LIMIT_S = 1800  # in which at least one task must end
+
+_job = None  # of this process
+
+
+class Pool:
+    """``processes`` processes with a :class:`Job` each; with one, the work is done in this process.
+
+    Members
+    -------
+    peaks : dict
+        Most resident memory by process, in KiB, as far as results have come from it.
+    """
+
+    def __init__(self, processes, *arguments):
+        self.peaks = {}
+        self.executor = None
+        if processes == 1:
+            self.job = Job(*arguments)
+        else:
+            self.executor = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, arguments)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if self.executor is not None:
+            self.executor.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, tasks):
+        """Do ``tasks``, a list of tuples of a key, a method of :class:`Job` and its arguments; yield keys with results as they end.
+
+        Raises
+        ------
+        Error
+            A process ended by itself, or nothing ended in time.
+        """
+        if self.executor is None:
+            for key, method, *arguments in tasks:
+                yield key, getattr(self.job, method)(*arguments)
+                self.peaks[os.getpid()] = peak_kib()
+            return
+        pending = {self.executor.submit(_call, method, *arguments): key for key, method, *arguments in tasks}
+        try:
+            while pending:
+                done, _ = wait(pending, LIMIT_S, FIRST_COMPLETED)
+                if not done:
+                    for child in multiprocessing.active_children():
+                        child.kill()
+                    raise Error(f"a part of the work must end within {LIMIT_S} s, and none of {len(pending)} did")
+                for future in done:
+                    key = pending.pop(future)
+                    result, process, peak = future.result()
+                    self.peaks[process] = peak
+                    yield key, result
+        except BrokenProcessPool as fault:
+            raise Error("a working process ended by itself (killed, or out of memory); what is complete stays, run again") from fault
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _begin(*arguments):
+    """First in a working process: its end if the parent ends, no traceback of its own on Ctrl-C, its job."""
+    global _job
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    _job = Job(*arguments)
+
+
+def _call(method, *arguments):
+    return getattr(_job, method)(*arguments), os.getpid(), peak_kib()

@@ -1,0 +1,156 @@
+"""Measure the synthesised costs of an estimate: map each part to a cell library with Yosys and ABC; sum area, leakage and pin capacitance.
+
+Neither sizing nor buffers nor wires: cells alone. The Liberty files are read for each cell's area, the mean of its leakage over the states
+that are given, and the capacitance of its inputs; units are assumed to be um2, pW and fF as in ASAP7.
+
+    python -m intaglio.gen.estimate.measure --liberty asap7_SIMPLE.lib --liberty asap7_INVBUF.lib ... --liberty asap7_SEQ.lib
+"""
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from amaranth.back import verilog
+from amaranth.hdl import Elaboratable, Fragment, Module, Signal, signed
+
+from intaglio import Error
+from intaglio.rtl.attention.array import add_tree, product_bits, tree_stages
+from intaglio.rtl.ternary.lane import Lane
+from intaglio.rtl.ternary.packing import pack
+
+__all__ = ["PARTS", "liberty_cells", "measure"]
+
+HEIGHT, LANE_WIDTH, PRODUCTS = 1024, 128, 8
+
+
+def _rom(name, words):
+    """Combinational ROM of uint8 ``words [depth, bytes]``."""
+    bits = (len(words) - 1).bit_length()
+    rows = [f"    {bits}'d{i}: d = {8 * words.shape[1]}'h{row[::-1].tobytes().hex()};" for i, row in enumerate(words)]
+    return "\n".join([f"module {name}(input [{bits - 1}:0] a, output reg [{8 * words.shape[1] - 1}:0] d);", "  always @* case (a)", *rows,
+                      "    default: d = 'x;", "  endcase", "endmodule", ""])
+
+
+def _weights(name):
+    trits = np.random.default_rng(7).choice(np.array([0, 1, -1], np.int8), (HEIGHT, 64), p=(0.4, 0.3, 0.3))
+    return _rom(name, pack(trits, "2bit"))
+
+
+def _embedding(name):
+    values = np.random.default_rng(7).normal(size=(HEIGHT, 16)) * 127 / 5.5
+    return _rom(name, np.clip(np.round(values), -127, 127).astype(np.int8).view(np.uint8))
+
+
+def _lane(name):
+    lane = Lane(SimpleNamespace(lane_width=LANE_WIDTH, packing="2bit", weight_word_bits=2 * LANE_WIDTH,
+                                accumulator_bits=(127 * 6912).bit_length() + 1))
+    m = Module()
+    m.submodules.lane = lane
+    m.d.comb += [lane.masks[k].eq(mask) for k, mask in enumerate(Lane.MASKS)]
+    return verilog.convert(m, name=name, ports=[lane.word, *(lane.x[b] for b in range(8)), lane.enable, lane.first, lane.sum])
+
+
+class _Products(Elaboratable):
+    def __init__(self):
+        self.a = [Signal(signed(16), name=f"a{i}") for i in range(PRODUCTS)]
+        self.b = [Signal(signed(8), name=f"b{i}") for i in range(PRODUCTS)]
+        self.enable, self.sum = Signal(tree_stages(PRODUCTS)), Signal(signed(product_bits(PRODUCTS)))
+
+    def elaborate(self, platform):
+        m = Module()
+        terms = [Signal(signed(24), name=f"product_{i}", reset_less=True) for i in range(PRODUCTS)]
+        m.d.sync += [term.eq(a * b) for term, a, b in zip(terms, self.a, self.b, strict=True)]
+        m.d.comb += self.sum.eq(add_tree(m, terms, products=1, enables=list(self.enable), name="tree"))
+        return m
+
+
+def _products(name):
+    part = _Products()
+    return verilog.convert(Fragment.get(part, None), name=name, ports=[*part.a, *part.b, part.enable, part.sum])
+
+
+# Verilog, and how many units (bits, weights, multipliers) the part has.
+PARTS = {"weight": (_weights, HEIGHT * 128), "embedding": (_embedding, HEIGHT * 128), "lane": (_lane, LANE_WIDTH),
+         "multiplier": (_products, PRODUCTS)}
+
+
+def liberty_cells(path):
+    """``{cell: (area, leakage, input capacitance)}`` of a Liberty file."""
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as fault:
+        raise Error(f"{path} must be a readable Liberty file (not compressed): {fault}") from fault
+    cells = {}
+    for part in re.split(r"\n\s*cell\s*\(", text)[1:]:
+        area = re.search(r"\barea\s*:\s*([\d.eE+-]+)", part)
+        if area is None:
+            raise Error(f"every cell of {path} must have an area, and {part[:part.index(')')]} has none")
+        leakage = [float(v) for v in re.findall(
+            r"leakage_power\s*\(\)\s*\{\s*value\s*:\s*([\d.eE+-]+);\s*when[^;]*;\s*related_pg_pin\s*:\s*\"?VDD", part)]
+        pins = [pin for pin in re.split(r"\n\s*pin\s*\(", part)[1:] if re.search(r"direction\s*:\s*\"?input", pin)]
+        found = [re.search(r"\n\s*capacitance\s*:\s*([\d.eE+-]+)", pin) for pin in pins]
+        cells[part[:part.index(")")].strip('" ')] = (
+            float(area[1]), statistics.mean(leakage) if leakage else 0.0, sum(float(match[1]) for match in found if match))
+    if not cells:
+        raise Error(f"{path} must hold cells, and none is found")
+    return cells
+
+
+def measure(part, libraries, timeout=1800):
+    """Area, leakage and pin capacitance of one of PARTS, for each of its units, as ``(um2, uW, fF)``.
+
+    Raises
+    ------
+    Error
+        pyosys is missing, the libraries lack what the part needs, or it takes too long.
+    """
+    make, units = PARTS[part]
+    libraries = [str(Path(path).resolve()) for path in libraries]
+    cells = {name: values for path in libraries for name, values in liberty_cells(path).items()}
+    options = " ".join(f"-liberty {path}" for path in libraries)
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "part.v").write_text(make("part"))
+        steps = ["read_verilog part.v", "hierarchy -top part", "proc", "flatten", "opt", "wreduce", "alumacc", "opt", "memory", "opt -full",
+                 "techmap", "opt", f"dfflibmap {options}", f"abc {options}", "opt_clean", "tee -q -o stat.json stat -json"]
+        script = ["from pyosys import libyosys", "design = libyosys.Design()", *(f"libyosys.run_pass({step!r}, design)" for step in steps)]
+        try:
+            done = subprocess.run([sys.executable, "-c", "\n".join(script)], cwd=scratch, capture_output=True, text=True, timeout=timeout)
+        except subprocess.TimeoutExpired as late:
+            raise Error(f"synthesis of the part {part} must end within {timeout} s") from late
+        stat = Path(scratch) / "stat.json"
+        if done.returncode or not stat.is_file():
+            raise Error(f"Yosys must map the part {part}; it ends with: {(done.stdout + done.stderr)[-1000:]}")
+        counts = json.loads(stat.read_text())["design"]["num_cells_by_type"]
+    total = np.zeros(3)
+    for name, count in counts.items():
+        if name == "$scopeinfo":
+            continue
+        if name not in cells:
+            raise Error(f"the libraries must have every cell that the part {part} needs, and lack {name}")
+        total += int(count["count"] if isinstance(count, dict) else count) * np.array(cells[name])
+    return total[0] / units, total[1] / units * 1e-6, total[2] / units
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m intaglio.gen.estimate.measure", description=__doc__.splitlines()[0])
+    parser.add_argument("--liberty", action="append", required=True, metavar="FILE", help="may be given several times")
+    libraries = parser.parse_args(arguments).liberty
+    for part in PARTS:
+        area, leakage, capacitance = measure(part, libraries)
+        sys.stdout.write(f"{part:12} {area:.5g} um2   {leakage / area:.3g} uW/um2   {capacitance:.5g} fF\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Error as fault:
+        sys.stderr.write(f"intaglio: error: {fault}\n")
+        sys.exit(2)
