@@ -1,0 +1,1 @@
+"""Read-only memories as standard-cell logic."""
