@@ -24,7 +24,7 @@ from intaglio.rtl.logicrom.decode import Decode
 from intaglio.rtl.logicrom.netlist import Netlist
 from intaglio.rtl.logicrom.trees import WideOr
 
-__all__ = ["Form", "build"]
+__all__ = ["Form", "build", "group_bounds"]
 
 STYLES = ("inside", "select", "several", "nand")
 
@@ -66,6 +66,11 @@ class Form:
     def __str__(self):
         parts = "+".join(map(str, self.parts))
         return f"{self.style} {self.gate}, {self.rows} rows in {parts} groups, merge {self.merge}{', dual' if self.dual else ''}"
+
+
+def group_bounds(rows, count):
+    """The rows of each of ``count`` groups, as equal as can be."""
+    return [list(range(rows * g // count, rows * (g + 1) // count)) for g in range(count)]
 
 
 class _Subsets:
@@ -148,7 +153,7 @@ def build(bits, form, cells):
             matrix[1 << inputs:] = False
     matrix = matrix.reshape(decode.columns, form.rows, width)
     count = sum(form.parts)
-    groups = [list(range(form.rows * g // count, form.rows * (g + 1) // count)) for g in range(count)]
+    groups = group_bounds(form.rows, count)
     if form.style in ("inside", "select"):
         parts = np.split(np.arange(count), np.cumsum(form.parts)[:-1])
     else:
