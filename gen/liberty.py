@@ -19,6 +19,7 @@ BUILT_IN = {"nangate45": Path(__file__).parent / "cells" / "nangate45.lib"}
 """Libraries that come with the project: areas only."""
 
 _GROUP = re.compile(r"(?:\b(library|cell|ff|latch|statetable|pin)\s*\(([^)]*)\)\s*\{)|([{}])|\"[^\"]*\"|(/\*)")
+_LIBRARY = re.compile(r"\blibrary\s*\(")
 _AREA = re.compile(r"\barea\s*:\s*\"?([-+.\deE]+)")
 _FUNCTION = re.compile(r"\bfunction\s*:\s*\"([^\"]*)\"")
 _DIRECTION = re.compile(r"\bdirection\s*:\s*\"?(\w+)")
@@ -61,6 +62,18 @@ class Liberty:
     cells: dict
     timed: bool
     dont_use: tuple = ()
+
+    def text(self):
+        """One Liberty text of all files without the cells that are not to be used: what ABC and Yosys read."""
+        bodies = []
+        for path in self.paths:
+            text = _text(path)
+            for name, (start, stop) in sorted(_spans(text, path).items(), key=lambda item: -item[1][0]):
+                if name not in self.cells:
+                    text = text[:start] + text[stop:]
+            start = text.index("{", _LIBRARY.search(text).start()) + 1
+            bodies.append(text[start:text.rindex("}")])
+        return "library (" + re.sub(r"\W", "_", self.name) + ") {\n" + "\n".join(bodies) + "\n}\n"
 
     def gates(self):
         """The :class:`CellSet` of the gates that a ROM can be built with.
@@ -145,9 +158,19 @@ def _text(path):
 
 
 def _cells(text, path):
+    """Cells by name."""
+    return _parse(text, path)[0]
+
+
+def _spans(text, path):
+    """Where each cell's text begins and ends."""
+    return _parse(text, path)[1]
+
+
+def _parse(text, path):
     if "library" not in text[:200_000]:
         raise Error(f"cell library {path} must begin with a group library(...), which it does not have")
-    depth, stack, cells, skip = 0, [], {}, 0
+    depth, stack, cells, spans, skip = 0, [], {}, {}, 0
     for match in _GROUP.finditer(text):
         if match.start() < skip:
             continue
@@ -156,19 +179,20 @@ def _cells(text, path):
             skip = len(text) if end < 0 else end + 2
         elif match[1]:
             depth += 1
-            stack.append((depth, match[1], match[2].strip().strip('"'), match.end(), []))
+            stack.append((depth, match[1], match[2].strip().strip('"'), match.end(), [], match.start()))
             if len(stack) > 1:
                 stack[-2][4].append(stack[-1])
         elif match[3] == "{":
             depth += 1
         elif match[3] == "}":
             if stack and stack[-1][0] == depth:
-                _, kind, name, start, inner = stack.pop()
+                _, kind, name, start, inner, outer = stack.pop()
                 if kind == "pin" and stack:
                     stack[-1][4][-1] = ("pin", name, text[start:match.start()])
                 elif kind in ("ff", "latch", "statetable") and stack:
                     stack[-1][4][-1] = (kind, name, "")
                 elif kind == "cell":
+                    spans[name] = outer, match.end()
                     cell = _cell(name, text[start:match.start()], inner)
                     if cell:
                         cells[name] = cell
@@ -179,7 +203,7 @@ def _cells(text, path):
         raise Error(f"cell library {path} must have as many closing as opening braces; it is cut off or damaged")
     if not cells:
         raise Error(f"cell library {path} must have cells with an area; none was found")
-    return cells
+    return cells, spans
 
 
 def _cell(name, text, inner):

@@ -31,15 +31,17 @@ class Decode:
         parts = [lambda high: self._field(0, self.low, low, high)] if self.low else []
         if self.m > 1:
             parts.append(lambda high: self._third(third, high))
-        return self._both(("row", index), parts, high)
+        return self.netlist.label(self._both(("row", index), parts, high), f"r{index}{'' if high else 'n'}")
 
     def column(self, index, high):
         """1 (0 if not ``high``) where the column is ``index``; None if there is one column."""
         if self.columns == 1:
             return None
         if self.m == 1:
-            return self._field(self.low, self.netlist.inputs, index, high)
-        return self._blocks(("column", index), range(index * self.m, (index + 1) * self.m), high)
+            line = self._field(self.low, self.netlist.inputs, index, high)
+        else:
+            line = self._blocks(("column", index), range(index * self.m, (index + 1) * self.m), high)
+        return self.netlist.label(line, f"c{index}{'' if high else 'n'}")
 
     def _third(self, index, high):
         return self._blocks(("third", index), range(index, 1 << self.netlist.inputs - self.low, self.m), high)

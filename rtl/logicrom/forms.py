@@ -99,7 +99,7 @@ class _Subsets:
             polarity = (not self.low_halves if high else self.high_halves) if lower and upper else high
             halves = [self._half(members[0], fill, polarity)] if lower else []
             halves += [self._half(members[1], None, polarity)] if upper else []
-            self._known[key] = self._join(halves, polarity, high) if halves else None
+            self._known[key] = self.netlist.label(self._join(halves, polarity, high) if halves else None, f"s{group}_{pattern:x}{'' if high else 'n'}")
         return self._known[key]
 
     def _join(self, halves, polarity, high):

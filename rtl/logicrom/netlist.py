@@ -21,7 +21,7 @@ class Netlist:
 
     def __init__(self, inputs, dual=False):
         self.inputs, self.dual = inputs, dual
-        self.kinds, self.ins, self.marks, self.outputs = [], [], {}, []
+        self.kinds, self.ins, self.labels, self.outputs = [], [], {}, []
         self._known = {}
 
     def gate(self, form, groups):
@@ -50,9 +50,11 @@ class Netlist:
             return self.ins[signal - self.inputs][0]
         return self.gate("oai", ((signal,),))
 
-    def mark(self, text):
-        """A comment before the next gate, in the Verilog."""
-        self.marks[len(self.kinds)] = text
+    def label(self, signal, name):
+        """Give the gate that drives ``signal`` a name for the Verilog, unless it has one."""
+        if signal is not None and signal >= self.inputs:
+            self.labels.setdefault(signal, name)
+        return signal
 
     def sweep(self):
         """Drop gates that no output needs."""
@@ -65,15 +67,14 @@ class Netlist:
                 for signal in self.ins[i]:
                     used[signal] = 1
         new = list(range(self.inputs)) + [0] * len(self.kinds)
-        kinds, ins, marks = [], [], {}
+        kinds, ins = [], []
         for i, kind in enumerate(self.kinds):
-            if i in self.marks:
-                marks[len(kinds)] = self.marks[i]
             if used[self.inputs + i]:
                 new[self.inputs + i] = self.inputs + len(kinds)
                 kinds.append(kind)
                 ins.append(tuple(new[signal] for signal in self.ins[i]))
-        self.kinds, self.ins, self.marks, self._known = kinds, ins, marks, {}
+        self.labels = {new[signal]: name for signal, name in self.labels.items() if used[signal]}
+        self.kinds, self.ins, self._known = kinds, ins, {}
         self.outputs = [None if signal is None else new[signal] for signal in self.outputs]
 
     def area(self, cells):
@@ -102,6 +103,11 @@ class Netlist:
                 total = inner if total is None else total & inner if product_of_sums else total | inner
             values.append(total ^ ones if INVERTING[form] else total)
         return [0 if signal is None else values[signal] for signal in self.outputs]
+
+    def names(self):
+        """Names of all signals: address bits, labels, numbers."""
+        labels = self.labels
+        return [f"a[{bit}]" for bit in range(self.inputs)] + [labels.get(i) or f"n{i}" for i in range(self.inputs, self.inputs + len(self.kinds))]
 
     def expressions(self, names):
         """The Verilog expression of each gate."""
