@@ -15,7 +15,7 @@ from pathlib import Path
 
 from intaglio import Error
 
-__all__ = ["Measured", "mapped_blif", "measure"]
+__all__ = ["Measured", "mapped_blif", "measure", "run_tool"]
 
 TIMEOUT = 1800  # seconds of one run
 # What Yosys' pass abc does without a clock period, and what follows with one.
@@ -76,9 +76,9 @@ def measure(bank, liberty, period_ps=None, *, timeout=TIMEOUT):
     registers = bank.width if bank.strategy == "plain" else inputs
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        (folder / "cells.lib").write_text(liberty.text())
+        (folder / "cells.lib").write_text(liberty.text)
         if bank.netlist is not None:
-            gates = liberty.gates()
+            gates = liberty.gates
             (folder / "bank.blif").write_text(mapped_blif(bank.netlist, gates))
             found = Measured(area=bank.netlist.area(gates), gates=len(bank.netlist.kinds), registers=registers)
             script = ""
@@ -129,7 +129,7 @@ def _constraints(liberty):
 def _by_abc(script, folder, timeout):
     """Area and delay that ABC states last."""
     program = Path(_pyosys().origin).parent / "yosys-abc"
-    output = _run([str(program), "-c", f"read_lib -w cells.lib; {script}"], folder, timeout, "ABC")
+    output = run_tool([str(program), "-c", f"read_lib -w cells.lib; {script}"], folder, timeout, "ABC")
     found = _STIME.findall(_COLOUR.sub("", output))
     if not found:
         raise Error(f"ABC must time the bank; it ends with: {output[-500:]}")
@@ -143,7 +143,7 @@ def _by_yosys(bank, folder, timeout):
     steps = ["read_verilog bank.v", f"hierarchy -check -top {bank.name}", "proc", "flatten", "opt -full", "memory_map", "opt -full", "techmap",
              "opt -full", "write_blif bank.blif", "abc -liberty cells.lib", "opt_clean", "tee -q -o stat.json stat -json -liberty cells.lib"]
     script = ["from pyosys import libyosys", "design = libyosys.Design()", *[f"libyosys.run_pass({step!r}, design)" for step in steps]]
-    output = _run([sys.executable, "-c", "\n".join(script)], folder, timeout, "Yosys")
+    output = run_tool([sys.executable, "-c", "\n".join(script)], folder, timeout, "Yosys")
     if not (folder / "stat.json").is_file():
         raise Error(f"Yosys must map {bank.name}; it ends with: {output[-1000:]}")
     whole = json.loads((folder / "stat.json").read_text())["design"]
@@ -157,7 +157,8 @@ def _pyosys():
     return found
 
 
-def _run(command, folder, timeout, tool):
+def run_tool(command, folder, timeout, tool):
+    """Output of a tool in a process of its own, which it may end; :class:`Error` if it fails or takes too long."""
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired as late:

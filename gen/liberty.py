@@ -5,6 +5,7 @@ A file may be compressed (``.gz``). Several files are one library. The functions
 """
 
 import fnmatch
+import functools
 import gzip
 import re
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ class Liberty:
     timed: bool
     dont_use: tuple = ()
 
+    @functools.cached_property
     def text(self):
         """One Liberty text of all files without the cells that are not to be used: what ABC and Yosys read."""
         bodies = []
@@ -75,6 +77,7 @@ class Liberty:
             bodies.append(text[start:text.rindex("}")])
         return "library (" + re.sub(r"\W", "_", self.name) + ") {\n" + "\n".join(bodies) + "\n}\n"
 
+    @functools.cached_property
     def gates(self):
         """The :class:`CellSet` of the gates that a ROM can be built with.
 
