@@ -31,8 +31,8 @@ test: setup lint  ## all tests
 test-quick: setup  ## the tests that need no compiler run
 	@$(BIN)/python -m pytest -q -m "not verilator and not slow"
 
-bench: setup  ## measure every figure afresh; writes build/bench.json
-	@$(BIN)/python -m bench --build $(BUILD)
+bench: setup  ## measure every figure afresh; writes build/bench.json (PDK=DIR: also those that need a cell library)
+	@$(BIN)/python -m bench --build $(BUILD) $(if $(PDK),--pdk $(PDK))
 
 lint: setup  ## ruff
 	@$(BIN)/ruff check .

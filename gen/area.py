@@ -140,8 +140,9 @@ def _by_yosys(bank, folder, timeout):
     """Area and number of gates; leaves the logic before mapping in ``bank.blif``."""
     _pyosys()
     (folder / "bank.v").write_text(bank.combinational())
-    steps = ["read_verilog bank.v", f"hierarchy -check -top {bank.name}", "proc", "flatten", "opt -full", "memory_map", "opt -full", "techmap",
-             "opt -full", "write_blif bank.blif", "abc -liberty cells.lib", "opt_clean", "tee -q -o stat.json stat -json -liberty cells.lib"]
+    steps = ["read_verilog bank.v", f"hierarchy -check -top {bank.name}", "proc", "flatten", "opt -full", "memory_map", "opt -full",
+             "techmap", "opt -full", "write_blif bank.blif", "abc -liberty cells.lib", "opt_clean",
+             "tee -q -o stat.json stat -json -liberty cells.lib"]
     script = ["from pyosys import libyosys", "design = libyosys.Design()", *[f"libyosys.run_pass({step!r}, design)" for step in steps]]
     output = run_tool([sys.executable, "-c", "\n".join(script)], folder, timeout, "Yosys")
     if not (folder / "stat.json").is_file():

@@ -215,7 +215,7 @@ def _cell(name, text, inner):
     if area is None:
         return None
     inputs, functions = [], {}
-    for kind, pin, body in (item for item in inner if item[0] == "pin"):
+    for _, pin, body in (item for item in inner if item[0] == "pin"):
         direction = _DIRECTION.search(body)
         function = _FUNCTION.search(body)
         if direction and direction[1] == "input":

@@ -92,14 +92,16 @@ class _Subsets:
         if key not in self._known:
             rows = self.groups[group]
             half = (len(rows) + 1) // 2
-            members = [[r for i, r in enumerate(part) if pattern >> (i + start) & 1] for start, part in ((0, rows[:half]), (half, rows[half:]))]
+            set_rows = [r for i, r in enumerate(rows) if pattern >> i & 1]
+            members = [[r for r in set_rows if r < rows[half - 1] + 1], [r for r in set_rows if r > rows[half - 1]]]
             fill = self.fills.get(group)
             lower, upper = bool(members[0] or fill), bool(members[1])
             # high from two low halves is a NAND (else an OR of high ones), low from two high halves a NOR (else an AND of low ones)
             polarity = (not self.low_halves if high else self.high_halves) if lower and upper else high
             halves = [self._half(members[0], fill, polarity)] if lower else []
             halves += [self._half(members[1], None, polarity)] if upper else []
-            self._known[key] = self.netlist.label(self._join(halves, polarity, high) if halves else None, f"s{group}_{pattern:x}{'' if high else 'n'}")
+            signal = self._join(halves, polarity, high) if halves else None
+            self._known[key] = self.netlist.label(signal, f"s{group}_{pattern:x}{'' if high else 'n'}")
         return self._known[key]
 
     def _join(self, halves, polarity, high):
@@ -192,10 +194,17 @@ class _Dual:
 
 
 def _gate(netlist, cells, form, groups):
-    """A gate that the library may have in a larger size only."""
+    """A gate that the library may have in a larger size only: inputs and whole groups are doubled."""
+    if form in ("aoi", "ao") and len(groups) == 1:
+        form, groups = {"aoi": "oai", "ao": "oa"}[form], [(signal,) for signal in groups[0]]
+    groups = list(groups)
     sizes = cells.fit(form, tuple(map(len, groups)))
+    for _ in range(2):
+        if sizes is None:
+            groups.append(groups[-1])
+            sizes = cells.fit(form, tuple(map(len, groups)))
     if sizes is None:
-        raise ValueError(f"cell library {cells.name} has no cell for {form} of groups {tuple(map(len, groups))}")
+        raise ValueError(f"cell library {cells.name} has no cell for {form} of groups {tuple(map(len, groups[:-2]))}")
     return netlist.gate(form, tuple(tuple(group) + (group[0],) * (size - len(group)) for group, size in zip(groups, sizes, strict=True)))
 
 

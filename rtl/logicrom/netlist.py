@@ -1,4 +1,6 @@
-"""A combinational netlist of gates by kind: hash-consed while it is built, evaluated at all addresses at once, written as Verilog or BLIF."""
+"""A combinational netlist of gates by kind: each gate once, evaluated at all addresses at once, written as expressions."""
+
+import numpy as np
 
 from intaglio.rtl.logicrom.cells import INV, INVERTING, canonical, dual
 
@@ -104,10 +106,17 @@ class Netlist:
             values.append(total ^ ones if INVERTING[form] else total)
         return [0 if signal is None else values[signal] for signal in self.outputs]
 
+    def holds(self, bits):
+        """Whether the outputs are ``bits [depth, width]`` at every address below ``depth``: an exhaustive proof."""
+        mask = (1 << len(bits)) - 1
+        columns = np.packbits(np.asarray(bits, bool), axis=0, bitorder="little").T
+        return len(self.outputs) == bits.shape[1] and all(
+            value & mask == int.from_bytes(column.tobytes(), "little") for value, column in zip(self.evaluate(), columns, strict=True))
+
     def names(self):
         """Names of all signals: address bits, labels, numbers."""
-        labels = self.labels
-        return [f"a[{bit}]" for bit in range(self.inputs)] + [labels.get(i) or f"n{i}" for i in range(self.inputs, self.inputs + len(self.kinds))]
+        gates = range(self.inputs, self.inputs + len(self.kinds))
+        return [f"a[{bit}]" for bit in range(self.inputs)] + [self.labels.get(i) or f"n{i}" for i in gates]
 
     def expressions(self, names):
         """The Verilog expression of each gate."""

@@ -204,7 +204,7 @@ def _planes(bits, name):
 def _structured(netlist, name, width, depth, form):
     names = netlist.names()
     wires = names[netlist.inputs:]
-    lines = [f"    // {form}: r rows, c columns, s<group>_<pattern> subsets of row lines shared by all columns and outputs; ...n active low"]
+    lines = [f"    // {form}.", "    // r: row lines, c: column lines, s<group>_<pattern>: subsets of row lines, shared; ...n: active low."]
     lines += [f"    wire {wire} = {text};" for wire, text in zip(wires, netlist.expressions(names), strict=True)]
     outputs = ["1'b0" if signal is None else names[signal] for signal in netlist.outputs]
     lines += ["    assign data = {" + ", ".join(reversed(outputs)) + "};"]

@@ -136,7 +136,8 @@ def _width(coefficients, bits):
 def hardwired_verilog(graph, name):
     """The module."""
     rows = len(graph.outputs)
-    lines = [f"// {rows} x {graph.inputs} ternary weights as {len(graph.nodes)} adders, latency 1.", f"module {name} (", "    input wire clk,",
+    lines = [f"// {rows} x {graph.inputs} ternary weights as {len(graph.nodes)} adders, latency 1.", f"module {name} (",
+             "    input wire clk,",
              f"    input wire [{graph.bits * graph.inputs - 1}:0] x,", f"    output reg [{graph.width * rows - 1}:0] y", ");"]
     lines += [f"    wire [{graph.bits - 1}:0] t{i} = x[{graph.bits * i} +: {graph.bits}];" for i in range(graph.inputs)]
 
