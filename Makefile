@@ -32,8 +32,8 @@ test: setup lint  ## all tests
 test-quick: setup  ## the tests that need no compiler run
 	@$(BIN)/python -m pytest -q -m "not verilator and not slow"
 
-bench: setup  ## measure every figure afresh; writes build/bench.json
-	@$(BIN)/python -m bench --build $(BUILD)
+bench: setup  ## measure every figure afresh; writes build/bench.json (PDK=DIR: also those that need a cell library)
+	@$(BIN)/python -m bench --build $(BUILD) $(if $(PDK),--pdk $(PDK))
 
 board: setup  ## place and route a board's bitstream with pip's tools: BOARD=ulx3s or ecpix5; an hour or more the first time
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[boards]'

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bench import adapter, attention, decoder, generator, matrix, scale
+from bench import adapter, attention, decoder, generator, matrix, rom, scale
 from bench.common import Job, Progress, table
 from intaglio import Error
 
@@ -37,6 +37,7 @@ def main(argv=None):
     parser.add_argument("--model", type=Path, default=Path("models/burin"))
     parser.add_argument("--preset", default="desk")
     parser.add_argument("--build", type=Path, default=Path("build"))
+    parser.add_argument("--pdk", type=Path, help="folder with the ASAP7 cell library, for the figures that need one")
     args = parser.parse_args(argv)
     torch.set_num_threads(2)
     args.build.mkdir(parents=True, exist_ok=True)
@@ -44,8 +45,8 @@ def main(argv=None):
     job = Job(args.model, args.preset, args.build, progress)
     layers = job.checkpoint.config.num_hidden_layers
     figures = [*decoder.figures(job), *adapter.figures(job), *generator.figures(progress), *matrix.figures(progress),
-               *scale.figures(progress, args.build),
-               *attention.figures(args.model, layers, progress)]
+               *scale.figures(progress, args.build), *attention.figures(args.model, layers, progress),
+               *rom.figures(args.model, args.pdk, progress)]
     progress.say("measured")
     (args.build / "bench.json").write_text(json.dumps({"commit": commit(), "figures": figures}, indent=2) + "\n")
     verdict = {None: "", True: "met", False: "MISSED"}

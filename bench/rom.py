@@ -1,0 +1,107 @@
+"""Figures of the read-only memory as logic: area against the synthesiser's own sharing, hardwired matrices against da4ml."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+
+from intaglio import Error
+from intaglio.gen.area import measure
+from intaglio.gen.fpga import measure_fpga
+from intaglio.gen.liberty import read_liberty
+from intaglio.gen.rom_report import model_cases, random_trits
+from intaglio.rtl.logicrom import bank
+from intaglio.rtl.ternary.hardwired import adder_graph, hardwired_verilog
+from intaglio.rtl.ternary.packing import pack
+
+__all__ = ["da4ml_verilog", "figures"]
+
+DEPTH, LANE_WIDTH, ZEROS = 1024, 64, 0.40
+HARDWIRED = {"rows": 64, "inputs": 64, "zeros": 0.42}
+ASAP7_DONT_USE = ("*x1p*", "*xp*", "SDF*", "ICG*")  # of its flow in OpenROAD-flow-scripts
+PERIOD_PS = 2000
+
+
+def da4ml_verilog(weights):
+    """``top`` of da4ml's adder graph of ``weights [rows, inputs]`` without pipeline registers between its stages; None if not installed."""
+    if importlib.util.find_spec("da4ml") is None:
+        return None
+    import da4ml
+    from da4ml.cmvm import solve
+    from da4ml.codegen.rtl.verilog.comb import comb_logic_gen
+    from da4ml.types import minimal_kif
+
+    solution = solve(weights.T.astype(np.float32), qintervals=[(-128.0, 127.0, 1.0)] * weights.shape[1])
+    stages = solution.solutions
+    widths = [sum(map(sum, map(minimal_kif, stage.inp_qint))) for stage in stages]
+    widths.append(sum(map(sum, map(minimal_kif, stages[-1].out_qint))))
+    lines = [f"module top (input [{widths[0] - 1}:0] x, output [{widths[-1] - 1}:0] y);"]
+    lines += [f"    wire [{width - 1}:0] w{i};" for i, width in enumerate(widths)]
+    lines += [f"    stage{i} stage{i}_inst (.model_inp(w{i}), .model_out(w{i + 1}));" for i in range(len(stages))]
+    lines += ["    assign w0 = x;", f"    assign y = w{len(stages)};", "endmodule"]
+    sources = sorted((Path(da4ml.__file__).parent / "codegen/rtl/verilog/source").glob("*.v"))
+    parts = [path.read_text() for path in sources if path.stem in ("shift_adder", "negative")]
+    return "\n".join([*parts, *(comb_logic_gen(stage, f"stage{i}") for i, stage in enumerate(stages)), *lines, ""])
+
+
+def hardwired_cells():
+    """LUTs on UltraScale+ of a hardwired matrix: ours, da4ml's (None if it is not installed)."""
+    weights = random_trits(**HARDWIRED)
+    ours = measure_fpga(hardwired_verilog(adder_graph(weights), "top"), "top", "xcup")
+    theirs = da4ml_verilog(weights)
+    return ours.lut, theirs and measure_fpga(theirs, "top", "xcup").lut
+
+
+def _areas(trits, library, period=None, strategies=("code", "structured")):
+    """Area of a bank by strategy; the structured netlist is read at every address."""
+    words, found = pack(trits, "2bit"), {}
+    for strategy in strategies:
+        built = bank(words, 2 * trits.shape[1], "bank", strategy, cells=library.gates)
+        if built.netlist is not None and not built.netlist.holds(np.concatenate([trits == 1, trits == -1], axis=1)):
+            raise RuntimeError("the netlist must hold its weights")
+        found[strategy] = measure(built, library, period)
+    return found
+
+
+def figures(model, pdk, progress):
+    """Figures of ``rom.*``.
+
+    Parameters
+    ----------
+    model : path
+        Checkpoint whose first matrix is a second bank.
+    pdk : path or None
+        Folder with the parts of the ASAP7 library (``asap7_*.lib.gz``), for the figures that need one.
+    """
+    out = []
+
+    def add(name, value, unit, goal, anchor):
+        out.append({"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": "synthesised"})
+
+    nangate = read_liberty("nangate45")
+    progress("mapping a bank of random weights, Nangate45")
+    areas = _areas(random_trits(DEPTH, LANE_WIDTH, ZEROS), nangate)
+    add("rom.abc_over_ours", areas["code"].area / areas["structured"].area, "", ">= 1.25", "40 % zero weights; a first form 1.27")
+    add("rom.nangate45_um2_per_bit", areas["structured"].area / (2 * DEPTH * LANE_WIDTH), "um2", "", "1024 x 128 bit, 40 % zero weights")
+    name, trits = model_cases(model, DEPTH, 2 * LANE_WIDTH)[-1]
+    progress(f"mapping {name}, Nangate45")
+    areas = _areas(trits, nangate)
+    add("rom.abc_over_ours_model", areas["code"].area / areas["structured"].area, "", ">= 1.25",
+        f"{name}, {100 * (trits == 0).mean():.0f} % zero weights")
+    progress("mapping a hardwired matrix, UltraScale+")
+    ours, theirs = hardwired_cells()
+    add("rom.lut_per_weight", ours / (HARDWIRED["rows"] * HARDWIRED["inputs"]), "LUT", "", "64 x 64, 42 % zero weights")
+    if theirs is None:
+        progress.say("rom.lut_per_weight_over_da4ml is left out: pip install da4ml (LGPL, not needed otherwise)")
+    else:
+        add("rom.lut_per_weight_over_da4ml", ours / theirs, "", "<= 1.0", f"da4ml {theirs / 4096:.2f} LUT a weight in the same run")
+    if pdk is not None:
+        parts = sorted(Path(pdk).glob("asap7_*.lib*"))
+        if not parts:
+            raise Error(f"PDK folder {pdk} must have the parts of ASAP7, asap7_*.lib.gz")
+        for name, dont_use, goal, anchor in (("rom.asap7_mb_per_mm2", (), ">= 21.3", "TOM, 7 nm: 15.0; ABC 16.7"),
+                                             ("rom.asap7_legal_mb_per_mm2", ASAP7_DONT_USE, ">= 15.9", "ABC 12.0")):
+            progress(f"mapping a bank, ASAP7 without {len(dont_use)} kinds of cells")
+            found = _areas(random_trits(DEPTH, LANE_WIDTH, ZEROS), read_liberty(parts, dont_use), PERIOD_PS, ("structured",))["structured"]
+            add(name, found.mb_per_mm2(2 * DEPTH * LANE_WIDTH), "MB/mm2", goal, f"{anchor}; {found.delay_ps:.0f} ps without wires")
+    return out

@@ -1,0 +1,306 @@
+"""Cell libraries in the Liberty format: areas, logic functions and which cells are registers; no timing is interpreted here.
+
+A file may be compressed (``.gz``). Several files are one library. The functions become kinds of gates
+(:mod:`intaglio.rtl.logicrom.cells`) by their truth tables, however they are written.
+"""
+
+import fnmatch
+import functools
+import gzip
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from intaglio import Error
+from intaglio.rtl.logicrom.cells import Cell, CellSet
+
+__all__ = ["BUILT_IN", "Liberty", "LibertyCell", "read_liberty"]
+
+BUILT_IN = {"nangate45": Path(__file__).parent / "cells" / "nangate45.lib"}
+"""Libraries that come with the project: areas only."""
+
+_GROUP = re.compile(r"(?:\b(library|cell|ff|latch|statetable|pin)\s*\(([^)]*)\)\s*\{)|([{}])|\"[^\"]*\"|(/\*)")
+_LIBRARY = re.compile(r"\blibrary\s*\(")
+_AREA = re.compile(r"\barea\s*:\s*\"?([-+.\deE]+)")
+_FUNCTION = re.compile(r"\bfunction\s*:\s*\"([^\"]*)\"")
+_DIRECTION = re.compile(r"\bdirection\s*:\s*\"?(\w+)")
+_TIMING = re.compile(r"\bcell_rise\s*\(")
+_TOKEN = re.compile(r"\s*([A-Za-z_][\w\[\]]*|[01]|[!~()'*&+|^])")
+INPUTS = 9  # of a gate whose function is looked at
+
+
+@dataclass(frozen=True, kw_only=True)
+class LibertyCell:
+    """One cell: area, input pins, functions by output pin; ``state``: None, ``ff``, ``latch`` or ``statetable``."""
+
+    name: str
+    area: float
+    inputs: tuple
+    functions: dict
+    state: str | None
+
+    @property
+    def sequential(self):
+        return self.state is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Liberty:
+    """A library.
+
+    Members
+    -------
+    name : str
+    paths : tuple of Path
+    cells : dict of str to LibertyCell
+        Without those that were to be left out.
+    timed : bool
+        Whether there are delay tables.
+    """
+
+    name: str
+    paths: tuple
+    cells: dict
+    timed: bool
+    dont_use: tuple = ()
+
+    @functools.cached_property
+    def text(self):
+        """One Liberty text of all files without the cells that are not to be used: what ABC and Yosys read."""
+        bodies = []
+        for path in self.paths:
+            text = _text(path)
+            for name, (start, stop) in sorted(_spans(text, path).items(), key=lambda item: -item[1][0]):
+                if name not in self.cells:
+                    text = text[:start] + text[stop:]
+            start = text.index("{", _LIBRARY.search(text).start()) + 1
+            bodies.append(text[start:text.rindex("}")])
+        return "library (" + re.sub(r"\W", "_", self.name) + ") {\n" + "\n".join(bodies) + "\n}\n"
+
+    @functools.cached_property
+    def gates(self):
+        """The :class:`CellSet` of the gates that a ROM can be built with.
+
+        Raises
+        ------
+        Error
+            A gate that every ROM needs is missing.
+        """
+        found = {}
+        for cell in sorted(self.cells.values(), key=lambda c: (c.area, c.name)):
+            if cell.sequential or len(cell.functions) != 1 or not 1 <= len(cell.inputs) <= INPUTS:
+                continue
+            output, text = next(iter(cell.functions.items()))
+            kind = _kind(text, cell.inputs)
+            if kind is not None and kind[0] not in found:
+                found[kind[0]] = Cell(name=cell.name, area=cell.area, pins=kind[1], output=output)
+        try:
+            return CellSet(self.name, found)
+        except ValueError as fault:
+            raise Error(str(fault)) from fault
+
+    def nand2(self):
+        """Area of the smallest NAND2, the unit of gate counts.
+
+        Raises
+        ------
+        Error
+            There is none.
+        """
+        areas = [c.area for c in self.cells.values() if len(c.inputs) == 2 and len(c.functions) == 1 and not c.sequential
+                 and (kind := _kind(next(iter(c.functions.values())), c.inputs)) and kind[0] == ("oai", (1, 1))]
+        if not areas:
+            raise Error(f"cell library {self.name} must have a NAND2")
+        return min(areas)
+
+    def flip_flop(self):
+        """The smallest register, or None."""
+        registers = [c for c in self.cells.values() if c.state == "ff" and len(c.inputs) == 2]
+        return min(registers, key=lambda c: (c.area, c.name), default=None)
+
+
+def read_liberty(paths, dont_use=()):
+    """Read a library.
+
+    Parameters
+    ----------
+    paths : path, name of a built-in library, or sequence of these
+    dont_use : sequence of str
+        Patterns (``*xp*``) of cells to leave out.
+
+    Raises
+    ------
+    Error
+        A file is missing, not Liberty, or has no cells with an area.
+    """
+    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    cells, timed, names = {}, False, []
+    for path in paths:
+        path = Path(BUILT_IN.get(str(path), path))
+        text = _text(path)
+        names.append(path.name.removesuffix(".gz").removesuffix(".lib"))
+        found = _cells(text, path)
+        timed = timed or bool(_TIMING.search(text))
+        cells.update(found)
+    kept = {name: cell for name, cell in cells.items() if not any(fnmatch.fnmatchcase(name, pattern) for pattern in dont_use)}
+    if not kept:
+        raise Error(f"cell library {'+'.join(names)} must have cells that may be used; all {len(cells)} are left out")
+    return Liberty(name=names[0] if len(names) == 1 else "+".join(names), paths=tuple(Path(BUILT_IN.get(str(p), p)) for p in paths),
+                   cells=kept, timed=timed, dont_use=tuple(dont_use))
+
+
+def _text(path):
+    try:
+        raw = path.read_bytes()
+    except OSError as fault:
+        raise Error(f"cell library {path} cannot be read: {fault.strerror}") from fault
+    try:
+        return (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8", "replace")
+    except (OSError, EOFError) as fault:
+        raise Error(f"cell library {path} must be Liberty text or gzip of it: {fault}") from fault
+
+
+def _cells(text, path):
+    """Cells by name."""
+    return _parse(text, path)[0]
+
+
+def _spans(text, path):
+    """Where each cell's text begins and ends."""
+    return _parse(text, path)[1]
+
+
+def _parse(text, path):
+    if "library" not in text[:200_000]:
+        raise Error(f"cell library {path} must begin with a group library(...), which it does not have")
+    depth, stack, cells, spans, skip = 0, [], {}, {}, 0
+    for match in _GROUP.finditer(text):
+        if match.start() < skip:
+            continue
+        if match[4]:
+            end = text.find("*/", match.end())
+            skip = len(text) if end < 0 else end + 2
+        elif match[1]:
+            depth += 1
+            stack.append((depth, match[1], match[2].strip().strip('"'), match.end(), [], match.start()))
+            if len(stack) > 1:
+                stack[-2][4].append(stack[-1])
+        elif match[3] == "{":
+            depth += 1
+        elif match[3] == "}":
+            if stack and stack[-1][0] == depth:
+                _, kind, name, start, inner, outer = stack.pop()
+                if kind == "pin" and stack:
+                    stack[-1][4][-1] = ("pin", name, text[start:match.start()])
+                elif kind in ("ff", "latch", "statetable") and stack:
+                    stack[-1][4][-1] = (kind, name, "")
+                elif kind == "cell":
+                    spans[name] = outer, match.end()
+                    cell = _cell(name, text[start:match.start()], inner)
+                    if cell:
+                        cells[name] = cell
+            depth -= 1
+            if depth < 0:
+                break
+    if depth:
+        raise Error(f"cell library {path} must have as many closing as opening braces; it is cut off or damaged")
+    if not cells:
+        raise Error(f"cell library {path} must have cells with an area; none was found")
+    return cells, spans
+
+
+def _cell(name, text, inner):
+    head = text.split("pin", 1)[0]
+    area = _AREA.search(head) or _AREA.search(text)
+    if area is None:
+        return None
+    inputs, functions = [], {}
+    for _, pin, body in (item for item in inner if item[0] == "pin"):
+        direction = _DIRECTION.search(body)
+        function = _FUNCTION.search(body)
+        if direction and direction[1] == "input":
+            inputs.append(pin)
+        elif function:
+            functions[pin] = function[1]
+    return LibertyCell(name=name, area=float(area[1]), inputs=tuple(inputs), functions=functions,
+                       state=next((item[0] for item in inner if item[0] != "pin"), None))
+
+
+def _kind(function, inputs):
+    """Kind and pins in its order of a function of the given inputs; None if no gate of two levels computes it."""
+    size = 1 << len(inputs)
+    table = _truth(function, inputs)
+    if table is None or table in (0, (1 << size) - 1):
+        return None
+    for inverting in (True, False):
+        values = table ^ ((1 << size) - 1) if inverting else table
+        bits = [values >> i & 1 for i in range(size)]
+        full = size - 1
+        if any(bits[i] > bits[i | 1 << k] for i in range(size) for k in range(len(inputs))):
+            continue  # not monotone
+        false = [i for i in range(size) if not bits[i] and all(i >> k & 1 or bits[i | 1 << k] for k in range(len(inputs)))]
+        true = [i for i in range(size) if bits[i] and all(not i >> k & 1 or not bits[i & ~(1 << k)] for k in range(len(inputs)))]
+        for form, masks in ((("oai" if inverting else "oa"), [full & ~i for i in false]), (("aoi" if inverting else "ao"), true)):
+            if sum(masks) == full and all(a & b == 0 for n, a in enumerate(masks) for b in masks[:n]):
+                groups = sorted(([pin for k, pin in enumerate(inputs) if mask >> k & 1] for mask in masks), key=lambda g: (-len(g), g))
+                return (form, tuple(map(len, groups))), tuple(pin for group in groups for pin in group)
+    return None
+
+
+def _truth(text, inputs):
+    """Truth table as an integer; None if the text is not an expression of the inputs."""
+    size = 1 << len(inputs)
+    ones = (1 << size) - 1
+    variables = {pin: sum(1 << i for i in range(size) if i >> k & 1) for k, pin in enumerate(inputs)}
+    variables |= {"0": 0, "1": ones}
+    tokens, place = [], 0
+    while place < len(text.rstrip()):
+        match = _TOKEN.match(text, place)
+        if not match:
+            return None
+        tokens.append(match[1])
+        place = match.end()
+    tokens.append("")
+
+    def either():
+        value = both()
+        while tokens[0] in ("+", "|"):
+            tokens.pop(0)
+            value |= both()
+        return value
+
+    def both():
+        value = exclusive()
+        while tokens[0] and tokens[0] not in ("+", "|", ")", "^"):
+            if tokens[0] in ("*", "&"):
+                tokens.pop(0)
+            value &= exclusive()
+        return value
+
+    def exclusive():
+        value = single()
+        while tokens[0] == "^":
+            tokens.pop(0)
+            value ^= single()
+        return value
+
+    def single():
+        token = tokens.pop(0)
+        if token in ("!", "~"):
+            value = single() ^ ones
+        elif token == "(":
+            value = either()
+            if tokens.pop(0) != ")":
+                raise KeyError
+        else:
+            value = variables[token]
+        while tokens[0] == "'":
+            tokens.pop(0)
+            value ^= ones
+        return value
+
+    try:
+        value = either()
+    except (KeyError, IndexError):
+        return None
+    return value if tokens == [""] else None

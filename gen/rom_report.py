@@ -1,0 +1,116 @@
+"""Tables that compare the strategies of read-only banks: cell area, density and timing, or cells of an FPGA."""
+
+import numpy as np
+
+from intaglio import Error
+from intaglio.gen.area import measure
+from intaglio.gen.checkpoint import load_checkpoint
+from intaglio.gen.fpga import FAMILIES, measure_fpga
+from intaglio.gen.liberty import BUILT_IN, read_liberty
+from intaglio.rtl.logicrom import STRATEGIES, bank
+from intaglio.rtl.ternary.hardwired import adder_graph, hardwired_verilog
+from intaglio.rtl.ternary.packing import execution_order, pack
+
+__all__ = ["asic_table", "fpga_table", "library", "model_cases", "random_cases", "random_trits"]
+
+
+def random_trits(rows, inputs, zeros, seed=7):
+    """Independent weights int8 ``[rows, inputs]``, plus and minus alike."""
+    draw = np.random.default_rng(seed).random((rows, inputs))
+    return np.where(draw < zeros, 0, np.where(draw < (1 + zeros) / 2, 1, -1)).astype(np.int8)
+
+
+def random_cases(shares, depth, width, seed):
+    """``(name, trits [depth, width / 2])`` for each share of zero weights."""
+    _check(depth, width)
+    return [(f"random, {share:.2f}", random_trits(depth, width // 2, share, seed)) for share in shares]
+
+
+def model_cases(folder, depth, width):
+    """Banks of a checkpoint: of layer 0, the words of one lane of ``width / 2`` weights, matrix by matrix, as many as fill ``depth``."""
+    _check(depth, width)
+    checkpoint = load_checkpoint(folder)
+    cases = []
+    for name, matrix in checkpoint.layers[0].matrices.items():
+        weights = matrix.weights
+        if weights.shape[1] % (width // 2):
+            raise Error(f"width / 2 must divide the {weights.shape[1]} inputs of {name}, not be {width // 2}")
+        words = execution_order(weights, 1, width // 2)[0][:depth]
+        cases.append((f"{name} of layer 0", words))
+    return cases
+
+
+def _check(depth, width):
+    if depth < 2 or depth > 1 << 16:
+        raise Error(f"depth must be in 2..65536, not {depth}")
+    if width < 2 or width % 2 or width > 4096:
+        raise Error(f"width must be an even number in 2..4096, not {width}")
+
+
+def library(target, liberty, dont_use):
+    """The cell library of ``--target`` or ``--liberty``."""
+    if not liberty and target not in BUILT_IN:
+        raise Error(f"target must be one of {', '.join([*BUILT_IN, *FAMILIES])}, or a cell library given by --liberty, not {target!r}")
+    return read_liberty(liberty or target, dont_use)
+
+
+def asic_table(cases, strategies, cells, period, progress):
+    """Rows (dicts) and text. Zero shares are of weights and, as TOM counts, of bits."""
+    _known(strategies, STRATEGIES)
+    gates, nand2 = cells.gates, cells.nand2()
+    rows = []
+    for name, trits in cases:
+        words, zeros = pack(trits, "2bit"), float((trits == 0).mean())
+        width, depth = 2 * trits.shape[1], len(trits)
+        for strategy in strategies:
+            progress(f"{name}: {strategy}")
+            built = bank(words, width, "bank", strategy, cells=gates)
+            found = measure(built, cells, period)
+            if built.netlist is not None:
+                _equal(built.netlist, trits, name)
+            rows.append({"case": name, "zeros": zeros, "strategy": strategy, "area": found.area, "per_bit": found.area / (width * depth),
+                         "mb_per_mm2": found.mb_per_mm2(width * depth), "nand2_per_bit": found.area / (width * depth) / nand2,
+                         "delay_ps": found.delay_ps, "registers": found.registers, "description": built.description})
+    head = f"{cells.name}, {len(cases[0][1])} x {2 * cases[0][1].shape[1]} bit, cell area without registers" + \
+        (f", buffered and sized for {period:g} ps" if period else "")
+    title = f"{'bank':22} {'zeros: weights':>14} {'bits':>6}  {'strategy':10} {'um2':>11} {'MB/mm2':>8} {'NAND2/bit':>9}"
+    lines = [head, "", f"{title} {'delay ps':>8} {'regs':>5}"]
+    for row in rows:
+        delay = "-" if row["delay_ps"] is None else f"{row['delay_ps']:.0f}"
+        lines.append(f"{row['case']:22} {row['zeros']:14.3f} {(1 + row['zeros']) / 2:6.3f}  {row['strategy']:10} {row['area']:11,.1f} "
+                     f"{row['mb_per_mm2']:8.3f} {row['nand2_per_bit']:9.4f} {delay:>8} {row['registers']:5}")
+    return rows, "\n".join(lines)
+
+
+def fpga_table(cases, strategies, family, progress):
+    """Rows (dicts) and text; ``hardwired`` is the whole bank as one matrix, all words at once."""
+    _known(strategies, (*STRATEGIES, "hardwired"))
+    rows = []
+    for name, trits in cases:
+        width = 2 * trits.shape[1]
+        for strategy in strategies:
+            progress(f"{name}: {strategy}")
+            text = hardwired_verilog(adder_graph(trits), "bank") if strategy == "hardwired" else \
+                bank(pack(trits, "2bit"), width, "bank", strategy).verilog
+            found = measure_fpga(text, "bank", family)
+            rows.append({"case": name, "zeros": float((trits == 0).mean()), "strategy": strategy, "lut": found.lut, "ff": found.ff,
+                         "bram": found.bram, "dsp": found.dsp, "lut_per_weight": found.lut / trits.size})
+    title = f"{'bank':22} {'zeros: weights':>14} {'bits':>6}  {'strategy':10} {'LUT':>8} {'FF':>6} {'BRAM':>6} {'DSP':>4}"
+    lines = [f"{family}, {len(cases[0][1])} x {2 * cases[0][1].shape[1]} bit", "", f"{title} {'LUT/weight':>10}"]
+    for row in rows:
+        lines.append(f"{row['case']:22} {row['zeros']:14.3f} {(1 + row['zeros']) / 2:6.3f}  {row['strategy']:10} {row['lut']:8,} "
+                     f"{row['ff']:6,} {row['bram']:6g} {row['dsp']:4} {row['lut_per_weight']:10.4f}")
+    return rows, "\n".join(lines)
+
+
+def _known(strategies, known):
+    for strategy in strategies:
+        if strategy not in known:
+            raise Error(f"strategy must be one of {', '.join(known)}, not {strategy!r}")
+
+
+def _equal(netlist, trits, name):
+    """Read every address of the netlist."""
+    wanted = np.concatenate([trits == 1, trits == -1], axis=1)
+    if not netlist.holds(wanted):
+        raise Error(f"the netlist of {name} must hold its weights, which it does not: a fault of the generator")

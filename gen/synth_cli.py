@@ -1,0 +1,86 @@
+"""``intaglio synth``: area, timing and density of read-only banks by strategy, with a cell library or on an FPGA."""
+
+import sys
+
+from intaglio import Error
+
+__all__ = ["register"]
+
+SWEEP = "0.30,0.40,0.50,0.65,0.80"
+FPGA = ("ecp5", "ice40", "xc7", "xcup")
+ASIC_STRATEGIES, FPGA_STRATEGIES = "plain,code,planes,structured", "plain,code"
+
+
+def register(subparsers):
+    """Add the command ``synth``."""
+    parser = subparsers.add_parser(
+        "synth", help="area and timing of weight memories",
+        description="Map banks of ternary weights by every strategy and compare them: um2, MB/mm2 (1e6 bytes of two-bit weights), NAND2 a "
+                    "bit and critical path with a cell library; LUTs, registers, block RAMs and multipliers on an FPGA. Class of the "
+                    "figures: synthesised, cell area without placement and wires.")
+    parser.add_argument("--target", metavar="NAME", help="nangate45 (areas that come with intaglio), or an FPGA family: " + ", ".join(FPGA))
+    parser.add_argument("--liberty", action="append", default=[], metavar="FILE", help="cell library, .lib or .lib.gz; several are one")
+    parser.add_argument("--dont-use", action="append", default=[], metavar="PATTERN", help="leave cells out, as *xp*")
+    parser.add_argument("--period", type=float, metavar="PS", help="clock period to buffer and size for; needs delay tables")
+    parser.add_argument("--depth", type=int, default=1024, metavar="WORDS", help="words of the bank, default 1024")
+    parser.add_argument("--width", type=int, default=128, metavar="BITS", help="bits of a word, two a weight, default 128")
+    parser.add_argument("--zeros", default=SWEEP, metavar="SHARES", help=f"shares of zero weights of random banks, default {SWEEP}")
+    parser.add_argument("--model", metavar="DIR", help="take the bank from this checkpoint's matrices instead")
+    parser.add_argument("--strategy", metavar="NAMES", help=f"default {ASIC_STRATEGIES}; on an FPGA {FPGA_STRATEGIES} (and hardwired)")
+    parser.add_argument("--seed", type=int, default=7, metavar="N", help="of the random weights, default 7")
+    parser.add_argument("--svg", metavar="FILE", help="plot of the comparison")
+    parser.add_argument("--folder", metavar="DIR", help="ecp5 only: report a whole design that 'intaglio gen decoder' wrote there instead")
+    parser.set_defaults(run=run)
+
+
+def run(args):
+    try:
+        from intaglio.gen import rom_report
+    except ModuleNotFoundError as fault:
+        raise Error(f"synthesis needs the Python module {fault.name!r}: pip install 'intaglio[gen]' pyosys") from fault
+
+    target = args.target or ("liberty" if args.liberty else None)
+    if target is None:
+        raise Error(f"one of --target ({', '.join(['nangate45', *FPGA])}) and --liberty must be given")
+    if args.folder:
+        if target != "ecp5":
+            raise Error(f"--folder needs --target ecp5, not {target}")
+        from intaglio.gen.synthesis import synthesise_ecp5, table
+
+        sys.stdout.write(table(synthesise_ecp5(args.folder, "intaglio_decoder", flatten=["intaglio_lane_lane*"])) + "\n")
+        return
+    if target in FPGA and (args.liberty or args.period or args.dont_use):
+        raise Error(f"--liberty, --dont-use and --period are for cell libraries, not for the FPGA family {target}")
+    strategies = (args.strategy or (FPGA_STRATEGIES if target in FPGA else ASIC_STRATEGIES)).split(",")
+    zeros = [_share(text) for text in args.zeros.split(",")]
+    cases = rom_report.model_cases(args.model, args.depth, args.width) if args.model else \
+        rom_report.random_cases(zeros, args.depth, args.width, args.seed)
+
+    def progress(text):
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+
+    if target in FPGA:
+        rows, text = rom_report.fpga_table(cases, strategies, target, progress)
+    else:
+        library = rom_report.library(target, args.liberty, args.dont_use)
+        rows, text = rom_report.asic_table(cases, strategies, library, args.period, progress)
+    progress("")
+    sys.stdout.write(text + "\n")
+    if args.svg:
+        from pathlib import Path
+
+        from intaglio.gen.rom_picture import comparison_svg
+
+        Path(args.svg).write_text(comparison_svg(rows))
+
+
+def _share(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise Error(f"--zeros must be shares of zero weights in 0 to less than 1, not {text!r}")
+    return value
