@@ -49,8 +49,8 @@ class Timing:
         words = {Op.NORM8: word.e, Op.NORM16: word.e, Op.ROPE: config.qkv_rows // config.vector_width}.get(word.op)
         return 0 if words is None else words + LOAD_STAGES + PassA.tree_stages(config.vector_width)
 
-    def linear(self, groups, chunks):
-        return groups * chunks + LinearUnit.FILL
+    def linear(self, word):
+        return word.m * word.e + LinearUnit.FILL
 
     def attend(self, position):
         return attend_cycles(self.config, position)
@@ -93,7 +93,7 @@ def token_cycles(model, position, *, want=True, program=None, timing=None):
             free[Wait.VECTOR] = start + timing.vector(word) + 1
             free[Wait.PASS_A] = start + timing.pass_a(word) + 1
         elif word.op is Op.LINEAR:
-            busy = timing.linear(word.m, word.e)
+            busy = timing.linear(word)
             out.linear_busy += busy
             free[Wait.LINEAR] = start + busy + 1
         elif word.op in (Op.ATTEND, Op.HEAD):

@@ -126,8 +126,8 @@ class Machine:
 class WideTiming(Timing):
     """The units' closed forms with several attention units, several tokens at once, and the reach of wires."""
 
-    def linear(self, groups, chunks):
-        return super().linear(groups, chunks) + self.config.reach
+    def linear(self, word):
+        return super().linear(word) + self.config.reach
 
     def attend(self, position):
         """Keys and values ``attention_tokens`` at a time; the maximum over them and the sum of their values take a tree each."""
