@@ -50,14 +50,12 @@ class Timing:
         words = {Op.NORM8: word.e, Op.NORM16: word.e, Op.ROPE: config.qkv_rows // config.vector_width}.get(word.op)
         return 0 if words is None else words + LOAD_STAGES + PassA.tree_stages(config.vector_width)
 
-    def linear(self, groups, chunks, adapted=False):
-        """Of a matrix; ``adapted``: each group of rows is followed by its rows of the adapter's B."""
+    def linear(self, word, adapter=False):
+        """Of a matrix, or of an adapter's A; ``adapter``: the sequence computes with one."""
         config = self.config
-        return groups * (chunks + (config.adapter_trits if adapted else 0)) + LinearUnit.fill(config)
-
-    def adapt(self, groups, chunks):
-        """Of an adapter's A."""
-        return groups * chunks * self.config.adapter_trits + LinearUnit.ADAPT_FILL + groups + Intermediate.LATENCY
+        if word.op is Op.ADAPT:
+            return word.m * word.e * config.adapter_trits + LinearUnit.ADAPT_FILL + word.m + Intermediate.LATENCY
+        return word.m * (word.e + (config.adapter_trits if word.rb and adapter else 0)) + LinearUnit.fill(config)
 
     def attend(self, position):
         return attend_cycles(self.config, position)
@@ -103,7 +101,7 @@ def token_cycles(model, position, *, want=True, program=None, timing=None, adapt
             free[Wait.VECTOR] = start + timing.vector(word) + 1
             free[Wait.PASS_A] = start + timing.pass_a(word) + 1
         elif word.op is Op.LINEAR or (word.op is Op.ADAPT and adapter):
-            busy = timing.adapt(word.m, word.e) if word.op is Op.ADAPT else timing.linear(word.m, word.e, bool(word.rb and adapter))
+            busy = timing.linear(word, adapter)
             out.linear_busy += busy
             free[Wait.LINEAR] = start + busy + 1
         elif word.op in (Op.ATTEND, Op.HEAD):

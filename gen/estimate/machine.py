@@ -127,8 +127,8 @@ class Machine:
 class WideTiming(Timing):
     """The units' closed forms with several attention units, several tokens at once, and the reach of wires."""
 
-    def linear(self, groups, chunks, adapted=False):
-        return super().linear(groups, chunks, adapted) + self.config.reach
+    def linear(self, word, adapter=False):
+        return super().linear(word, adapter) + self.config.reach
 
     def attend(self, position):
         """Keys and values ``attention_tokens`` at a time; the maximum over them and the sum of their values take a tree each."""

@@ -152,6 +152,10 @@ LIBERTY = """library (tiny) {
     pin (A) { direction : input;
       capacitance : 3; }
     pin (Y) { direction : output; function : "!A"; } }
+  cell (BUF) { area : 1; leakage_power () { value : 2; when : "A"; related_pg_pin : VDD; }
+    pin (A) { direction : input;
+      capacitance : 3; }
+    pin (Y) { direction : output; function : "A"; } }
   cell (NAND2) { area : 1; leakage_power () { value : 2; when : "A"; related_pg_pin : VDD; }
     pin (A) { direction : input;
       capacitance : 1.5; }
@@ -184,7 +188,7 @@ def test_measuring_a_part(tmp_path, monkeypatch):
         return [tmp_path / "tiny.lib"]
 
     whole = library(LIBERTY % REGISTER)
-    assert set(measure_module.liberty_cells(whole[0])) == {"INV", "NAND2", "NOR2", "DFF"}
+    assert set(measure_module.liberty_cells(whole[0])) == {"INV", "BUF", "NAND2", "NOR2", "DFF"}
     monkeypatch.setattr(measure_module, "HEIGHT", 16)
     monkeypatch.setitem(measure_module.PARTS, "weight", (measure_module._weights, 16))
     area, leakage, capacitance = measure_module.measure("weight", whole)
