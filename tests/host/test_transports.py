@@ -298,7 +298,7 @@ def test_record_and_replay(python_scheme, tmp_path):
         assert use(device) == expected and device.info["digest"] == "5e" * 32
         with pytest.raises(host.DeviceError, match="ends after .* calls, and the next one is read offset=16"):
             device.read_register("status")
-    with host.open(f"replay:{path}") as device, pytest.raises(host.DeviceError, match="is write offset=24 written=1, not send words=c0000005."):
+    with host.open(f"replay:{path}") as device, pytest.raises(host.DeviceError, match="is write offset=24 written=1, not send words=c"):
         device.evaluate([5])
 
 
