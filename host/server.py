@@ -150,7 +150,8 @@ class DeviceEnd:
     def __init__(self, transport):
         self.transport, self.peer = transport, Peer(int(transport.manifest["digest"][:8], 16), depth=DEPTH)
         self._owed = Owed(token_bits(transport.manifest["model"]["vocab_size"]))
-        self._decoder, self._resets, self._first = Decoder(), 0, None
+        self._decoder, self._resets = Decoder(), 0
+        self._given, self._first = 0, None  # commands given to the transport and not taken from the peer; first word of a packet
 
     @property
     def busy(self) -> bool:
@@ -184,7 +185,7 @@ class DeviceEnd:
             self._resets = peer.resets
             self.transport.reset()
             self._owed.clear()
-            self._first = None
+            self._given, self._first = 0, None
         if peer.access is not None:
             kind, offset, value = peer.access
             try:
@@ -201,13 +202,16 @@ class DeviceEnd:
     def _move(self):
         """Commands to the device, results from it."""
         peer = self.peer
-        count = min(len(peer.commands), max(0, DEPTH - self.transport.pending))
-        if count:
-            words, last = (np.array(column) for column in zip(*peer.commands[:count], strict=True))
+        if len(peer.commands) > self._given:
+            words, last = (np.array(column) for column in zip(*peer.commands[self._given:], strict=True))
             words = words.astype(np.uint32)
-            taken = self.transport.send(words, last, POLL_SECONDS)
-            self._owed.add(words[:taken])
+            sent = self.transport.send(words, last, POLL_SECONDS)
+            self._owed.add(words[:sent])
+            self._given += sent
+        taken = max(0, self._given - self.transport.pending)
+        if taken:
             peer.take(taken)
+            self._given -= taken
         if not peer.room or not (self._owed or self.transport.pending):
             return
         words, last = self.transport.receive(peer.room, POLL_SECONDS)

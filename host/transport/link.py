@@ -137,12 +137,12 @@ class LinkTransport:
 
     def _pump(self, seconds):
         """Send what there is to send, wait at most ``seconds`` for bytes, and do what they say."""
-        if self._timer.left <= 0:
-            self._repeat()
         self._flush()
         data = self.channel.read(max(0.0, min(seconds, self._timer.left)))
         for frame in self._decoder.feed(data):
             self._receive(frame)
+        if not data and self._timer.left <= 0:  # whatever came while this process did not run has been read
+            self._repeat()
         if self._owe_resend:
             self._owe_resend = False
             self._write(self._frame(Kind.RESEND))
@@ -184,8 +184,11 @@ class LinkTransport:
     def _advance(self, frame):
         """Acknowledgement and window."""
         ahead = (frame.ack - self._acknowledged) & 255
-        if ahead > self._highest - self._acknowledged:
+        if ahead >= 128:  # an old frame
             return
+        if ahead > self._highest - self._acknowledged:
+            raise DeviceError(f"the device at {self.channel.name} acknowledged {ahead} command words, and only "
+                              f"{self._highest - self._acknowledged} were sent ({self.statistics})")
         if ahead:
             for _ in range(ahead):
                 self._queue.popleft()

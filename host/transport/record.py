@@ -150,8 +150,8 @@ class Replayer:
             raise DeviceError(f"the recording {self._path} ends after {self._at} calls, and the next one is {_show(call)}")
         row = self._rows[self._at]
         if any(row.get(name) != value for name, value in call.items()):
-            raise DeviceError(f"call {self._at + 1} of the recording {self._path} is {_show({name: row.get(name) for name in call})}, "
-                              f"not {_show(call)}")
+            recorded = {name: row[name] for name in ("call", "words", "capacity", "offset", "written") if name in row}
+            raise DeviceError(f"call {self._at + 1} of the recording {self._path} is {_show(recorded)}, not {_show(call)}")
         self._at += 1
         if "fault" in row:
             raise FAULTS.get(row["fault"], DeviceError)(row.get("message", ""))

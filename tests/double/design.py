@@ -93,9 +93,11 @@ class PythonDevice:
             time.sleep(min(timeout, 0.01))
             return np.empty(0, np.uint32), np.empty(0, bool)
         packet = self.packets.pop(0)
-        words, flags = np.array(packet, dtype=np.uint32), np.zeros(len(packet), dtype=bool)
-        flags[-1] = True
-        return words[:capacity], flags[:capacity]
+        if len(packet) > capacity:
+            self.packets.insert(0, packet[capacity:])
+        words, flags = np.array(packet[:capacity], dtype=np.uint32), np.zeros(min(len(packet), capacity), dtype=bool)
+        flags[-1] = len(packet) <= capacity
+        return words, flags
 
     def read_register(self, offset):
         name = next(name for name, at in OFFSETS.items() if at == offset)

@@ -1,6 +1,7 @@
 # amaranth: UnusedElaboratable=no
 """The link's hardware: UART, frames, and the protocol, frame by frame equal to its model in Python."""
 
+import dataclasses
 import random
 
 import pytest
@@ -444,3 +445,21 @@ def run_protocol(seed, *, steps=60, depth=16):
 @pytest.mark.parametrize("seed", range(2))
 def test_protocol_equals_its_model(seed):
     run_protocol(seed)
+
+
+@pytest.mark.parametrize("mutation", ["CRC not checked", "acknowledgement one too far"])
+def test_the_protocol_test_can_fail(monkeypatch, mutation):
+    if mutation == "CRC not checked":
+        elaborate = framing.SerialCrc.elaborate
+
+        def careless(self, platform):
+            module = elaborate(self, platform)
+            module.d.comb += self.match.eq(1)
+            return module
+
+        monkeypatch.setattr(framing.SerialCrc, "elaborate", careless)
+    else:
+        acknowledge = Peer._acknowledge
+        monkeypatch.setattr(Peer, "_acknowledge", lambda self, frame: acknowledge(self, dataclasses.replace(frame, ack=frame.ack + 1 & 255)))
+    with pytest.raises(AssertionError):
+        run_protocol(0)

@@ -1,0 +1,38 @@
+"""The shipped model as a board: its Verilog behind the UART, text over a real tty, every token that of the exact model."""
+
+from pathlib import Path
+
+import pytest
+
+import intaglio.host as host
+from bench.common import equal_to_exact
+from intaglio.gen.checkpoint import load_checkpoint
+from intaglio.gen.decoder import generate
+from intaglio.gen.presets import config_for
+from intaglio.gen.quantised import quantise
+from intaglio.sim.board import SerialBoard, build_board
+
+pytestmark = [pytest.mark.verilator, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+CLOCK_HZ, BAUD = 8_000_000, 1_000_000
+PROMPT = "import os\n\ndef main("
+
+
+def test_the_model_writes_its_text_over_a_tty(tmp_path):
+    checkpoint = load_checkpoint(ROOT / "models" / "burin")
+    folder = tmp_path / "generated"
+    generate(checkpoint, "small", folder)
+    model = quantise(checkpoint, config_for(checkpoint.config, "small"))
+    library = build_board(folder, clock_hz=CLOCK_HZ, baud=BAUD, cache=ROOT / "build" / "test-cache")
+    with SerialBoard(library, clock_hz=CLOCK_HZ, baud=BAUD) as board:
+        with host.open(f"serial:{board.port}?baud={BAUD}&manifest={folder}") as device:
+            text = "".join(device.generate(PROMPT, 24))
+            board.noise(1, 0.002)
+            again = "".join(device.generate(PROMPT, 24))
+            drawn = list(device.generate_tokens([0, *PROMPT.encode()], 6, temperature=0.8, seed=2))
+        faults = sum(board.faults)
+    assert again == text and len(text) == 24 and faults > 3
+    prompt = [0, *PROMPT.encode()]
+    assert equal_to_exact(model, prompt, list(text.encode())) == 24
+    assert equal_to_exact(model, prompt, drawn, temperature=0.8, seed=2) == 6
