@@ -120,12 +120,11 @@ def _run(folder, steps, top, log, progress, timeout):
     """Run Yosys' commands in ``folder``."""
     script = ["import sys", "from pyosys import libyosys", "design = libyosys.Design()"]
     script += [f"sys.stderr.write('step {i}\\n'); sys.stderr.flush(); libyosys.run_pass({step!r}, design)" for i, step in enumerate(steps)]
-    with open(log, "w") as file:
-        process = subprocess.Popen([sys.executable, "-c", "\n".join(script)], cwd=folder, stdout=file, stderr=subprocess.PIPE, text=True)
-        late = threading.Event()
+    late, told = threading.Event(), []
+    with open(log, "w") as file, subprocess.Popen([sys.executable, "-c", "\n".join(script)], cwd=folder, stdout=file,
+                                                  stderr=subprocess.PIPE, text=True) as process:
         alarm = threading.Timer(timeout, lambda: (late.set(), process.kill()))
         alarm.start()
-        told = []
         try:
             for line in process.stderr:
                 word, _, number = line.strip().partition(" ")
@@ -138,7 +137,6 @@ def _run(folder, steps, top, log, progress, timeout):
             code = process.wait()
         except BaseException:
             process.kill()
-            process.wait()
             raise
         finally:
             alarm.cancel()
