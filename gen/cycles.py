@@ -51,7 +51,8 @@ def token_cycles(model, position, *, want=True, program=None):
     phase, now = "embed", 1  # cycle 0 is BEGIN
     out.phases["embed"] += 1
     for word in program or layer_program(model):
-        start = max([now, *(free[wait] for wait in free if wait in word.wait)])
+        early = {Wait.VECTOR: VectorUnit.EARLY} if word.op is Op.LINEAR else {}
+        start = max([now, *(free[wait] - early.get(wait, 0) for wait in free if wait in word.wait)])
         out.phases[phase] += start - now
         now = start
         out.phases[phase] += 1  # the cycle of issue belongs to the phase before
