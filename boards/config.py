@@ -53,7 +53,7 @@ class Board:
     tx: Pin
     input_hz: int
     clock_hz: int = 80_000_000
-    baud: int = 3_000_000
+    baud: int = 2_000_000
     preset: str = "ulx3s"
 
     def __post_init__(self):

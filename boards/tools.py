@@ -83,13 +83,11 @@ def run_yowasp(package, function, arguments, folder, log, *, timeout, told=None)
     """
     version(package.replace("_", "-"))
     script = f"import sys; from {package} import {function} as tool; sys.exit(tool(sys.argv[1:]))"
-    with open(log, "w") as file:
-        process = subprocess.Popen([sys.executable, "-c", script, *arguments], cwd=folder, stdout=subprocess.PIPE,
-                                   stderr=subprocess.STDOUT, text=True, errors="replace")
-        expired = threading.Event()
+    last, expired = [], threading.Event()
+    with open(log, "w") as file, subprocess.Popen([sys.executable, "-c", script, *arguments], cwd=folder, stdout=subprocess.PIPE,
+                                                  stderr=subprocess.STDOUT, text=True, errors="replace") as process:
         alarm = threading.Timer(timeout, lambda: (expired.set(), process.kill()))
         alarm.start()
-        last = []
         try:
             for line in process.stdout:
                 file.write(line)
@@ -99,7 +97,6 @@ def run_yowasp(package, function, arguments, folder, log, *, timeout, told=None)
             code = process.wait()
         except BaseException:
             process.kill()
-            process.wait()
             raise
         finally:
             alarm.cancel()

@@ -79,13 +79,15 @@ def token_cycles(model, position, *, want=True, program=None, timing=None, adapt
     adapter : bool
         Whether the sequence computes with an adapter.
     """
-    timing = timing or Timing(model.config)
+    config = model.config
+    timing = timing or Timing(config)
     out = TokenCycles()
     free = dict.fromkeys((Wait.LINEAR, Wait.VECTOR, Wait.PASS_A, Wait.ATTENTION), 0)  # first cycle in which the unit may be started again
     phase, now = "embed", 1  # cycle 0 is BEGIN
     out.phases["embed"] += 1
     for word in program or layer_program(model):
-        start = max([now, *(free[wait] for wait in free if wait in word.wait)])
+        early = {Wait.VECTOR: LinearUnit.early(config)} if word.op in (Op.LINEAR, Op.ADAPT) else {}
+        start = max([now, *(free[wait] - early.get(wait, 0) for wait in free if wait in word.wait)])
         out.phases[phase] += start - now
         now = start
         out.phases[phase] += 1  # the cycle of issue belongs to the phase before

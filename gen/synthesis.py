@@ -17,7 +17,7 @@ from pathlib import Path
 
 from intaglio import Error
 
-__all__ = ["CELLS", "ECP5_85F", "Usage", "block_rams", "synthesise_ecp5", "table"]
+__all__ = ["CELLS", "ECP5_85F", "Usage", "block_rams", "netlist_ice40", "synthesise_ecp5", "table"]
 
 CELLS = ("LUT4", "CCU2C", "TRELLIS_DPR16X4", "TRELLIS_FF", "DP16KD", "MULT18X18D")
 # Lattice FPGA-DS-02012: 84k LUT4 and as many registers, 208 EBR of 18 kbit, 156 multipliers of 18 x 18.
@@ -85,30 +85,9 @@ def synthesise_ecp5(folder, top, *, flatten=(), sources=(), netlist=None, progre
         steps += [f"tee -q -o {report} stat -json"]
         if netlist:
             steps += ["setattr -mod -unset keep_hierarchy A:*", "flatten", "clean", f"write_json {Path(netlist).resolve()}"]
-        script = ["import sys", "from pyosys import libyosys", "design = libyosys.Design()"]
-        script += [f"sys.stderr.write('step {i}\\n'); sys.stderr.flush(); libyosys.run_pass({step!r}, design)"
-                   for i, step in enumerate(steps)]
-        with open(log, "w") as file:
-            process = subprocess.Popen([sys.executable, "-c", "\n".join(script)], cwd=folder, stdout=file, stderr=subprocess.PIPE,
-                                       text=True)
-            alarm = threading.Timer(timeout, process.kill)
-            alarm.start()
-            told = []
-            for line in process.stderr:
-                word, _, number = line.strip().partition(" ")
-                if word == "step" and number.isdecimal():
-                    name = steps[int(number)].split()
-                    if progress:
-                        progress("synthesis: " + (name[-1] if name[0] == "synth_lattice" else name[0]), int(number) / len(steps))
-                else:
-                    told.append(line)
-            code = process.wait()
-            late = not alarm.is_alive()
-            alarm.cancel()
-        if late:
-            raise Error(f"synthesis of {top} in {folder} must end within {timeout} s")
-        if code or not report.is_file():
-            raise Error(f"Yosys must map {top} in {folder}; it ends with: {(log.read_text() + ''.join(told))[-2000:]}")
+        _run(folder, steps, top, log, progress, timeout)
+        if not report.is_file():
+            raise Error(f"Yosys must report the cells of {top} in {folder}")
         modules = json.loads(report.read_text())["modules"]
     cells = {name: {kind: _number(n) for part in ("num_cells_by_type", "num_submodules_by_type")
                     for kind, n in module.get(part, {}).items()} for name, module in modules.items()}
@@ -126,6 +105,45 @@ def synthesise_ecp5(folder, top, *, flatten=(), sources=(), netlist=None, progre
     walk("\\" + top, 1)
     return [Usage(name=names[name], count=n, cells={k: cells[name][k] for k in CELLS if k in cells[name]})
             for name, n in counts.items()]
+
+
+def netlist_ice40(folder, top, netlist, *, timeout=3600):
+    """Map the Verilog of ``folder`` to iCE40 cells, flattened, and write the netlist for nextpnr; raises as the function above."""
+    folder = Path(folder).resolve()
+    files = " ".join(f"rtl/{path.name}" for path in sorted((folder / "rtl").glob("*.v")))
+    steps = [f"read_verilog {files}", f"synth_ice40 -top {top} -json {Path(netlist).resolve()}"]
+    with tempfile.TemporaryDirectory() as scratch:
+        _run(folder, steps, top, Path(scratch) / "log", None, timeout)
+
+
+def _run(folder, steps, top, log, progress, timeout):
+    """Run Yosys' commands in ``folder``."""
+    script = ["import sys", "from pyosys import libyosys", "design = libyosys.Design()"]
+    script += [f"sys.stderr.write('step {i}\\n'); sys.stderr.flush(); libyosys.run_pass({step!r}, design)" for i, step in enumerate(steps)]
+    late, told = threading.Event(), []
+    with open(log, "w") as file, subprocess.Popen([sys.executable, "-c", "\n".join(script)], cwd=folder, stdout=file,
+                                                  stderr=subprocess.PIPE, text=True) as process:
+        alarm = threading.Timer(timeout, lambda: (late.set(), process.kill()))
+        alarm.start()
+        try:
+            for line in process.stderr:
+                word, _, number = line.strip().partition(" ")
+                if word == "step" and number.isdecimal():
+                    name = steps[int(number)].split()
+                    if progress:
+                        progress("synthesis: " + (name[-1] if name[0] == "synth_lattice" else name[0]), int(number) / len(steps))
+                else:
+                    told.append(line)
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            alarm.cancel()
+    if late.is_set():
+        raise Error(f"synthesis of {top} in {folder} must end within {timeout} s")
+    if code:
+        raise Error(f"Yosys must map {top} in {folder}; it ends with: {(log.read_text() + ''.join(told))[-2000:]}")
 
 
 def table(usages):

@@ -89,6 +89,13 @@ class DecoderCore(wiring.Component):
         m.submodules.results = r = Buffer(c.result_bits * half, v // half, max(c.qkv_rows, c.hidden, c.intermediate) // v)
         m.submodules.activations = a = Buffer(8 * v, c.lane_width // v, max(c.hidden, c.intermediate) // c.lane_width)
 
+        # -- a linear starts while its last activations are written
+        ending = vector.ending
+        for stage in range(vector.EARLY - linear.early(c)):
+            later = Signal(name=f"ending_{stage}")
+            m.d.sync += later.eq(ending)
+            ending = later & vector.ending  # until the next start
+
         # -- commands, results, events
         m.d.comb += [
             s.command_valid.eq(self.command_valid), s.command_data.eq(self.command_data),
@@ -108,7 +115,7 @@ class DecoderCore(wiring.Component):
             vector.group.eq(s.m), vector.embed_scale.eq(s.m), vector.q_mantissa.eq(s.q_scale.m),
             vector.shift.eq(s.vector_shift),
             vector.rotary_start.eq(s.begin), vector.position.eq(s.position),
-            s.vector_busy.eq(vector.busy), s.a_busy.eq(vector.a_busy),
+            s.vector_busy.eq(vector.busy), s.vector_ending.eq(ending), s.a_busy.eq(vector.a_busy),
             attention.attend.eq(s.start_attend), attention.head.eq(s.start_head), attention.group.eq(s.m),
             attention.layer.eq(s.layer), attention.position.eq(s.position), s.attention_busy.eq(attention.busy),
         ]

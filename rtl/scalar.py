@@ -41,7 +41,7 @@ class ScalarAlu(wiring.Component):
     Members
     -------
     op, a, b, n, shift : operands, held from ``start`` until ``done``; ``shift`` (signed, 10 bits) serves COPY and INT.
-    start : strobe, only when no operation is under way.
+    start : strobe, only when no operation is under way, ``done`` included.
     done, o : result, valid while ``done``.
 
     Latency
@@ -49,7 +49,7 @@ class ScalarAlu(wiring.Component):
     From ``start`` to ``done``: :data:`ScalarAlu.LATENCY` cycles, by operation.
     """
 
-    LATENCY = {AluOp.INT: 3, AluOp.MUL: 3, AluOp.DIV: 11, AluOp.ADD: 3, AluOp.SQRT: 11, AluOp.COPY: 3}  # one takes the operands
+    LATENCY = {AluOp.INT: 2, AluOp.MUL: 1, AluOp.DIV: 9, AluOp.ADD: 2, AluOp.SQRT: 9, AluOp.COPY: 1}
 
     def __init__(self, int_bits):
         self.int_bits = int_bits
@@ -60,7 +60,8 @@ class ScalarAlu(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        # Operands come through the register file's multiplexers and from other units.
+        # The operands come through the register file's multiplexers and from other units: only what is short takes them at once
+        # (``self.a``), the rest a cycle later.
         a, b, n, shift = (Signal.like(getattr(self, name), name=f"{name}_held") for name in ("a", "b", "n", "shift"))
         m.d.sync += [a.eq(self.a), b.eq(self.b), n.eq(self.n), shift.eq(self.shift)]
         a_zero, b_zero = Signal(), Signal()
@@ -75,7 +76,7 @@ class ScalarAlu(wiring.Component):
 
         # MUL
         product = Signal(32)
-        m.d.sync += product.eq(a.m * b.m)
+        m.d.sync += product.eq(self.a.m * self.b.m)
 
         # ADD
         swap, gap = Signal(), Signal(signed(11))
@@ -122,22 +123,25 @@ class ScalarAlu(wiring.Component):
 
         odd = Signal()
         m.d.comb += odd.eq(a.e[0])
-        m.d.sync += self.done.eq(0)
-        with m.FSM(name="state"):
+        with m.FSM(name="state") as fsm:
+            m.d.comb += self.done.eq(fsm.ongoing("FINISH"))
             with m.State("IDLE"):
-                with m.If(self.start):
-                    m.next = "OPERANDS"
-            with m.State("OPERANDS"):
                 # first difference of the division: quotient bit of weight 2^16
-                m.d.sync += [count.eq(0), remainder.eq(Mux(a.m >= b.m, a.m - b.m, a.m)), quotient.eq(a.m >= b.m)]
-                m.d.sync += [radicand.eq(Mux(odd, a.m << 15, a.m << 16)), root.eq(0), error.eq(0)]
-                with m.Switch(self.op):
-                    with m.Case(AluOp.DIV):
-                        m.next = "DIV"
-                    with m.Case(AluOp.SQRT):
-                        m.next = "SQRT"
-                    with m.Default():
-                        m.next = "FINISH"
+                fits = self.a.m >= self.b.m
+                m.d.sync += [count.eq(0), remainder.eq(Mux(fits, self.a.m - self.b.m, self.a.m)), quotient.eq(fits)]
+                m.d.sync += [radicand.eq(Mux(self.a.e[0], self.a.m << 15, self.a.m << 16)), root.eq(0), error.eq(0)]
+                with m.If(self.start):
+                    with m.Switch(self.op):
+                        with m.Case(AluOp.DIV):
+                            m.next = "DIV"
+                        with m.Case(AluOp.SQRT):
+                            m.next = "SQRT"
+                        with m.Case(AluOp.INT, AluOp.ADD):
+                            m.next = "ALIGN"
+                        with m.Default():
+                            m.next = "FINISH"
+            with m.State("ALIGN"):
+                m.next = "FINISH"
             with m.State("DIV"):
                 m.d.sync += [remainder.eq(rest), quotient.eq(Cat(bits[1], bits[0], quotient)), count.eq(count + 1)]
                 with m.If(count == 7):
@@ -147,41 +151,40 @@ class ScalarAlu(wiring.Component):
                 with m.If(count == 7):
                     m.next = "FINISH"
             with m.State("FINISH"):
-                m.d.sync += self.done.eq(1)
                 m.next = "IDLE"
                 with m.Switch(self.op):
                     with m.Case(AluOp.INT):
                         with m.If(n_bits != 0):
-                            m.d.sync += [self.o.m.eq(padded), self.o.e.eq(n_bits - 16 + shift)]
+                            m.d.comb += [self.o.m.eq(padded), self.o.e.eq(n_bits - 16 + shift)]
                         with m.Else():
-                            m.d.sync += [self.o.m.eq(0), self.o.e.eq(0)]
+                            m.d.comb += [self.o.m.eq(0), self.o.e.eq(0)]
                     with m.Case(AluOp.COPY):
-                        m.d.sync += [self.o.m.eq(a.m), self.o.e.eq(Mux(a_zero, a.e, a.e + shift))]
+                        m.d.comb += [self.o.m.eq(a.m), self.o.e.eq(Mux(a_zero, a.e, a.e + shift))]
                     with m.Case(AluOp.MUL):
-                        m.d.sync += [
+                        m.d.comb += [
                             self.o.m.eq(Mux(product[31], product[16:], product[15:])),
                             self.o.e.eq(a.e + b.e + Mux(product[31], 16, 15)),
                         ]
                         with m.If(a_zero | b_zero):
-                            m.d.sync += [self.o.m.eq(0), self.o.e.eq(0)]
+                            m.d.comb += [self.o.m.eq(0), self.o.e.eq(0)]
                     with m.Case(AluOp.DIV):
-                        m.d.sync += [
+                        m.d.comb += [
                             self.o.m.eq(Mux(quotient[16], quotient[1:], quotient)),
                             self.o.e.eq(a.e - b.e - Mux(quotient[16], 15, 16)),
                         ]
                         with m.If(a_zero | b_zero):
-                            m.d.sync += [self.o.m.eq(0), self.o.e.eq(0)]
+                            m.d.comb += [self.o.m.eq(0), self.o.e.eq(0)]
                     with m.Case(AluOp.ADD):
-                        m.d.sync += [
+                        m.d.comb += [
                             self.o.m.eq(Mux(total[16], total[1:], total)),
                             self.o.e.eq(big.e + total[16]),
                         ]
                         with m.If(b_zero):
-                            m.d.sync += self.o.eq(a)
+                            m.d.comb += self.o.eq(a)
                         with m.Elif(a_zero):
-                            m.d.sync += self.o.eq(b)
+                            m.d.comb += self.o.eq(b)
                     with m.Case(AluOp.SQRT):
-                        m.d.sync += [self.o.m.eq(root), self.o.e.eq((a.e - 16 + odd) >> 1)]
+                        m.d.comb += [self.o.m.eq(root), self.o.e.eq((a.e - 16 + odd) >> 1)]
                         with m.If(a_zero):
-                            m.d.sync += self.o.eq(a)
+                            m.d.comb += self.o.eq(a)
         return m

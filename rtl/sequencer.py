@@ -38,6 +38,8 @@ class Sequencer(wiring.Component):
     command, result : 32-bit streams (``valid``, ``ready``, ``data``; a result also ``last``).
     op, m, e, rd : fields of the word being started; ``start`` has a bit per unit (linear, vector, attention), for one cycle.
     linear_busy, vector_busy, a_busy, attention_busy : units at work; each may rise up to two cycles after its start.
+    vector_ending : for LINEAR (and ADAPT) the vector unit counts as idle from then on: the first activation is read some cycles after the
+        first weight, when all are written (``LinearUnit.early``).
     token, position, layer : of the token under way. ``begin`` is high for one cycle as it begins.
     scale : scalar register ``ra`` of the last LINEAR, as it stands (the next word may still set it).
     q_scale, q_base : query scale of the last ROPE, and the exponent that a query has before its own shift is added.
@@ -75,7 +77,7 @@ class Sequencer(wiring.Component):
             "result_valid": Out(1), "result_ready": In(1), "result_data": Out(32), "result_last": Out(1),
             "start_linear": Out(1), "start_vector": Out(1), "start_attend": Out(1), "start_head": Out(1),
             "op": Out(Op), "m": Out(16), "e": Out(10), "rd": Out(3),
-            "linear_busy": In(1), "vector_busy": In(1), "a_busy": In(1), "attention_busy": In(1),
+            "linear_busy": In(1), "vector_busy": In(1), "vector_ending": In(1), "a_busy": In(1), "attention_busy": In(1),
             "token": Out(config.token_bits), "position": Out(16), "layer": Out(10), "begin": Out(1),
             "scale": Out(ScalarLayout), "q_scale": Out(ScalarLayout), "q_base": Out(signed(12)),
             "x_shift": In(6), "r_shift": In(6), "vector_shift": Out(6), "shift": Out(6),
@@ -119,9 +121,12 @@ class Sequencer(wiring.Component):
         for name, signal in recent.items():
             m.d.sync += signal.eq(starting[name])
         waiting = Signal(4)
+        of_linear = word.op == Op.LINEAR
+        if self.config.rank:
+            of_linear |= word.op == Op.ADAPT
         m.d.comb += waiting.eq(Cat(
             self.linear_busy | recent["linear"],
-            self.vector_busy | recent["vector"],
+            (self.vector_busy & ~(self.vector_ending & of_linear)) | recent["vector"],
             self.a_busy | recent["vector"],
             self.attention_busy | recent["attention"],
         ) & word.wait)

@@ -76,6 +76,11 @@ class LinearUnit(wiring.Component):
     FILL = 1 + Lane.DOT_LATENCY + 1 + Post.LATENCY
     ADAPT_FILL = Lane.DOT_LATENCY + 1  # from the last word of A to its sum
 
+    @staticmethod
+    def early(config):
+        """Cycles by which an operation may start before its activations are all written: they are read that long after ``start``."""
+        return 1 + _lead(config)
+
     @classmethod
     def fill(cls, config):
         """Cycles that ``busy`` exceeds the words of an operation."""
@@ -148,7 +153,7 @@ class LinearUnit(wiring.Component):
             last_group.eq(groups_left == 1),
         ]
         address = chunk
-        for stage in range(Lane.LEAD - (path is not None)):  # the activations follow the weights; with adapters a register chooses them
+        for stage in range(_lead(config)):  # the activations follow the weights
             later = Signal.like(chunk, name=f"chunk_{stage}")
             m.d.sync += later.eq(address)
             address = later
@@ -226,6 +231,11 @@ class LinearUnit(wiring.Component):
         for name in ("x_rd_addr", "x_wr_en", "x_wr_addr", "x_wr_data", "r_wr_en", "r_wr_addr", "r_wr_data", "x_or", "r_or"):
             m.d.comb += getattr(self, name).eq(getattr(post, name))
         return m
+
+
+def _lead(config):
+    """Cycles by which activations follow the weights: with adapters a register chooses them."""
+    return Lane.LEAD - (config.rank > 0)
 
 
 def _masks(component):

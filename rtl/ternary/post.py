@@ -45,10 +45,10 @@ class Post(wiring.Component):
     x_*, r_*, x_or, r_or
         As of :class:`~intaglio.rtl.ternary.linear.LinearUnit`.
     write : Out(1)
-        The results of a group are being written in this cycle, ``LATENCY`` = 4 cycles after ``valid``.
+        The results of a group are being written in this cycle, ``LATENCY`` = 3 cycles after ``valid``.
     """
 
-    LATENCY = 4
+    LATENCY = 3
 
     def __init__(self, config):
         self.config = config
@@ -86,7 +86,7 @@ class Post(wiring.Component):
                 m.d.sync += signal.eq(value)
             return signal
 
-        valid = [self.valid, *(Signal(name=f"valid_{stage}") for stage in (1, 2, 3)), self.write]
+        valid = [self.valid, Signal(name="valid_1"), Signal(name="valid_2"), self.write]
         group = [Signal(max(x_address_bits(config), r_address_bits(config)) + place_bits + 1, name="group_1")]
         m.d.sync += [stage.eq(previous) for stage, previous in zip(valid[1:], valid[:-1], strict=True)]
         with m.If(self.clear):
@@ -95,11 +95,10 @@ class Post(wiring.Component):
             m.d.sync += group[0].eq(group[0] + 1)
         group += [register("group_2", group[0].shape(), group[0])]
         group += [register("group_3", group[0].shape(), group[1])]
-        group += [register("group_4", group[0].shape(), group[2])]
         gated, residual = self.mode == Mode.GATED, self.mode == Mode.RESIDUAL
         gated_copies_bits = place_bits + 1
 
-        # Stage 1: products. Stage 2: second product, shift. Stage 3: sums. Stage 4: saturation.
+        # Stage 1: products. Stage 2: second product, shift. Stage 3: sums.
         # rs - 1; (p + (1 << (rs - 1))) >> rs = ((p >> (rs - 1)) + 1) >> 1
         less = Signal(signed(12), name="shift_less_1")
         m.d.comb += less.eq(-self.scale_e - (RESIDUAL_FRACTION + 1))
@@ -141,7 +140,7 @@ class Post(wiring.Component):
             # old + ((shifted + 1) >> 1) as one addition
             doubled = Signal(signed(max(RESIDUAL_BITS, len(shifted)) + 2), name=f"doubled_{i}")
             m.d.comb += doubled.eq(Cat(Const(1, 1), old).as_signed() + shifted)
-            moved = register(f"moved_{i}", signed(len(doubled) - 1), doubled >> 1, valid[2])
+            moved = doubled[1:].as_signed()
             top = moved[RESIDUAL_BITS - 1:]
             value = Signal(RESIDUAL_BITS, name=f"new_{i}")
             m.d.comb += value.eq(Mux(top.all() | ~top.any(), moved[:RESIDUAL_BITS],
@@ -150,19 +149,20 @@ class Post(wiring.Component):
 
         results = []
         for i in range(lanes):
-            value = Mux(gated, combined[i % (lanes // 2)], raw[i])
-            results.append(register(f"result_{i}", signed(config.result_bits), value, valid[2]))
-        x_data = register("x_data", lanes * RESIDUAL_BITS, Cat(new), valid[3])
-        r_data = register("r_data", lanes * config.result_bits, Cat(results), valid[3])
+            value = Signal(signed(config.result_bits), name=f"result_{i}")
+            m.d.comb += value.eq(Mux(gated, combined[i % (lanes // 2)], raw[i]))
+            results.append(value)
+        x_data = register("x_data", lanes * RESIDUAL_BITS, Cat(new), valid[2])
+        r_data = register("r_data", lanes * config.result_bits, Cat(results), valid[2])
 
         # Writes. A RAW group fills two granules of R.
         m.d.comb += [
             self.x_wr_data.eq(x_data.replicate(copies)),
             self.r_wr_data.eq(r_data.replicate(copies)),
-            self.x_wr_addr.eq(group[3] >> place_bits),
-            self.r_wr_addr.eq(Mux(gated, group[3] >> gated_copies_bits, group[3] >> place_bits)),
+            self.x_wr_addr.eq(group[2] >> place_bits),
+            self.r_wr_addr.eq(Mux(gated, group[2] >> gated_copies_bits, group[2] >> place_bits)),
         ]
-        place, gated_place = group[3][:place_bits], group[3][:gated_copies_bits]
+        place, gated_place = group[2][:place_bits], group[2][:gated_copies_bits]
         with m.If(self.write):
             with m.If(residual):
                 m.d.comb += self.x_wr_en.eq(1 << place)

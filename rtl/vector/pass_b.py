@@ -122,6 +122,8 @@ class PassB(wiring.Component):
         OR of ``v ^ sign(v)`` over all elements written since start.
     w_final : Out
         The last word of the operation is on the write port.
+    w_soon : Out
+        It will be three cycles later (not of EMBED).
 
     Latency: ``TS_STAGES`` cycles from address to write port (EMBED two more). Throughput: a word a cycle.
     """
@@ -139,7 +141,7 @@ class PassB(wiring.Component):
             "emb": In(signed(8)).array(width),
             "w_en": Out(1), "w_dest": Out(Destination), "w_index": Out(range(depth)),
             "w_head": Out(range(max(2, config.heads))), "w_data": Out(signed(32)).array(width),
-            "w_first": Out(1), "w_shift": Out(signed(6)), "w_or": Out(31), "w_final": Out(1),
+            "w_first": Out(1), "w_shift": Out(signed(6)), "w_or": Out(31), "w_final": Out(1), "w_soon": Out(1),
         })
 
     def elaborate(self, platform):
@@ -245,6 +247,7 @@ class PassB(wiring.Component):
 
         out = words[TS_STAGES]
         m.d.comb += [
+            self.w_soon.eq(valid[TS_STAGES - 4] & words[TS_STAGES - 3].final),
             self.w_en.eq(valid[TS_STAGES - 1]), self.w_final.eq(self.w_en & out.final), self.w_dest.eq(out.dest),
             self.w_index.eq(out.index), self.w_head.eq(out.head), self.w_first.eq(out.first),
             self.w_shift.eq(out.amount - MANTISSA),

@@ -46,6 +46,9 @@ class VectorUnit(wiring.Component):
     busy, a_busy : Out
         From the cycle after start. Once ``busy`` is low, all words are written and ``w_or`` is valid. ``a_busy`` covers pass A
         (NORM, ROPE): once it is low, maxima and sum of squares are valid, until the next start.
+    ending : Out
+        From ``EARLY`` cycles before ``busy`` falls until the next start (not of EMBED): what is written now or in the next two
+        cycles completes the operation.
     src_addr, x_data, r_data : Out, In, In
         Read port of residual and result buffer, latency 1.
     emb_index, emb_data : Out, In
@@ -76,7 +79,7 @@ class VectorUnit(wiring.Component):
             "rotary_start": In(1), "position": In(POSITION_BITS), "rotary_ready": Out(1),
             "start": In(1), "kind": In(Kind), "source": In(1), "shift": In(6), "gain_base": In(16),
             "words": In(range(depth + 1)), "group": In(range(max(2, config.head_groups))), "q_mantissa": In(16),
-            "embed_scale": In(MANTISSA), "busy": Out(1), "a_busy": Out(1),
+            "embed_scale": In(MANTISSA), "busy": Out(1), "a_busy": Out(1), "ending": Out(1),
             "src_addr": Out(range(depth)), "x_data": In(signed(32)).array(width),
             "r_data": In(signed(config.result_bits)).array(width),
             "emb_index": Out(range(max(2, config.hidden // width))), "emb_data": In(signed(8)).array(width),
@@ -87,6 +90,8 @@ class VectorUnit(wiring.Component):
             "w_en_shift": Out(signed(6)), "w_or": Out(31), "m_segment": In(range(segments(config))),
             "m_value": Out(MAXIMUM_BITS), "ss": Out(sum_bits(config)),
         })
+
+    EARLY = 3
 
     @staticmethod
     def cycles(config, kind, words=None):
@@ -122,7 +127,7 @@ class VectorUnit(wiring.Component):
         ]
         with m.If(self.start):
             m.d.sync += [
-                self.busy.eq(1), self.a_busy.eq(start_a), kind.eq(self.kind),
+                self.busy.eq(1), self.ending.eq(0), self.a_busy.eq(start_a), kind.eq(self.kind),
                 embed_scale.eq(self.embed_scale), results.eq(self.source | (self.kind == Kind.ROPE)), base.eq(0),
                 last_index.eq(self.words - 1),
             ]
@@ -131,6 +136,8 @@ class VectorUnit(wiring.Component):
             with m.If(self.kind == Kind.DRAIN):
                 m.d.sync += [last_index.eq(config.array // width - 1), base.eq(self.group * (config.array // width))]
         with m.Else():
+            with m.If(b.w_soon & ~(b.kind == Kind.EMBED)):
+                m.d.sync += self.ending.eq(1)
             with m.If(b.w_final):
                 m.d.sync += self.busy.eq(0)
             with m.If(a.m_final):

@@ -52,6 +52,7 @@ def test_alu_equals_scalar(op):
             want = expected(op, a, b, n, shift)
             got = ctx.get(dut.o)
             assert (got.m, got.e) == (want.m, want.e), (a, b, n, shift)
+            await ctx.tick()
 
     sim = Simulator(dut)
     sim.add_clock(1e-6)

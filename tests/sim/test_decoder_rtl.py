@@ -44,14 +44,14 @@ def _model(vocab, hidden, intermediate, layers, heads, kv_heads, **more):
             "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": hidden // heads, **more}
 
 
-def _widths(context, lanes, lane_width, vector_width, attention_heads, top_k, packing="2bit"):
+def _widths(context, lanes, lane_width, vector_width, attention_heads, top_k, packing="2bit", dot="planes"):
     return {"context": context, "lanes": lanes, "lane_width": lane_width, "vector_width": vector_width,
-            "attention_heads": attention_heads, "top_k": top_k, "packing": packing}
+            "attention_heads": attention_heads, "top_k": top_k, "packing": packing, "dot": dot}
 
 
 CASES = {
     "two kv heads": Case(model=_model(61, 32, 64, 2, 4, 2), widths=_widths(12, 2, 8, 4, 1, 5)),
-    "whole group": Case(model=_model(100, 32, 32, 1, 4, 1), widths=_widths(33, 4, 16, 8, 4, 31, "5trit"), embed=100.0),
+    "whole group": Case(model=_model(100, 32, 32, 1, 4, 1), widths=_widths(33, 4, 16, 8, 4, 31, "5trit", "adders"), embed=100.0),
     "narrow": Case(model=_model(37, 16, 48, 3, 4, 2), widths=_widths(7, 2, 4, 2, 2, 3, "5trit"), embed=0.01),
     "one chunk": Case(model=_model(256, 32, 32, 2, 2, 1, rope_theta=100.0), widths=_widths(20, 4, 32, 8, 1, 16), embed=1e-4),
     "smallest": Case(model=_model(4, 16, 16, 1, 2, 2), widths=_widths(2, 8, 16, 8, 1, 1)),

@@ -1,0 +1,81 @@
+"""Figures of a board: frequency of its placed bitstream, and tokens a second from simulated cycles. Builds first what is not built.
+
+    python -m bench.board --board ulx3s        # or: make bench-board BOARD=ulx3s; an hour or more the first time
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from bench.common import Progress, table
+from intaglio import Error
+from intaglio.boards.build import build
+from intaglio.boards.config import board
+from intaglio.gen.checkpoint import load_checkpoint
+from intaglio.gen.cycles import token_cycles
+from intaglio.gen.presets import config_for
+from intaglio.gen.quantised import quantise
+from intaglio.host import open as open_device
+from intaglio.host.protocol import command
+
+__all__ = ["context_cycles", "figures"]
+
+
+def context_cycles(folder, model, progress):
+    """Cycles of each token of a whole context, all with logits, as the simulated device counts them; checked with the closed form."""
+    counted = []
+    with open_device(f"sim:{folder}", progress=progress) as device:
+        for position in range(model.config.context):
+            device.clear_counters()
+            device.submit([command(65 + position % 26, first=position == 0, want=True)])
+            device.receive()
+            counted.append(sum(device.counters()["phases"].values()))
+            if counted[-1] != token_cycles(model, position).total:
+                raise Error(f"the token at {position} must take {token_cycles(model, position).total} cycles, not {counted[-1]}")
+    return counted
+
+
+def figures(name, model, folder, progress):
+    """Figures of the board ``name`` as dicts of name, value, unit, goal, anchor and class."""
+    chosen = board(name)
+    result = build(chosen, model, folder, progress=progress)
+    checkpoint = load_checkpoint(model)
+    quantised = quantise(checkpoint, config_for(checkpoint.config, chosen.preset, clock_hz=chosen.clock_hz))
+    cycles = context_cycles(folder / "decoder", quantised, progress)
+    mean, fmax = sum(cycles) / len(cycles), result["median_mhz"]
+    clock = min(fmax, result["clock_mhz"])
+    path = result["seeds"][str(result["best_seed"])]["critical_path"]
+    rates = ", ".join(f"seed {seed}: {placed['mhz']:.1f}" for seed, placed in result["seeds"].items())
+
+    def figure(what, value, unit, goal, kind, anchor=""):
+        return {"name": f"board.{name}_{what}", "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": kind}
+
+    return [
+        figure("fmax_mhz", fmax, "MHz", ">= 80", "placed", f"{rates}; slowest: {path['from']} -> {path['to']}"),
+        figure("cycles_per_token", mean, "cycles", "", "simulated", f"mean of a context of {len(cycles)} tokens, all with logits"),
+        figure("tokens_per_second", clock * 1e6 / mean, "tokens/s", ">= 10000", "placed, simulated", f"at {clock:.1f} MHz"),
+    ]
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--board", default="ulx3s")
+    parser.add_argument("--model", type=Path, default=Path("models/burin"))
+    parser.add_argument("--build", type=Path, default=Path("build"))
+    args = parser.parse_args(argv)
+    found = figures(args.board, args.model, args.build / args.board, Progress())
+    rows = [("figure", "value", "unit", "goal", "class", "note")]
+    rows += [(f["name"], round(f["value"], 2), f["unit"], f["goal"], f["class"], f["anchor"]) for f in found]
+    sys.stdout.write(table(rows) + "\n")
+    (args.build / args.board / "bench.json").write_text(json.dumps(found, indent=2) + "\n")
+    missed = [f for f in found if f["goal"] and f["value"] < float(f["goal"].split()[1])]
+    return int(bool(missed))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (Error, ValueError, OSError) as fault:
+        sys.stderr.write(f"intaglio: error: {fault}\n")
+        sys.exit(2)

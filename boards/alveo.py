@@ -1,0 +1,166 @@
+"""RTL kernels for Alveo cards: everything that Vitis needs to make an xclbin, generated and never run by Vitis here.
+
+Formats: UG1393 (Vitis application acceleration), "RTL kernels", ``package_xo`` and the linker's configuration file.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from intaglio import Error
+from intaglio.gen.decoder import generate
+from intaglio.gen.verilog import convert
+from intaglio.rtl.kernel import ARGUMENTS, KERNEL_TOP, Kernel
+from intaglio.rtl.rom import ROM_MODULE
+
+__all__ = ["CARDS", "Card", "connectivity", "kernel_verilog", "kernel_xml", "package", "package_tcl"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A card, and the memory bank of each port.
+
+    Parameters
+    ----------
+    name, part, platform : str
+        The platform is the name that ``v++ --platform`` takes.
+    banks : dict
+        Of the ports ``gmem0`` (operations) and ``gmem1`` (answers).
+    clock_hz : int
+    """
+
+    name: str
+    part: str
+    platform: str
+    banks: dict
+    clock_hz: int = 200_000_000
+
+
+_BANKS = {"gmem0": "HBM[0]", "gmem1": "HBM[1]"}
+CARDS = {card.name: card for card in (
+    Card(name="u280", part="xcu280-fsvh2892-2L-e", platform="xilinx_u280_gen3x16_xdma_1_202211_1", banks=_BANKS),
+    Card(name="u55c", part="xcu55c-fsvh2892-2L-e", platform="xilinx_u55c_gen3x16_xdma_3_202210_1", banks=_BANKS),
+)}
+
+
+def kernel_verilog(manifest):
+    """Modules of the kernel around the decoder of a manifest as a dict of name to Verilog; the decoder's own are not included."""
+    kernel = Kernel(manifest["top"])
+    return convert(kernel, KERNEL_TOP, kernel.port_map())
+
+
+def kernel_xml():
+    """Description of the kernel's ports and arguments."""
+    root = ElementTree.Element("root", versionMajor="1", versionMinor="6")
+    kernel = ElementTree.SubElement(root, "kernel", {
+        "name": KERNEL_TOP, "language": "ip_c", "vlnv": f"intaglio:kernel:{KERNEL_TOP}:1.0", "attributes": "",
+        "preferredWorkGroupSizeMultiple": "0", "workGroupSize": "1", "interrupt": "false", "hwControlProtocol": "ap_ctrl_hs"})
+    ports, arguments = ElementTree.SubElement(kernel, "ports"), ElementTree.SubElement(kernel, "args")
+    ElementTree.SubElement(ports, "port", name="s_axi_control", mode="slave", range="0x1000", dataWidth="32", portType="addressable",
+                           base="0x0")
+    for port in ("gmem0", "gmem1"):
+        ElementTree.SubElement(ports, "port", name=f"m_axi_{port}", mode="master", range="0xFFFFFFFFFFFFFFFF", dataWidth="64",
+                               portType="addressable", base="0x0")
+    for number, (name, offset, size, port) in enumerate(ARGUMENTS):
+        ElementTree.SubElement(arguments, "arg", {
+            "name": name, "addressQualifier": "1" if port else "0", "id": str(number), "port": f"m_axi_{port}" if port else "s_axi_control",
+            "size": hex(size), "offset": hex(offset), "hostOffset": "0x0", "hostSize": hex(size), "type": "long*" if port else "uint"})
+    ElementTree.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def package_tcl(card):
+    """Script for ``vivado -mode batch -source package.tcl``: packs the sources beside it as ``intaglio_kernel.xo``."""
+    return f"""\
+# Packs the kernel for {card.name}: vivado -mode batch -source package.tcl
+set here [file dirname [file normalize [info script]]]
+set name {KERNEL_TOP}
+create_project -force pack $here/pack -part {card.part}
+add_files -norecurse [lsort [glob $here/rtl/*.v]]
+set images [lsort [glob $here/rom/*.hex]]
+add_files -norecurse $images
+set_property file_type {{Memory Initialization Files}} [get_files $images]
+set_property top $name [current_fileset]
+update_compile_order -fileset sources_1
+ipx::package_project -root_dir $here/ip -vendor intaglio -library kernel -taxonomy /KernelIP -import_files -set_current false
+ipx::unload_core $here/ip/component.xml
+ipx::edit_ip_in_project -upgrade true -name edit -directory $here/ip $here/ip/component.xml
+set core [ipx::current_core]
+set_property core_revision 1 $core
+foreach parameter [ipx::get_user_parameters -of_objects $core] {{
+    ipx::remove_user_parameter [get_property NAME $parameter] $core
+}}
+foreach bus {{s_axi_control m_axi_gmem0 m_axi_gmem1}} {{
+    ipx::associate_bus_interfaces -busif $bus -clock ap_clk $core
+}}
+set_property xpm_libraries {{}} $core
+set_property sdx_kernel true $core
+set_property sdx_kernel_type rtl $core
+ipx::create_xgui_files $core
+ipx::update_checksums $core
+ipx::check_integrity -kernel -xrt $core
+ipx::save_core $core
+close_project -delete
+package_xo -force -xo_path $here/$name.xo -kernel_name $name -ip_directory $here/ip -kernel_xml $here/kernel.xml
+"""
+
+
+def connectivity(card):
+    """Configuration of ``v++ --link``: one kernel, its memory banks and its clock."""
+    unit = f"{KERNEL_TOP}_1"
+    lines = [f"platform={card.platform}", "", "[connectivity]", f"nk={KERNEL_TOP}:1:{unit}"]
+    lines += [f"sp={unit}.{name}:{card.banks[port]}" for name, _, _, port in ARGUMENTS if port]
+    lines += ["", "[clock]", f"freqHz={card.clock_hz}:{unit}.ap_clk", ""]
+    return "\n".join(lines)
+
+
+def _build_script(card):
+    return f"""\
+#!/bin/sh
+# Makes intaglio_{card.name}.xclbin; needs Vivado and Vitis. Neither this script nor its result has been run by intaglio's authors.
+set -e
+cd "$(dirname "$0")"
+vivado -mode batch -source package.tcl
+v++ --link --target hw --config connectivity.cfg --output intaglio_{card.name}.xclbin {KERNEL_TOP}.xo
+"""
+
+
+def package(card, model, out, *, preset="desk-4k", progress=None):
+    """Write the package of a card into the folder ``out``.
+
+    Parameters
+    ----------
+    card : Card
+    model : path of a checkpoint folder
+    out : path
+        Gets ``rtl/``, ``rom/``, ``kernel.xml``, ``package.tcl``, ``connectivity.cfg``, ``build.sh`` and ``manifest.json``, which the
+        host needs beside the xclbin. Must not exist, be empty, or hold an earlier package.
+
+    Returns
+    -------
+    dict : the decoder's manifest.
+
+    Raises
+    ------
+    Error, ValueError
+        The folder holds something else; the checkpoint or the widths do not fit.
+    """
+    out = Path(out).resolve()
+    manifest = generate(model, preset, out, reuse=False, clock_hz=card.clock_hz, progress=progress)
+    files = {f"rtl/{name}.v": text for name, text in kernel_verilog(manifest).items()}
+    # A packaged IP finds the images by their names alone.
+    rom = out / "rtl" / f"{ROM_MODULE}.v"
+    files[f"rtl/{ROM_MODULE}.v"] = '`define INTAGLIO_ROM_DIR ""\n' + rom.read_text()
+    files |= {"kernel.xml": kernel_xml(), "package.tcl": package_tcl(card), "connectivity.cfg": connectivity(card),
+              "build.sh": _build_script(card)}
+    try:
+        for name, text in files.items():
+            (out / name).write_text(text)
+        (out / "build.sh").chmod(0o755)
+        described = json.loads((out / "manifest.json").read_text())
+        described["kernel"] = {"name": KERNEL_TOP, "card": card.name, "arguments": [name for name, *_ in ARGUMENTS]}
+        (out / "manifest.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+    except OSError as fault:
+        raise Error(f"cannot write the package in {out}: {fault}") from fault
+    return described
