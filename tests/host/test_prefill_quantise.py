@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from intaglio.rtl.prefill.config import PrefillConfig
 from intaglio.host.prefill import quantise
+from intaglio.rtl.prefill.config import PrefillConfig
 from intaglio.sim.prefill import attention, exact, flexprefill
 
 
