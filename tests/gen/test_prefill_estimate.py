@@ -62,7 +62,8 @@ def test_command(capsys):
 
 @pytest.mark.parametrize(("options", "message"), [
     (("--model", "gpt-9"), "--model must be one of llama-3.2-1b"), (("--target", "x"), "--target must be one of u280"),
-    (("--density", "0"), "--density must be a share above 0 to 1, not 0"), (("--aware", "1.5"), "--aware must be a share of 0 to 1, not 1.5"),
+    (("--density", "0"), "--density must be a share above 0 to 1, not 0"),
+    (("--aware", "1.5"), "--aware must be a share of 0 to 1, not 1.5"),
     (("--tokens", "100"), "--tokens must be multiples of 128 in 256..131072"), (("--tokens", "a"), "--tokens must be multiples"),
     (("--clock-mhz", "0"), "--clock-mhz must be in 1..2000, not 0"), (("--reserved", "1"), "reserved must be a share"),
     (("--columns", "12"), "columns must be a power of 2")])
