@@ -45,8 +45,8 @@ def main(argv=None):
     job = Job(args.model, args.preset, args.build, progress)
     layers = job.checkpoint.config.num_hidden_layers
     figures = [*decoder.figures(job), *adapter.figures(job), *generator.figures(progress), *matrix.figures(progress),
-               *link.figures(args.build, progress), *scale.figures(progress, args.build), *attention.figures(args.model, layers, progress),
-               *rom.figures(args.model, args.pdk, progress)]
+               *link.figures(args.build, progress), *scale.figures(progress, args.build),
+               *attention.figures(args.model, layers, args.build, progress), *rom.figures(args.model, args.pdk, progress)]
     progress.say("measured")
     (args.build / "bench.json").write_text(json.dumps({"commit": commit(), "figures": figures}, indent=2) + "\n")
     verdict = {None: "", True: "met", False: "MISSED"}

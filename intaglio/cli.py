@@ -74,3 +74,7 @@ def _register(subparsers, name, load):
         stub.set_defaults(run=unavailable)
         return
     register(subparsers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

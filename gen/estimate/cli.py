@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from intaglio import Error
+from intaglio.gen.prefill import estimate as attention
 
 __all__ = ["register"]
 
@@ -15,6 +16,7 @@ def register(subparsers):
     parser = subparsers.add_parser("estimate", help="project speed, area and power of a machine that is not built")
     kinds = parser.add_subparsers(title="what to estimate", metavar="KIND", required=True)
     _add_decoder(kinds)
+    attention.add_parser(kinds)
 
 
 def _add_decoder(kinds):

@@ -39,4 +39,4 @@ def test_presets_are_listed(capsys):
     assert main(["gen", "presets"]) == 0
     assert [tuple(line.split()[:2]) for line in capsys.readouterr().out.splitlines()] == [
         *(("decoder", name) for name in ("desk", "desk-4k", "ulx3s", "small")),
-        *(("prefill", name) for name in ("desk", "desk-16k", "small", "llama-1b"))]
+        *(("prefill", name) for name in ("desk", "small", "llama-1b"))]
