@@ -49,8 +49,8 @@ def _embedding(name):
 
 
 def _lane(name):
-    lane = Lane(SimpleNamespace(lane_width=LANE_WIDTH, packing="2bit", weight_word_bits=2 * LANE_WIDTH,
-                                accumulator_bits=(127 * 6912).bit_length() + 1))
+    lane = Lane(SimpleNamespace(lane_width=LANE_WIDTH, packing="2bit", dot="planes", rank=0, weight_word_bits=2 * LANE_WIDTH,
+                                lane_sum_bits=(127 * 6912).bit_length() + 1))
     m = Module()
     m.submodules.lane = lane
     m.d.comb += [lane.masks[k].eq(mask) for k, mask in enumerate(Lane.MASKS)]
