@@ -77,6 +77,7 @@ def emit(model, out, *, layout, layers=None, form="image", processes=2, progress
     for rows, inputs in [*shapes.values(), (config.vocab_size, config.hidden_size)]:
         layout.banks(rows, inputs)  # raises before work starts
     run = _Run(reader, layout, form, Path(out).resolve(), progress or (lambda text, share: None))
+    _acceptable(run.out, run.about())  # before the checkpoint is read
     with Pool(processes, model, layout, form) as pool:
         run.check(pool, layers, everything)
         with _locked(run.out, run.about()):
@@ -88,21 +89,31 @@ def emit(model, out, *, layout, layers=None, form="image", processes=2, progress
     return {"written": run.written, "kept": run.kept, "bytes": run.bytes, "peak_kib": sum(pool.peaks.values())}
 
 
-@contextlib.contextmanager
-def _locked(out, about):
-    """Make or accept the folder, and hold it for this process; the lock ends with the process, however that ends."""
+def _acceptable(out, about):
+    """Raise unless the folder may be written to; a lock in it is no content."""
     marker = out / "layout.json"
     try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())) and not marker.is_file():
+        if marker.is_file():
+            if marker.read_bytes() != about:
+                raise Error(f"the output folder must hold banks of the same model, layout and form, and {out} holds others")
+        elif out.exists() and (not out.is_dir() or any(path.name != ".lock" for path in out.iterdir())):
             raise Error(f"the output folder must be empty or hold banks, and {out} is neither")
-        if marker.is_file() and marker.read_bytes() != about:
-            raise Error(f"the output folder must hold banks of the same model, layout and form, and {out} holds others")
+    except OSError as fault:
+        raise Error(f"cannot read the output folder {out}: {fault}") from fault
+
+
+@contextlib.contextmanager
+def _locked(out, about):
+    """Make the folder, and hold it for this process; the lock ends with the process, however that ends."""
+    marker = out / "layout.json"
+    try:
         out.mkdir(parents=True, exist_ok=True)
         with open(out / ".lock", "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as busy:
                 raise Error(f"the output folder must not be in use, and another run is writing to {out}") from busy
+            _acceptable(out, about)
             if not marker.is_file():
                 _replace(marker, about)
             for left in out.glob(".*.partial"):  # of a run that was killed
