@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from intaglio import Error
+from intaglio.rtl.logicrom.netlist import ONE
 
 __all__ = ["Measured", "mapped_blif", "measure", "run_tool"]
 
@@ -102,7 +103,7 @@ def mapped_blif(netlist, cells):
     outputs, names = {}, [f"a{bit}" for bit in range(netlist.inputs)]
     lines, extra = [], []
     for o, signal in enumerate(netlist.outputs):
-        if signal is None or signal < netlist.inputs or signal in outputs:
+        if signal in (None, ONE) or signal < netlist.inputs or signal in outputs:
             extra.append((o, signal))
         else:
             outputs[signal] = f"d{o}"

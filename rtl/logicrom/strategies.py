@@ -17,7 +17,7 @@ import numpy as np
 
 from intaglio.rtl.logicrom.cells import GENERIC
 from intaglio.rtl.logicrom.forms import Form, build
-from intaglio.rtl.logicrom.netlist import Netlist
+from intaglio.rtl.logicrom.netlist import ONE, Netlist
 from intaglio.rtl.logicrom.search import best_form
 
 __all__ = ["STRATEGIES", "Bank", "bank", "bank_verilog", "bits_of_words"]
@@ -119,9 +119,10 @@ def bank(words, width, name, strategy="structured", *, cells=GENERIC, form=None,
     if strategy == "planes":
         return Bank(verilog=_planes(bits, name), description=f"{depth} x {width} in case statements, non-zero and sign", **common)
     if depth == 1:
-        netlist = None
         text = _module(name, width, depth, f"    assign data = {width}'h{_hex(bits)[0]};", address=False)
         return Bank(verilog=text, description="one word", **common)
+    if depth == 2:  # nothing to share
+        return Bank(verilog=_code(bits, name), description="two words", **common)
     if form is None:
         netlist, form = best_form(bits, cells, tries=tries)
     else:
@@ -206,6 +207,7 @@ def _structured(netlist, name, width, depth, form):
     wires = names[netlist.inputs:]
     lines = [f"    // {form}.", "    // r: row lines, c: column lines, s<group>_<pattern>: subsets of row lines, shared; ...n: active low."]
     lines += [f"    wire {wire} = {text};" for wire, text in zip(wires, netlist.expressions(names), strict=True)]
-    outputs = ["1'b0" if signal is None else names[signal] for signal in netlist.outputs]
+    constants = {None: "1'b0", ONE: "1'b1"}
+    outputs = [constants[signal] if signal in constants else names[signal] for signal in netlist.outputs]
     lines += ["    assign data = {" + ", ".join(reversed(outputs)) + "};"]
     return _module(name, width, depth, "\n".join(lines))
