@@ -126,7 +126,8 @@ def read_verilog(text, addresses, folder):
     path = folder / f"{name}.v"
     path.write_text(text)
     design = libyosys.Design()
-    for step in (f"read_verilog {path}", "proc", "memory_map", "opt -full", f"tee -q -o {folder / 'log'} eval -show data -table addr {name}"):
+    table = f"tee -q -o {folder / 'log'} eval -show data -table addr {name}"
+    for step in (f"read_verilog {path}", "proc", "memory_map", "opt -full", table):
         libyosys.run_pass(step, design)
     rows = re.findall(r"^\s*\d+'([01]+)\s*\|\s*\d+'([01]+)", (folder / "log").read_text(), re.MULTILINE)
     found = {int(a, 2): int(d, 2) for a, d in rows}
