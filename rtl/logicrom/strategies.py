@@ -11,7 +11,7 @@ upper half where it is -1, which is TOM's code 00, 01, 10. Every strategy gives 
 ``plain`` registers its output, the others the address: the same words in the same cycles with fewer registers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -51,6 +51,12 @@ class Bank:
     description: str
     form: Form | None = None
     netlist: Netlist | None = None
+
+    def with_netlist(self, netlist, how):
+        """The bank with another netlist of the same words; ``how`` it came about."""
+        text = _structured(netlist, self.name, self.width, self.depth, f"{self.form}; {how}")
+        return replace(self, netlist=netlist, verilog=text, description=f"{self.depth} x {self.width}: {self.form}; {how}, "
+                                                                        f"{len(netlist.kinds)} gates")
 
     def combinational(self):
         """The module without its register: ``data`` follows ``addr``; for measuring."""

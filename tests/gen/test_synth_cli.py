@@ -6,10 +6,11 @@ import pytest
 from intaglio.cli import main
 from intaglio.gen.area import measure
 from intaglio.gen.liberty import read_liberty
+from intaglio.gen.polish import polish
 from intaglio.gen.rom_picture import structure_svg
 from intaglio.gen.rom_report import random_trits
 from intaglio.gen.synth_cli import register
-from intaglio.rtl.logicrom import bank
+from intaglio.rtl.logicrom import bank, bits_of_words
 from intaglio.rtl.ternary.packing import pack
 
 
@@ -21,7 +22,7 @@ def test_table_and_plot(tmp_path, capsys):
     assert synth("--target", "nangate45", "--depth", "64", "--width", "16", "--zeros", "0.4,0.8", "--svg", str(tmp_path / "a.svg")) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split() for line in lines if line.startswith("random")]
-    assert len(rows) == 8 and {row[4] for row in rows} == {"plain", "code", "planes", "structured"}
+    assert len(rows) == 10 and {row[4] for row in rows} == {"plain", "code", "planes", "structured", "polished"}
     for row in rows:  # zeros of weights and of bits
         assert float(row[3]) == pytest.approx((1 + float(row[2])) / 2, abs=1e-3)
         area, density, nand2 = float(row[5].replace(",", "")), float(row[6]), float(row[7])
@@ -33,6 +34,18 @@ def test_fpga(capsys):
     assert synth("--target", "ice40", "--depth", "16", "--width", "8", "--zeros", "0.4", "--strategy", "plain,code,hardwired") == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("random")]
     assert [row[4] for row in rows] == ["plain", "code", "hardwired"] and int(rows[1][5]) > 0 and int(rows[2][5].replace(",", "")) > 16
+
+
+def test_polished_bank_holds_its_words_and_is_no_larger(tmp_path):
+    cells = read_liberty("nangate45").gates
+    words = pack(random_trits(128, 16, 0.85), "2bit")
+    built = bank(words, 32, "bank", cells=cells)
+    after = built.with_netlist(polish(built.netlist, cells), "polished")
+    assert after.netlist.holds(bits_of_words(words, 32)) and after.netlist.area(cells) < built.netlist.area(cells)
+    assert "polished" in after.verilog and after.verilog != built.verilog
+    changed = bits_of_words(words, 32)
+    changed[100, 20] ^= True
+    assert not after.netlist.holds(changed)
 
 
 def test_structured_is_smaller_than_what_the_synthesiser_finds():
@@ -49,7 +62,7 @@ def test_structured_is_smaller_than_what_the_synthesiser_finds():
     (("--target", "nangate45", "--zeros", "few"), "not 'few'"),
     (("--target", "nangate45", "--depth", "1"), "depth must be in 2..65536, not 1"),
     (("--target", "nangate45", "--width", "7"), "width must be an even number in 2..4096, not 7"),
-    (("--target", "nangate45", "--strategy", "tree"), "strategy must be one of plain, code, planes, structured, not 'tree'"),
+    (("--target", "nangate45", "--strategy", "tree"), "strategy must be one of plain, code, planes, structured, polished, not 'tree'"),
     (("--target", "nangate45", "--period", "500", "--depth", "16", "--width", "4"), "must have delay tables for a period of 500 ps"),
     (("--liberty", "/nowhere.lib"), "cell library /nowhere.lib cannot be read"),
     (("--target", "ecp5", "--period", "500"), "are for cell libraries, not for the FPGA family ecp5"),
