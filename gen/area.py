@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from intaglio import Error
+from intaglio.rtl.logicrom.netlist import ONE
 
-__all__ = ["Measured", "mapped_blif", "measure", "run_tool"]
+__all__ = ["Measured", "abc_program", "mapped_blif", "measure", "run_tool"]
 
 TIMEOUT = 1800  # seconds of one run
 # What Yosys' pass abc does without a clock period, and what follows with one.
@@ -102,7 +103,7 @@ def mapped_blif(netlist, cells):
     outputs, names = {}, [f"a{bit}" for bit in range(netlist.inputs)]
     lines, extra = [], []
     for o, signal in enumerate(netlist.outputs):
-        if signal is None or signal < netlist.inputs or signal in outputs:
+        if signal in (None, ONE) or signal < netlist.inputs or signal in outputs:
             extra.append((o, signal))
         else:
             outputs[signal] = f"d{o}"
@@ -126,10 +127,14 @@ def _constraints(liberty):
     return f"set_driving_cell {inverters[len(inverters) // 2].name}\nset_load 1.0 [all_outputs]\n"
 
 
+def abc_program():
+    """The ABC of the wheel pyosys."""
+    return str(Path(_pyosys().origin).parent / "yosys-abc")
+
+
 def _by_abc(script, folder, timeout):
     """Area and delay that ABC states last."""
-    program = Path(_pyosys().origin).parent / "yosys-abc"
-    output = run_tool([str(program), "-c", f"read_lib -w cells.lib; {script}"], folder, timeout, "ABC")
+    output = run_tool([abc_program(), "-c", f"read_lib -w cells.lib; {script}"], folder, timeout, "ABC")
     found = _STIME.findall(_COLOUR.sub("", output))
     if not found:
         raise Error(f"ABC must time the bank; it ends with: {output[-500:]}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 __all__ = ["comparison_svg", "structure_svg"]
 
-COLOURS = {"plain": "#999", "code": "#259", "planes": "#5a5", "structured": "#c60", "hardwired": "#a3a"}
+COLOURS = {"plain": "#999", "code": "#259", "planes": "#5a5", "structured": "#c60", "polished": "#a00", "hardwired": "#a3a"}
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 640, 400, 70, 30, 130, 60
 
 

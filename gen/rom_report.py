@@ -7,6 +7,7 @@ from intaglio.gen.area import measure
 from intaglio.gen.checkpoint import load_checkpoint
 from intaglio.gen.fpga import FAMILIES, measure_fpga
 from intaglio.gen.liberty import BUILT_IN, read_liberty
+from intaglio.gen.polish import polish
 from intaglio.rtl.logicrom import STRATEGIES, bank
 from intaglio.rtl.ternary.hardwired import adder_graph, hardwired_verilog
 from intaglio.rtl.ternary.packing import execution_order, pack
@@ -56,7 +57,7 @@ def library(target, liberty, dont_use):
 
 def asic_table(cases, strategies, cells, period, progress):
     """Rows (dicts) and text. Zero shares are of weights and, as TOM counts, of bits."""
-    _known(strategies, STRATEGIES)
+    _known(strategies, (*STRATEGIES, "polished"))
     gates, nand2 = cells.gates, cells.nand2()
     rows = []
     for name, trits in cases:
@@ -64,7 +65,9 @@ def asic_table(cases, strategies, cells, period, progress):
         width, depth = 2 * trits.shape[1], len(trits)
         for strategy in strategies:
             progress(f"{name}: {strategy}")
-            built = bank(words, width, "bank", strategy, cells=gates)
+            built = bank(words, width, "bank", "structured" if strategy == "polished" else strategy, cells=gates)
+            if strategy == "polished" and built.netlist is not None:
+                built = built.with_netlist(polish(built.netlist, gates), "mapped anew by ABC where that is smaller")
             found = measure(built, cells, period)
             if built.netlist is not None:
                 _equal(built.netlist, trits, name)

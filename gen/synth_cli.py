@@ -8,7 +8,7 @@ __all__ = ["register"]
 
 SWEEP = "0.30,0.40,0.50,0.65,0.80"
 FPGA = ("ecp5", "ice40", "xc7", "xcup")
-ASIC_STRATEGIES, FPGA_STRATEGIES = "plain,code,planes,structured", "plain,code"
+ASIC_STRATEGIES, FPGA_STRATEGIES = "plain,code,planes,structured,polished", "plain,code"
 
 
 def register(subparsers):

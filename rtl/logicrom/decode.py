@@ -6,7 +6,7 @@ FIELD = 3  # address bits that are decoded at once
 
 
 class Decode:
-    """Lines of rows and columns, made when they are asked for, in either polarity.
+    """Lines of rows and columns, made when they are asked for, in either polarity. There are at least two columns.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class Decode:
         self._lines = {}
 
     def row(self, index, high):
-        """1 (0 if not ``high``) where the row is ``index``; None if there is one row."""
+        """1 (0 if not ``high``) where the row is ``index``."""
         third, low = index >> self.low, index & ((1 << self.low) - 1)
         parts = [lambda high: self._field(0, self.low, low, high)] if self.low else []
         if self.m > 1:
@@ -34,9 +34,7 @@ class Decode:
         return self.netlist.label(self._both(("row", index), parts, high), f"r{index}{'' if high else 'n'}")
 
     def column(self, index, high):
-        """1 (0 if not ``high``) where the column is ``index``; None if there is one column."""
-        if self.columns == 1:
-            return None
+        """1 (0 if not ``high``) where the column is ``index``."""
         if self.m == 1:
             line = self._field(self.low, self.netlist.inputs, index, high)
         else:
@@ -72,8 +70,6 @@ class Decode:
 
     def _both(self, key, parts, high):
         """AND of parts, each a function of the polarity; inverting gates where the library has them."""
-        if not parts:
-            return None
         if len(parts) == 1:
             return parts[0](high)
         if (key, high) not in self._lines:

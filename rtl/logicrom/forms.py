@@ -21,7 +21,7 @@ import numpy as np
 
 from intaglio.rtl.logicrom.cells import INVERTING
 from intaglio.rtl.logicrom.decode import Decode
-from intaglio.rtl.logicrom.netlist import Netlist
+from intaglio.rtl.logicrom.netlist import ONE, Netlist
 from intaglio.rtl.logicrom.trees import WideOr
 
 __all__ = ["Form", "build", "group_bounds"]
@@ -141,6 +141,8 @@ def build(bits, form, cells):
     """
     depth, width = bits.shape
     inputs = (depth - 1).bit_length()
+    if form.rows >= 1 << inputs:
+        raise ValueError(f"rows must be fewer than the {1 << inputs} addresses, not {form.rows}")
     netlist = Netlist(inputs, dual=form.dual)
     cells = _Dual(cells) if form.dual else cells
     wide = WideOr(cells)
@@ -179,7 +181,10 @@ def build(bits, form, cells):
     subsets = _Subsets(netlist, wide, decode, groups, fills)
     patterns = _patterns(matrix, groups)
     style = {"inside": _inside, "select": _select, "several": _several, "nand": _nand}[form.style]
-    netlist.outputs = [style(netlist, wide, decode, subsets, form, [p[:, o].tolist() for p in patterns], parts) for o in range(width)]
+    constant = {True: ONE, False: None}
+    netlist.outputs = [
+        constant[bool(bits[0, o])] if (bits[:, o] == bits[0, o]).all() else
+        style(netlist, wide, decode, subsets, form, [p[:, o].tolist() for p in patterns], parts) for o in range(width)]
     netlist.sweep()
     return netlist
 
@@ -218,9 +223,8 @@ def _inside(netlist, wide, decode, subsets, form, patterns, parts):
     for c in range(decode.columns):
         groups = [_leaves(subsets, patterns, part, c, True) for part in parts]
         if all(groups):
-            line = decode.column(c, True)
-            terms.append(_gate(netlist, wide.cells, form.gate, [*groups, [line]] if line is not None else groups))
-    return wide.make(netlist, terms, high, True) if terms else None
+            terms.append(_gate(netlist, wide.cells, form.gate, [*groups, [decode.column(c, True)]]))
+    return wide.make(netlist, terms, high, True)
 
 
 def _select(netlist, wide, decode, subsets, form, patterns, parts):
@@ -230,7 +234,7 @@ def _select(netlist, wide, decode, subsets, form, patterns, parts):
         if all(groups):
             pairs.append((_gate(netlist, wide.cells, "oai", groups), decode.column(c, False)))
     terms = [_gate(netlist, wide.cells, form.gate, pairs[i:i + form.merge]) for i in range(0, len(pairs), form.merge)]
-    return wide.make(netlist, terms, INVERTING[form.gate], True) if terms else None
+    return wide.make(netlist, terms, INVERTING[form.gate], True)
 
 
 def _several(netlist, wide, decode, subsets, form, patterns, parts):
@@ -261,4 +265,4 @@ def _nand(netlist, wide, decode, subsets, form, patterns, parts):
     if form.merge > 1:
         other = {"oai": "aoi", "oa": "ao"}[form.gate]
         terms = [_gate(netlist, wide.cells, other, ready[i:i + form.merge]) for i in range(0, len(ready), form.merge)]
-    return wide.make(netlist, terms, not INVERTING[form.gate], True) if terms else None
+    return wide.make(netlist, terms, not INVERTING[form.gate], True)

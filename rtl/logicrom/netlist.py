@@ -4,7 +4,9 @@ import numpy as np
 
 from intaglio.rtl.logicrom.cells import INV, INVERTING, canonical, dual
 
-__all__ = ["Netlist"]
+__all__ = ["ONE", "Netlist"]
+
+ONE = -1  # an output that is always 1; None is one that is always 0
 
 
 class Netlist:
@@ -62,7 +64,7 @@ class Netlist:
         """Drop gates that no output needs."""
         used = bytearray(self.inputs + len(self.kinds))
         for signal in self.outputs:
-            if signal is not None:
+            if signal not in (None, ONE):
                 used[signal] = 1
         for i in range(len(self.kinds) - 1, -1, -1):
             if used[self.inputs + i]:
@@ -77,7 +79,7 @@ class Netlist:
                 ins.append(tuple(new[signal] for signal in self.ins[i]))
         self.labels = {new[signal]: name for signal, name in self.labels.items() if used[signal]}
         self.kinds, self.ins, self._known = kinds, ins, {}
-        self.outputs = [None if signal is None else new[signal] for signal in self.outputs]
+        self.outputs = [signal if signal in (None, ONE) else new[signal] for signal in self.outputs]
 
     def area(self, cells):
         """Sum of the areas of the cells."""
@@ -104,7 +106,7 @@ class Netlist:
                 place += count
                 total = inner if total is None else total & inner if product_of_sums else total | inner
             values.append(total ^ ones if INVERTING[form] else total)
-        return [0 if signal is None else values[signal] for signal in self.outputs]
+        return [{None: 0, ONE: ones}.get(signal) if signal in (None, ONE) else values[signal] for signal in self.outputs]
 
     def holds(self, bits):
         """Whether the outputs are ``bits [depth, width]`` at every address below ``depth``: an exhaustive proof."""

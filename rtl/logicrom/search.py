@@ -8,12 +8,15 @@ from intaglio.rtl.logicrom.trees import WideOr
 
 __all__ = ["best_form", "forms_of", "modelled_areas"]
 
-SIZES = (6.5, 12.5)  # rows of a group
+SIZES = (3.5, 12.5)  # rows of a group
 STEP = 8  # rows are multiples of it
+SMALL = 32  # words; up to this, any number of rows
 
 
 def forms_of(cells, depth):
-    """Every form that the library has cells for, with at most ``depth`` rows."""
+    """Every form that the library has cells for, with at least two columns."""
+    step, least = (STEP, SIZES[0]) if depth > SMALL else (1, 1)
+    greatest = (1 << (depth - 1).bit_length()) - 1
     styles = set()
     views = {False: cells, True: CellSet("dual", {dual(kind): cell for kind, cell in cells.cells.items()})}
     for turned, view in views.items():
@@ -38,8 +41,8 @@ def forms_of(cells, depth):
                 styles |= {("nand", (n,) * k, 1, "oa", turned) for k in (2, 3) if view.has(("oa", (k, 1)))}
     for style, parts, merge, gate, turned in sorted(styles):
         count = sum(parts)
-        for rows in range(STEP, min(16 * count, depth) + 1, STEP):
-            if SIZES[0] <= rows / count <= SIZES[1]:
+        for rows in range(step, min(16 * count, greatest) + 1, step):
+            if least <= rows / count <= SIZES[1]:
                 yield Form(style=style, parts=parts, rows=rows, merge=merge, gate=gate, dual=turned)
 
 
@@ -106,14 +109,26 @@ def best_form(bits, cells, *, tries=3, forms=None):
     Returns
     -------
     Netlist, Form
+
+    Raises
+    ------
+    ValueError
+        The library lacks cells for every form.
     """
-    forms = list(forms_of(cells, max(STEP, len(bits)))) if forms is None else list(forms)
+    forms = list(forms_of(cells, len(bits))) if forms is None else list(forms)
     areas = modelled_areas(bits, cells, forms)
-    order = sorted(range(len(forms)), key=lambda i: (areas[i], i))[:tries]
-    best = None
-    for i in order:
-        netlist = build(bits, forms[i], cells)
+    best, built = None, 0
+    for i in sorted(range(len(forms)), key=lambda i: (areas[i], i)):
+        try:
+            netlist = build(bits, forms[i], cells)
+        except ValueError:  # a gate of its edges is missing in the library
+            continue
+        built += 1
         area = netlist.area(cells)
         if best is None or area < best[0]:
             best = area, netlist, forms[i]
+        if built == tries:
+            break
+    if best is None:
+        raise ValueError(f"cell library {cells.name} must have the cells of one form of a ROM of {len(bits)} words")
     return best[1], best[2]

@@ -11,13 +11,13 @@ upper half where it is -1, which is TOM's code 00, 01, 10. Every strategy gives 
 ``plain`` registers its output, the others the address: the same words in the same cycles with fewer registers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from intaglio.rtl.logicrom.cells import GENERIC
 from intaglio.rtl.logicrom.forms import Form, build
-from intaglio.rtl.logicrom.netlist import Netlist
+from intaglio.rtl.logicrom.netlist import ONE, Netlist
 from intaglio.rtl.logicrom.search import best_form
 
 __all__ = ["STRATEGIES", "Bank", "bank", "bank_verilog", "bits_of_words"]
@@ -51,6 +51,12 @@ class Bank:
     description: str
     form: Form | None = None
     netlist: Netlist | None = None
+
+    def with_netlist(self, netlist, how):
+        """The bank with another netlist of the same words; ``how`` it came about."""
+        text = _structured(netlist, self.name, self.width, self.depth, f"{self.form}; {how}")
+        return replace(self, netlist=netlist, verilog=text, description=f"{self.depth} x {self.width}: {self.form}; {how}, "
+                                                                        f"{len(netlist.kinds)} gates")
 
     def combinational(self):
         """The module without its register: ``data`` follows ``addr``; for measuring."""
@@ -119,9 +125,10 @@ def bank(words, width, name, strategy="structured", *, cells=GENERIC, form=None,
     if strategy == "planes":
         return Bank(verilog=_planes(bits, name), description=f"{depth} x {width} in case statements, non-zero and sign", **common)
     if depth == 1:
-        netlist = None
         text = _module(name, width, depth, f"    assign data = {width}'h{_hex(bits)[0]};", address=False)
         return Bank(verilog=text, description="one word", **common)
+    if depth == 2:  # nothing to share
+        return Bank(verilog=_code(bits, name), description="two words", **common)
     if form is None:
         netlist, form = best_form(bits, cells, tries=tries)
     else:
@@ -206,6 +213,7 @@ def _structured(netlist, name, width, depth, form):
     wires = names[netlist.inputs:]
     lines = [f"    // {form}.", "    // r: row lines, c: column lines, s<group>_<pattern>: subsets of row lines, shared; ...n: active low."]
     lines += [f"    wire {wire} = {text};" for wire, text in zip(wires, netlist.expressions(names), strict=True)]
-    outputs = ["1'b0" if signal is None else names[signal] for signal in netlist.outputs]
+    constants = {None: "1'b0", ONE: "1'b1"}
+    outputs = [constants[signal] if signal in constants else names[signal] for signal in netlist.outputs]
     lines += ["    assign data = {" + ", ".join(reversed(outputs)) + "};"]
     return _module(name, width, depth, "\n".join(lines))

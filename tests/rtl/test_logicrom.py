@@ -49,6 +49,12 @@ def test_extreme_words(bits):
         assert build(bits, form, GENERIC).holds(bits), str(form)
 
 
+@pytest.mark.parametrize("depth", range(3, 20))
+def test_small_banks(depth):
+    words = trits(depth, 3, 0.4, seed=depth)
+    assert bank(pack(words, "2bit"), 6, "small").netlist.holds(planes(words))
+
+
 def test_one_flipped_weight_is_found():
     weights = trits(128, 8, 0.4)
     netlist = build(planes(weights), Form(style="inside", parts=(2, 2), rows=32), GENERIC)
@@ -114,13 +120,14 @@ def test_kinds():
 
 def read_verilog(text, addresses, folder):
     """``data`` of the module's logic at each address, by Yosys' own evaluation of the Verilog."""
-    libyosys = pytest.importorskip("pyosys").libyosys
+    from pyosys import libyosys
+
     name = re.search(r"^module (\w+)", text, re.MULTILINE)[1]
     path = folder / f"{name}.v"
     path.write_text(text)
     design = libyosys.Design()
-    for step in (f"read_verilog {path}", "proc", "memory_map", "opt -full", (f"tee -q -o {folder / 'log'} eval -show data "
-                 f"-table addr {name}")):
+    table = f"tee -q -o {folder / 'log'} eval -show data -table addr {name}"
+    for step in (f"read_verilog {path}", "proc", "memory_map", "opt -full", table):
         libyosys.run_pass(step, design)
     rows = re.findall(r"^\s*\d+'([01]+)\s*\|\s*\d+'([01]+)", (folder / "log").read_text(), re.MULTILINE)
     found = {int(a, 2): int(d, 2) for a, d in rows}
@@ -149,8 +156,9 @@ def test_the_same_text_again():
 
 
 def test_one_word_and_all_zeros(tmp_path):
-    one = bank([0b1001], 4, "one")
+    one, two = bank([0b1001], 4, "one"), bank([0b1001, 6], 4, "two")
     assert read_verilog(one.combinational(), [0, 1], tmp_path) == [9, 9]
+    assert read_verilog(two.combinational(), [0, 1], tmp_path) == [9, 6]
     zero = bank(np.zeros((64, 2), np.uint8), 16, "zero")
     assert zero.netlist.holds(np.zeros((64, 16), bool)) and not zero.netlist.kinds
 
@@ -178,7 +186,8 @@ def test_component_is_an_instance():
     (lambda: Form(style="inside", parts=(2,), rows=40), "rows must be 1 to 16 for each of 2 groups, not 40"),
     (lambda: CellSet("x", {("oai", (2,)): Cell(name="NOR2", area=1.0)}), "cell library x must have an inverter"),
     (lambda: CellSet("x", {("oai", (1,)): Cell(name="INV", area=1.0)}), "must have NAND2 and NOR2, or AND2 and OR2"),
-    (lambda: build(np.ones((32, 1), bool), Form(style="inside", parts=(3, 3, 3), rows=32), GENERIC), "no cell for oai of groups"),
+    (lambda: build(np.eye(64, dtype=bool), Form(style="inside", parts=(3, 3, 3), rows=32), GENERIC), "no cell for oai of groups"),
+    (lambda: build(np.eye(64, dtype=bool), Form(style="inside", parts=(3, 3), rows=64), GENERIC), "fewer than the 64 addresses, not 64"),
 ])
 def test_refuses(call, text):
     with pytest.raises(ValueError, match=text):

@@ -1,0 +1,87 @@
+"""``intaglio synth`` on small banks, and its errors."""
+
+import numpy as np
+import pytest
+
+from intaglio.cli import main
+from intaglio.gen.area import measure
+from intaglio.gen.liberty import read_liberty
+from intaglio.gen.polish import polish
+from intaglio.gen.rom_picture import structure_svg
+from intaglio.gen.rom_report import random_trits
+from intaglio.gen.synth_cli import register
+from intaglio.rtl.logicrom import bank, bits_of_words
+from intaglio.rtl.ternary.packing import pack
+
+
+def synth(*arguments):
+    return main(["synth", *arguments], {"synth": lambda: register})
+
+
+def test_table_and_plot(tmp_path, capsys):
+    assert synth("--target", "nangate45", "--depth", "64", "--width", "16", "--zeros", "0.4,0.8", "--svg", str(tmp_path / "a.svg")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines if line.startswith("random")]
+    assert len(rows) == 10 and {row[4] for row in rows} == {"plain", "code", "planes", "structured", "polished"}
+    for row in rows:  # zeros of weights and of bits
+        assert float(row[3]) == pytest.approx((1 + float(row[2])) / 2, abs=1e-3)
+        area, density, nand2 = float(row[5].replace(",", "")), float(row[6]), float(row[7])
+        assert density == pytest.approx(64 * 16 / 8 / area, abs=2e-3) and nand2 == pytest.approx(area / 1024 / 0.798, abs=1e-3)
+    assert "zeros: weights" in lines[2] and "<svg" in (tmp_path / "a.svg").read_text()
+
+
+def test_fpga(capsys):
+    assert synth("--target", "ice40", "--depth", "16", "--width", "8", "--zeros", "0.4", "--strategy", "plain,code,hardwired") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("random")]
+    assert [row[4] for row in rows] == ["plain", "code", "hardwired"] and int(rows[1][5]) > 0 and int(rows[2][5].replace(",", "")) > 16
+
+
+def test_polished_bank_holds_its_words_and_is_no_larger(tmp_path):
+    cells = read_liberty("nangate45").gates
+    words = pack(random_trits(128, 16, 0.85), "2bit")
+    built = bank(words, 32, "bank", cells=cells)
+    after = built.with_netlist(polish(built.netlist, cells), "polished")
+    assert after.netlist.holds(bits_of_words(words, 32)) and after.netlist.area(cells) < built.netlist.area(cells)
+    assert "polished" in after.verilog and after.verilog != built.verilog
+    changed = bits_of_words(words, 32)
+    changed[100, 20] ^= True
+    assert not after.netlist.holds(changed)
+
+
+def test_structured_is_smaller_than_what_the_synthesiser_finds():
+    cells = read_liberty("nangate45")
+    words = pack(random_trits(256, 32, 0.4), "2bit")
+    areas = {strategy: measure(bank(words, 64, "bank", strategy, cells=cells.gates), cells).area for strategy in ("code", "structured")}
+    assert areas["code"] / areas["structured"] > 1.25, areas
+
+
+@pytest.mark.parametrize("arguments, text", [
+    ((), "one of --target (nangate45, ecp5, ice40, xc7, xcup) and --liberty must be given"),
+    (("--target", "tsmc7"), "target must be one of nangate45, xcup, xc7, ecp5, ice40, or a cell library given by --liberty, not 'tsmc7'"),
+    (("--target", "nangate45", "--zeros", "1.5"), "--zeros must be shares of zero weights in 0 to less than 1, not '1.5'"),
+    (("--target", "nangate45", "--zeros", "few"), "not 'few'"),
+    (("--target", "nangate45", "--depth", "1"), "depth must be in 2..65536, not 1"),
+    (("--target", "nangate45", "--width", "7"), "width must be an even number in 2..4096, not 7"),
+    (("--target", "nangate45", "--strategy", "tree"), "strategy must be one of plain, code, planes, structured, polished, not 'tree'"),
+    (("--target", "nangate45", "--period", "500", "--depth", "16", "--width", "4"), "must have delay tables for a period of 500 ps"),
+    (("--liberty", "/nowhere.lib"), "cell library /nowhere.lib cannot be read"),
+    (("--target", "ecp5", "--period", "500"), "are for cell libraries, not for the FPGA family ecp5"),
+    (("--target", "xcup", "--folder", "x"), "--folder needs --target ecp5, not xcup"),
+    (("--target", "nangate45", "--model", "/nowhere"), "/nowhere"),
+])
+def test_refuses(arguments, text, capsys):
+    assert synth(*arguments) == 2
+    shown = capsys.readouterr()
+    assert text in shown.err and "Traceback" not in shown.err and not shown.out
+
+
+def test_structure_picture_is_the_one_in_the_docs():
+    from pathlib import Path
+
+    assert (Path(__file__).parents[2] / "docs/rom_structure.svg").read_text() == structure_svg()
+
+
+def test_random_trits():
+    weights = random_trits(1000, 64, 0.4)
+    assert abs((weights == 0).mean() - 0.4) < 0.01 and abs((weights == 1).mean() - 0.3) < 0.01
+    assert (random_trits(1000, 64, 0.4) == weights).all() and not np.array_equal(random_trits(1000, 64, 0.4, 8), weights)
