@@ -81,7 +81,8 @@ def test_adversarial_activations(bench, device, kind, threshold):
     compare(bench.case(271, kind=kind, threshold=threshold), device)
 
 
-@pytest.mark.parametrize(("base", "least", "extreme"), [(0, 0, True), (0, 0, False), (3, 7, True), (15, 7, True), (15, 0, False), (9, 0, True)])
+@pytest.mark.parametrize(("base", "least", "extreme"), [
+    (0, 0, True), (0, 0, False), (3, 7, True), (15, 7, True), (15, 0, False), (9, 0, True)])
 @pytest.mark.parametrize("threshold", [0, 1 << 25, AWARE])
 def test_any_integers(bench, device, base, least, extreme, threshold):
     """Scores that clamp, that vanish, maxima that jump: more than any activations give."""
@@ -110,7 +111,8 @@ def test_the_cache_is_really_small(bench, device):
 
 
 MEMORIES = {"hbm2-u280": "hbm2-u280", "hbm2-u280-all": "hbm2-u280-all", "ddr4-one": "ddr4-one",
-            "far": MemoryModel(latency_cycles=500, bytes_per_cycle=16), "narrow": MemoryModel(latency_cycles=20, bytes_per_cycle=Fraction(9, 2)),
+            "far": MemoryModel(latency_cycles=500, bytes_per_cycle=16),
+            "narrow": MemoryModel(latency_cycles=20, bytes_per_cycle=Fraction(9, 2)),
             "slow": SLOW, "one burst": MemoryModel(latency_cycles=60, bytes_per_cycle=16, bursts=1)}
 
 
