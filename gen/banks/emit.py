@@ -20,8 +20,8 @@ from intaglio.gen.banks.forms import FORMS
 from intaglio.gen.banks.job import peak_kib
 from intaglio.gen.banks.pool import Pool
 from intaglio.gen.checkpoint import CheckpointReader
-from intaglio.gen.collateral import json_text
 from intaglio.gen.images import EXECUTION
+from intaglio.gen.output import json_text
 from intaglio.gen.quantised import embedding_scales, head_constants, layer_constants
 from intaglio.rtl.config import logit_shift
 from intaglio.rtl.rom import hex_text
