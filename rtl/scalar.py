@@ -40,7 +40,8 @@ class ScalarAlu(wiring.Component):
 
     Members
     -------
-    op, a, b, n, shift : operands, held from ``start`` until ``done``; ``shift`` (signed, 10 bits) serves COPY and INT.
+    op, a, b, n, shift : operands, held from ``start`` until ``done``; ``shift`` (signed, 10 bits) serves COPY and INT, which
+        take it in the cycle after ``start``.
     start : strobe, only when no operation is under way, ``done`` included.
     done, o : result, valid while ``done``.
 
@@ -49,7 +50,7 @@ class ScalarAlu(wiring.Component):
     From ``start`` to ``done``: :data:`ScalarAlu.LATENCY` cycles, by operation.
     """
 
-    LATENCY = {AluOp.INT: 2, AluOp.MUL: 1, AluOp.DIV: 9, AluOp.ADD: 2, AluOp.SQRT: 9, AluOp.COPY: 1}
+    LATENCY = {AluOp.INT: 2, AluOp.MUL: 1, AluOp.DIV: 9, AluOp.ADD: 2, AluOp.SQRT: 9, AluOp.COPY: 2}
 
     def __init__(self, int_bits):
         self.int_bits = int_bits
@@ -136,7 +137,7 @@ class ScalarAlu(wiring.Component):
                             m.next = "DIV"
                         with m.Case(AluOp.SQRT):
                             m.next = "SQRT"
-                        with m.Case(AluOp.INT, AluOp.ADD):
+                        with m.Case(AluOp.INT, AluOp.ADD, AluOp.COPY):
                             m.next = "ALIGN"
                         with m.Default():
                             m.next = "FINISH"
