@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 MODEL = ModelConfig(vocab_size=61, hidden_size=96, intermediate_size=192, num_hidden_layers=2, num_attention_heads=6,
                     num_key_value_heads=2, head_dim=16)
 WIDTHS = {"desk": {"context": 32, "lane_width": 32}, "ulx3s": {"context": 30, "lane_width": 48},
-          "small": {"context": 4, "attention_heads": 3, "top_k": 1}}
+          "small": {"context": 4, "attention_heads": 3, "top_k": 1, "rank": 4, "adapters": 2, "adapter_trits": 2}}
 ONE_PROCESS = ("import sys; from intaglio.gen.decoder import generate; "
                "generate(sys.argv[1], 'desk', sys.argv[2], context=32, lane_width=32)")
 
