@@ -92,7 +92,7 @@ def figures(model, pdk, progress):
     ours, theirs = hardwired_cells()
     add("rom.lut_per_weight", ours / (HARDWIRED["rows"] * HARDWIRED["inputs"]), "LUT", "", "64 x 64, 42 % zero weights")
     if theirs is None:
-        progress.say("rom.lut_per_weight_over_da4ml is left out: pip install da4ml (LGPL, not needed otherwise)")
+        progress.say("rom.lut_per_weight_over_da4ml is left out: pip install 'intaglio[bench]'")
     else:
         add("rom.lut_per_weight_over_da4ml", ours / theirs, "", "<= 1.0", f"da4ml {theirs / 4096:.2f} LUT a weight in the same run")
     if pdk is not None:

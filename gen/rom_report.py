@@ -1,5 +1,7 @@
 """Tables that compare the strategies of read-only banks: cell area, density and timing, or cells of an FPGA."""
 
+from pathlib import Path
+
 import numpy as np
 
 from intaglio import Error
@@ -12,7 +14,7 @@ from intaglio.rtl.logicrom import STRATEGIES, bank
 from intaglio.rtl.ternary.hardwired import adder_graph, hardwired_verilog
 from intaglio.rtl.ternary.packing import execution_order, pack
 
-__all__ = ["asic_table", "fpga_table", "library", "model_cases", "random_cases", "random_trits"]
+__all__ = ["asic_table", "fpga_table", "library", "model_cases", "random_cases", "random_trits", "write_banks"]
 
 
 def random_trits(rows, inputs, zeros, seed=7):
@@ -73,7 +75,8 @@ def asic_table(cases, strategies, cells, period, progress):
                 _equal(built.netlist, trits, name)
             rows.append({"case": name, "zeros": zeros, "strategy": strategy, "area": found.area, "per_bit": found.area / (width * depth),
                          "mb_per_mm2": found.mb_per_mm2(width * depth), "nand2_per_bit": found.area / (width * depth) / nand2,
-                         "delay_ps": found.delay_ps, "registers": found.registers, "description": built.description})
+                         "delay_ps": found.delay_ps, "registers": found.registers, "description": built.description,
+                         "texts": {"": built.verilog, "_mapped": built.mapped(gates)}})
     head = f"{cells.name}, {len(cases[0][1])} x {2 * cases[0][1].shape[1]} bit, cell area without registers" + \
         (f", buffered and sized for {period:g} ps" if period else "")
     title = f"{'bank':22} {'zeros: weights':>14} {'bits':>6}  {'strategy':10} {'um2':>11} {'MB/mm2':>8} {'NAND2/bit':>9}"
@@ -83,6 +86,17 @@ def asic_table(cases, strategies, cells, period, progress):
         lines.append(f"{row['case']:22} {row['zeros']:14.3f} {(1 + row['zeros']) / 2:6.3f}  {row['strategy']:10} {row['area']:11,.1f} "
                      f"{row['mb_per_mm2']:8.3f} {row['nand2_per_bit']:9.4f} {delay:>8} {row['registers']:5}")
     return rows, "\n".join(lines)
+
+
+def write_banks(rows, folder):
+    """``bank_<i>.v``, and ``bank_<i>_mapped.v`` where there is a netlist, of the last strategy of each case."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    last = {row["case"]: row for row in rows}
+    for number, row in enumerate(last.values()):
+        for suffix, text in row["texts"].items():
+            if text is not None:
+                (folder / f"bank_{number}{suffix}.v").write_text(f"// {row['case']}: {row['description']}\n{text}")
 
 
 def fpga_table(cases, strategies, family, progress):

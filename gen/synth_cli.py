@@ -29,6 +29,7 @@ def register(subparsers):
     parser.add_argument("--strategy", metavar="NAMES", help=f"default {ASIC_STRATEGIES}; on an FPGA {FPGA_STRATEGIES} (and hardwired)")
     parser.add_argument("--seed", type=int, default=7, metavar="N", help="of the random weights, default 7")
     parser.add_argument("--svg", metavar="FILE", help="plot of the comparison")
+    parser.add_argument("--out", metavar="DIR", help="write the last strategy's banks there: Verilog, and instances of the library's cells")
     parser.add_argument("--folder", metavar="DIR", help="ecp5 only: report a whole design that 'intaglio gen decoder' wrote there instead")
     parser.set_defaults(run=run)
 
@@ -51,6 +52,8 @@ def run(args):
         return
     if target in FPGA and (args.liberty or args.period or args.dont_use):
         raise Error(f"--liberty, --dont-use and --period are for cell libraries, not for the FPGA family {target}")
+    if target in FPGA and args.out:
+        raise Error(f"--out is for cell libraries, not for the FPGA family {target}")
     strategies = (args.strategy or (FPGA_STRATEGIES if target in FPGA else ASIC_STRATEGIES)).split(",")
     zeros = [_share(text) for text in args.zeros.split(",")]
     cases = rom_report.model_cases(args.model, args.depth, args.width) if args.model else \
@@ -67,6 +70,8 @@ def run(args):
         library = rom_report.library(target, args.liberty, args.dont_use)
         rows, text = rom_report.asic_table(cases, strategies, library, args.period, progress)
     progress("")
+    if args.out:
+        rom_report.write_banks(rows, args.out)
     sys.stdout.write(text + "\n")
     if args.svg:
         from pathlib import Path

@@ -58,6 +58,18 @@ class Bank:
         return replace(self, netlist=netlist, verilog=text, description=f"{self.depth} x {self.width}: {self.form}; {how}, "
                                                                         f"{len(netlist.kinds)} gates")
 
+    def mapped(self, cells):
+        """The module as instances of the library's cells, for a flow that keeps them (size only); None without a netlist."""
+        if self.netlist is None:
+            return None
+        names, netlist = self.netlist.names(), self.netlist
+        lines = [f"    wire {', '.join(names[i:i + 12])};" for i in range(netlist.inputs, len(names), 12)]
+        for i, (kind, ins) in enumerate(zip(netlist.kinds, netlist.ins, strict=True)):
+            cell = cells.cells[kind]
+            pins = ", ".join(f".{pin}({names[signal]})" for pin, signal in zip(cell.pins, ins, strict=True))
+            lines.append(f"    {cell.name} u{i} ({pins}, .{cell.output}({names[netlist.inputs + i]}));")
+        return _module(self.name, self.width, self.depth, "\n".join([*lines, _data(netlist, names)]))
+
     def combinational(self):
         """The module without its register: ``data`` follows ``addr``; for measuring."""
         text = self.verilog.replace(_REGISTER, "    always @* a = addr;")
@@ -213,7 +225,10 @@ def _structured(netlist, name, width, depth, form):
     wires = names[netlist.inputs:]
     lines = [f"    // {form}.", "    // r: row lines, c: column lines, s<group>_<pattern>: subsets of row lines, shared; ...n: active low."]
     lines += [f"    wire {wire} = {text};" for wire, text in zip(wires, netlist.expressions(names), strict=True)]
+    return _module(name, width, depth, "\n".join([*lines, _data(netlist, names)]))
+
+
+def _data(netlist, names):
     constants = {None: "1'b0", ONE: "1'b1"}
     outputs = [constants[signal] if signal in constants else names[signal] for signal in netlist.outputs]
-    lines += ["    assign data = {" + ", ".join(reversed(outputs)) + "};"]
-    return _module(name, width, depth, "\n".join(lines))
+    return "    assign data = {" + ", ".join(reversed(outputs)) + "};"

@@ -1,11 +1,13 @@
 """``intaglio synth`` on small banks, and its errors."""
 
+import re
+
 import numpy as np
 import pytest
 
 from intaglio.cli import main
 from intaglio.gen.area import measure
-from intaglio.gen.liberty import read_liberty
+from intaglio.gen.liberty import BUILT_IN, read_liberty
 from intaglio.gen.polish import polish
 from intaglio.gen.rom_picture import structure_svg
 from intaglio.gen.rom_report import random_trits
@@ -28,6 +30,23 @@ def test_table_and_plot(tmp_path, capsys):
         area, density, nand2 = float(row[5].replace(",", "")), float(row[6]), float(row[7])
         assert density == pytest.approx(64 * 16 / 8 / area, abs=2e-3) and nand2 == pytest.approx(area / 1024 / 0.798, abs=1e-3)
     assert "zeros: weights" in lines[2] and "<svg" in (tmp_path / "a.svg").read_text()
+
+
+def test_mapped_bank_reads_as_its_words(tmp_path, capsys):
+    """The instances of cells with the library's own functions, at every address."""
+    from pyosys import libyosys
+
+    assert synth("--target", "nangate45", "--depth", "32", "--width", "8", "--zeros", "0.4", "--strategy", "structured",
+                 "--out", str(tmp_path)) == 0
+    text = (tmp_path / "bank_0_mapped.v").read_text()
+    (tmp_path / "m.v").write_text(re.sub(r"always @\(posedge clk\) a <=", "always @* a =", text))
+    design = libyosys.Design()
+    table = f"tee -q -o {tmp_path / 'log'} eval -show data -table addr bank"
+    for step in (f"read_verilog {tmp_path / 'm.v'}", f"read_liberty {BUILT_IN['nangate45']}", "proc", "flatten bank", "opt bank", table):
+        libyosys.run_pass(step, design)
+    found = {int(a, 2): int(d, 2) for a, d in re.findall(r"^\s*\d+'([01]+)\s*\|\s*\d+'([01]+)", (tmp_path / "log").read_text(), re.M)}
+    words = pack(random_trits(32, 4, 0.4), "2bit")
+    assert [found[i] for i in range(32)] == [int(word[0]) for word in words]
 
 
 def test_fpga(capsys):
@@ -66,6 +85,7 @@ def test_structured_is_smaller_than_what_the_synthesiser_finds():
     (("--target", "nangate45", "--period", "500", "--depth", "16", "--width", "4"), "must have delay tables for a period of 500 ps"),
     (("--liberty", "/nowhere.lib"), "cell library /nowhere.lib cannot be read"),
     (("--target", "ecp5", "--period", "500"), "are for cell libraries, not for the FPGA family ecp5"),
+    (("--target", "xcup", "--out", "x"), "--out is for cell libraries, not for the FPGA family xcup"),
     (("--target", "xcup", "--folder", "x"), "--folder needs --target ecp5, not xcup"),
     (("--target", "nangate45", "--model", "/nowhere"), "/nowhere"),
 ])
