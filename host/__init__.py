@@ -3,5 +3,6 @@
 from intaglio.host.device import Device, open
 from intaglio.host.manifest import Manifest, ManifestError
 from intaglio.host.protocol import ConfigMismatchError, DeviceError, DeviceTimeout, Result
+from intaglio.host.transport.session import LinkLost
 
-__all__ = ["ConfigMismatchError", "Device", "DeviceError", "DeviceTimeout", "Manifest", "ManifestError", "Result", "open"]
+__all__ = ["ConfigMismatchError", "Device", "DeviceError", "DeviceTimeout", "LinkLost", "Manifest", "ManifestError", "Result", "open"]
