@@ -5,15 +5,23 @@ The board is the stand-in of the tests behind the UART of the board's top, in Ve
 
 import importlib.util
 import random
+import tempfile
 import time
 from pathlib import Path
 
+from amaranth.lib.wiring import In, Out
+
+from intaglio.gen.decoder import TOP
+from intaglio.gen.link import SERIAL_TOP, serial_verilog
+from intaglio.gen.synthesis import CELLS, synthesise_ecp5
 from intaglio.host import open as open_device
 from intaglio.host.protocol import command
 from intaglio.host.transport.session import LinkLost
+from intaglio.rtl.link.registers import register_bus
+from intaglio.rtl.registers import ADDRESS_BITS
 from intaglio.sim.board import Fault, SerialBoard, build_board
 
-__all__ = ["CLOCK_HZ", "figures", "load_double", "noise", "trials", "unplugged"]
+__all__ = ["BAUD", "CLOCK_HZ", "cells", "figures", "load_double", "noise", "trials", "unplugged"]
 
 CLOCK_HZ, BAUD = 8_000_000, 1_000_000
 TRIALS, CONTROL, NOISY_COMMANDS, NOISE = 1000, 100, 2000, 0.003
@@ -120,6 +128,27 @@ def unplugged(board, target, following):
     return {"told": told, "recovered": again, "seconds": time.monotonic() - began}
 
 
+def cells():
+    """Cells of the serial top without the decoder, mapped to ECP5, as a dict.
+
+    Raises
+    ------
+    Error
+    """
+    modules = serial_verilog({"top": TOP, "digest": 64 * "5e"}, clock_hz=80_000_000, baud=2_000_000)
+    streams = {"aclk": In(1), "aresetn": In(1), "s_axis_tdata": In(32), "s_axis_tvalid": In(1), "s_axis_tready": Out(1),
+               "s_axis_tlast": In(1), "m_axis_tdata": Out(32), "m_axis_tvalid": Out(1), "m_axis_tready": In(1), "m_axis_tlast": Out(1)}
+    bus = {f"s_axil_{name}": member for name, member in register_bus(ADDRESS_BITS).flip().members.items()}
+    ports = [f"{'input' if member.flow is In else 'output'} [{member.shape - 1}:0] {name}" for name, member in (streams | bus).items()]
+    modules[TOP] = f"(* blackbox *) module {TOP}(\n  " + ",\n  ".join(ports) + "\n);\nendmodule\n"
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "rtl").mkdir()
+        for name, text in modules.items():
+            (Path(folder) / "rtl" / f"{name}.v").write_text(text)
+        usages = synthesise_ecp5(folder, SERIAL_TOP, flatten=["A:*"])
+    return {kind: sum(usage.count * usage.cell(kind) for usage in usages) for kind in CELLS}
+
+
 def figures(folder, progress):
     """Figures of the link, as dicts of name, value, unit, goal, anchor and class; the stand-in is written below ``folder``."""
     double = load_double()
@@ -146,5 +175,10 @@ def figures(folder, progress):
          f"{random_['injected']} faults in {random_['commands']} commands, each done once"),
         ("link.reopen_seconds", plug["seconds"], "s", "<= 10", "plugged in again: open, 20 tokens"),
     )
+    progress("mapping the link")
+    used = cells()
+    luts = used["LUT4"] + 2 * used["CCU2C"] + 4 * used["TRELLIS_DPR16X4"]
     return [{"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": "simulated"}
-            for name, value, unit, goal, anchor in rows]
+            for name, value, unit, goal, anchor in rows] + [
+        {"name": "link.lut", "value": luts, "unit": "LUT4", "goal": "<= 1500", "class": "synthesised",
+         "anchor": f"ECP5, with carries and {used['TRELLIS_DPR16X4']} distributed memories; {used['TRELLIS_FF']} registers, no block RAM"}]

@@ -5,6 +5,7 @@ from intaglio.host.device import Device, open
 from intaglio.host.manifest import Manifest, ManifestError
 from intaglio.host.prefill.device import AttentionDevice, open_attention
 from intaglio.host.protocol import ConfigMismatchError, DeviceError, DeviceTimeout, Result
+from intaglio.host.transport.session import LinkLost
 
 __all__ = [
     "AdapterError",
@@ -13,6 +14,7 @@ __all__ = [
     "Device",
     "DeviceError",
     "DeviceTimeout",
+    "LinkLost",
     "Manifest",
     "ManifestError",
     "Result",

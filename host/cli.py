@@ -1,8 +1,9 @@
 """``intaglio run``: a prompt in, text out."""
 
 import sys
+import time
 
-__all__ = ["register"]
+__all__ = ["Progress", "register"]
 
 
 def register(subparsers):
@@ -10,7 +11,8 @@ def register(subparsers):
     parser = subparsers.add_parser("run", help="generate text with a device, simulated or real",
                                    description="Generate text with a device. The text goes to standard output as it comes, "
                                    "speeds and counters to standard error.")
-    parser.add_argument("--device", required=True, metavar="SCHEME:REST", help="for example sim:OUT, a generated folder")
+    parser.add_argument("--device", required=True, metavar="SCHEME:REST",
+                        help="sim:OUT, a generated folder; serial:PORT?baud=N; tcp:HOST:PORT; record:FILE?target=...; replay:FILE")
     parser.add_argument("--prompt", metavar="TEXT", help="by default read from standard input")
     parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="default 256")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default 0: always the most probable token")
@@ -55,11 +57,14 @@ def run(args):
         chosen = slots[use - 1] if use else None
         pieces = device.generate(prompt, args.max_tokens, adapter=chosen, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
                                  seed=args.seed, stop=args.stop)
+        meter = _Meter(device)
         try:
             for piece in pieces:
                 sys.stdout.write(piece)
                 sys.stdout.flush()
+                meter.show()
         finally:
+            meter.clear()
             sys.stdout.write("\n")
             sys.stdout.flush()
             pieces.close()
@@ -71,6 +76,30 @@ def run(args):
 def _note(text):
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
+
+
+class _Meter:
+    """Tokens and their speed in one changing line, where the text goes elsewhere than to the terminal; at most five times a second."""
+
+    def __init__(self, device):
+        self.device, self.shown = device, 0.0
+        self.wanted = sys.stderr.isatty() and not sys.stdout.isatty()
+        if self.wanted:
+            sys.stderr.write("intaglio: waiting for the first token")
+            sys.stderr.flush()
+
+    def show(self):
+        if not self.wanted or time.monotonic() - self.shown < 0.2:
+            return
+        self.shown = time.monotonic()
+        rate = self.device.last.get("wall_tokens_per_second")
+        sys.stderr.write(f"\r\x1b[Kintaglio: {self.device.last['generated_tokens']} tokens" + (f", {rate:.1f} tokens/s" if rate else ""))
+        sys.stderr.flush()
+
+    def clear(self):
+        if self.wanted:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
 
 
 class Progress:

@@ -38,7 +38,8 @@ def generate_tokens(device, tokens, max_tokens, *, temperature=0.0, top_k=None, 
 
     Notes
     -----
-    Afterwards ``device.last`` has ``prompt_tokens``, ``generated_tokens``, ``finish`` ("eos", "length", "context", or "closed"
+    While it runs, ``device.last`` has ``prompt_tokens``, ``generated_tokens``, ``wall_tokens_per_second`` so far, and ``finish`` None.
+    Afterwards it has ``prompt_tokens``, ``generated_tokens``, ``finish`` ("eos", "length", "context", or "closed"
     if the generator was left early), ``cycles_prefill`` (to the first token), ``cycles_decode`` (from it to the last),
     ``seconds_prefill``, ``seconds_decode`` (wall), and ``first_token_seconds`` at the manifest's clock; ``tokens_per_second``
     (at that clock) and ``wall_tokens_per_second`` count decoding alone, and are None after fewer than two tokens.
@@ -113,6 +114,9 @@ class _Record:
         self.latest = time.monotonic()
         if self.results == 1:
             self.first, self.first_cycles = self.latest, self.device.read_cycles()
+        seconds = self.latest - self.first
+        self.device.last = {"prompt_tokens": self.prompt_tokens, "generated_tokens": self.generated, "finish": None,
+                            "wall_tokens_per_second": (self.results - 1) / seconds if seconds else None}
 
     def close(self, finish):
         row = {"prompt_tokens": self.prompt_tokens, "generated_tokens": self.generated, "finish": finish}

@@ -27,6 +27,15 @@ def test_text_to_output_and_speed_beside(python_scheme, capsys):
     assert "phase busy" in err and "stall_in" in err
 
 
+def test_speed_while_it_runs(python_scheme, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(cli.time, "monotonic", iter(range(10 ** 6)).__next__)
+    assert run("--device", python_scheme, "--prompt", "abc", "--max-tokens", "5") == 0
+    out, err = capsys.readouterr()
+    assert out == "defgh\n" and "waiting for the first token" in err
+    assert "\r\x1b[Kintaglio: 3 tokens, 0." in err and err.count("tokens/s") >= 4
+
+
 def test_prompt_from_standard_input(python_scheme, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x")))
     assert run("--device", python_scheme, "--max-tokens", "1") == 0

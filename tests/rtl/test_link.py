@@ -460,7 +460,7 @@ def test_the_protocol_test_can_fail(monkeypatch, mutation):
         monkeypatch.setattr(framing.SerialCrc, "elaborate", careless)
     else:
         acknowledge = Peer._acknowledge
-        monkeypatch.setattr(Peer, "_acknowledge",
-                            lambda self, frame: acknowledge(self, dataclasses.replace(frame, ack=frame.ack + 1 & 255)))
+        monkeypatch.setattr(Peer, "_acknowledge", lambda self, frame: acknowledge(
+            self, dataclasses.replace(frame, ack=frame.ack + 1 & 255)))
     with pytest.raises(AssertionError):
         run_protocol(0)
