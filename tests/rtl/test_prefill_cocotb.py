@@ -97,7 +97,8 @@ def results(tmp_path_factory, simulation_cache):
     vectors = {
         "registers": {name: register["offset"] for name, register in manifest["registers"].items()}, "parameter_bits": bits,
         "runs": {name: vectors_of(name, seed) for seed, name in enumerate(RUNS)}, "context": C.context, "latency": LATENCY,
-        "identity": {"magic": 0x494E5447, "version": 1, "digest": int(manifest["digest"][:8], 16), "capabilities": C.blocks | C.group << 16},
+        "identity": {"magic": 0x494E5447, "version": 1, "digest": int(manifest["digest"][:8], 16),
+                     "capabilities": C.blocks | C.group << 16},
     }
     file = folder.parent / "vectors.json"
     file.write_text(json.dumps(vectors))
