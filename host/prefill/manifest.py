@@ -8,7 +8,8 @@ from intaglio.host.manifest import FORMAT, FORMAT_VERSION, ManifestError, Regist
 __all__ = ["KIND", "MAP_VERSION", "PrefillManifest"]
 
 KIND, MAP_VERSION = "prefill-attention", 1
-REQUIRED_REGISTERS = ("magic", "version", "digest", "capabilities", "status", "control", "aware", "rows", "beats", "cycles_lo", "cycles_hi", "tokens", "gamma16",
+REQUIRED_REGISTERS = ("magic", "version", "digest", "capabilities", "status", "control", "aware", "rows", "beats",
+                      "cycles_lo", "cycles_hi", "tokens", "gamma16",
                       "threshold", "inverse", "base", "dense", "tenant", "kv_head", "hot_threshold", "timeout", "map_select",
                       *(f"{name}_base{half}" for name in ("kv", "q", "last", "pooled_q", "pooled_k") for half in ("", "_high")))
 STATUS_PHASES = 8  # that the status register can show
