@@ -44,7 +44,7 @@ def main(argv=None):
     job = Job(args.model, args.preset, args.build, progress)
     layers = job.checkpoint.config.num_hidden_layers
     figures = [*decoder.figures(job), *generator.figures(progress), *matrix.figures(progress),
-               *attention.figures(args.model, layers, progress)]
+               *attention.figures(args.model, layers, args.build, progress)]
     progress.say("measured")
     (args.build / "bench.json").write_text(json.dumps({"commit": commit(), "figures": figures}, indent=2) + "\n")
     verdict = {None: "", True: "met", False: "MISSED"}

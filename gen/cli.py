@@ -18,15 +18,22 @@ def register(subparsers):
     decoder.add_argument("-o", "--out", required=True, metavar="DIR", help="output folder")
     decoder.add_argument("--set", action="append", default=[], metavar="WIDTH=VALUE", help="change one width of the preset")
     decoder.set_defaults(run=run_decoder)
-    presets = kinds.add_parser("presets", help="list the presets", description="List the presets of the decoder.")
+    prefill = kinds.add_parser("prefill", help="sparse attention for long prompts",
+                               description="Write Verilog and manifest of the prefill attention unit.")
+    prefill.add_argument("--preset", default="desk", metavar="NAME", help="shape of the unit, default desk; see 'intaglio gen presets'")
+    prefill.add_argument("-o", "--out", required=True, metavar="DIR", help="output folder")
+    prefill.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change one field of the preset")
+    prefill.set_defaults(run=run_prefill)
+    presets = kinds.add_parser("presets", help="list the presets", description="List the presets of decoder and prefill unit.")
     presets.set_defaults(run=run_presets)
 
 
 def run_presets(args):
+    from intaglio.gen.prefill.presets import PRESETS as PREFILL
     from intaglio.gen.presets import PRESETS
 
-    for name, preset in PRESETS.items():
-        sys.stdout.write(f"{name:10} {preset.description}\n")
+    for kind, presets in (("decoder", PRESETS), ("prefill", PREFILL)):
+        sys.stdout.writelines(f"{kind:8} {name:10} {preset.description}\n" for name, preset in presets.items())
 
 
 def run_decoder(args):
@@ -35,18 +42,34 @@ def run_decoder(args):
     except ModuleNotFoundError as fault:
         raise Error(f"the generator needs the Python module {fault.name!r}: pip install 'intaglio[gen]'") from fault
 
-    widths = {}
-    for text in args.set:
-        name, separator, value = text.partition("=")
-        if not separator:
-            raise ValueError(f"--set must be WIDTH=VALUE, not {text!r}")
-        widths[name] = int(value) if value.isdecimal() else value
-
-    def progress(text, share):
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[K{100 * share:3.0f} % {text}" + ("\n" if share == 1 else ""))
-            sys.stderr.flush()
-
-    described = generate(args.model, args.preset, args.out, progress=progress, **widths)
+    described = generate(args.model, args.preset, args.out, progress=_progress, **_changes(args.set, "WIDTH"))
     sys.stdout.write(f"{args.out}: {described['top']}, {len(described['files']['verilog'])} modules, "
                      f"{described['model']['ternary_weights']:,} ternary weights, digest {described['digest'][:8]}\n")
+
+
+def run_prefill(args):
+    try:
+        from intaglio.gen.prefill.generate import generate
+    except ModuleNotFoundError as fault:
+        raise Error(f"the generator needs the Python module {fault.name!r}: pip install 'intaglio[gen]'") from fault
+
+    described = generate(args.preset, args.out, progress=_progress, **_changes(args.set, "FIELD"))
+    sys.stdout.write(f"{args.out}: {described['top']}, {len(described['files']['verilog'])} modules, prompts of up to "
+                     f"{described['config']['context']:,} tokens, digest {described['digest'][:8]}\n")
+
+
+def _changes(texts, what):
+    """NAME=VALUE options as a dict."""
+    changes = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise ValueError(f"--set must be {what}=VALUE, not {text!r}")
+        changes[name] = int(value) if value.isdecimal() else value
+    return changes
+
+
+def _progress(text, share):
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{100 * share:3.0f} % {text}" + ("\n" if share == 1 else ""))
+        sys.stderr.flush()

@@ -6,6 +6,8 @@ Constants that are not named in a formula are the depths of pipelines, read off 
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from intaglio.rtl.prefill.block_map import pattern_cycles
 from intaglio.rtl.prefill.decide import decide_cycles
 from intaglio.rtl.prefill.drain import drain_cycles
@@ -15,7 +17,7 @@ from intaglio.rtl.prefill.passes import pass_tiles
 from intaglio.rtl.prefill.ports import FetchKind
 from intaglio.rtl.prefill.select import select_cycles
 
-__all__ = ["Memory", "attend_cycles", "index_bound", "index_cycles", "run_cycles"]
+__all__ = ["Memory", "attend_cycles", "dense_cycles", "index_bound", "index_cycles", "run_cycles"]
 
 MASS_BITS = 24  # of the largest block score: 128 rows of 16-bit probabilities, and one more
 ROW_BITS = 17
@@ -115,3 +117,9 @@ def run_cycles(c, block_map, aware, misses, memory, *, dense=False):
     if dense:
         phases = {name: 0 for name in phases} | {"load": 1, "map": phases["map"]}
     return phases | {"attend": attend_cycles(c, block_map, misses, memory)}
+
+
+def dense_cycles(c, blocks):
+    """Cycles of a dense run, by the closed form, from a memory that is never slower than the arithmetic."""
+    keep = np.broadcast_to(np.tril(np.ones((blocks, blocks), bool)), (c.group, blocks, blocks))
+    return sum(run_cycles(c, keep, 0, 0, Memory(latency=40), dense=True).values())

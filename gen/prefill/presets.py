@@ -13,12 +13,10 @@ class Preset:
     shape: dict = field(default_factory=dict)
 
 
-_BURIN = {"head_dim": 32, "group": 6, "block": 128, "columns": 32, "drain": 16}
 PRESETS = {
-    "desk": Preset(description="simulation on a desk: heads of models/burin, 1,024 multipliers, prompts of up to 4,096 tokens",
-                   shape={**_BURIN, "context": 4096, "window": 8, "lines": 12, "lookahead": 3}),
-    "desk-16k": Preset(description="as desk, prompts of up to 16,384 tokens",
-                       shape={**_BURIN, "context": 16384, "window": 8, "lines": 24, "lookahead": 3}),
+    "desk": Preset(description="simulation on a desk: heads of models/burin, 1,024 multipliers, prompts of up to 16,384 tokens",
+                   shape={"head_dim": 32, "group": 6, "block": 128, "columns": 32, "drain": 16, "context": 16384, "window": 8, "lines": 24,
+                          "lookahead": 3}),
     "small": Preset(description="narrow units for quick tests",
                     shape={"head_dim": 16, "group": 2, "block": 32, "columns": 8, "context": 512, "window": 4, "lines": 6, "lookahead": 2,
                            "drain": 4, "lut_columns": 2}),

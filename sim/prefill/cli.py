@@ -1,5 +1,6 @@
-"""``intaglio attention``: sparse prefill attention on the activations of a model, by the exact model."""
+"""``intaglio attention``: sparse prefill attention on the activations of a model, by a device or by the exact model."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -7,29 +8,48 @@ from intaglio import Error
 
 __all__ = ["register"]
 
+MODELLED = {"block": 128, "window": 8, "lines": 12, "lookahead": 3}  # of the exact model; a device has its own
+
 
 def register(subparsers):
     """Add the command ``attention``."""
     parser = subparsers.add_parser(
         "attention", help="sparse attention on a long text",
-        description="Sparse prefill attention on the queries, keys and values that a model produces on a text, computed by the exact "
-        "integer model of the hardware. This command simulates no Verilog yet.")
+        description="Sparse prefill attention on the queries, keys and values that a model produces on a text: by a device (the generated "
+        "Verilog, simulated), or without one by the exact integer model of the hardware.")
     parser.add_argument("--model", required=True, metavar="DIR", help="checkpoint folder of a byte-level model")
     parser.add_argument("--text", required=True, metavar="FILE")
     parser.add_argument("--tokens", type=int, default=4096, metavar="N", help="tokens of the text to take, default 4096")
-    parser.add_argument("--block", type=int, default=128, metavar="B", help="tokens of a block: 32, 64 or 128, default 128")
+    parser.add_argument("--layers", metavar="L,L", help="layers to run, from 0, default all")
     parser.add_argument("--gamma", type=float, default=0.9, help="share of the estimated mass to keep, default 0.9")
     parser.add_argument("--tau", type=float, default=0.1, help="divergence below which a head is query-aware, default 0.1; 0: none")
-    parser.add_argument("--window", type=int, default=8, metavar="W", help="query blocks on chip at once, default 8")
-    parser.add_argument("--lines", type=int, default=12, metavar="L", help="blocks of K and V in the cache, default 12")
-    parser.add_argument("--lookahead", type=int, default=3, metavar="A", help="visits that the cache looks ahead, default 3")
     parser.add_argument("--map", metavar="FILE.svg", help="write the block map as a picture")
+    device = parser.add_argument_group("with a device")
+    device.add_argument("--device", metavar="SCHEME:REST", help="for example sim:OUT, a folder of 'intaglio gen prefill'")
+    device.add_argument("--memory", metavar="NAME", help="memory of a simulation: hbm2-u280, hbm2-u280-all, ddr4 or ddr4-one")
+    device.add_argument("--check", action="store_true", help="compare every result with the exact model")
+    device.add_argument("--timeline", metavar="FILE.json", help="write the time line as a Chrome trace")
+    device.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="give up after this time without progress")
+    device.add_argument("--cache", metavar="DIR", help="folder for built simulations")
+    model = parser.add_argument_group("without a device")
+    for name, what in (("block", "tokens of a block: 32, 64 or 128"), ("window", "query blocks on chip at once"),
+                       ("lines", "blocks of K and V in the cache"), ("lookahead", "visits that the cache looks ahead")):
+        model.add_argument(f"--{name}", type=int, metavar="N", help=f"{what}, default {MODELLED[name]}")
     parser.set_defaults(run=run)
 
 
 def _check(args):
+    """Everything that can be told before work starts."""
     from intaglio.host.prefill.parameters import divergence_threshold, share
 
+    for name, value in MODELLED.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+        elif args.device:
+            raise ValueError(f"--{name} must not be given with --device, whose own it is")
+    for name in ("memory", "timeline", "check"):
+        if getattr(args, name) and not args.device:
+            raise ValueError(f"--{name} needs --device")
     if args.block not in (32, 64, 128):
         raise ValueError(f"--block must be 32, 64 or 128, not {args.block}")
     if args.tokens < 2 * args.block:
@@ -38,49 +58,136 @@ def _check(args):
         raise ValueError(f"--window must be a power of 2, not {args.window}")
     if args.lookahead < 1 or args.lines < args.lookahead + 2:
         raise ValueError(f"--lines must be at least --lookahead + 2 and --lookahead at least 1, not {args.lines} and {args.lookahead}")
-    if args.map and not args.map.endswith(".svg"):
-        raise ValueError(f"--map must end in .svg, not {args.map!r}")
-    return share(args.gamma), divergence_threshold(args.tau)
+    for name, suffix in (("map", ".svg"), ("timeline", ".json")):
+        value = getattr(args, name)
+        if value and not value.endswith(suffix):
+            raise ValueError(f"--{name} must end in {suffix}, not {value!r}")
+    share(args.gamma), divergence_threshold(args.tau)
+
+
+def _layers(text, count):
+    try:
+        layers = range(count) if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        layers = [-1]
+    if any(not 0 <= layer < count for layer in layers):
+        raise ValueError(f"--layers must be numbers in 0..{count - 1} with commas between them, not {text!r}")
+    return list(layers)
 
 
 def run(args):
-    gamma16, threshold = _check(args)
+    _check(args)
     try:
         text = Path(args.text).read_bytes()
     except OSError as fault:
         raise Error(f"the text cannot be read: {fault}") from fault
+    if len(text) < args.tokens:
+        raise ValueError(f"--tokens must be at most {len(text)}, the bytes of the text, not {args.tokens}")
     try:
         from intaglio.gen.model import ModelConfig
         from intaglio.sim.prefill.picture import block_map_svg
-        from intaglio.sim.prefill.report import layer_reports, traffic
+        from intaglio.sim.prefill.report import traffic
     except ModuleNotFoundError as fault:
         raise Error(f"the command needs the Python module {fault.name!r}: pip install 'intaglio[sim]'") from fault
 
-    layers = ModelConfig.from_json(Path(args.model) / "config.json").num_hidden_layers
+    layers = _layers(args.layers, ModelConfig.from_json(Path(args.model) / "config.json").num_hidden_layers)
     rows, keeps = [], []
-    sys.stdout.write(f"exact model, {args.tokens} tokens, blocks of {args.block}, gamma {args.gamma:g}, tau {args.tau:g}\n"
-                     "layer  KV head  density  kept mass, worst head  query-aware  error  change\n")
-    for layer in range(layers):
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[Klayer {layer + 1} of {layers}")
-            sys.stderr.flush()
-        for found in layer_reports(args.model, text, tokens=args.tokens, layer=layer, block=args.block, gamma16=gamma16,
-                                   threshold=threshold):
-            if sys.stderr.isatty():
-                sys.stderr.write("\r\x1b[K")
-            sys.stdout.write(f"{layer:5}  {found.kv_head:7}  {found.density.mean():7.3f}  {found.kept_mass.min():21.4f}  "
-                             f"{int(found.query_aware.sum()):5} of {len(found.query_aware):2}  {found.error:5.4f}  {found.change:6.4f}\n")
-            keeps.append(found.keep)
-            rows.append([(f"layer {layer}, head {found.kv_head * len(found.keep) + head}: {share:.0%}", found.keep[head].tolist(),
-                          bool(found.query_aware[head])) for head, share in enumerate(found.density.tolist())])
+    for found in (_device if args.device else _exact)(args, text, layers):
+        keeps.append(found.keep)
+        rows.append([(f"layer {found.layer}, head {found.kv_head * len(found.keep) + head}: {share:.0%}", found.keep[head].tolist(),
+                      bool(found.query_aware[head])) for head, share in enumerate(found.density.tolist())])
     read = traffic(keeps, window=args.window, lines=args.lines, lookahead=args.lookahead)
     sys.stdout.write(
         "error: of the integers against float attention over the same blocks; change: of sparse against dense attention, both relative\n"
         f"blocks of K and V read, cache of {args.lines}, windows of {args.window} (counted by the cache's model): {read['ours']}, "
         f"optimum {read['belady']}, LRU {read['lru']}, no cache {read['visits']}, each job by itself {read['single']}\n")
     if args.map:
-        try:
-            Path(args.map).write_text(block_map_svg(rows), encoding="utf-8")
-        except OSError as fault:
-            raise Error(f"the picture cannot be written: {fault}") from fault
+        _write(args.map, block_map_svg(rows))
         sys.stdout.write(f"{args.map}: block maps; blue vertical-slash, orange query-aware heads\n")
+
+
+def _write(path, text):
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as fault:
+        raise Error(f"{path} cannot be written: {fault}") from fault
+
+
+def _tell(text):
+    """One changing line on a terminal; the empty text clears it."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K" + text)
+        sys.stderr.flush()
+
+
+_HEAD = "layer  KV head  density  kept mass, worst head  query-aware  error  change"
+
+
+def _line(found):
+    return (f"{found.layer:5}  {found.kv_head:7}  {found.density.mean():7.3f}  {found.kept_mass.min():21.4f}  "
+            f"{int(found.query_aware.sum()):5} of {len(found.query_aware):2}  {found.error:5.4f}  {found.change:6.4f}")
+
+
+def _exact(args, text, layers):
+    from intaglio.host.prefill.parameters import divergence_threshold, share
+    from intaglio.sim.prefill.report import layer_reports
+
+    sys.stdout.write(f"exact model, {args.tokens} tokens, blocks of {args.block}, gamma {args.gamma:g}, tau {args.tau:g}\n{_HEAD}\n")
+    for layer in layers:
+        _tell(f"layer {layer}")
+        for found in layer_reports(args.model, text, tokens=args.tokens, layer=layer, block=args.block, gamma16=share(args.gamma),
+                                   threshold=divergence_threshold(args.tau)):
+            _tell("")
+            sys.stdout.write(_line(found) + "\n")
+            yield found
+
+
+def _device(args, text, layers):
+    from intaglio.gen.prefill.cycles import dense_cycles
+    from intaglio.host import open_attention
+    from intaglio.rtl.prefill.config import PrefillConfig
+    from intaglio.sim.prefill.report import device_reports
+    from intaglio.sim.prefill.timeline import chrome_trace
+
+    options = {name: value for name in ("cache", "memory") if (value := getattr(args, name))}
+    times, total = [], {"sparse": 0, "dense": 0, "rows": 0, "equal": True}
+    with open_attention(args.device, timeout=args.timeout, progress=lambda step, seconds: _tell(f"{step} ({seconds:.0f} s)"),
+                        **options) as device:
+        config = PrefillConfig.from_json(device.manifest.config)
+        args.block, args.window, args.lines, args.lookahead = config.block, config.window, config.lines, config.lookahead
+        simulation = getattr(device.transport, "simulation", None)
+        if args.timeline and simulation is None:
+            raise ValueError(f"--timeline needs a simulated device, sim:OUT, not {args.device!r}")
+        dense = dense_cycles(config, -(-args.tokens // config.block))
+        _tell("")
+        sys.stdout.write(f"{args.device}, {args.tokens} tokens, blocks of {config.block}, gamma {args.gamma:g}, tau {args.tau:g}; times at "
+                         f"{config.clock_hz / 1e6:g} MHz, simulated; dense: closed form of this hardware\n"
+                         f"{_HEAD}  cycles      ms  utilisation  hit rate  MB read  dense / sparse{'  equal' if args.check else ''}\n")
+        for layer in layers:
+            if args.timeline:
+                simulation.record(True)
+            for found, told, equal in device_reports(
+                    device, args.model, text, tokens=args.tokens, layer=layer, gamma=args.gamma, tau=args.tau, check=args.check,
+                    progress=lambda step, share, layer=layer: _tell(f"layer {layer}, {share:4.0%}: {step}")):
+                _tell("")
+                count = told.counters
+                total["sparse"] += told.cycles
+                total["dense"] += dense
+                total["rows"] += count["rows"]
+                total["equal"] &= equal is not False
+                visits = count["hits"] + count["misses"]
+                sys.stdout.write(
+                    f"{_line(found)}  {told.cycles:9,}  {told.cycles / config.clock_hz * 1e3:5.2f}  {count['rows'] / told.cycles:11.3f}  "
+                    f"{count['hits'] / visits:8.2f}  {count['beats'] * config.head_dim / 1e6:7.2f}  {dense / told.cycles:14.2f}"
+                    f"{'' if equal is None else '  yes' if equal else '  NO'}\n")
+                sys.stdout.flush()
+                yield found
+            if args.timeline:
+                times.append((f"layer {layer}", *simulation.events()))
+    sys.stdout.write(f"all: {total['sparse']:,} cycles, {total['sparse'] / config.clock_hz * 1e3:.2f} ms, utilisation "
+                     f"{total['rows'] / total['sparse']:.3f}, dense / sparse {total['dense'] / total['sparse']:.2f}\n")
+    if args.timeline:
+        _write(args.timeline, json.dumps(chrome_trace(times, device.manifest.monitor, config.clock_hz)))
+        sys.stdout.write(f"{args.timeline}: time line, to be opened in ui.perfetto.dev or chrome://tracing\n")
+    if not total["equal"]:
+        raise Error("the device's results differ from the exact model's")

@@ -1,14 +1,18 @@
-"""What sparse prefill attention does to a model's own activations, by the exact model: blocks kept, mass kept, error, memory traffic."""
+"""What sparse prefill attention does to a model's own activations: blocks kept, mass kept, error, memory traffic.
+
+By the exact model or by a device.
+"""
 
 from dataclasses import dataclass
 
 import torch
 
+from intaglio.host.prefill.parameters import divergence_threshold, share
 from intaglio.host.prefill.quantise import quantise
 from intaglio.sim.prefill import attention, cache, exact
 from intaglio.sim.prefill.activations import activations
 
-__all__ = ["GroupReport", "head_group", "layer_reports", "traffic"]
+__all__ = ["GroupReport", "device_reports", "exact_run", "head_group", "layer_reports", "traffic"]
 
 
 def head_group(z):
@@ -35,23 +39,61 @@ class GroupReport:
     change: float
 
 
-def layer_reports(model, text, *, tokens, layer, block, gamma16, threshold):
-    """Reports of the KV heads of a layer of the checkpoint folder ``model`` on ``text`` (bytes)."""
+def exact_run(z, *, block, gamma16, threshold, dense=False):
+    """The exact model on integers: (values int16 [G, N, D], block map, query-aware heads)."""
+    run = head_group(z)
+    heads, tokens, _ = run.q.shape
+    if dense or tokens < block:
+        count = -(-tokens // block)
+        keep, aware = torch.ones(heads, count, count, dtype=torch.bool).tril(), torch.zeros(heads, dtype=torch.bool)
+    else:
+        found = exact.index(run, block=block, gamma16=gamma16, threshold=threshold)
+        keep, aware = exact.block_map(found), found["query_aware"]
+    return exact.attend(run, keep, block=block), keep, aware
+
+
+def _groups(model, text, tokens, layer):
+    """KV heads of a layer: number, queries [G, N, D], keys, values [N, D]."""
     q, k, v = activations(model, text, tokens, layer)
     group = q.shape[0] // k.shape[0]
     for kv_head in range(k.shape[0]):
-        queries, keys, values = q[kv_head * group:(kv_head + 1) * group], k[kv_head], v[kv_head]
+        yield kv_head, q[kv_head * group:(kv_head + 1) * group], k[kv_head], v[kv_head]
+
+
+def _judged(layer, kv_head, queries, keys, values, got, keep, aware, block):
+    """Report of results ``got`` [G, N, D], real numbers."""
+    want = attention.sparse(queries, keys[None], values[None], keep, block=block).double()
+    dense = attention.dense(queries, keys[None], values[None]).double()
+    return GroupReport(
+        layer=layer, kv_head=kv_head, keep=keep, query_aware=aware, density=attention.density(keep, queries.shape[1], block),
+        kept_mass=attention.kept_mass(queries, keys[None], keep, block=block),
+        error=((got.double() - want).norm() / want.norm()).item(), change=((want - dense).norm() / dense.norm()).item())
+
+
+def layer_reports(model, text, *, tokens, layer, block, gamma16, threshold):
+    """Reports of the KV heads of a layer of the checkpoint folder ``model`` on ``text`` (bytes), by the exact model."""
+    for kv_head, queries, keys, values in _groups(model, text, tokens, layer):
         z = quantise(queries.numpy(), keys.numpy(), values.numpy(), block=block)
-        run = head_group(z)
-        found = exact.index(run, block=block, gamma16=gamma16, threshold=threshold)
-        keep = exact.block_map(found)
-        got = exact.attend(run, keep, block=block).double() / 256 * torch.as_tensor(z.value_scale)
-        want = attention.sparse(queries, keys[None], values[None], keep, block=block).double()
-        dense = attention.dense(queries, keys[None], values[None]).double()
-        yield GroupReport(
-            layer=layer, kv_head=kv_head, keep=keep, query_aware=found["query_aware"],
-            density=attention.density(keep, tokens, block), kept_mass=attention.kept_mass(queries, keys[None], keep, block=block),
-            error=((got - want).norm() / want.norm()).item(), change=((want - dense).norm() / dense.norm()).item())
+        out, keep, aware = exact_run(z, block=block, gamma16=gamma16, threshold=threshold)
+        got = out.double() / 256 * torch.as_tensor(z.value_scale)
+        yield _judged(layer, kv_head, queries, keys, values, got, keep, aware, block)
+
+
+def device_reports(device, model, text, *, tokens, layer, gamma, tau, check=False, progress=None):
+    """(report, :class:`~intaglio.host.prefill.device.Run`, equal) of the KV heads of a layer, by a device.
+
+    ``equal`` is whether block map, query-aware heads and every result are those of the exact model; None without ``check``.
+    """
+    block = device.manifest.config["block"]
+    for kv_head, queries, keys, values in _groups(model, text, tokens, layer):
+        got = device.attention(queries, keys[None], values[None], gamma=gamma, tau=tau, maps=True, progress=progress)
+        (run,) = device.runs
+        keep, aware, equal = torch.as_tensor(run.map), torch.as_tensor(run.aware), None
+        if check:
+            z = quantise(queries.numpy(), keys.numpy(), values.numpy(), block=block)
+            want = exact_run(z, block=block, gamma16=share(gamma), threshold=divergence_threshold(tau))
+            equal = all(torch.equal(torch.as_tensor(a), b) for a, b in zip((run.values, run.map, run.aware), want, strict=True))
+        yield _judged(layer, kv_head, queries, keys, values, torch.as_tensor(got), keep, aware, block), run, equal
 
 
 def traffic(keeps, *, window, lines, lookahead, hot_threshold=0):

@@ -37,4 +37,6 @@ def test_a_missing_module_is_named(tmp_path, capsys, monkeypatch):
 
 def test_presets_are_listed(capsys):
     assert main(["gen", "presets"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["desk", "desk-4k", "ulx3s", "small"]
+    assert [tuple(line.split()[:2]) for line in capsys.readouterr().out.splitlines()] == [
+        *(("decoder", name) for name in ("desk", "desk-4k", "ulx3s", "small")),
+        *(("prefill", name) for name in ("desk", "small", "llama-1b"))]

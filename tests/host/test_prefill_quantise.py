@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from intaglio.host.prefill import quantise
 from intaglio.rtl.prefill.config import PrefillConfig
-from intaglio.sim.prefill import attention, exact, flexprefill, quantise
+from intaglio.sim.prefill import attention, exact, flexprefill
 
 
 def noise(seed, heads, kv_heads, tokens, head_dim, loud=1.0):
