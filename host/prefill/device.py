@@ -1,10 +1,12 @@
 """A prefill attention unit: queries, keys and values in, attention out, over any transport that has its memory."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from intaglio import Error
 from intaglio.host.manifest import MAGIC
 from intaglio.host.prefill.manifest import MAP_VERSION, PrefillManifest
 from intaglio.host.prefill.parameters import divergence_threshold, run_parameters, share
@@ -18,7 +20,7 @@ FAULTS = {1: "the memory answered a read with an error", 2: "the memory ended a 
           3: "the memory did not answer in time"}
 VOID = 1 << 23  # in tuser: the run ended early
 MEMORY_TIMEOUT = 1 << 16  # cycles without a beat after which the unit gives up
-CANCEL_SECONDS = 5.0
+CANCEL_SECONDS, LEFT_BEATS = 5.0, 1 << 16  # to wait, and beats to take at a time, when a run is broken off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,8 @@ class AttentionDevice:
         self.transport, self.timeout, self.runs = transport, timeout, []
         self.manifest = PrefillManifest.from_dict(transport.manifest)
         self._closed = False
-        for name, expected in (("magic", MAGIC), ("version", MAP_VERSION), ("digest", self.manifest.digest_word)):
+        for name, expected in (("magic", MAGIC), ("version", MAP_VERSION), ("digest", self.manifest.digest_word),
+                               ("capabilities", self.manifest.capabilities)):
             found = self.read_register(name)
             if found != expected:
                 raise ConfigMismatchError(f"the device's {name} register is 0x{found:08x}, but its manifest "
@@ -183,6 +186,8 @@ class AttentionDevice:
         c = self.manifest.config
         group, tokens, head_dim = quantised.q.shape
         memory = image(quantised, block=c["block"], columns=c["columns"])
+        if self.read_register("status") & 1:  # a run that nobody waits for
+            self._break_off()
         self.transport.write_memory(memory.data, memory.origin)
         self.write_register("control", 4)
         values = run_parameters(memory, tokens=tokens, block=c["block"], base=quantised.base, gamma16=gamma16, threshold=threshold,
@@ -191,7 +196,14 @@ class AttentionDevice:
             self.write_register(name, value)
         self.write_register("control", 1)
         blocks = -(-tokens // c["block"])
-        beats, users = self._results(group * blocks * c["block"] * head_dim // c["drain"], progress)
+        try:
+            beats, users = self._results(group * blocks * c["block"] * head_dim // c["drain"], progress)
+        except DeviceError:  # the run has ended
+            raise
+        except BaseException:  # of the caller, such as Ctrl-C: the next run must not get the results of this one
+            with suppress(Error):
+                self._break_off()
+            raise
         out = _rows(beats, users, c, group, blocks)[:, :tokens]
         counters = {name: self.read_register(name) for name in self.manifest.counters}
         phases = {name: self.read_register(f"phase_{name}") for name in self.manifest.phases}
@@ -230,17 +242,20 @@ class AttentionDevice:
                            f"{self.read_register('beats')} beats, {self.read_register('cycles_lo')} cycles)")
 
     def _stuck(self, got, wanted):
-        """Break the run off, and take what is left of it."""
+        """Break the run off, and say where it stood."""
         phase, status = self._phase(), self.read_register("status")
+        self._break_off()
+        return DeviceTimeout(f"nothing moved for {self.timeout:g} s in phase {phase}: {got} of {wanted} beats, status 0x{status:08x}")
+
+    def _break_off(self):
+        """Break the run under way off and take what is left of it."""
         self.write_register("control", 2)
         end = time.monotonic() + CANCEL_SECONDS
         while time.monotonic() < end:
-            _, marks = self.transport.receive_beats(wanted, VOID, 0.5)
-            if len(marks) and marks[-1] & VOID:
-                break
-        else:
-            self.transport.reset()
-        return DeviceTimeout(f"nothing moved for {self.timeout:g} s in phase {phase}: {got} of {wanted} beats, status 0x{status:08x}")
+            _, marks = self.transport.receive_beats(LEFT_BEATS, VOID, CANCEL_SECONDS / 20)
+            if len(marks) and marks[-1] & VOID or not len(marks) and not self.read_register("status") & 1:
+                return
+        self.transport.reset()
 
     def block_map(self, tokens):
         """Block map bool [G, nb, nb] (head, query block, key block) of the last run."""

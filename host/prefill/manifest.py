@@ -8,9 +8,11 @@ from intaglio.host.manifest import FORMAT, FORMAT_VERSION, ManifestError, Regist
 __all__ = ["KIND", "MAP_VERSION", "PrefillManifest"]
 
 KIND, MAP_VERSION = "prefill-attention", 1
-REQUIRED_REGISTERS = ("magic", "version", "digest", "status", "control", "aware", "cycles_lo", "cycles_hi", "tokens", "gamma16",
-                      "threshold", "inverse", "base", "dense", "tenant", "kv_head", "hot_threshold", "timeout", "map_select", "map_0",
+REQUIRED_REGISTERS = ("magic", "version", "digest", "capabilities", "status", "control", "aware", "rows", "beats",
+                      "cycles_lo", "cycles_hi", "tokens", "gamma16",
+                      "threshold", "inverse", "base", "dense", "tenant", "kv_head", "hot_threshold", "timeout", "map_select",
                       *(f"{name}_base{half}" for name in ("kv", "q", "last", "pooled_q", "pooled_k") for half in ("", "_high")))
+STATUS_PHASES = 8  # that the status register can show
 SHAPE = ("head_dim", "group", "block", "columns", "context", "window", "lines", "lookahead", "drain")
 
 
@@ -50,13 +52,25 @@ class PrefillManifest:
             raise ManifestError(f"digest must be 64 hexadecimal digits, not {self.digest!r}")
         if self.clock_hz <= 0:
             raise ManifestError(f"clock_hz must be positive, not {self.clock_hz}")
-        for name in (*REQUIRED_REGISTERS, *self.counters, *(f"phase_{phase}" for phase in self.phases)):
-            if name not in self.registers:
-                raise ManifestError(f"registers must include {name!r}")
         for name in SHAPE:
             value = self.config.get(name)
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ManifestError(f"config.{name} must be a positive integer, not {value!r}")
+        names = self.monitor.get("phases")
+        for what, found in (("phases", self.phases), ("counters", self.counters), ("monitor.phases", names)):
+            if not isinstance(found, list | tuple) or not all(isinstance(name, str) for name in found):
+                raise ManifestError(f"{what} must be a list of names, not {found!r}")
+        if len(names) != STATUS_PHASES:
+            raise ManifestError(f"monitor.phases must be {STATUS_PHASES} names, not {len(names)}")
+        maps = (f"map_{number}" for number in range(-(-self.config["columns"] // 32)))
+        for name in (*REQUIRED_REGISTERS, *maps, *self.counters, *(f"phase_{phase}" for phase in self.phases)):
+            if name not in self.registers:
+                raise ManifestError(f"registers must include {name!r}")
+
+    @property
+    def capabilities(self) -> int:
+        """What the capabilities register holds."""
+        return self.config["context"] // self.config["block"] | self.config["group"] << 16
 
     @property
     def digest_word(self) -> int:

@@ -1,6 +1,7 @@
 """Parameters of a run of the prefill unit."""
 
 import math
+from numbers import Real
 
 __all__ = ["MARGIN", "TAU_MAX", "divergence_threshold", "run_parameters", "share"]
 
@@ -10,14 +11,14 @@ TAU_MAX = math.sqrt(math.log(2))  # largest square root of a Jensen-Shannon dive
 
 def share(gamma):
     """``gamma16`` of the hardware for a share in (0, 1]: with a margin, so that ``gamma`` of the unquantised mass is kept."""
-    if not 0 < gamma <= 1:
+    if isinstance(gamma, bool) or not isinstance(gamma, Real) or not 0 < gamma <= 1:
         raise ValueError(f"gamma must be above 0 and at most 1, not {gamma!r}")
     return math.ceil(65536 * min(1.0, gamma + MARGIN))
 
 
 def divergence_threshold(tau):
     """Threshold of the hardware for a bound on the square root of the divergence, in nats; 0 makes no head query-aware."""
-    if not 0 <= tau <= TAU_MAX:
+    if isinstance(tau, bool) or not isinstance(tau, Real) or not 0 <= tau <= TAU_MAX:
         raise ValueError(f"tau must be in 0..{TAU_MAX:.4f}, not {tau!r}")
     return math.floor(2 * tau**2 / math.log(2) * 2**28)
 

@@ -38,7 +38,7 @@ class QueryLoader(wiring.Component):
     loaded : Out(slots)
         Slots whose queries are there and whose accumulators may be used.
 
-    Throughput: a request in ``group + 2`` cycles at most.
+    Throughput: a request a cycle, from the cycle after ``start`` on, while slots are free.
     """
 
     def __init__(self, config):

@@ -92,9 +92,8 @@ def test_any_integers(bench, device, base, least, extreme, threshold):
 
 def test_equal_scores_go_by_the_lower_block(bench, device):
     """Zero queries: every block of the past has the same mass, and the share cuts between equals."""
-    case = bench.case(256, kind="zeros", gamma16=30000)
-    run = compare(case, device)
-    assert 0 < run.map[0, -1].sum() < 8
+    run = compare(bench.case(256, kind="zeros", gamma16=15000), device)
+    assert run.map[:, -1].tolist() == [[True, True, False, False, False, True, True, True]] * 2
 
 
 @pytest.mark.parametrize("hot_threshold", [0, 1, 3])
@@ -110,10 +109,11 @@ def test_the_cache_is_really_small(bench, device):
     assert run.counters["rows"] > 0 and run.counters["beats"] > 66 * run.counters["misses"]
 
 
-MEMORIES = {"hbm2-u280": "hbm2-u280", "hbm2-u280-all": "hbm2-u280-all", "ddr4-one": "ddr4-one",
-            "far": MemoryModel(latency_cycles=500, bytes_per_cycle=16),
-            "narrow": MemoryModel(latency_cycles=20, bytes_per_cycle=Fraction(9, 2)),
-            "slow": SLOW, "one burst": MemoryModel(latency_cycles=60, bytes_per_cycle=16, bursts=1)}
+MEMORIES = {
+    "hbm2-u280-all": "hbm2-u280-all", "ddr4-one": "ddr4-one", "far": MemoryModel(latency_cycles=500, bytes_per_cycle=16),
+    "narrow": MemoryModel(latency_cycles=20, bytes_per_cycle=Fraction(9, 2)), "slow": SLOW,
+    "one burst": MemoryModel(latency_cycles=60, bytes_per_cycle=16, bursts=1),
+}
 
 
 @pytest.mark.parametrize("name", MEMORIES)
@@ -122,7 +122,10 @@ def test_memories(bench, open_small, name):
     with open_small(memory=MEMORIES[name]) as device:
         for case in (bench.case(200, seed=200), bench.case(33, seed=34, threshold=AWARE), bench.case(333, seed=5, dense=True),
                      bench.case(17, seed=17)):
-            compare(case, device)
+            run = case.run(device)
+            assert case.differences(run) == set()
+            if name != "one burst":  # the closed form has no limit to bursts
+                within(case, run, device.transport.simulation.model)
 
 
 @pytest.mark.parametrize("share", [60, 250])
@@ -137,14 +140,16 @@ def test_stalled_results(bench, device, share):
 
 def test_one_after_another(bench, device):
     """Long, short, dense, query-aware in turn: no run leaves anything behind."""
-    for case in (bench.case(512, seed=512), bench.case(1, seed=1), bench.case(512, seed=513, threshold=AWARE),
-                 bench.case(40, seed=5, dense=True), bench.case(65, seed=65), bench.case(512, seed=512), bench.case(31, seed=31)):
+    for case in (bench.case(257, seed=257), bench.case(1, seed=1), bench.case(200, seed=201, threshold=AWARE),
+                 bench.case(40, seed=5, dense=True), bench.case(65, seed=65), bench.case(257, seed=257), bench.case(31, seed=31)):
         compare(case, device)
 
 
 def test_the_same_run_twice_is_the_same(bench, device):
     case = bench.case(257, seed=257)
     one, two = case.run(device), case.run(device)
+    for run in (one, two):
+        run.counters.pop("stall_out")  # depends on when the host looks
     assert one.cycles == two.cycles and one.counters == two.counters and one.phases == two.phases
 
 
@@ -173,13 +178,15 @@ def test_what_a_dense_run_finds_on_chip(bench, device):
     """Blocks stay for the same tenant and KV head, until the host forgets them; a run with an index forgets them itself."""
     case, sparse = bench.case(100, seed=5, dense=True), bench.case(100, seed=100)
     visits = cache.visits(case.expected["map"], 4)
-    none = (0, len(visits))
-    assert start(device, case, forget=True) == none and len(visits) == 4
-    assert start(device, case) == (4, 0)
-    assert start(device, case, tenant=1) == none
-    assert start(device, case, tenant=1) == (4, 0)
-    assert start(device, case, tenant=1, kv_head=9) == none
+    first = cache.simulate(visits, 6, 2)
+    again = cache.simulate(visits, 6, 2, tags=first.tags)
+    none, some = (0, len(visits)), (again.hits, again.misses)
+    assert (first.hits, first.misses) == none and again.hits > 0
+    assert start(device, case, forget=True) == none
+    assert start(device, case) == some
     device.write_register("control", 4)
+    assert start(device, case) == none
+    assert start(device, case, tenant=1) == none
     assert start(device, case, tenant=1, kv_head=9) == none
     assert start(device, sparse, forget=True) == none
     assert start(device, case, forget=True) == none
@@ -187,9 +194,8 @@ def test_what_a_dense_run_finds_on_chip(bench, device):
 
 def test_tags_of_the_run_before(bench, device):
     """The model of the cache, run by run, with what the lines held."""
-    tags = {}
-    first = True
-    for tokens, tenant in ((512, 0), (256, 1), (200, 0), (200, 0), (512, 1)):
+    tags, first = {}, True
+    for tokens, tenant in ((257, 0), (128, 1), (200, 0), (200, 0), (257, 1)):
         case = bench.case(tokens, seed=5, dense=True)
         want = cache.simulate(cache.visits(case.expected["map"], 4), 6, 2, owner=(tenant, 0), tags=tags)
         assert start(device, case, forget=first, tenant=tenant) == (want.hits, want.misses), (tokens, tenant)
@@ -242,18 +248,28 @@ def test_a_wrong_byte_is_seen(bench, device, monkeypatch, what, place, bit):
     assert case.differences(case.run(device)) == set()
 
 
-def test_a_wrong_exponent_of_a_last_query_is_seen(bench, device, monkeypatch):
+def test_wrong_last_queries_are_seen(bench, device, monkeypatch):
+    """The exponents of one head's last queries: they touch the map alone."""
     from intaglio.host.prefill.quantise import image
 
-    case = bench.case(512, seed=512, gamma16=40000)
-    memory = image(case.z, block=32, columns=8)
-    flipped(device, monkeypatch, memory.last_base + 32 * 16 + 3, 2)
-    assert "map" in case.differences(case.run(device, maps=True)) or "aware" in case.differences(case.run(device))
+    case = bench.case(257, seed=257, gamma16=40000)
+    first = image(case.z, block=32, columns=8).last_base + 32 * 16
+    write = device.transport.write_memory
+
+    def wrong(data, origin):
+        data = data.copy()
+        data[first:first + 32] ^= 7
+        write(data, origin)
+
+    monkeypatch.setattr(device.transport, "write_memory", wrong)
+    assert "map" in case.differences(case.run(device))
+    monkeypatch.undo()
+    assert case.differences(case.run(device)) == set()
 
 
 def test_wrong_parameters_are_seen(bench, device):
-    case = bench.case(512, seed=512, gamma16=40000)
-    assert case.differences(case.run(device, gamma16=30000)) >= {"map", "values", "traffic"}
+    case = bench.case(257, seed=257, gamma16=40000)
+    assert case.differences(case.run(device, gamma16=30000)) >= {"map", "values"}
     assert case.differences(case.run(device, threshold=AWARE)) >= {"map", "aware", "values"}
     assert case.differences(case.run(device, dense=True)) >= {"map", "values"}
     wrong = dataclasses.replace(case.z, base=case.z.base - 1)
