@@ -1,13 +1,13 @@
 """Figures of the matrix unit: LUTs and DSP blocks of its columns, mapped to UltraScale+ with Yosys."""
 
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from amaranth.back import rtlil
 
+from intaglio import Error
+from intaglio.gen.yosys import run_yosys
 from intaglio.rtl.matrix.unit import LutColumn, PackedPair
 
 __all__ = ["cells", "figures", "synthesise_xcup"]
@@ -18,20 +18,17 @@ def synthesise_xcup(component, *, dsp):
 
     Raises
     ------
-    RuntimeError
+    Error
         pyosys is not installed or Yosys refuses the design.
     """
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "top.il").write_text(rtlil.convert(component, name="top"))
         steps = ["read_rtlil top.il", f"synth_xilinx -family xcup -flatten -noiopad -noclkbuf -top top{'' if dsp else ' -nodsp'}",
                  "tee -q -o stat.json stat -json"]
-        script = ["from pyosys import libyosys", "design = libyosys.Design()"]
-        script += [f"libyosys.run_pass({step!r}, design)" for step in steps]
-        done = subprocess.run([sys.executable, "-c", "\n".join(script)], cwd=folder, capture_output=True, text=True, timeout=900,
-                              check=False)
+        told = run_yosys(steps, folder, "the columns", timeout=900)
         report = Path(folder) / "stat.json"
-        if done.returncode or not report.is_file():
-            raise RuntimeError(f"Yosys must map the columns; it ends with: {(done.stdout + done.stderr)[-1000:]}")
+        if not report.is_file():
+            raise Error(f"Yosys must map the columns; it ends with: {told}")
         cells = {kind: int(n) for kind, n in json.loads(report.read_text())["design"]["num_cells_by_type"].items()}
     return cells | {"LUT": sum(n for kind, n in cells.items() if kind.startswith("LUT") or kind == "INV")}
 

@@ -4,19 +4,17 @@ Structured banks are gates of the library already: their area is a sum of cells.
 script. With delay tables and a clock period, ABC buffers and sizes the mapped gates of either. Registers are counted apart.
 """
 
-import importlib.util
 import json
 import re
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from intaglio import Error
+from intaglio.gen.yosys import abc_program, run_tool, run_yosys
 from intaglio.rtl.logicrom.netlist import ONE
 
-__all__ = ["Measured", "abc_program", "mapped_blif", "measure", "run_tool"]
+__all__ = ["Measured", "mapped_blif", "measure"]
 
 TIMEOUT = 1800  # seconds of one run
 # What Yosys' pass abc does without a clock period, and what follows with one.
@@ -127,11 +125,6 @@ def _constraints(liberty):
     return f"set_driving_cell {inverters[len(inverters) // 2].name}\nset_load 1.0 [all_outputs]\n"
 
 
-def abc_program():
-    """The ABC of the wheel pyosys."""
-    return str(Path(_pyosys().origin).parent / "yosys-abc")
-
-
 def _by_abc(script, folder, timeout):
     """Area and delay that ABC states last."""
     output = run_tool([abc_program(), "-c", f"read_lib -w cells.lib; {script}"], folder, timeout, "ABC")
@@ -143,32 +136,12 @@ def _by_abc(script, folder, timeout):
 
 def _by_yosys(bank, folder, timeout):
     """Area and number of gates; leaves the logic before mapping in ``bank.blif``."""
-    _pyosys()
     (folder / "bank.v").write_text(bank.combinational())
     steps = ["read_verilog bank.v", f"hierarchy -check -top {bank.name}", "proc", "flatten", "opt -full", "memory_map", "opt -full",
              "techmap", "opt -full", "write_blif bank.blif", "abc -liberty cells.lib", "opt_clean",
              "tee -q -o stat.json stat -json -liberty cells.lib"]
-    script = ["from pyosys import libyosys", "design = libyosys.Design()", *[f"libyosys.run_pass({step!r}, design)" for step in steps]]
-    output = run_tool([sys.executable, "-c", "\n".join(script)], folder, timeout, "Yosys")
+    output = run_yosys(steps, folder, bank.name, timeout=timeout)
     if not (folder / "stat.json").is_file():
         raise Error(f"Yosys must map {bank.name}; it ends with: {output[-1000:]}")
     whole = json.loads((folder / "stat.json").read_text())["design"]
     return float(whole.get("area", 0)), int(whole["num_cells"])
-
-
-def _pyosys():
-    found = importlib.util.find_spec("pyosys")
-    if found is None:
-        raise Error("synthesis needs the Python module pyosys: pip install pyosys")
-    return found
-
-
-def run_tool(command, folder, timeout, tool):
-    """Output of a tool in a process of its own, which it may end; :class:`Error` if it fails or takes too long."""
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout)
-    except subprocess.TimeoutExpired as late:
-        raise Error(f"{tool} must end within {timeout} s") from late
-    if done.returncode:
-        raise Error(f"{tool} must map the bank; it ends with code {done.returncode}: {(done.stdout + done.stderr)[-1000:]}")
-    return done.stdout

@@ -1,13 +1,12 @@
 """LUTs, registers, block RAMs and multipliers of one Verilog module on an FPGA family, mapped by Yosys (pyosys)."""
 
 import json
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from intaglio import Error
-from intaglio.gen.area import run_tool
+from intaglio.gen.yosys import run_yosys
 
 __all__ = ["FAMILIES", "FpgaCells", "measure_fpga"]
 
@@ -47,8 +46,7 @@ def measure_fpga(verilog, top, family, *, timeout=1800):
         folder = Path(folder)
         (folder / "top.v").write_text(verilog)
         steps = ["read_verilog top.v", FAMILIES[family].format(top=top), "tee -q -o stat.json stat -json"]
-        script = ["from pyosys import libyosys", "design = libyosys.Design()", *[f"libyosys.run_pass({step!r}, design)" for step in steps]]
-        output = run_tool([sys.executable, "-c", "\n".join(script)], folder, timeout, "Yosys")
+        output = run_yosys(steps, folder, top, timeout=timeout)
         if not (folder / "stat.json").is_file():
             raise Error(f"Yosys must map {top}; it ends with: {output[-1000:]}")
         cells = {kind: int(n) for kind, n in json.loads((folder / "stat.json").read_text())["design"]["num_cells_by_type"].items()}

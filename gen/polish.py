@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 
 from intaglio import Error
-from intaglio.gen.area import abc_program, mapped_blif, run_tool
+from intaglio.gen.area import mapped_blif
+from intaglio.gen.yosys import abc_program, run_tool
 from intaglio.rtl.logicrom.cells import INVERTING
 from intaglio.rtl.logicrom.netlist import ONE, Netlist
 

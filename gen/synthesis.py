@@ -8,14 +8,13 @@ once; constants (masks, enables) move across its boundaries first.
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from intaglio import Error
+from intaglio.gen.yosys import run_yosys
 
 __all__ = ["CELLS", "ECP5_85F", "Usage", "block_rams", "netlist_ice40", "synthesise_ecp5", "table"]
 
@@ -76,7 +75,7 @@ def synthesise_ecp5(folder, top, *, flatten=(), sources=(), netlist=None, progre
     folder = Path(folder).resolve()
     files = [f"rtl/{path.name}" for path in sorted((folder / "rtl").glob("*.v"))] + [str(Path(path).resolve()) for path in sources]
     with tempfile.TemporaryDirectory() as scratch:
-        report, log = Path(scratch) / "stat.json", Path(scratch) / "log"
+        report = Path(scratch) / "stat.json"
         steps = [f"read_verilog -defer {' '.join(files)}", f"hierarchy -top {top}", "proc", "setattr -mod -set keep_hierarchy 1 A:*"]
         steps += [f"setattr -mod -unset keep_hierarchy {pattern}" for pattern in flatten]
         steps += ["flatten", *["opt_expr", "opt_clean", "opt_hier"] * 2, "opt_expr", "opt_clean"]
@@ -85,7 +84,7 @@ def synthesise_ecp5(folder, top, *, flatten=(), sources=(), netlist=None, progre
         steps += [f"tee -q -o {report} stat -json"]
         if netlist:
             steps += ["setattr -mod -unset keep_hierarchy A:*", "flatten", "clean", f"write_json {Path(netlist).resolve()}"]
-        _run(folder, steps, top, log, progress, timeout)
+        run_yosys(steps, folder, f"{top} in {folder}", timeout=timeout, progress=progress)
         if not report.is_file():
             raise Error(f"Yosys must report the cells of {top} in {folder}")
         modules = json.loads(report.read_text())["modules"]
@@ -112,38 +111,7 @@ def netlist_ice40(folder, top, netlist, *, timeout=3600):
     folder = Path(folder).resolve()
     files = " ".join(f"rtl/{path.name}" for path in sorted((folder / "rtl").glob("*.v")))
     steps = [f"read_verilog {files}", f"synth_ice40 -top {top} -json {Path(netlist).resolve()}"]
-    with tempfile.TemporaryDirectory() as scratch:
-        _run(folder, steps, top, Path(scratch) / "log", None, timeout)
-
-
-def _run(folder, steps, top, log, progress, timeout):
-    """Run Yosys' commands in ``folder``."""
-    script = ["import sys", "from pyosys import libyosys", "design = libyosys.Design()"]
-    script += [f"sys.stderr.write('step {i}\\n'); sys.stderr.flush(); libyosys.run_pass({step!r}, design)" for i, step in enumerate(steps)]
-    late, told = threading.Event(), []
-    with open(log, "w") as file, subprocess.Popen([sys.executable, "-c", "\n".join(script)], cwd=folder, stdout=file,
-                                                  stderr=subprocess.PIPE, text=True) as process:
-        alarm = threading.Timer(timeout, lambda: (late.set(), process.kill()))
-        alarm.start()
-        try:
-            for line in process.stderr:
-                word, _, number = line.strip().partition(" ")
-                if word == "step" and number.isdecimal():
-                    name = steps[int(number)].split()
-                    if progress:
-                        progress("synthesis: " + (name[-1] if name[0] == "synth_lattice" else name[0]), int(number) / len(steps))
-                else:
-                    told.append(line)
-            code = process.wait()
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            alarm.cancel()
-    if late.is_set():
-        raise Error(f"synthesis of {top} in {folder} must end within {timeout} s")
-    if code:
-        raise Error(f"Yosys must map {top} in {folder}; it ends with: {(log.read_text() + ''.join(told))[-2000:]}")
+    run_yosys(steps, folder, f"{top} in {folder}", timeout=timeout)
 
 
 def table(usages):

@@ -10,7 +10,6 @@ import argparse
 import json
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +20,7 @@ from amaranth.back import verilog
 from amaranth.hdl import Elaboratable, Fragment, Module, Signal, signed
 
 from intaglio import Error
+from intaglio.gen.yosys import run_yosys
 from intaglio.rtl.attention.array import add_tree, product_bits, tree_stages
 from intaglio.rtl.ternary.lane import Lane
 from intaglio.rtl.ternary.packing import pack
@@ -119,14 +119,10 @@ def measure(part, libraries, timeout=1800):
         (Path(scratch) / "part.v").write_text(make("part"))
         steps = ["read_verilog part.v", "hierarchy -top part", "proc", "flatten", "opt", "wreduce", "alumacc", "opt", "memory", "opt -full",
                  "techmap", "opt", f"dfflibmap {options}", f"abc {options}", "opt_clean", "tee -q -o stat.json stat -json"]
-        script = ["from pyosys import libyosys", "design = libyosys.Design()", *(f"libyosys.run_pass({step!r}, design)" for step in steps)]
-        try:
-            done = subprocess.run([sys.executable, "-c", "\n".join(script)], cwd=scratch, capture_output=True, text=True, timeout=timeout)
-        except subprocess.TimeoutExpired as late:
-            raise Error(f"synthesis of the part {part} must end within {timeout} s") from late
+        told = run_yosys(steps, scratch, f"the part {part}", timeout=timeout)
         stat = Path(scratch) / "stat.json"
-        if done.returncode or not stat.is_file():
-            raise Error(f"Yosys must map the part {part}; it ends with: {(done.stdout + done.stderr)[-1000:]}")
+        if not stat.is_file():
+            raise Error(f"Yosys must map the part {part}; it ends with: {told}")
         counts = json.loads(stat.read_text())["design"]["num_cells_by_type"]
     total = np.zeros(3)
     for name, count in counts.items():

@@ -1,0 +1,86 @@
+"""Yosys and ABC of the wheel pyosys, each in a process of its own, which they may end and whose memory goes with it."""
+
+import importlib.util
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from intaglio import Error
+
+__all__ = ["abc_program", "run_tool", "run_yosys"]
+
+
+def run_yosys(steps, folder, what, *, timeout, progress=None):
+    """Run Yosys' commands ``steps`` in ``folder``; returns the end of what it wrote.
+
+    Parameters
+    ----------
+    steps : list of str
+    folder : path
+    what : str
+        What is mapped, for faults.
+    timeout : float
+        Seconds.
+    progress : callable or None
+        Called with a text and the share of the steps done (0 to 1).
+
+    Raises
+    ------
+    Error
+        pyosys is not installed, Yosys refuses the design, or it takes too long.
+    """
+    _pyosys()
+    script = ["import sys", "from pyosys import libyosys", "design = libyosys.Design()"]
+    script += [f"sys.stderr.write('step {i}\\n'); sys.stderr.flush(); libyosys.run_pass({step!r}, design)" for i, step in enumerate(steps)]
+    late, told = threading.Event(), []
+    with tempfile.TemporaryFile("w+") as log, subprocess.Popen([sys.executable, "-c", "\n".join(script)], cwd=folder, stdout=log,
+                                                              stderr=subprocess.PIPE, text=True) as process:
+        alarm = threading.Timer(timeout, lambda: (late.set(), process.kill()))
+        alarm.start()
+        try:
+            for line in process.stderr:
+                word, _, number = line.strip().partition(" ")
+                if word == "step" and number.isdecimal():
+                    name = steps[int(number)].split()
+                    if progress:
+                        progress("synthesis: " + (name[-1] if name[0] == "synth_lattice" else name[0]), int(number) / len(steps))
+                else:
+                    told.append(line)
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            alarm.cancel()
+        log.seek(0)
+        text = (log.read() + "".join(told))[-2000:]
+    if late.is_set():
+        raise Error(f"synthesis of {what} must end within {timeout} s")
+    if code:
+        raise Error(f"Yosys must map {what}; it ends with: {text}")
+    return text
+
+
+def abc_program():
+    """The ABC of the wheel."""
+    return str(Path(_pyosys().origin).parent / "yosys-abc")
+
+
+def _pyosys():
+    found = importlib.util.find_spec("pyosys")
+    if found is None:
+        raise Error("synthesis needs the Python module pyosys: pip install pyosys")
+    return found
+
+
+def run_tool(command, folder, timeout, tool):
+    """Output of a tool in a process of its own, which it may end; :class:`Error` if it fails or takes too long."""
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired as late:
+        raise Error(f"{tool} must end within {timeout} s") from late
+    if done.returncode:
+        raise Error(f"{tool} must map the bank; it ends with code {done.returncode}: {(done.stdout + done.stderr)[-1000:]}")
+    return done.stdout
