@@ -150,7 +150,7 @@ def _missing(visits, misses):
         seen.add(key)
     again = max(0, misses - sum(first))
     others, given, out = max(1, len(first) - sum(first)), 0, []
-    for number, new in enumerate(first):
+    for new in first:
         if new:
             out.append(misses > 0)
             continue
