@@ -220,8 +220,8 @@ class VectorUnit(wiring.Component):
         # Divide
         m.submodules.divider = divider = Divider(b.segment_bits)
         numerator = Signal(NUMERATOR_BITS)
+        m.d.sync += numerator.eq(Mux(drain, INVERSE, Mux(kind == Kind.NORM16, INT16_NUMERATOR, INT8_NUMERATOR)))
         m.d.comb += [
-            numerator.eq(Mux(drain, INVERSE, Mux(kind == Kind.NORM16, INT16_NUMERATOR, INT8_NUMERATOR))),
             divider.i_valid.eq(valid_2), divider.i_numerator.eq(numerator), divider.i_denominator.eq(mantissa),
             divider.i_tag.eq(segment_2),
             b.e_valid.eq(valid_1), b.e_segment.eq(segment_1), b.e_amount.eq(amount_1),
