@@ -84,7 +84,8 @@ def synthesise_ecp5(folder, top, *, flatten=(), sources=(), netlist=None, progre
                   for first, second in zip(_LABELS, _LABELS[1:], strict=False)]
         steps += [f"tee -q -o {report} stat -json"]
         if netlist:
-            steps += ["blackbox =A:whitebox", "setattr -mod -unset keep_hierarchy A:*", "flatten", "clean", f"write_json {Path(netlist).resolve()}"]
+            steps += ["blackbox =A:whitebox", "setattr -mod -unset keep_hierarchy A:*", "flatten", "clean",
+                      f"write_json {Path(netlist).resolve()}"]
         _run(folder, steps, top, log, progress, timeout)
         if not report.is_file():
             raise Error(f"Yosys must report the cells of {top} in {folder}")

@@ -158,8 +158,9 @@ class VectorUnit(wiring.Component):
             b.q_mantissa.eq(self.q_mantissa), b.embed_scale.eq(embed_scale),
             self.acc_addr.eq(b.addr), self.emb_index.eq(b.addr),
         ]
+        small = {"ram_style": "distributed"} if depth <= 64 else {}  # as in intaglio_ram
         for i in range(width):
-            m.submodules[f"t_{i}"] = memory = Memory(shape=T_BITS, depth=depth, init=[])
+            m.submodules[f"t_{i}"] = memory = Memory(shape=T_BITS, depth=depth, init=[], attrs=small)
             w, r = memory.write_port(), memory.read_port()
             m.d.comb += [
                 a.x[i].eq(self.x_data[i]), a.r[i].eq(self.r_data[i]),
