@@ -72,7 +72,7 @@ def test_rams_are_block_ram_without_collision_logic(name, tmp_path):
     assert mapped(tmp_path, width, depth, "ram") == dict.fromkeys(CELLS, 0) | {"DP16KD": block_rams(width, depth)}
 
 
-@pytest.mark.parametrize("dot, luts, carries, registers", [("planes", 3000, 120, 520), ("adders", 2000, 250, 900)])
+@pytest.mark.parametrize("dot, luts, carries, registers", [("planes", 3000, 120, 520), ("adders", 850, 400, 560)])
 def test_lane(tmp_path, dot, luts, carries, registers):
     """64 weights of a lane, with its masks as constants."""
     modules = {}
