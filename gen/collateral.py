@@ -5,7 +5,7 @@ from importlib import metadata
 from intaglio import __version__
 from intaglio.gen.output import FORMAT
 from intaglio.rtl.program import PHASES
-from intaglio.rtl.registers import ADDRESS_BITS, REGISTER_MAP
+from intaglio.rtl.registers import ADDRESS_BITS, register_map
 
 __all__ = ["c_header", "core_file", "lint_waivers", "manifest", "register_fields", "tools"]
 
@@ -53,7 +53,7 @@ def manifest(model, *, bos, eos, preset, digest, files, zero_share, inputs, cont
             "result": {"prefix": "m_axis", "direction": "out", "width": 32},
         },
         "register_bus": {"prefix": "s_axil", "address_width": ADDRESS_BITS, "data_width": 32},
-        "registers": register_fields(REGISTER_MAP),
+        "registers": register_fields(register_map(c)),
         "phases": list(PHASES),
         "model": {"vocab_size": c.vocab, "context": c.context, "layers": c.layers, "hidden": c.hidden, "top_k": c.top_k,
                   "bos": bos, "eos": eos, "tokenizer": "bytes" if c.vocab <= 256 else "none",

@@ -41,7 +41,8 @@ def config_for(model, preset, **changes):
     """
     if preset not in PRESETS:
         raise ValueError(f"the preset must be one of {', '.join(PRESETS)}, not {preset!r}")
-    allowed = ("context", "lanes", "lane_width", "packing", "vector_width", "attention_heads", "top_k", "clock_hz")
+    allowed = ("context", "lanes", "lane_width", "packing", "vector_width", "attention_heads", "top_k", "clock_hz",
+               "gate_words", "gate_wake", "gate_isolation")
     if unknown := sorted(set(changes) - set(allowed)):
         raise ValueError(f"a width must be one of {', '.join(allowed)}, not {unknown[0]!r}")
     widths = {**PRESETS[preset].widths, **changes}

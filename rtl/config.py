@@ -8,6 +8,8 @@ from dataclasses import dataclass
 __all__ = ["PACKINGS", "DecoderConfig", "check_packing", "word_bits"]
 
 PACKINGS = ("2bit", "5trit")
+_GATE_FIELDS = ("gate_words", "gate_wake", "gate_isolation")
+MOST_BANKS = 128
 FORMAT = 1  # raised when the hardware or its program changes, so that old digests no longer match
 
 
@@ -50,6 +52,12 @@ class DecoderConfig:
         The clock at which times are stated; the hardware itself does not depend on it.
     embed_shift : int
         Fraction bits of the embedding's scale (set by the generator).
+    gate_words : int
+        Words of a weight bank whose power is switched: a power of 2; 0: one ROM a lane, always on. See docs/gating.md.
+    gate_wake : int
+        Cycles of power that a bank needs before it may be read, 0 to 254 and less than ``gate_words``.
+    gate_isolation : int
+        1: the output of a bank that is not awake is clamped to 0; 0: not.
 
     Raises
     ------
@@ -74,6 +82,9 @@ class DecoderConfig:
     top_k: int = 16
     clock_hz: int = 80_000_000
     embed_shift: int = 8
+    gate_words: int = 0
+    gate_wake: int = 8
+    gate_isolation: int = 1
 
     def __post_init__(self):
         def need(ok, text):
@@ -121,6 +132,15 @@ class DecoderConfig:
             ("words of norm gains, (layers * (3 * hidden + intermediate) + hidden) / vector_width", self.gain_words, 65536),
         ):
             need(count <= limit, f"{what} must be at most {limit}, not {count}")
+        need(self.gate_words == 0 or _power_of_2(self.gate_words) and self.gate_words >= 2,
+             f"gate_words must be 0 or a power of 2 from 2, not {self.gate_words!r}")
+        need(type(self.gate_isolation) is int and self.gate_isolation in (0, 1),
+             f"gate_isolation must be 0 or 1, not {self.gate_isolation!r}")
+        need(type(self.gate_wake) is int and 0 <= self.gate_wake <= 254, f"gate_wake must be in 0..254 cycles, not {self.gate_wake!r}")
+        if self.gate_words:
+            need(self.gate_wake < self.gate_words, f"gate_wake must be less than gate_words = {self.gate_words}, not {self.gate_wake}")
+            need(2 <= self.gate_banks <= MOST_BANKS,
+                 f"gate_words must make 2..{MOST_BANKS} banks of a lane's {self.weight_depth} words, not {self.gate_banks}")
 
     # -- shape of the model
     @property
@@ -197,9 +217,15 @@ class DecoderConfig:
         """Words of one lane's weight ROM: the whole model."""
         return self.layers * self.layer_weights // (self.lanes * self.lane_width)
 
+    @property
+    def gate_banks(self):
+        """Banks of a lane's weight ROM whose power is switched; 0 without gating."""
+        return -(-self.weight_depth // self.gate_words) if self.gate_words else 0
+
     # -- JSON
     def to_json(self):
-        return dataclasses.asdict(self)
+        """Without the fields of what is not there, so that digests do not depend on them."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if self.gate_words or name not in _GATE_FIELDS}
 
     @classmethod
     def from_json(cls, value):

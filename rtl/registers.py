@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.program import PHASES
 
-__all__ = ["ADDRESS_BITS", "AXI_LITE", "MAGIC", "REGISTER_MAP", "VERSION", "AxiLite", "Register"]
+__all__ = ["ADDRESS_BITS", "AXI_LITE", "MAGIC", "REGISTER_MAP", "VERSION", "AxiLite", "Register", "register_map"]
 
 MAGIC = 0x494E5447  # "INTG"
 VERSION = 1
@@ -38,6 +38,20 @@ REGISTER_MAP = tuple(Register(name=n, offset=o, access=a, description=d) for n, 
     ("tokens", 0x30, "ro", "tokens processed"),
     *((f"phase_{phase}", 0x40 + 4 * i, "ro", f"cycles in phase {phase}") for i, phase in enumerate(PHASES)),
 ))
+
+# Only of a decoder with power gating.
+GATE_REGISTERS = tuple(Register(name=n, offset=o, access=a, description=d) for n, o, a, d in (
+    ("gate_bank", 0xA0, "rw", "write: the column of banks that the next three registers are of; read: the number of columns"),
+    ("gate_powered", 0xA4, "ro", "cycles that the column's power was on, waking included"),
+    ("gate_reads", 0xA8, "ro", "words read from each of its banks"),
+    ("gate_wakes", 0xAC, "ro", "times that its power was switched on"),
+    ("gate_stall", 0xB0, "ro", "cycles that a word waited for its bank, all columns"),
+))
+
+
+def register_map(config):
+    """The registers of a decoder."""
+    return REGISTER_MAP + (GATE_REGISTERS if config.gate_words else ())
 
 
 AXI_LITE = {

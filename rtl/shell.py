@@ -4,9 +4,10 @@ from amaranth.hdl import Cat, ClockDomain, ClockSignal, Const, Module, ResetSign
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from intaglio.rtl.activity import BankActivity
 from intaglio.rtl.core import DecoderCore
 from intaglio.rtl.program import PHASES, Phase
-from intaglio.rtl.registers import AXI_LITE, MAGIC, REGISTER_MAP, VERSION, AxiLite
+from intaglio.rtl.registers import AXI_LITE, MAGIC, VERSION, AxiLite, register_map
 
 __all__ = ["DecoderShell"]
 
@@ -50,7 +51,7 @@ class DecoderShell(wiring.Component):
             self.m_axis_tlast.eq(core.result_last), core.result_ready.eq(self.m_axis_tready),
         ]
 
-        offsets = {register.name: register.offset for register in REGISTER_MAP}
+        offsets = {register.name: register.offset for register in register_map(self.config)}
         clear, overflow = Signal(), Signal()
         cycles, latched = Signal(64), Signal(32)
         counters = {name: Signal(32, name=name) for name in
@@ -61,6 +62,8 @@ class DecoderShell(wiring.Component):
             "tokens": core.finished,
             **{f"phase_{phase.name.lower()}": core.active & (core.phase == phase) for phase in Phase},
         }
+        if self.config.gate_words:
+            counters["gate_stall"], counts["gate_stall"] = Signal(32, name="gate_stall"), core.gate_stall
         m.d.sync += cycles.eq(cycles + 1)
         for name, counter in counters.items():
             with m.If(counts[name]):
@@ -80,6 +83,13 @@ class DecoderShell(wiring.Component):
             "status": Cat(core.active, overflow), "position": core.position, "control": Const(0, 32),
             "cycles_lo": cycles[:32], "cycles_hi": latched, **counters,
         }
+        if self.config.gate_words:
+            m.submodules.activity = activity = BankActivity(self.config.gate_banks)
+            m.d.comb += [activity.power.eq(core.gate_power), activity.reads.eq(core.gate_reads), activity.clear.eq(clear)]
+            with m.If(lite.write & (lite.address == offsets["gate_bank"])):
+                m.d.sync += activity.bank.eq(lite.write_data)
+            values |= {"gate_bank": Const(self.config.gate_banks, 32), "gate_powered": activity.powered, "gate_reads": activity.read,
+                       "gate_wakes": activity.wakes}
         with m.Switch(lite.address[2:]):
             for name, value in values.items():
                 with m.Case(offsets[name] >> 2):

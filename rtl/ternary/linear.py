@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from intaglio.rtl.rom import Rom
+from intaglio.rtl.ternary.gate import BankGate, GatedRom
 from intaglio.rtl.ternary.lane import LANE_MODULE, PLANES_MODULE, Lane
 from intaglio.rtl.ternary.post import RESIDUAL_BITS, Mode, Post, r_address_bits, x_address_bits
 from intaglio.rtl.ternary.tree import PLANES, BitPlanes
@@ -55,6 +56,16 @@ class LinearUnit(wiring.Component):
     x_or : Out(31), r_or : Out(result_bits - 1)
         OR of ``v ^ sign(v)`` over all elements written to X, to R, since ``start``.
 
+    With ``gate_words`` also:
+
+    ahead : In(1)
+        Strobe, while not busy: an operation follows; its first bank is switched on. ``start`` does the same, then the first word
+        waits ``gate_wake + 2`` cycles less those since ``ahead``.
+    gate_power, gate_reads : Out(gate_banks)
+        Of :class:`~intaglio.rtl.ternary.gate.BankGate`.
+    gate_stall : Out(1)
+        A word waits for its bank; ``busy`` is longer by these cycles.
+
     Result ``i`` of group ``g`` is element ``g * lanes + i`` of its buffer, in GATED ``g * lanes / 2 + i``.
     """
 
@@ -68,7 +79,10 @@ class LinearUnit(wiring.Component):
         depth = max(config.hidden, config.intermediate) // config.lane_width
         self.act_address_bits = max(1, ceil_log2(depth))
         width = config.vector_width
+        gate = {} if not config.gate_words else {
+            "ahead": In(1), "gate_power": Out(config.gate_banks), "gate_reads": Out(config.gate_banks), "gate_stall": Out(1)}
         super().__init__({
+            **gate,
             "start": In(1),
             "restart": In(1),
             "groups": In(GROUP_BITS),
@@ -119,6 +133,15 @@ class LinearUnit(wiring.Component):
             last_group.eq(groups_left == 1),
             self.act_addr.eq(chunk),
         ]
+        issue = issuing
+        if config.gate_words:
+            m.submodules.gate = gate = BankGate(config)
+            issue = Signal(name="issue")
+            m.d.comb += [
+                issue.eq(issuing & gate.ready), gate.word.eq(word), gate.read.eq(issue), gate.wake.eq((self.ahead & ~self.busy) | begin),
+                gate.rest.eq(issue & last_chunk & last_group),
+                self.gate_power.eq(gate.power), self.gate_reads.eq(gate.reads), self.gate_stall.eq(issuing & ~gate.ready),
+            ]
         with m.If(self.restart & ~self.busy):
             m.d.sync += word.eq(0)
         with m.If(begin):
@@ -130,13 +153,13 @@ class LinearUnit(wiring.Component):
                 mode.eq(self.mode),
                 chunk.eq(0),
             ]
-        with m.Elif(issuing):
+        with m.Elif(issue):
             m.d.sync += [word.eq(word + 1), chunk.eq(chunk + 1)]
             with m.If(last_chunk):
                 m.d.sync += [chunk.eq(0), groups_left.eq(groups_left - 1), issuing.eq(~last_group)]
 
         # Flags travel with the word: (ROM), dot product, then `enable`; a row's sum stands in the cycle after its last chunk.
-        enable, first, last, final = issuing, chunk == 0, issuing & last_chunk, issuing & last_chunk & last_group
+        enable, first, last, final = issue, chunk == 0, issue & last_chunk, issue & last_chunk & last_group
         for stage in range(1, 2 + Lane.DOT_LATENCY):
             enable, first, last, final = (_delay(m, value, f"{name}_{stage}") for value, name in
                                           ((enable, "enable"), (first, "first"), (last, "last"), (final, "final")))
@@ -148,8 +171,13 @@ class LinearUnit(wiring.Component):
 
         for i in range(config.lanes):
             init = None if self.weights is None else self.weights[i]
-            m.submodules[f"rom_{i}"] = rom = Rom(rom_name(i), config.weight_word_bits, config.weight_depth, init)
-            m.d.comb += rom.addr.eq(word)
+            if config.gate_words:
+                rom = GatedRom(rom_name(i), config, init)
+                m.d.comb += [rom.power.eq(gate.power), rom.awake.eq(gate.awake), rom.select.eq(gate.select)]
+            else:
+                rom = Rom(rom_name(i), config.weight_word_bits, config.weight_depth, init)
+            m.submodules[f"rom_{i}"] = rom
+            m.d.comb += rom.addr.eq(word[:len(rom.addr)])
             if self.lane_instance:
                 ports = {f"i_x{b}": plane for b, plane in enumerate(x)} | _masks(Lane)
                 m.submodules[f"lane_{i}"] = Instance(LANE_MODULE, i_clk=ClockSignal(), i_word=rom.data, i_enable=enable,
