@@ -11,6 +11,7 @@ from intaglio.gen import collateral, output
 from intaglio.gen.checkpoint import load_checkpoint
 from intaglio.gen.images import images
 from intaglio.gen.model import ModelConfig
+from intaglio.gen.power_intent import power_intent
 from intaglio.gen.presets import config_for
 from intaglio.gen.quantised import quantise
 from intaglio.gen.verilog import convert
@@ -79,6 +80,9 @@ def generate(model, preset, out, *, progress=None, reuse=False, **widths):
     content |= {"lint.vlt": collateral.lint_waivers().encode(),
                 f"{TOP}.core": collateral.core_file(files, "decoder", TOP, "Ternary decoder language model").encode(),
                 f"{TOP}.h": collateral.c_header(digest, TOP, register_map(config)).encode()}
+    if config.gate_words:
+        files["power"] = [f"{TOP}.upf"]
+        content[f"{TOP}.upf"] = power_intent(config, TOP).encode()
     described = collateral.manifest(
         quantised, bos=checkpoint.config.bos_token_id, eos=checkpoint.config.eos_token_id, preset=preset,
         digest=digest, files=files, zero_share=_zero_share(quantised),

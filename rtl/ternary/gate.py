@@ -86,13 +86,19 @@ class BankGate(wiring.Component):
 
     Latency
     -------
-    A bank is awake ``gate_wake + 2`` cycles after ``wake``. A stream of a word a cycle that began with ``ready`` is never interrupted.
+    A bank is awake :meth:`latency` cycles after ``wake``. A stream of a word a cycle that began with ``ready`` is never interrupted.
     """
 
+    @staticmethod
+    def latency(config):
+        """Cycles from ``wake`` to ``ready``."""
+        return config.gate_wake + 2
+
     def __init__(self, config):
-        self.config = config
+        self.config, self.wake_cycles = config, config.gate_wake
         self.lead = config.gate_wake + 1  # words before the first of a bank at which it must be switched on
         banks = config.gate_banks
+        self.demand = Signal()  # words are read, or will be
         super().__init__({
             "word": In(max(1, ceil_log2(config.weight_depth))), "wake": In(1), "rest": In(1), "ready": Out(1), "read": In(1),
             "power": Out(banks), "awake": Out(banks), "select": Out(range(banks)), "reads": Out(banks),
@@ -102,7 +108,7 @@ class BankGate(wiring.Component):
         m = Module()
         config = self.config
         shift = ceil_log2(config.gate_words)
-        demand = Signal()
+        demand = self.demand
         with m.If(self.wake):
             m.d.sync += demand.eq(1)
         with m.Elif(self.rest):
@@ -110,16 +116,16 @@ class BankGate(wiring.Component):
         now, soon = Signal(len(self.word) - shift), Signal(len(self.word) - shift + 1)
         m.d.comb += [now.eq(self.word >> shift), soon.eq((self.word + self.lead) >> shift)]
         m.d.sync += self.select.eq(now)
-        ready = Signal(config.gate_banks)
+        readable = Signal(config.gate_banks)
         for b in range(config.gate_banks):
-            m.submodules[f"bank_{b}"] = bank = _Switch(config.gate_wake)
+            m.submodules[f"bank_{b}"] = bank = _Switch(self.wake_cycles)
             here = Signal(name=f"here_{b}")
             m.d.comb += [
                 here.eq(now == b), bank.want.eq(demand & (here | (soon == b))),
-                self.power[b].eq(bank.power), self.awake[b].eq(bank.awake),
-                ready[b].eq(here & bank.awake), self.reads[b].eq(here & self.read),
+                self.power[b].eq(bank.switch), self.awake[b].eq(bank.open),
+                readable[b].eq(here & bank.open), self.reads[b].eq(here & self.read),
             ]
-        m.d.comb += self.ready.eq(ready.any())
+        m.d.comb += self.ready.eq(readable.any())
         return m
 
 
@@ -128,7 +134,7 @@ class _Switch(wiring.Component):
 
     def __init__(self, wake):
         self.wake = wake
-        super().__init__({"want": In(1), "power": Out(1), "awake": Out(1)})
+        super().__init__({"want": In(1), "switch": Out(1), "open": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
@@ -138,7 +144,7 @@ class _Switch(wiring.Component):
             m.d.sync += age.eq(0)
         with m.Elif(age != self.wake):
             m.d.sync += age.eq(age + 1)
-        m.d.comb += [self.power.eq(held | tail), self.awake.eq(held & (age == self.wake))]
+        m.d.comb += [self.switch.eq(held | tail), self.open.eq(held & (age == self.wake))]
         return m
 
 
@@ -159,25 +165,26 @@ class GatedRom(wiring.Component):
     power, awake, select : In
         Of :class:`BankGate`.
     data : Out(weight_word_bits)
-        Latency 1. With ``gate_isolation`` a bank that is not awake gives 0, whatever its output.
+        Latency 1, like every bank of ``banks``. With ``gate_isolation`` a bank that is not awake gives 0, whatever its output.
     """
 
     def __init__(self, name, config, init=None):
-        self.name, self.config, self.init = name, config, init
+        self.config, self.simulate = config, init is not None
         banks = config.gate_banks
+        self.banks = [Rom(bank_name(name, b), config.weight_word_bits, bank_depth(config, b),
+                          None if init is None else init[b * config.gate_words:(b + 1) * config.gate_words]) for b in range(banks)]
         super().__init__({"addr": In(ceil_log2(config.gate_words)), "power": In(banks), "awake": In(banks),
                           "select": In(range(banks)), "data": Out(config.weight_word_bits)})
 
     def elaborate(self, platform):
         m = Module()
         config, words = self.config, []
-        for b in range(config.gate_banks):
-            init = None if self.init is None else self.init[b * config.gate_words:(b + 1) * config.gate_words]
-            m.submodules[f"bank_{b}"] = bank = Rom(bank_name(self.name, b), config.weight_word_bits, bank_depth(config, b), init)
+        for b, bank in enumerate(self.banks):
+            m.submodules[f"bank_{b}"] = bank
             m.d.comb += bank.addr.eq(self.addr[:len(bank.addr)])
             data = Signal(config.weight_word_bits, name=f"bank_{b}_data")
-            m.submodules[f"power_{b}"] = power = _Power(len(data), config.gate_wake, simulate=init is not None)
-            m.d.comb += [power.power.eq(self.power[b]), power.bank.eq(bank.data), data.eq(power.data)]
+            m.submodules[f"power_{b}"] = power = _Power(len(data), config.gate_wake, simulate=self.simulate)
+            m.d.comb += [power.on.eq(self.power[b]), power.raw.eq(bank.data), data.eq(power.word)]
             word = Signal(config.weight_word_bits, name=f"bank_{b}_word")
             m.d.comb += word.eq(data & self.awake[b].replicate(len(data)) if config.gate_isolation else data)
             words.append(word)
@@ -193,15 +200,15 @@ class _Power(wiring.Component):
 
     def __init__(self, width, wake, *, simulate):
         self.width, self.wake, self.simulate = width, wake, simulate
-        super().__init__({"power": In(1), "bank": In(width), "data": Out(width)})
+        super().__init__({"on": In(1), "raw": In(width), "word": Out(width)})
 
     def elaborate(self, platform):
         m = Module()
         if not self.simulate:
             m.submodules.model = Instance(POWER_MODULE, p_WIDTH=self.width, p_WAKE=self.wake, i_clk=ClockSignal(),
-                                          i_power=self.power, i_bank=self.bank, o_data=self.data)
+                                          i_power=self.on, i_bank=self.raw, o_data=self.word)
             return m
         age, sound, settled = Signal(8), Signal(), Signal()
-        m.d.comb += [settled.eq(self.power & (age >= self.wake)), self.data.eq(Mux(sound & settled, self.bank, ~self.bank))]
-        m.d.sync += [sound.eq(settled), age.eq(Mux(self.power, Mux(age == 255, age, age + 1), 0))]
+        m.d.comb += [settled.eq(self.on & (age >= self.wake)), self.word.eq(Mux(sound & settled, self.raw, ~self.raw))]
+        m.d.sync += [sound.eq(settled), age.eq(Mux(self.on, Mux(age == 255, age, age + 1), 0))]
         return m

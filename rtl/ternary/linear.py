@@ -76,6 +76,12 @@ class LinearUnit(wiring.Component):
         if weights is not None and len(weights) != config.lanes:
             raise ValueError(f"weights must be one sequence for each of {config.lanes} lanes, not {len(weights)}")
         self.config, self.weights, self.lane_instance = config, weights, lane_instance
+        inits = [None] * config.lanes if weights is None else weights
+        if config.gate_words:
+            self.gate = BankGate(config)
+            self.roms = [GatedRom(rom_name(i), config, init) for i, init in enumerate(inits)]
+        else:
+            self.roms = [Rom(rom_name(i), config.weight_word_bits, config.weight_depth, init) for i, init in enumerate(inits)]
         depth = max(config.hidden, config.intermediate) // config.lane_width
         self.act_address_bits = max(1, ceil_log2(depth))
         width = config.vector_width
@@ -135,7 +141,7 @@ class LinearUnit(wiring.Component):
         ]
         issue = issuing
         if config.gate_words:
-            m.submodules.gate = gate = BankGate(config)
+            m.submodules.gate = gate = self.gate
             issue = Signal(name="issue")
             m.d.comb += [
                 issue.eq(issuing & gate.ready), gate.word.eq(word), gate.read.eq(issue), gate.wake.eq((self.ahead & ~self.busy) | begin),
@@ -169,13 +175,9 @@ class LinearUnit(wiring.Component):
         with m.If(final):
             m.d.sync += self.busy.eq(0)
 
-        for i in range(config.lanes):
-            init = None if self.weights is None else self.weights[i]
+        for i, rom in enumerate(self.roms):
             if config.gate_words:
-                rom = GatedRom(rom_name(i), config, init)
                 m.d.comb += [rom.power.eq(gate.power), rom.awake.eq(gate.awake), rom.select.eq(gate.select)]
-            else:
-                rom = Rom(rom_name(i), config.weight_word_bits, config.weight_depth, init)
             m.submodules[f"rom_{i}"] = rom
             m.d.comb += rom.addr.eq(word[:len(rom.addr)])
             if self.lane_instance:
