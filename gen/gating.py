@@ -40,7 +40,7 @@ def powered_intervals(config, streams):
     It has power from a cycle later to two cycles later.
     """
     out, word = [], 0
-    size, lead = config.gate_words, BankGate(config).lead
+    size, lead = config.gate_words, BankGate.lead_words(config)
     for announced, first, words in streams:
         stop = word + words
         for bank in range(word // size, min((stop - 1 + lead) // size + 1, config.gate_banks)):

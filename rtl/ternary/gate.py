@@ -94,9 +94,14 @@ class BankGate(wiring.Component):
         """Cycles from ``wake`` to ``ready``."""
         return config.gate_wake + 2
 
+    @staticmethod
+    def lead_words(config):
+        """Words before the first of a bank at which it is switched on."""
+        return config.gate_wake + 1
+
     def __init__(self, config):
         self.config, self.wake_cycles = config, config.gate_wake
-        self.lead = config.gate_wake + 1  # words before the first of a bank at which it must be switched on
+        self.lead = self.lead_words(config)
         banks = config.gate_banks
         self.demand = Signal()  # words are read, or will be
         super().__init__({
