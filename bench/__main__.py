@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bench import attention, decoder, generator, matrix
+from bench import attention, decoder, gating, generator, matrix
 from bench.common import Job, Progress, table
 from intaglio import Error
 
@@ -43,7 +43,7 @@ def main(argv=None):
     progress = Progress()
     job = Job(args.model, args.preset, args.build, progress)
     layers = job.checkpoint.config.num_hidden_layers
-    figures = [*decoder.figures(job), *generator.figures(progress), *matrix.figures(progress),
+    figures = [*decoder.figures(job), *gating.figures(job, args.preset), *generator.figures(progress), *matrix.figures(progress),
                *attention.figures(args.model, layers, progress)]
     progress.say("measured")
     (args.build / "bench.json").write_text(json.dumps({"commit": commit(), "figures": figures}, indent=2) + "\n")

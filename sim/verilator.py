@@ -122,7 +122,8 @@ def build(folder, *, cache=None, trace=None, rom=None, tools=None, jobs=None, pr
     cache : str or Path or None
         Folder for the results; by default :func:`default_cache`.
     trace : None, "vcd", "fst" or "saif"
-        Include support for a waveform file, or for counts of transitions (SAIF); another, slower build. FST needs the headers of lz4 and zlib.
+        Include support for a waveform file, or for counts of transitions (SAIF); another, slower build. FST needs the headers of
+        lz4 and zlib.
     rom : str or Path or None
         Folder from which each simulation reads the ROM images as it starts, for other models of the same shape without another
         build; a relative one is relative to the process's folder at that time. By default a copy inside the cache.

@@ -72,7 +72,9 @@ def test_tokens_cycles_and_activity(changes, stalls, tmp_path):
     program = layer_program(model)
     tokens = [token_cycles(model, position, want=want, program=program) for position, want in enumerate(WANTED)]
     assert activity == bank_activity(model.config, tokens)
-    assert phases == {name: sum(token.phases[name] for token in tokens) for name in phases}
+    closed = {name: sum(token.phases[name] for token in tokens) for name in phases}
+    closed["head"] += sum(WANTED) * (2 * 5 + 2 - 1)  # words of an answer beyond the first
+    assert phases == closed
     assert bool(activity["stall"]) == stalls
     assert sum(activity["reads"]) == len(TOKENS) * model.config.weight_depth
     ungated = quantise(random_checkpoint(MODEL, 0), config_for(MODEL, "small", **WIDTHS))
