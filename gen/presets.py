@@ -43,7 +43,7 @@ def config_for(model, preset, **changes):
     if preset not in PRESETS:
         raise ValueError(f"the preset must be one of {', '.join(PRESETS)}, not {preset!r}")
     allowed = ("context", "lanes", "lane_width", "packing", "dot", "vector_width", "attention_heads", "top_k", "clock_hz", "rank",
-               "adapters", "adapter_trits", "adapter_targets")
+               "adapters", "adapter_trits", "adapter_targets", "gate_words", "gate_wake", "gate_isolation")
     if unknown := sorted(set(changes) - set(allowed)):
         raise ValueError(f"a width must be one of {', '.join(allowed)}, not {unknown[0]!r}")
     widths = {**PRESETS[preset].widths, **changes}
