@@ -109,6 +109,7 @@ struct Board {
             next_bit += bit_time;
         }
         if (sending >= 10 && count && (cycles >= stalled || count >= waiting + AGAIN)) {
+            stalled = 0;
             const uint8_t byte = queue[head];
             const Armed fault = doubled ? Armed() : strike(in, byte, true);
             if (fault.fault) ++in.faults;
@@ -150,7 +151,8 @@ struct Board {
         receiving = -1;
         uint8_t byte = bits >> 1;
         if (!(bits & 0x200) || bits & 1) byte = 0;  // what a terminal makes of a broken byte
-        if (byte == FLAG && (hit.fault == DROP || hit.fault == DOUBLE)) {
+        const uint8_t sent = (hit.fault == FLIP ? bits ^ 1 << hit.detail : bits) >> 1;
+        if (hit.fault == FLIP ? byte == sent : byte == FLAG && (hit.fault == DROP || hit.fault == DOUBLE)) {  // changes nothing: the next byte
             out.armed = hit, out.armed.skip = 0;
             hit = Armed();
         }
