@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bench import adapter, attention, decoder, generator, link, matrix, rom, scale
+from bench import adapter, attention, decoder, gating, generator, link, matrix, rom, scale
 from bench.common import Job, Progress, table
 from intaglio import Error
 
@@ -44,8 +44,8 @@ def main(argv=None):
     progress = Progress()
     job = Job(args.model, args.preset, args.build, progress)
     layers = job.checkpoint.config.num_hidden_layers
-    figures = [*decoder.figures(job), *adapter.figures(job), *generator.figures(progress), *matrix.figures(progress),
-               *link.figures(args.build, progress), *scale.figures(progress, args.build),
+    figures = [*decoder.figures(job), *adapter.figures(job), *gating.figures(job, args.preset), *generator.figures(progress),
+               *matrix.figures(progress), *link.figures(args.build, progress), *scale.figures(progress, args.build),
                *attention.figures(args.model, layers, args.build, progress), *rom.figures(args.model, args.pdk, progress)]
     progress.say("measured")
     (args.build / "bench.json").write_text(json.dumps({"commit": commit(), "figures": figures}, indent=2) + "\n")

@@ -25,7 +25,7 @@ __all__ = ["BAUD", "CLOCK_HZ", "cells", "figures", "load_double", "noise", "tria
 
 CLOCK_HZ, BAUD = 8_000_000, 1_000_000
 TRIALS, CONTROL, NOISY_COMMANDS, NOISE = 1000, 100, 2000, 0.003
-STALL_CYCLES = 400_000
+STALL_CYCLES = 50_000_000
 BYTES = {False: 30, True: 20}  # of one exchange, to the device and from it, among which a fault may hit
 
 
@@ -83,6 +83,8 @@ def trials(board, device, following, count, seed, *, inject=True, progress=lambd
         faults, signs = faults + injected, signs + seen
         found["injected"] += injected
         found["detected"] += bool(injected and seen)
+        if injected and not seen:
+            found.setdefault("unseen", []).append((kind.name, back, detail))
         found["recovered"] += bool(injected and right)
         found["signs_without_fault"] += bool(seen and not injected)
         kinds[kind.name.lower()] = kinds.get(kind.name.lower(), 0) + injected

@@ -49,7 +49,10 @@ def hardwired_cells():
     weights = random_trits(**HARDWIRED)
     ours = measure_fpga(hardwired_verilog(adder_graph(weights), "top"), "top", "xcup")
     theirs = da4ml_verilog(weights)
-    return ours.lut, theirs and measure_fpga(theirs, "top", "xcup").lut
+    if theirs is None:
+        return ours.lut, None
+    kept = theirs.replace("module shift_adder", "(* keep_hierarchy *) module shift_adder")  # as ours; whichever is smaller counts
+    return ours.lut, min(measure_fpga(text, "top", "xcup").lut for text in (theirs, kept))
 
 
 def _areas(trits, library, period=None, strategies=("code", "structured")):

@@ -136,14 +136,18 @@ def place_and_route(board, out, netlist, seed, tell=None):
 
 
 def critical_path(report):
-    """From where to where the slowest path between two registers of one clock goes, and its delays in nanoseconds."""
+    """The nets at which the slowest path between two registers of one clock begins and ends, how many it has, its delays in ns.
+
+    Nets that only carry on in a chain have no delay and are not counted.
+    """
     paths = [path for path in report["critical_paths"] if path["from"] == path["to"]]
     if not paths:
         raise Error("nextpnr must report a path between two registers of one clock")
     steps = paths[0]["path"]
     totals = {kind: sum(step["delay"] for step in steps if (step["type"] == "routing") == (kind == "routing"))
               for kind in ("logic", "routing")}
-    return {"from": steps[0]["from"]["cell"], "to": steps[-1]["to"]["cell"], "levels": sum(s["type"] == "logic" for s in steps),
+    nets = [step["net"] for step in steps if step["type"] == "routing" and step["delay"] > 0]
+    return {"from": nets[0], "to": nets[-1], "levels": len(nets),
             **{f"{kind}_ns": round(total, 2) for kind, total in totals.items()}}
 
 

@@ -75,7 +75,7 @@ def report(result):
              *(line.rstrip() for line in _usage(result["utilization"])), "", "seed    MHz  critical path"]
     for seed, placed in result["seeds"].items():
         path = placed["critical_path"]
-        delays = f"{path['levels']} levels, {path['logic_ns']} ns logic, {path['routing_ns']} ns routing"
+        delays = f"{path['levels']} nets, {path['logic_ns']} ns logic, {path['routing_ns']} ns routing"
         lines.append(f"{seed:>4} {placed['mhz']:6.1f}  {path['from']} -> {path['to']}: {delays}")
     reached = result["seeds"][str(result["best_seed"])]["mhz"]
     verdict = "met" if reached >= result["clock_mhz"] else "MISSED: this bitstream must not be expected to work"

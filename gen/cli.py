@@ -4,7 +4,7 @@ import sys
 
 from intaglio import Error
 
-__all__ = ["register"]
+__all__ = ["changes", "register"]
 
 
 def register(subparsers):
@@ -77,7 +77,7 @@ def run_decoder(args):
     except ModuleNotFoundError as fault:
         raise _need(fault) from fault
 
-    described = generate(args.model, args.preset, args.out, progress=_progress, **_changes(args.set, "WIDTH"))
+    described = generate(args.model, args.preset, args.out, progress=_progress, **changes(args.set, "WIDTH"))
     sys.stdout.write(f"{args.out}: {described['top']}, {len(described['files']['verilog'])} modules, "
                      f"{described['model']['ternary_weights']:,} ternary weights, digest {described['digest'][:8]}\n")
 
@@ -88,12 +88,12 @@ def run_prefill(args):
     except ModuleNotFoundError as fault:
         raise _need(fault) from fault
 
-    described = generate(args.preset, args.out, progress=_progress, **_changes(args.set, "FIELD"))
+    described = generate(args.preset, args.out, progress=_progress, **changes(args.set, "FIELD"))
     sys.stdout.write(f"{args.out}: {described['top']}, {len(described['files']['verilog'])} modules, prompts of up to "
                      f"{described['config']['context']:,} tokens, digest {described['digest'][:8]}\n")
 
 
-def _changes(texts, what):
+def changes(texts, what):
     """NAME=VALUE options as a dict."""
     changes = {}
     for text in texts:

@@ -12,6 +12,7 @@ from intaglio.rtl.attention.unit import attend_cycles, head_cycles
 from intaglio.rtl.program import PHASES, Op, Wait
 from intaglio.rtl.scalar import ScalarAlu
 from intaglio.rtl.sequencer import ALU_OPS
+from intaglio.rtl.ternary.gate import BankGate
 from intaglio.rtl.ternary.linear import LinearUnit
 from intaglio.rtl.vector.pass_a import LOAD_STAGES, PassA
 from intaglio.rtl.vector.unit import Kind, VectorUnit
@@ -25,10 +26,17 @@ _PHASE = {Op.EMBED: "embed", Op.NORM8: "norm", Op.NORM16: "norm", Op.LINEAR: "li
 
 @dataclass
 class TokenCycles:
-    """Cycles of one token by phase, and in all; ``linear_busy`` are those of the linear unit itself."""
+    """Cycles of one token by phase, and in all; ``linear_busy`` are those of the linear unit itself.
+
+    In ``linear_stall`` of these a word waits for its bank's power. ``streams`` has, of each linear operation, the cycle in which it was
+    announced, that of its first word, and its words; ``starts`` the phase that each unit operation begins, and its first cycle.
+    """
 
     phases: dict = field(default_factory=lambda: dict.fromkeys(PHASES, 0))
     linear_busy: int = 0
+    streams: list = field(default_factory=list)
+    linear_stall: int = 0
+    starts: list = field(default_factory=list)
 
     @property
     def total(self):
@@ -84,7 +92,9 @@ def token_cycles(model, position, *, want=True, program=None, timing=None, adapt
     out = TokenCycles()
     free = dict.fromkeys((Wait.LINEAR, Wait.VECTOR, Wait.PASS_A, Wait.ATTENTION), 0)  # first cycle in which the unit may be started again
     phase, now = "embed", 1  # cycle 0 is BEGIN
+    ahead = None  # cycle of the NORM8 whose LINEAR is to come
     out.phases["embed"] += 1
+    out.starts.append((phase, 0))
     for word in program or layer_program(model):
         early = {Wait.VECTOR: LinearUnit.early(config)} if word.op in (Op.LINEAR, Op.ADAPT) else {}
         start = max([now, *(free[wait] - early.get(wait, 0) for wait in free if wait in word.wait)])
@@ -96,14 +106,23 @@ def token_cycles(model, position, *, want=True, program=None, timing=None, adapt
         if word.op is Op.END:
             out.phases[phase] += 1  # the answer
             break
-        if word.op is not Op.ADAPT or adapter:
-            phase = _PHASE.get(word.op, phase)
         now += 1
+        if word.op in _PHASE and (word.op is not Op.ADAPT or adapter):
+            phase = _PHASE[word.op]
+            out.starts.append((phase, now))
         if word.op in _VECTOR:
             free[Wait.VECTOR] = start + timing.vector(word) + 1
             free[Wait.PASS_A] = start + timing.pass_a(word) + 1
+            ahead = start if word.op is Op.NORM8 else ahead
         elif word.op is Op.LINEAR or (word.op is Op.ADAPT and adapter):
-            busy = timing.linear(word, adapter)
+            busy, announced, first = timing.linear(word, adapter), start if ahead is None else ahead, start + 1
+            if config.gate_words:
+                first = max(first, announced + BankGate.latency(config))
+            if word.op is Op.LINEAR:
+                ahead = None
+                out.streams.append((announced, first, word.m * word.e))
+            busy += first - start - 1
+            out.linear_stall += first - start - 1
             out.linear_busy += busy
             free[Wait.LINEAR] = start + busy + 1
         elif word.op in (Op.ATTEND, Op.HEAD):

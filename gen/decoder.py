@@ -11,6 +11,7 @@ from intaglio.gen import collateral, output
 from intaglio.gen.checkpoint import load_checkpoint
 from intaglio.gen.images import images
 from intaglio.gen.model import ModelConfig
+from intaglio.gen.power_intent import power_intent
 from intaglio.gen.presets import config_for
 from intaglio.gen.quantised import quantise
 from intaglio.gen.verilog import convert
@@ -18,6 +19,7 @@ from intaglio.rtl.ram import RAM_MODULE, RAM_VERILOG
 from intaglio.rtl.registers import register_map
 from intaglio.rtl.rom import ROM_MODULE, ROM_VERILOG, hex_text
 from intaglio.rtl.shell import DecoderShell
+from intaglio.rtl.ternary.gate import POWER_MODULE, POWER_VERILOG
 from intaglio.rtl.ternary.lane import lane_designs
 
 __all__ = ["generate"]
@@ -78,6 +80,9 @@ def generate(model, preset, out, *, progress=None, reuse=False, **widths):
     content |= {"lint.vlt": collateral.lint_waivers().encode(),
                 f"{TOP}.core": collateral.core_file(files, "decoder", TOP, "Ternary decoder language model").encode(),
                 f"{TOP}.h": collateral.c_header(digest, TOP, register_map(config)).encode()}
+    if config.gate_words:
+        files["power"] = [f"{TOP}.upf"]
+        content[f"{TOP}.upf"] = power_intent(config, TOP).encode()
     described = collateral.manifest(
         quantised, bos=checkpoint.config.bos_token_id, eos=checkpoint.config.eos_token_id, preset=preset,
         digest=digest, files=files, zero_share=_zero_share(quantised),
@@ -93,7 +98,8 @@ def _modules(config, program_words, digest_word):
     modules = convert(shell, TOP, shell.port_map())
     for name, design, ports in lane_designs(config):
         modules |= convert(design, name, ports)
-    return modules | {ROM_MODULE: ROM_VERILOG, RAM_MODULE: RAM_VERILOG}
+    gated = {POWER_MODULE: POWER_VERILOG} if config.gate_words else {}
+    return modules | gated | {ROM_MODULE: ROM_VERILOG, RAM_MODULE: RAM_VERILOG}
 
 
 def _zero_share(quantised):

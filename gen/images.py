@@ -6,6 +6,8 @@ from intaglio.gen.program import layer_program, ordered_gains
 from intaglio.rtl import numerics
 from intaglio.rtl.program import WORD_BITS
 from intaglio.rtl.rom import words_to_bytes
+from intaglio.rtl.ternary.gate import bank_name
+from intaglio.rtl.ternary.linear import rom_name
 from intaglio.rtl.ternary.packing import execution_order, pack
 
 __all__ = ["EXECUTION", "execution_matrix", "images", "program_words"]
@@ -35,7 +37,13 @@ def images(model, progress=None):
                 lane.append(pack(part, c.packing))
         if progress:
             progress(f"layer {index + 1} of {c.layers} packed", (index + 1) / c.layers)
-    out = {f"weights_{i}": np.concatenate(parts) for i, parts in enumerate(lanes)}
+    out = {}
+    for i, parts in enumerate(lanes):
+        words = np.concatenate(parts)
+        if c.gate_words:
+            out |= {bank_name(rom_name(i), b): words[b * c.gate_words:][:c.gate_words] for b in range(c.gate_banks)}
+        else:
+            out[rom_name(i)] = words
     out["embedding"] = model.embedding.reshape(-1, c.array).view(np.uint8)
     gains = np.concatenate(ordered_gains(model)).reshape(-1, c.vector_width)
     out["gains"] = gains.astype("<i2").view(np.uint8)

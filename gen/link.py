@@ -2,8 +2,9 @@
 
 from intaglio import Error
 from intaglio.gen.verilog import convert
-from intaglio.rtl.link.buffer import BUFFER_MODULE, BUFFER_VERILOG
+from intaglio.rtl.link.buffer import BUFFER_MODULE, BUFFER_VERILOG, check_depth
 from intaglio.rtl.link.top import SerialDevice
+from intaglio.rtl.link.uart import uart_divisor
 
 __all__ = ["SERIAL_TOP", "serial_verilog"]
 
@@ -31,5 +32,7 @@ def serial_verilog(manifest, *, clock_hz, baud, depth=32):
         top, digest = str(manifest["top"]), int(manifest["digest"][:8], 16)
     except (KeyError, TypeError, ValueError) as fault:
         raise Error(f"a manifest must have a top and a digest ({fault!r})") from fault
+    uart_divisor(clock_hz, baud)  # before anything is made
+    check_depth(depth)
     device = SerialDevice(top, digest, clock_hz=clock_hz, baud=baud, depth=depth)
     return convert(device, SERIAL_TOP, {"rx": (device.rx, None), "tx": (device.tx, None)}) | {BUFFER_MODULE: BUFFER_VERILOG}

@@ -23,8 +23,8 @@ PRESETS = {
         description="as desk, 4,096 tokens of context",
         widths={"context": 4096, "lanes": 4, "lane_width": 64, "vector_width": 16, "attention_heads": "all"}),
     "ulx3s": Preset(
-        description="sized for an ECP5-85F: five weights in a byte, sums on carry chains, 192 tokens of context",
-        widths={"context": 192, "lanes": 8, "lane_width": 64, "vector_width": 8, "attention_heads": 3, "packing": "5trit",
+        description="sized for an ECP5-85F: five weights in a byte, sums on carry chains, 128 tokens of context",
+        widths={"context": 128, "lanes": 8, "lane_width": 64, "vector_width": 8, "attention_heads": 3, "packing": "5trit",
                 "dot": "adders"}),
     "small": Preset(
         description="narrow units for small models and quick tests",
@@ -43,7 +43,7 @@ def config_for(model, preset, **changes):
     if preset not in PRESETS:
         raise ValueError(f"the preset must be one of {', '.join(PRESETS)}, not {preset!r}")
     allowed = ("context", "lanes", "lane_width", "packing", "dot", "vector_width", "attention_heads", "top_k", "clock_hz", "rank",
-               "adapters", "adapter_trits", "adapter_targets")
+               "adapters", "adapter_trits", "adapter_targets", "gate_words", "gate_wake", "gate_isolation")
     if unknown := sorted(set(changes) - set(allowed)):
         raise ValueError(f"a width must be one of {', '.join(allowed)}, not {unknown[0]!r}")
     widths = {**PRESETS[preset].widths, **changes}

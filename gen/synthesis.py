@@ -76,14 +76,16 @@ def synthesise_ecp5(folder, top, *, flatten=(), sources=(), netlist=None, progre
     files = [f"rtl/{path.name}" for path in sorted((folder / "rtl").glob("*.v"))] + [str(Path(path).resolve()) for path in sources]
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "stat.json"
-        steps = [f"read_verilog -defer {' '.join(files)}", f"hierarchy -top {top}", "proc", "setattr -mod -set keep_hierarchy 1 A:*"]
+        steps = [f"read_verilog -defer {' '.join(files)}", "read_verilog -lib +/lattice/cells_bb_ecp5.v",
+                 f"hierarchy -check -top {top}", "proc", "setattr -mod -set keep_hierarchy 1 A:*"]
         steps += [f"setattr -mod -unset keep_hierarchy {pattern}" for pattern in flatten]
         steps += ["flatten", *["opt_expr", "opt_clean", "opt_hier"] * 2, "opt_expr", "opt_clean"]
         steps += [f"synth_lattice -family ecp5 -noflatten -top {top} -run {first}:{second}"
                   for first, second in zip(_LABELS, _LABELS[1:], strict=False)]
         steps += [f"tee -q -o {report} stat -json"]
         if netlist:
-            steps += ["setattr -mod -unset keep_hierarchy A:*", "flatten", "clean", f"write_json {Path(netlist).resolve()}"]
+            steps += ["blackbox =A:whitebox", "setattr -mod -unset keep_hierarchy A:*", "flatten", "clean",
+                      f"write_json {Path(netlist).resolve()}"]
         run_yosys(steps, folder, f"{top} in {folder}", timeout=timeout, progress=progress)
         if not report.is_file():
             raise Error(f"Yosys must report the cells of {top} in {folder}")

@@ -27,7 +27,7 @@ def register(subparsers):
     parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="give up after this time without a word")
     parser.add_argument("--manifest", metavar="FILE", help="for devices that do not bring their manifest")
     parser.add_argument("--cache", metavar="DIR", help="folder for built simulations")
-    parser.add_argument("--trace", metavar="FILE", help="waveform of a simulation, .vcd or .fst")
+    parser.add_argument("--trace", metavar="FILE", help="waveform of a simulation, .vcd or .fst, or counts of transitions, .saif")
     parser.set_defaults(run=run)
 
 

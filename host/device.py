@@ -127,6 +127,21 @@ class Device:
         phases = {name: self.read_register(f"phase_{name}") for name in self.manifest.phases}
         return {"cycles": self.read_cycles(), **counts, "phases": phases}
 
+    def bank_activity(self) -> dict:
+        """Activity of the weight banks since :meth:`clear_counters`, for devices whose banks' power is switched.
+
+        ``powered`` (cycles with power), ``reads`` (words) and ``wakes`` (times switched on), a list with an entry for each column of
+        banks; and ``stall``, the cycles that a word waited for its bank. All wrap at 2**32.
+        """
+        if "gate_bank" not in self.manifest.registers:
+            raise ValueError("the device must have power gating for this (generate it with --set gate_words=1024)")
+        out = {"powered": [], "reads": [], "wakes": []}
+        for bank in range(self.read_register("gate_bank")):
+            self.write_register("gate_bank", bank)
+            for name, values in out.items():
+                values.append(self.read_register(f"gate_{name}"))
+        return {**out, "stall": self.read_register("gate_stall")}
+
     def clear_counters(self):
         """Set all counters to 0."""
         self.write_register("control", 1)

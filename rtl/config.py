@@ -11,6 +11,8 @@ PACKINGS = ("2bit", "5trit")
 DOTS = ("planes", "adders")
 ADAPTED_OPERATIONS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))  # matrices that one linear operation computes together
 _ADAPTER_FIELDS = ("rank", "adapters", "adapter_trits", "adapter_targets")
+_GATE_FIELDS = ("gate_words", "gate_wake", "gate_isolation")
+MOST_BANKS = 128
 FORMAT = 1  # raised when the hardware or its program changes, so that old digests no longer match
 
 
@@ -69,6 +71,12 @@ class DecoderConfig:
         Balanced ternary digits of a value of a low-rank factor, 1 (ternary, as in TOM) to 5 (-121..121).
     adapter_targets : str
         The matrices that an adapter may change, of q, k, v, o, gate, up, down, with commas.
+    gate_words : int
+        Words of a weight bank whose power is switched: a power of 2; 0: one ROM a lane, always on. See docs/gating.md.
+    gate_wake : int
+        Cycles of power that a bank needs before it may be read, 0 to 254 and less than ``gate_words``.
+    gate_isolation : int
+        1: the output of a bank that is not awake is clamped to 0; 0: not.
 
     Raises
     ------
@@ -98,6 +106,9 @@ class DecoderConfig:
     adapters: int = 1
     adapter_trits: int = 1
     adapter_targets: str = "q,k,v,o,gate,up,down"
+    gate_words: int = 0
+    gate_wake: int = 8
+    gate_isolation: int = 1
 
     def __post_init__(self):
         def need(ok, text):
@@ -149,6 +160,16 @@ class DecoderConfig:
             ("words of norm gains, (layers * (3 * hidden + intermediate) + hidden) / vector_width", self.gain_words, 65536),
         ):
             need(count <= limit, f"{what} must be at most {limit}, not {count}")
+        need(self.gate_words == 0 or _power_of_2(self.gate_words) and self.gate_words >= 2,
+             f"gate_words must be 0 or a power of 2 from 2, not {self.gate_words!r}")
+        need(type(self.gate_isolation) is int and self.gate_isolation in (0, 1),
+             f"gate_isolation must be 0 or 1, not {self.gate_isolation!r}")
+        need(type(self.gate_wake) is int and 0 <= self.gate_wake <= 254, f"gate_wake must be in 0..254 cycles, not {self.gate_wake!r}")
+        need(not (self.rank and self.gate_words), f"rank must be 0 where weight banks are gated, not {self.rank}")
+        if self.gate_words:
+            need(self.gate_wake < self.gate_words, f"gate_wake must be less than gate_words = {self.gate_words}, not {self.gate_wake}")
+            need(2 <= self.gate_banks <= MOST_BANKS,
+                 f"gate_words must make 2..{MOST_BANKS} banks of a lane's {self.weight_depth} words, not {self.gate_banks}")
 
     def _check_adapters(self, need):
         for name, low, high in (("rank", 0, self.lane_width // 2), ("adapters", 1, 16), ("adapter_trits", 1, 5)):
@@ -290,10 +311,16 @@ class DecoderConfig:
         """Scales of one adapter: one for each matrix of the adapted operations."""
         return self.layers * sum(map(len, self.adapted))
 
+    @property
+    def gate_banks(self):
+        """Banks of a lane's weight ROM whose power is switched; 0 without gating."""
+        return -(-self.weight_depth // self.gate_words) if self.gate_words else 0
+
     # -- JSON
     def to_json(self):
-        """All fields; those of adapters only where there are any, so that a decoder without them keeps its digest."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if self.rank or name not in _ADAPTER_FIELDS}
+        """Without the fields of what is not there, so that digests do not depend on them."""
+        absent = (() if self.rank else _ADAPTER_FIELDS) + (() if self.gate_words else _GATE_FIELDS)
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in absent}
 
     @classmethod
     def from_json(cls, value):

@@ -70,8 +70,10 @@ class DecoderCore(wiring.Component):
             "adapter_value": In(32), "adapter_begin": In(1), "adapter_data": In(1), "adapter_commit": In(1),
             "adapter_outcome": Out(Outcome), "adapter_loaded": Out(config.adapters), "adapter_refused": Out(1),
         }
+        gate = {} if not config.gate_words else {
+            "gate_power": Out(config.gate_banks), "gate_reads": Out(config.gate_banks), "gate_stall": Out(1)}
         super().__init__({
-            **adapter,
+            **adapter, **gate,
             "command_valid": In(1), "command_ready": Out(1), "command_data": In(32),
             "result_valid": Out(1), "result_ready": In(1), "result_data": Out(32), "result_last": Out(1),
             "active": Out(1), "phase": Out(Phase), "overflow": Out(1), "finished": Out(1), "position": Out(16),
@@ -119,6 +121,9 @@ class DecoderCore(wiring.Component):
             attention.attend.eq(s.start_attend), attention.head.eq(s.start_head), attention.group.eq(s.m),
             attention.layer.eq(s.layer), attention.position.eq(s.position), s.attention_busy.eq(attention.busy),
         ]
+        if c.gate_words:
+            m.d.comb += [linear.ahead.eq(s.start_vector & (s.op == Op.NORM8)), self.gate_power.eq(linear.gate_power),
+                         self.gate_reads.eq(linear.gate_reads), self.gate_stall.eq(linear.gate_stall)]
         with m.Switch(s.op):
             for op, kind in _KINDS.items():
                 with m.Case(op):

@@ -12,6 +12,7 @@ RAM_MODULE = "intaglio_ram"
 RAM_VERILOG = """\
 // Memory with one write and one read port, latency 1. Contents are undefined until written.
 // What a read returns in the cycle of a write to its address is never used: block RAM needs no logic to make it the old word.
+// Up to 64 words are kept out of block RAM, which small devices lack.
 module intaglio_ram #(
     parameter WIDTH = 8,
     parameter DEPTH = 2
@@ -24,7 +25,7 @@ module intaglio_ram #(
     input wire [(DEPTH > 1 ? $clog2(DEPTH) : 1) - 1:0] read_addr,
     output reg [WIDTH - 1:0] read_data
 );
-    (* no_rw_check *) reg [WIDTH - 1:0] mem [0:DEPTH - 1];
+    (* no_rw_check, ram_style = DEPTH <= 64 ? "distributed" : "auto" *) reg [WIDTH - 1:0] mem [0:DEPTH - 1];
     always @(posedge clk) if (write_en) mem[write_addr] <= write_data;
     always @(posedge clk) if (read_en) read_data <= mem[read_addr];
 endmodule

@@ -48,10 +48,19 @@ ADAPTER_REGISTERS = tuple(Register(name=n, offset=o, access=a, description=d) fo
     ("adapter_commit", 0x90, "rw", "write the CRC-32 of the image: the slot changes if all is well"),
 ))
 
+# Only of a decoder with power gating.
+GATE_REGISTERS = tuple(Register(name=n, offset=o, access=a, description=d) for n, o, a, d in (
+    ("gate_bank", 0xA0, "rw", "write: the column of banks that the next three registers are of; read: the number of columns"),
+    ("gate_powered", 0xA4, "ro", "cycles that the column's power was on, waking included"),
+    ("gate_reads", 0xA8, "ro", "words read from each of its banks"),
+    ("gate_wakes", 0xAC, "ro", "times that its power was switched on"),
+    ("gate_stall", 0xB0, "ro", "cycles that a word waited for its bank, all columns"),
+))
+
 
 def register_map(config):
     """The registers of a decoder."""
-    return REGISTER_MAP + (ADAPTER_REGISTERS if config.rank else ())
+    return REGISTER_MAP + (ADAPTER_REGISTERS if config.rank else ()) + (GATE_REGISTERS if config.gate_words else ())
 
 
 AXI_LITE = {

@@ -50,7 +50,7 @@ class ScalarAlu(wiring.Component):
     From ``start`` to ``done``: :data:`ScalarAlu.LATENCY` cycles, by operation.
     """
 
-    LATENCY = {AluOp.INT: 2, AluOp.MUL: 1, AluOp.DIV: 9, AluOp.ADD: 2, AluOp.SQRT: 9, AluOp.COPY: 2}
+    LATENCY = {AluOp.INT: 2, AluOp.MUL: 2, AluOp.DIV: 10, AluOp.ADD: 2, AluOp.SQRT: 10, AluOp.COPY: 2}
 
     def __init__(self, int_bits):
         self.int_bits = int_bits
@@ -61,8 +61,7 @@ class ScalarAlu(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        # The operands come through the register file's multiplexers and from other units: only what is short takes them at once
-        # (``self.a``), the rest a cycle later.
+        # The operands come through the register file's multiplexers and from other units.
         a, b, n, shift = (Signal.like(getattr(self, name), name=f"{name}_held") for name in ("a", "b", "n", "shift"))
         m.d.sync += [a.eq(self.a), b.eq(self.b), n.eq(self.n), shift.eq(self.shift)]
         a_zero, b_zero = Signal(), Signal()
@@ -77,7 +76,7 @@ class ScalarAlu(wiring.Component):
 
         # MUL
         product = Signal(32)
-        m.d.sync += product.eq(self.a.m * self.b.m)
+        m.d.sync += product.eq(a.m * b.m)
 
         # ADD
         swap, gap = Signal(), Signal(signed(11))
@@ -127,22 +126,19 @@ class ScalarAlu(wiring.Component):
         with m.FSM(name="state") as fsm:
             m.d.comb += self.done.eq(fsm.ongoing("FINISH"))
             with m.State("IDLE"):
-                # first difference of the division: quotient bit of weight 2^16
-                fits = self.a.m >= self.b.m
-                m.d.sync += [count.eq(0), remainder.eq(Mux(fits, self.a.m - self.b.m, self.a.m)), quotient.eq(fits)]
-                m.d.sync += [radicand.eq(Mux(self.a.e[0], self.a.m << 15, self.a.m << 16)), root.eq(0), error.eq(0)]
                 with m.If(self.start):
-                    with m.Switch(self.op):
-                        with m.Case(AluOp.DIV):
-                            m.next = "DIV"
-                        with m.Case(AluOp.SQRT):
-                            m.next = "SQRT"
-                        with m.Case(AluOp.INT, AluOp.ADD, AluOp.COPY):
-                            m.next = "ALIGN"
-                        with m.Default():
-                            m.next = "FINISH"
-            with m.State("ALIGN"):
-                m.next = "FINISH"
+                    m.next = "FIRST"
+            with m.State("FIRST"):
+                # first difference of the division: quotient bit of weight 2^16
+                m.d.sync += [count.eq(0), remainder.eq(Mux(a.m >= b.m, a.m - b.m, a.m)), quotient.eq(a.m >= b.m)]
+                m.d.sync += [radicand.eq(Mux(odd, a.m << 15, a.m << 16)), root.eq(0), error.eq(0)]
+                with m.Switch(self.op):
+                    with m.Case(AluOp.DIV):
+                        m.next = "DIV"
+                    with m.Case(AluOp.SQRT):
+                        m.next = "SQRT"
+                    with m.Default():
+                        m.next = "FINISH"
             with m.State("DIV"):
                 m.d.sync += [remainder.eq(rest), quotient.eq(Cat(bits[1], bits[0], quotient)), count.eq(count + 1)]
                 with m.If(count == 7):

@@ -103,7 +103,7 @@ class Sequencer(wiring.Component):
 
         ahead, ahead_next = Signal(range(self.length + 2)), Signal(range(self.length + 2))  # address of the ROM's word
         advance = Signal()
-        m.d.comb += [ahead_next.eq(ahead + advance), rom.addr.eq(ahead_next)]
+        m.d.comb += [ahead_next.eq(Mux(advance, ahead + 1, ahead)), rom.addr.eq(ahead_next)]
         m.d.sync += ahead.eq(ahead_next)
         with m.If(advance):
             m.d.sync += word.eq(data.View(Layout, rom.data))

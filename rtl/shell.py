@@ -4,6 +4,7 @@ from amaranth.hdl import Cat, ClockDomain, ClockSignal, Const, Module, ResetSign
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from intaglio.rtl.activity import BankActivity
 from intaglio.rtl.core import DecoderCore
 from intaglio.rtl.program import PHASES, Phase
 from intaglio.rtl.registers import AXI_LITE, MAGIC, VERSION, AxiLite, register_map
@@ -61,6 +62,8 @@ class DecoderShell(wiring.Component):
             "tokens": core.finished,
             **{f"phase_{phase.name.lower()}": core.active & (core.phase == phase) for phase in Phase},
         }
+        if self.config.gate_words:
+            counters["gate_stall"], counts["gate_stall"] = Signal(32, name="gate_stall"), core.gate_stall
         m.d.sync += cycles.eq(cycles + 1)
         for name, counter in counters.items():
             with m.If(counts[name]):
@@ -82,6 +85,13 @@ class DecoderShell(wiring.Component):
         }
         if self.config.rank:
             values |= self._adapters(m, core, lite, offsets)
+        if self.config.gate_words:
+            m.submodules.activity = activity = BankActivity(self.config.gate_banks)
+            m.d.comb += [activity.power.eq(core.gate_power), activity.reads.eq(core.gate_reads), activity.clear.eq(clear)]
+            with m.If(lite.write & (lite.address == offsets["gate_bank"])):
+                m.d.sync += activity.bank.eq(lite.write_data)
+            values |= {"gate_bank": Const(self.config.gate_banks, 32), "gate_powered": activity.powered, "gate_reads": activity.read,
+                       "gate_wakes": activity.wakes}
         with m.Switch(lite.address[2:]):
             for name, value in values.items():
                 with m.Case(offsets[name] >> 2):

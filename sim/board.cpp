@@ -21,11 +21,12 @@
 namespace {
 
 constexpr uint8_t FLAG = 0x7E;
+constexpr int AGAIN = 20;  // bytes that a host sends in an exchange only when it repeats something
 enum Fault { NONE, FLIP, DROP, DOUBLE, STALL, GLITCH };  // as in board.py
 
 struct Armed {  // one fault, on the byte after `skip` others
     int fault = NONE;
-    int64_t skip = 0, detail = 0;  // FLIP, GLITCH: bit 0-9 of the byte on the line; STALL: cycles
+    int64_t skip = 0, detail = 0;  // FLIP, GLITCH: bit 0-9 of the byte on the line; STALL: cycles at most
 };
 
 struct Direction {
@@ -50,15 +51,16 @@ struct Board {
     uint16_t frame = 0x3FF;
     double next_bit = 0;
     int64_t glitch = 0;  // cycle at which the line is inverted
-    uint64_t stalled = 0;  // no byte starts before this cycle
-    uint8_t repeat = 0;
+    uint64_t stalled = 0;  // no byte starts before this cycle, or before the host has sent AGAIN more bytes than these:
+    int waiting = 0;
 
     // From the device.
     int receiving = -1;  // bit expected next; -1: none
     double sample = 0;
     uint16_t bits = 0;
     Armed hit;  // the fault on the byte being received
-    uint64_t withheld = 0;
+    uint64_t withheld = 0;  // nothing is delivered before this cycle, or before AGAIN more bytes than these have come:
+    int64_t heard = 0;
     uint8_t output[4096];
     int written = 0;
 
@@ -106,12 +108,14 @@ struct Board {
             following = ++sending == 10;
             next_bit += bit_time;
         }
-        if (sending >= 10 && count && cycles >= stalled) {
+        if (sending >= 10 && count && (cycles >= stalled || count >= waiting + AGAIN)) {
+            stalled = 0;
             const uint8_t byte = queue[head];
             const Armed fault = doubled ? Armed() : strike(in, byte, true);
             if (fault.fault) ++in.faults;
             if (fault.fault == STALL) {
                 stalled = cycles + fault.detail;
+                waiting = count;
             } else {
                 if (fault.fault == DOUBLE && !doubled) doubled = 2;
                 if (doubled <= 1) head = (head + 1) % sizeof queue, --count;
@@ -147,12 +151,13 @@ struct Board {
         receiving = -1;
         uint8_t byte = bits >> 1;
         if (!(bits & 0x200) || bits & 1) byte = 0;  // what a terminal makes of a broken byte
-        if (byte == FLAG && (hit.fault == DROP || hit.fault == DOUBLE)) {
+        const uint8_t sent = (hit.fault == FLIP ? bits ^ 1 << hit.detail : bits) >> 1;
+        if (hit.fault == FLIP ? byte == sent : byte == FLAG && (hit.fault == DROP || hit.fault == DOUBLE)) {  // changes nothing: the next byte
             out.armed = hit, out.armed.skip = 0;
             hit = Armed();
         }
         if (hit.fault) ++out.faults;
-        if (hit.fault == STALL) withheld = cycles + hit.detail;
+        if (hit.fault == STALL) withheld = cycles + hit.detail, heard = in.bytes;
         if (hit.fault != DROP) deliver(byte);
         if (hit.fault == DOUBLE) deliver(byte);
         return true;
@@ -170,7 +175,7 @@ struct Board {
 
     void drain() {
         int done = 0;
-        while (done < written && cycles >= withheld) {
+        while (done < written && (cycles >= withheld || in.bytes >= heard + AGAIN)) {
             const ssize_t put = ::write(terminal, output + done, written - done);
             if (put <= 0) break;
             done += put;

@@ -39,8 +39,8 @@ _SIGNATURES = {
 
 
 class Fault(IntEnum):
-    """What can happen to a byte on the line: a bit inverted, the byte lost, sent twice, held back; or one cycle of a bit inverted, which
-    the receiver's filter must hide (only to the device)."""
+    """What can happen to a byte on the line: a bit inverted; the byte lost, sent twice, or held back until the host repeats something; or
+    one cycle of a bit inverted, which the receiver's filter must hide (only to the device)."""
 
     FLIP, DROP, DOUBLE, STALL, GLITCH = range(1, 6)
 
@@ -170,7 +170,8 @@ class SerialBoard:
 
     def arm(self, fault, *, from_device=False, skip=0, detail=0):
         """Let ``fault`` happen once, to the byte after ``skip`` others; ``detail`` is the bit, 0 (start) to 9 (stop), or for STALL the
-        cycles. A flag of a frame is not lost or doubled, since that changes no frame: the next other byte is."""
+        cycles at most, which end when the host repeats something. Where it would change nothing (a flag of a frame lost or doubled, a
+        broken byte that is read as the 0 that it was), it happens to the next byte."""
         if fault in (Fault.FLIP, Fault.GLITCH) and not 0 <= detail <= 9:
             raise ValueError(f"detail of a flip or glitch must be in 0..9, not {detail}")
         if fault == Fault.GLITCH and from_device:

@@ -17,6 +17,9 @@
 #if VM_TRACE_FST
 #include "verilated_fst_c.h"
 using TraceFile = VerilatedFstC;
+#elif VM_TRACE_SAIF
+#include "verilated_saif_c.h"
+using TraceFile = VerilatedSaifC;
 #elif VM_TRACE
 #include "verilated_vcd_c.h"
 using TraceFile = VerilatedVcdC;

@@ -8,7 +8,7 @@ import numpy as np
 
 from intaglio.sim.library import Simulation
 from intaglio.sim.prefill.transport import open_prefill
-from intaglio.sim.verilator import build
+from intaglio.sim.verilator import TRACES, build
 
 __all__ = ["SimulationTransport", "open_simulation"]
 
@@ -28,7 +28,7 @@ def open_simulation(rest, *, manifest=None, progress=None, cache=None, trace=Non
     cache : str or Path or None
         Folder for built simulations.
     trace : str or Path or None
-        Waveform file to write, ``.vcd`` or ``.fst``.
+        Waveform file to write, ``.vcd`` or ``.fst``, or counts of transitions, ``.saif``.
     max_cycles : int or None
         Give up a wait after this many cycles in which no word moved, besides the time limit. Decoders only.
     memory : str or MemoryModel or None
@@ -39,8 +39,8 @@ def open_simulation(rest, *, manifest=None, progress=None, cache=None, trace=Non
     BuildError, SimulationError
     """
     kind = None if trace is None else Path(trace).suffix.lstrip(".")
-    if kind not in (None, "vcd", "fst"):
-        raise ValueError(f"a trace file must end in .vcd or .fst, not {str(trace)!r}")
+    if kind not in TRACES:
+        raise ValueError(f"a trace file must end in .vcd, .fst or .saif, not {str(trace)!r}")
     if manifest is not None:
         raise ValueError("the transport 'sim' takes no manifest: the folder has its own")
     library = build(rest, cache=cache, trace=kind, progress=progress)

@@ -31,13 +31,15 @@ COMPILER_FLAGS = ("-std=gnu++17", "-fPIC", "-fvisibility=hidden", "-w", "-DVERIL
 # Code of each cycle; code that runs once, or hardly ever. On the whole decoder -O2 is about a tenth faster than -Os and -O1;
 # -march=native and -O3 slowed the ternary lanes down, and would bind a cache to one machine.
 FAST, ONCE = ("-O2",), ("-O0",)
-TRACES = {None: (), "vcd": ("--trace-vcd",), "fst": ("--trace-fst",)}
+TRACES = {None: (), "vcd": ("--trace-vcd",), "fst": ("--trace-fst",), "saif": ("--trace-saif",)}
 DEFINES = {None: ("-DVM_TRACE=0", "-DVM_TRACE_VCD=0", "-DVM_TRACE_FST=0"),
            "vcd": ("-DVM_TRACE=1", "-DVM_TRACE_VCD=1", "-DVM_TRACE_FST=0"),
-           "fst": ("-DVM_TRACE=1", "-DVM_TRACE_VCD=0", "-DVM_TRACE_FST=1")}
+           "fst": ("-DVM_TRACE=1", "-DVM_TRACE_VCD=0", "-DVM_TRACE_FST=1"),
+           "saif": ("-DVM_TRACE=1", "-DVM_TRACE_VCD=0", "-DVM_TRACE_FST=0", "-DVM_TRACE_SAIF=1")}
 RUNTIME = {None: ("verilated.cpp", "verilated_threads.cpp"),
            "vcd": ("verilated.cpp", "verilated_threads.cpp", "verilated_vcd_c.cpp"),
-           "fst": ("verilated.cpp", "verilated_threads.cpp", "verilated_fst_c.cpp")}
+           "fst": ("verilated.cpp", "verilated_threads.cpp", "verilated_fst_c.cpp"),
+           "saif": ("verilated.cpp", "verilated_threads.cpp", "verilated_saif_c.cpp")}
 _HERE = Path(__file__).parent
 SHIMS = {  # C++ compiled with the model, by the manifest's kind
     "decoder": (_HERE / "shim.cpp", _HERE / "bus.h", _HERE / "faults.h"),
@@ -120,8 +122,9 @@ def build(folder, *, cache=None, trace=None, rom=None, board=None, tools=None, j
         A generated folder: ``manifest.json`` and the files that it names.
     cache : str or Path or None
         Folder for the results; by default :func:`default_cache`.
-    trace : None, "vcd" or "fst"
-        Include support for a waveform file; another, slower build. FST needs the headers of lz4 and zlib.
+    trace : None, "vcd", "fst" or "saif"
+        Include support for a waveform file, or for counts of transitions (SAIF); another, slower build. FST needs the headers of
+        lz4 and zlib.
     rom : str or Path or None
         Folder from which each simulation reads the ROM images as it starts, for other models of the same shape without another
         build; a relative one is relative to the process's folder at that time. By default a copy inside the cache.
@@ -139,7 +142,7 @@ def build(folder, *, cache=None, trace=None, rom=None, board=None, tools=None, j
     BuildError
     """
     if trace not in TRACES:
-        raise ValueError(f"trace must be None, 'vcd' or 'fst', not {trace!r}")
+        raise ValueError(f"trace must be None, 'vcd', 'fst' or 'saif', not {trace!r}")
     began = time.monotonic()
     source = _Source.read(folder) if board is None else _Source.read(folder).inside(board)
     rom = None if rom is None else str(rom)

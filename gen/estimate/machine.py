@@ -92,6 +92,11 @@ class Machine:
     rank, adapted = property(lambda self: 0), property(lambda self: ())  # no adapters
 
     @property
+    def gate_words(self) -> int:
+        """Banks are taken as awake: gating changes the power, not these cycles."""
+        return 0
+
+    @property
     def layer_weights(self):
         """Ternary weights of one layer."""
         return self.hidden * (self.qkv_rows + self.hidden + 3 * self.intermediate)

@@ -24,8 +24,8 @@ class KvCache(wiring.Component):
     ks_en, vs_en, sc_head, sc_m, sc_e : In
         Writes the scale ``sc_m * 2^sc_e`` of a key or a value, not both at once; ``(0, -128)`` for zero.
     eref : Out(signed(10))
-        Largest exponent of the value scales of ``layer``; the write of position 0, head 0 starts it anew. Valid two cycles
-        after ``vs_en``, one after a change of ``layer``.
+        Largest exponent of the value scales of ``layer``; the write of position 0, head 0 starts it anew. Valid three cycles
+        after ``vs_en``, one after a change of ``layer``, which must not come sooner.
     start, values, start_head : In
         ``start``: the next reads begin at position 0 of ``start_head``'s keys; ``values`` with it: of its values.
     row_step, scale_step : In
@@ -99,9 +99,10 @@ class KvCache(wiring.Component):
         now = Signal(signed(10))
         m.d.comb += now.eq(largest[self.layer])
         m.d.sync += self.eref.eq(now)
-        first = (self.position == 0) & (self.sc_head == 0)
-        with m.If(self.vs_en & (first | (self.sc_e > now))):
-            m.d.sync += largest[self.layer].eq(self.sc_e)
+        vs_en, first, exponent = Signal(), Signal(), scale[16:].as_signed()
+        m.d.sync += [vs_en.eq(self.vs_en), first.eq((self.position == 0) & (self.sc_head == 0))]
+        with m.If(vs_en & (first | (exponent > now))):
+            m.d.sync += largest[self.layer].eq(exponent)
 
         # Reads at consecutive rows.
         read_pair, started = Signal(pairs), Signal()

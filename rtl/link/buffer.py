@@ -5,7 +5,7 @@ from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["BUFFER_MODULE", "BUFFER_VERILOG", "WordBuffer"]
+__all__ = ["BUFFER_MODULE", "BUFFER_VERILOG", "WordBuffer", "check_depth"]
 
 BUFFER_MODULE = "intaglio_word_buffer"
 
@@ -29,6 +29,12 @@ endmodule
 """
 
 
+def check_depth(depth):
+    """Raise ValueError unless ``depth`` is one that a buffer can have."""
+    if depth not in (16, 32, 64, 128):
+        raise ValueError(f"depth of a word buffer must be a power of 2 in 16..128, not {depth!r}")
+
+
 class WordBuffer(wiring.Component):
     """``depth`` words of ``width`` bits.
 
@@ -45,8 +51,7 @@ class WordBuffer(wiring.Component):
     """
 
     def __init__(self, width, depth, *, simulate):
-        if depth not in (16, 32, 64, 128):
-            raise ValueError(f"depth of a word buffer must be a power of 2 in 16..128, not {depth!r}")
+        check_depth(depth)
         self.width, self.depth, self.simulate = width, depth, simulate
         bits = depth.bit_length() - 1
         super().__init__({"write_en": In(1), "write_addr": In(bits), "write_data": In(width),

@@ -6,7 +6,7 @@ from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from intaglio.rtl.link.buffer import WordBuffer
+from intaglio.rtl.link.buffer import WordBuffer, check_depth
 from intaglio.rtl.link.framing import MAX_WORDS, Deframer, Framer
 from intaglio.rtl.link.registers import RegisterMaster, register_bus
 from intaglio.rtl.registers import ADDRESS_BITS
@@ -68,6 +68,7 @@ class Endpoint(wiring.Component):
     def __init__(self, digest, *, depth=32, simulate=False):
         if not isinstance(digest, int) or not 0 <= digest <= 0xFFFFFFFF:
             raise ValueError(f"digest must be an integer of 32 bits, not {digest!r}")
+        check_depth(depth)
         self.digest, self.depth = digest, depth
         self.command_buffer, self.result_buffer = (WordBuffer(33, depth, simulate=simulate) for _ in range(2))
         super().__init__({

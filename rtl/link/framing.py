@@ -25,7 +25,7 @@ class SerialCrc(wiring.Component):
     add : In(1), byte : In(8)
         Add a byte; only while not ``busy``.
     busy : Out(1)
-        For 8 cycles after ``add``.
+        For 9 cycles after ``add``.
     crc : Out(32), match : Out(1)
         The CRC so far, and whether the bytes so far end with the CRC of those before; valid while not ``busy``.
     """
@@ -36,11 +36,12 @@ class SerialCrc(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.processor = processor = _CRC32(data_width=1).create()
-        left, bits = Signal(range(9)), Signal(8)
-        m.d.comb += [self.busy.eq(left != 0), processor.start.eq(self.clear), processor.valid.eq(self.busy),
-                     processor.data.eq(bits[0]), self.crc.eq(processor.crc), self.match.eq(processor.match_detected)]
+        left, bits = Signal(range(10)), Signal(8)
+        m.d.comb += [self.busy.eq(left != 0), processor.start.eq(self.clear), processor.valid.eq(left > 1),
+                     processor.data.eq(bits[0]), self.crc.eq(processor.crc)]
+        m.d.sync += self.match.eq(processor.match_detected)  # 32 bits compared: from a register
         with m.If(self.add):
-            m.d.sync += [left.eq(8), bits.eq(self.byte)]
+            m.d.sync += [left.eq(9), bits.eq(self.byte)]
         with m.Elif(self.busy):
             m.d.sync += [left.eq(left - 1), bits.eq(bits >> 1)]
         return m

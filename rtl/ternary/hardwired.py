@@ -107,6 +107,8 @@ def adder_graph(weights, bits=8):
         a, b = map(int, candidates[np.argmin(costs)])
         sign = 1 if same[a, b] >= opposite[a, b] else -1
         hit = (matrix[:, a] != 0) & (matrix[:, a] * sign == matrix[:, b])
+        if sign < 0 and matrix[hit, a].sum() < 0:  # most rows want the difference the other way round
+            a, b = b, a
         new = add(a, b, sign)
         matrix[hit, new] = matrix[hit, a]
         matrix[hit, a] = matrix[hit, b] = 0
@@ -117,7 +119,7 @@ def adder_graph(weights, bits=8):
         while len(terms) > 1:
             terms.sort(key=lambda term: (widths[term[0]], term[0]), reverse=True)
             (a, s), (b, t) = terms.pop(), terms.pop()
-            if len(terms) == 0 and s < 0 < t:
+            if s < 0 < t:
                 (a, s), (b, t) = (b, t), (a, s)
             terms.append((add(a, b, s * t), s))
         outputs.append(terms[0] if terms else (None, 1))
@@ -141,15 +143,29 @@ def hardwired_verilog(graph, name):
              f"    input wire [{graph.bits * graph.inputs - 1}:0] x,", f"    output reg [{graph.width * rows - 1}:0] y", ");"]
     lines += [f"    wire [{graph.bits - 1}:0] t{i} = x[{graph.bits * i} +: {graph.bits}];" for i in range(graph.inputs)]
 
-    def extended(term, width):  # by hand: Yosys would join adders of its own accord to trees of carry-save adders, twice the LUTs
-        missing = width - graph.widths[term]
-        return f"{{{{{missing}{{t{term}[{graph.widths[term] - 1}]}}}}, t{term}}}" if missing else f"t{term}"
-
+    adders = {}
     for k, (a, b, sign) in enumerate(graph.nodes, graph.inputs):
-        width = graph.widths[k]
-        lines.append(f"    wire [{width - 1}:0] t{k} = {extended(a, width)} {'+' if sign > 0 else '-'} {extended(b, width)};")
+        kind = graph.widths[a], graph.widths[b], graph.widths[k], sign
+        adder = adders.setdefault(kind, f"{name}_{'add' if sign > 0 else 'sub'}_{kind[0]}_{kind[1]}_{kind[2]}")
+        lines.append(f"    wire [{kind[2] - 1}:0] t{k}; {adder} u{k} (.a(t{a}), .b(t{b}), .y(t{k}));")
+
+    def extended(term, width):
+        return _extended(f"t{term}", graph.widths[term], width)
+
     for row, (term, sign) in enumerate(graph.outputs):
         value = f"{graph.width}'d0" if term is None else f"{'-' if sign < 0 else ''}{extended(term, graph.width)}"
         lines.append(f"    wire [{graph.width - 1}:0] y{row} = {value};")
     lines.append("    always @(posedge clk) y <= {" + ", ".join(f"y{row}" for row in reversed(range(rows))) + "};")
-    return "\n".join([*lines, "endmodule", ""])
+    lines += ["endmodule", ""]
+    for (wide_a, wide_b, width, sign), adder in adders.items():
+        # Kept as modules: flattened, Yosys joins adders to carry-save adders, which take twice the LUTs.
+        lines += [f"(* keep_hierarchy *) module {adder} (",
+                  f"    input wire [{wide_a - 1}:0] a, input wire [{wide_b - 1}:0] b, output wire [{width - 1}:0] y", ");",
+                  f"    assign y = {_extended('a', wide_a, width)} {'+' if sign > 0 else '-'} {_extended('b', wide_b, width)};",
+                  "endmodule", ""]
+    return "\n".join(lines)
+
+
+def _extended(name, have, width):
+    """A signed value, widened."""
+    return f"{{{{{width - have}{{{name}[{have - 1}]}}}}, {name}}}" if width > have else name

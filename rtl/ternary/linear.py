@@ -8,6 +8,7 @@ from amaranth.utils import ceil_log2
 from intaglio.rtl.adapter.intermediate import Kind
 from intaglio.rtl.adapter.path import AdapterPath
 from intaglio.rtl.rom import Rom
+from intaglio.rtl.ternary.gate import BankGate, GatedRom
 from intaglio.rtl.ternary.lane import LANE_MODULE, PLANES_MODULE, Lane, Source
 from intaglio.rtl.ternary.post import RESIDUAL_BITS, Mode, Post, r_address_bits, x_address_bits
 from intaglio.rtl.ternary.tree import PLANES, BitPlanes
@@ -57,6 +58,16 @@ class LinearUnit(wiring.Component):
     x_or : Out(31), r_or : Out(result_bits - 1)
         OR of ``v ^ sign(v)`` over all elements written to X, to R, since ``start``.
 
+    With ``gate_words`` also:
+
+    ahead : In(1)
+        Strobe, while not busy: an operation follows; its first bank is switched on. ``start`` does the same, then the first word
+        waits ``gate_wake + 2`` cycles less those since ``ahead``.
+    gate_power, gate_reads : Out(gate_banks)
+        Of :class:`~intaglio.rtl.ternary.gate.BankGate`.
+    gate_stall : Out(1)
+        A word waits for its bank; ``busy`` is longer by these cycles.
+
     Result ``i`` of group ``g`` is element ``g * lanes + i`` of its buffer, in GATED ``g * lanes / 2 + i``.
 
     With adapters also (:class:`~intaglio.rtl.adapter.path.AdapterPath` has the memories):
@@ -90,12 +101,20 @@ class LinearUnit(wiring.Component):
         if weights is not None and len(weights) != config.lanes:
             raise ValueError(f"weights must be one sequence for each of {config.lanes} lanes, not {len(weights)}")
         self.config, self.weights, self.lane_instance = config, weights, lane_instance
+        inits = [None] * config.lanes if weights is None else weights
+        if config.gate_words:
+            self.gate = BankGate(config)
+            self.roms = [GatedRom(rom_name(i), config, init) for i, init in enumerate(inits)]
+        else:
+            self.roms = [Rom(rom_name(i), config.weight_word_bits, config.weight_depth, init) for i, init in enumerate(inits)]
         depth = max(config.hidden, config.intermediate) // config.lane_width
         self.act_address_bits = max(1, ceil_log2(depth))
         width = config.vector_width
         adapter = {} if not config.rank else {"adapt": In(1), "adapted": In(1), "kind": In(Kind), **AdapterPath.outer_members(config)}
+        gate = {} if not config.gate_words else {
+            "ahead": In(1), "gate_power": Out(config.gate_banks), "gate_reads": Out(config.gate_banks), "gate_stall": Out(1)}
         super().__init__({
-            **adapter,
+            **adapter, **gate,
             "start": In(1),
             "restart": In(1),
             "groups": In(GROUP_BITS),
@@ -158,6 +177,15 @@ class LinearUnit(wiring.Component):
             m.d.sync += later.eq(address)
             address = later
         m.d.comb += self.act_addr.eq(address)
+        issue = issuing
+        if config.gate_words:
+            m.submodules.gate = gate = self.gate
+            issue = Signal(name="issue")
+            m.d.comb += [
+                issue.eq(issuing & gate.ready), gate.word.eq(word), gate.read.eq(issue), gate.wake.eq((self.ahead & ~self.busy) | begin),
+                gate.rest.eq(issue & last_chunk & last_group),
+                self.gate_power.eq(gate.power), self.gate_reads.eq(gate.reads), self.gate_stall.eq(issuing & ~gate.ready),
+            ]
         with m.If(self.restart & ~self.busy):
             m.d.sync += word.eq(0)
         with m.If(begin):
@@ -169,7 +197,7 @@ class LinearUnit(wiring.Component):
                 mode.eq(self.mode),
                 chunk.eq(0),
             ]
-        with m.Elif(issuing):
+        with m.Elif(issue):
             if path is None:
                 m.d.sync += [word.eq(word + 1), chunk.eq(chunk + 1)]
                 with m.If(last_chunk):
@@ -185,7 +213,7 @@ class LinearUnit(wiring.Component):
                          path.chunk_last.eq(last_chunk), path.group_last.eq(last_group), path.mode.eq(mode)]
 
         # Flags travel with the word: (ROM), dot product, then `enable`; a row's sum stands in the cycle after its last chunk.
-        enable, first, last, final = issuing, chunk == 0, issuing & last_chunk, issuing & last_chunk & last_group
+        enable, first, last, final = issue, chunk == 0, issue & last_chunk, issue & last_chunk & last_group
         if path is not None:
             first, last, final = path.first, path.base_row, path.base_row & last_group
         for stage in range(1, 2 + Lane.DOT_LATENCY):
@@ -200,10 +228,11 @@ class LinearUnit(wiring.Component):
             with m.If(path.done):
                 m.d.sync += self.busy.eq(0)
 
-        for i in range(config.lanes):
-            init = None if self.weights is None else self.weights[i]
-            m.submodules[f"rom_{i}"] = rom = Rom(rom_name(i), config.weight_word_bits, config.weight_depth, init)
-            m.d.comb += rom.addr.eq(word)
+        for i, rom in enumerate(self.roms):
+            if config.gate_words:
+                m.d.comb += [rom.power.eq(gate.power), rom.awake.eq(gate.awake), rom.select.eq(gate.select)]
+            m.submodules[f"rom_{i}"] = rom
+            m.d.comb += rom.addr.eq(word[:len(rom.addr)])
             total = post.sums[i] if path is None else path.sums[i]
             beside = {} if path is None else path.lane_inputs(i)
             if self.lane_instance:

@@ -101,8 +101,8 @@ class Post(wiring.Component):
         # Stage 1: products. Stage 2: second product, shift. Stage 3: sums.
         # rs - 1; (p + (1 << (rs - 1))) >> rs = ((p >> (rs - 1)) + 1) >> 1
         less = Signal(signed(12), name="shift_less_1")
-        m.d.comb += less.eq(-self.scale_e - (RESIDUAL_FRACTION + 1))
-        scale_m = register("scale", 16, self.scale_m)
+        scale_m, scale_e = register("scale_m_0", 16, self.scale_m), register("scale_e_0", signed(10), self.scale_e)
+        m.d.comb += less.eq(-scale_e - (RESIDUAL_FRACTION + 1))
         shift = register("shift", 6, Mux(less < 0, 0, Mux(less > 39, 39, less[:6])))
         half = config.gate_bits - 1
         factor_bits = max(17, half + 1)

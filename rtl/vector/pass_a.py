@@ -194,8 +194,9 @@ class PassA(wiring.Component):
 
 
 def _larger(m, a, b, name):
-    result = Signal(MAXIMUM_BITS, name=name)
-    m.d.comb += result.eq(Mux(a > b, a, b))
+    """By a subtraction, which becomes a carry chain where a comparison becomes many levels of gates."""
+    result, difference = Signal(MAXIMUM_BITS, name=name), Signal(MAXIMUM_BITS + 1, name=f"{name}_less")
+    m.d.comb += [difference.eq(a - b), result.eq(Mux(difference[-1], b, a))]
     return result
 
 

@@ -158,8 +158,9 @@ class VectorUnit(wiring.Component):
             b.q_mantissa.eq(self.q_mantissa), b.embed_scale.eq(embed_scale),
             self.acc_addr.eq(b.addr), self.emb_index.eq(b.addr),
         ]
+        small = {"ram_style": "distributed"} if depth <= 64 else {}  # as in intaglio_ram
         for i in range(width):
-            m.submodules[f"t_{i}"] = memory = Memory(shape=T_BITS, depth=depth, init=[])
+            m.submodules[f"t_{i}"] = memory = Memory(shape=T_BITS, depth=depth, init=[], attrs=small)
             w, r = memory.write_port(), memory.read_port()
             m.d.comb += [
                 a.x[i].eq(self.x_data[i]), a.r[i].eq(self.r_data[i]),
@@ -220,8 +221,8 @@ class VectorUnit(wiring.Component):
         # Divide
         m.submodules.divider = divider = Divider(b.segment_bits)
         numerator = Signal(NUMERATOR_BITS)
+        m.d.sync += numerator.eq(Mux(drain, INVERSE, Mux(kind == Kind.NORM16, INT16_NUMERATOR, INT8_NUMERATOR)))
         m.d.comb += [
-            numerator.eq(Mux(drain, INVERSE, Mux(kind == Kind.NORM16, INT16_NUMERATOR, INT8_NUMERATOR))),
             divider.i_valid.eq(valid_2), divider.i_numerator.eq(numerator), divider.i_denominator.eq(mantissa),
             divider.i_tag.eq(segment_2),
             b.e_valid.eq(valid_1), b.e_segment.eq(segment_1), b.e_amount.eq(amount_1),

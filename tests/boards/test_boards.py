@@ -97,12 +97,14 @@ def test_the_slowest_path_of_a_clock():
     def path(start, end, delay):
         return {"from": start, "to": end, "path": [
             {"type": "clk-to-q", "delay": 0.5, "from": {"cell": "a", "port": "CLK"}, "to": {"cell": "a", "port": "Q"}},
-            {"type": "routing", "delay": delay, "from": {"cell": "a", "port": "Q"}, "to": {"cell": "b", "port": "A"}},
+            {"type": "routing", "delay": delay, "net": start, "from": {"cell": "a", "port": "Q"}, "to": {"cell": "b", "port": "A"}},
             {"type": "logic", "delay": 0.25, "from": {"cell": "b", "port": "A"}, "to": {"cell": "b", "port": "F"}},
+            {"type": "routing", "delay": 0, "net": "chain", "from": {"cell": "b", "port": "F"}, "to": {"cell": "c", "port": "DI"}},
             {"type": "setup", "delay": 0.0, "from": {"cell": "c", "port": "DI"}, "to": {"cell": "c", "port": "DI"}}]}
 
     report = {"critical_paths": [path("<async>", "posedge clk", 9.0), path("posedge clk", "posedge clk", 1.5)]}
-    assert critical_path(report) == {"from": "a", "to": "c", "levels": 1, "logic_ns": 0.75, "routing_ns": 1.5}
+    assert critical_path(report) == {"from": "posedge clk", "to": "posedge clk", "levels": 1, "logic_ns": 0.75,
+                                     "routing_ns": 1.5}
     with pytest.raises(Error, match="must report a path"):
         critical_path({"critical_paths": report["critical_paths"][:1]})
 

@@ -65,9 +65,9 @@ def test_tom_by_hand():
     machine = machine_for(BITNET, "tom")
     assert (machine.attention_units, machine.attention_tokens, machine.multipliers) == (5, 8, 160 * 128)
     token, without = machine.token_cycles(1023), machine.token_cycles(1023, want=False)
-    assert LinearUnit.FILL == 8  # of a matrix; 8 more for the wires
+    assert LinearUnit.FILL == 10  # of a matrix; 8 more for the wires
     # groups of 160 rows x words of 128 inputs: q, k, v; o; gate and up; down
-    assert token.linear_busy == 30 * (24 * 20 + 16 * 20 + 87 * 20 + 16 * 54 + 4 * (8 + 8))
+    assert token.linear_busy == 30 * (24 * 20 + 16 * 20 + 87 * 20 + 16 * 54 + 4 * (10 + 8))
     # 2 x 1,024 / 8 tokens, fills of 1 + 6 + 8, tree of 128 elements, two trees of 8 tokens, wires
     assert WideTiming(machine).attend(1023) == 2 * 128 + 15 + 4 + 2 * 2 + 8
     # 8 rows a cycle, fill 4, trees of 128 and 20, 8 lists of 16 candidates, wires

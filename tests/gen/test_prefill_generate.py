@@ -117,7 +117,7 @@ def test_an_unchanged_output_is_kept(small_prefill):
 
 
 @pytest.mark.parametrize(("preset", "changes", "message"), [
-    ("tiny", {}, "the preset must be one of desk, desk-16k, small, llama-1b, not 'tiny'"),
+    ("tiny", {}, "the preset must be one of desk, small, llama-1b, not 'tiny'"),
     ("small", {"width": 1}, "unknown fields of a prefill configuration: width"),
     ("small", {"block": 48}, "block must be a power of 2 in 16..128, not 48"),
     ("small", {"context": 500}, "context must be a multiple of block 32, not 500"),

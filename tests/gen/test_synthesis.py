@@ -14,7 +14,7 @@ from intaglio.rtl.ternary.lane import Lane, lane_designs
 pytestmark = pytest.mark.slow
 
 # Widths of burin and the preset ulx3s.
-CONFIG = DecoderConfig(hidden=192, intermediate=512, layers=4, heads=6, kv_heads=1, head_dim=32, vocab=256, context=192,
+CONFIG = DecoderConfig(hidden=192, intermediate=512, layers=4, heads=6, kv_heads=1, head_dim=32, vocab=256, context=128,
                        lanes=8, lane_width=64, packing="5trit", dot="adders", vector_width=8, attention_heads=3)
 ROMS = {"weights": (CONFIG.weight_word_bits, CONFIG.weight_depth), "embedding": (8 * CONFIG.array, 2 * CONFIG.vocab),
         "shallow": (36, 512), "deep": (4, 4096)}
@@ -72,7 +72,7 @@ def test_rams_are_block_ram_without_collision_logic(name, tmp_path):
     assert mapped(tmp_path, width, depth, "ram") == dict.fromkeys(CELLS, 0) | {"DP16KD": block_rams(width, depth)}
 
 
-@pytest.mark.parametrize("dot, luts, carries, registers", [("planes", 3000, 120, 520), ("adders", 2000, 250, 900)])
+@pytest.mark.parametrize("dot, luts, carries, registers", [("planes", 3000, 120, 520), ("adders", 850, 400, 560)])
 def test_lane(tmp_path, dot, luts, carries, registers):
     """64 weights of a lane, with its masks as constants."""
     modules = {}

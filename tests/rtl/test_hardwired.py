@@ -64,7 +64,8 @@ def verilog_result(text, x, width, folder):
     design = libyosys.Design()
     value = sum((int(v) & 255) << 8 * i for i, v in enumerate(x))
     shown = f"tee -q -o {folder / 'log'} eval -set x {8 * len(x)}'h{value:x} -show y m"
-    for step in (f"read_verilog {folder / 'm.v'}", "proc", "opt", shown):
+    flat = ("hierarchy -top m", "proc", "setattr -mod -unset keep_hierarchy *", "flatten", "opt")
+    for step in (f"read_verilog {folder / 'm.v'}", *flat, shown):
         libyosys.run_pass(step, design)
     result = int(re.search(r"= \d+'([01]+)", (folder / "log").read_text())[1], 2)
     rows = [result >> width * r & (1 << width) - 1 for r in range(len(bin(result)) // width + 1)]

@@ -14,12 +14,10 @@ import pytest
 
 import intaglio.host as host
 from bench import link as bench
-from intaglio.gen.link import SERIAL_TOP, serial_verilog
 from intaglio.host.protocol import command
 from intaglio.host.server import Server
 from intaglio.host.transport import open_transport
 from intaglio.host.transport.session import LinkLost
-from intaglio.sim import verilator
 from intaglio.sim.board import Fault, SerialBoard, build_board
 from intaglio.sim.library import SimulationError
 
@@ -142,14 +140,6 @@ def test_a_silent_device_times_out_and_recovers(kind, folder, target):
 
 
 # The board
-
-def test_the_tops_verilog_is_the_same_every_time():
-    first, second = (serial_verilog(double.describe(), clock_hz=CLOCK_HZ, baud=BAUD) for _ in range(2))
-    assert first == second and next(iter(first)) == SERIAL_TOP
-    assert serial_verilog(double.describe("ab" * 32), clock_hz=CLOCK_HZ, baud=BAUD) != first
-    with pytest.raises(verilator.BuildError.__mro__[1], match="must have a top and a digest"):
-        serial_verilog({}, clock_hz=CLOCK_HZ, baud=BAUD)
-
 
 def test_single_faults_are_detected_and_repaired(board, target):
     with host.open(target) as device:

@@ -186,7 +186,7 @@ def test_waveform(folder, cache, tmp_path):
         assert "s_axis_tdata" in (tmp_path / "wave.vcd").read_text()
         with pytest.raises(SimulationError, match="trace file cannot be written"):
             simulation.trace(tmp_path / "no" / "folder.vcd")
-    with pytest.raises(ValueError, match="must end in .vcd or .fst"):
+    with pytest.raises(ValueError, match="must end in .vcd, .fst or .saif"):
         open_simulation(str(folder), cache=cache, trace="wave.txt")
 
 

@@ -1,0 +1,127 @@
+"""Inputs of the energy model: transitions from SAIF, and what a NAND2 of a Liberty file costs."""
+
+import gzip
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from intaglio import Error
+
+__all__ = ["ASAP7", "Cells", "Net", "Saif", "read_cells", "read_saif"]
+
+_NET = re.compile(r"\((\S+) \(T0 (\d+)\) \(T1 (\d+)\) .*?\(TC (\d+)\)\)")
+_INSTANCE = re.compile(r"\(INSTANCE (\S+)")
+_UNITS = {"": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9, "p": 1e-12, "f": 1e-15}
+
+
+@dataclass(frozen=True)
+class Net:
+    """One bit: time at 1 and number of transitions."""
+
+    high: int
+    transitions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saif:
+    """Nets by instance path (``core/linear/gate``, without the top) and name (``power[3]``); ``duration`` in the same unit as times."""
+
+    duration: int
+    instances: dict
+
+    def net(self, path, name):
+        """Raises ``Error`` if it is not there."""
+        try:
+            return self.instances[path][name]
+        except KeyError:
+            raise Error(f"the SAIF must have the net {name} of {path or 'the top'}: trace the decoder that the estimate is of") from None
+
+
+def read_saif(path, top):
+    """Read what Verilator writes (``intaglio run --trace FILE.saif``).
+
+    Raises
+    ------
+    Error
+        The file is missing, not SAIF, cut off, or has no instance ``top``.
+    """
+    instances, stack, duration, closed = {}, [], None, False
+    try:
+        with open(path, encoding="utf-8") as lines:
+            for line in lines:
+                if found := _NET.search(line):
+                    name, _, high, count = found.groups()
+                    instances.setdefault("/".join(stack), {})[name.replace("\\", "")] = Net(int(high), int(count))
+                elif found := _INSTANCE.search(line):
+                    stack.append(found[1])
+                elif line.strip() == ")":
+                    stack, closed = (stack[:-1], False) if len(line) - len(line.lstrip()) == len(stack) and stack else (stack, True)
+                elif "(DURATION" in line:
+                    duration = int(re.search(r"\d+", line)[0])
+    except (OSError, UnicodeDecodeError) as fault:
+        raise Error(f"the SAIF {path} cannot be read: {fault}") from fault
+    if duration is None or not closed or stack:
+        raise Error(f"{path} must be a complete SAIF with a duration; it is cut off or something else")
+    prefix = next((name for name in instances if name.split("/")[-1] == top), None)
+    if prefix is None:
+        raise Error(f"{path} must have an instance {top}")
+    inner = {name[len(prefix):].lstrip("/"): nets for name, nets in instances.items() if name == prefix or name.startswith(prefix + "/")}
+    return Saif(duration=duration, instances=inner)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cells:
+    """A NAND2: leakage (W, mean over its inputs), capacitance of an input (F), supply (V)."""
+
+    leakage: float
+    pin: float
+    volt: float
+    source: str
+
+
+ASAP7 = Cells(leakage=30.4155e-12, pin=0.341683e-15, volt=0.7,
+              source="anchor: NAND2xp33 of ASAP7, 7 nm predictive, TT, 0.7 V, 25 C, as --liberty reads it")
+
+
+def read_cells(path):
+    """The smallest NAND2 of a Liberty file (``.lib`` or ``.lib.gz``).
+
+    Raises
+    ------
+    Error
+        The file is missing, or has no NAND2 with area, leakage and capacitance (an area-only library).
+    """
+    try:
+        raw = Path(path).read_bytes()
+        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8", "replace")
+    except (OSError, EOFError) as fault:
+        raise Error(f"cell library {path} cannot be read: {fault}") from fault
+    power = re.search(r'leakage_power_unit\s*:\s*"?\s*([\d.]+)\s*([munpf]?)W', text)
+    load = re.search(r'capacitive_load_unit\s*\(\s*([\d.]+)\s*,\s*"?\s*([munpf]?)f"?\s*\)', text, re.IGNORECASE)
+    volt = re.search(r"nom_voltage\s*:\s*([\d.]+)", text)
+    found = []
+    for cell in re.finditer(r'\bcell\s*\(\s*"?(\w*nand2_?x?\w*)"?\s*\)\s*\{', text, re.IGNORECASE):
+        body = _group(text, cell.end())
+        area = re.search(r"\barea\s*:\s*\"?([\d.]+)", body)
+        leakage = re.search(r"\bcell_leakage_power\s*:\s*\"?([-\d.eE+]+)", body)
+        values = [float(v) for v in re.findall(r"leakage_power\s*\(\s*\)\s*\{[^}]*?value\s*:\s*\"?([-\d.eE+]+)", body) if float(v) > 0]
+        pins = [float(v) for v in re.findall(r"\bcapacitance\s*:\s*\"?([\d.eE+-]+)", body) if float(v) > 0]
+        if area and (leakage or values) and pins:
+            mean = float(leakage[1]) if leakage else sum(values) / len(values)
+            found.append((float(area[1]), cell[1], mean, sum(pins[:2]) / len(pins[:2])))
+    if not found or not power or not load or not volt:
+        raise Error(f"cell library {path} must have a NAND2 with area, leakage and input capacitance, units and a voltage; an area-only "
+                    "library has none: leave it out and the anchors count")
+    _, name, leakage, pin = min(found)
+    return Cells(leakage=leakage * float(power[1]) * _UNITS[power[2]], pin=pin * float(load[1]) * _UNITS[load[2]], volt=float(volt[1]),
+                 source=f"{name} of {Path(path).name}")
+
+
+def _group(text, start):
+    """The text of a group from behind its opening brace."""
+    depth = 1
+    for brace in re.finditer(r"[{}]", text[start:]):
+        depth += 1 if brace[0] == "{" else -1
+        if not depth:
+            return text[start:start + brace.start()]
+    return text[start:]
