@@ -15,7 +15,7 @@ def run(divisions, gaps, bits):
 
     Returns ``[(quotient, tag, cycle, soon)]`` and the cycles of feeding.
     """
-    dut = Divider(tag_bits=4)
+    dut = Divider(4, bits)
     fed, results = [], []
 
     async def bench(ctx):
