@@ -1,4 +1,4 @@
-"""Figures of power gating: throughput against the same decoder without it, activity of the banks, energy from a simulation's toggles."""
+"""Figures of power gating: cycles with and without it, closed form of the banks' activity, energy from a simulation's transitions."""
 
 from bench.common import generate_tokens
 from intaglio.gen.cycles import token_cycles

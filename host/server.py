@@ -74,16 +74,21 @@ class Server:
             busy = self._client is not None and self._client.busy
             sockets = [self._listener, *([self._client.socket] if self._client else [])]
             ready, _, _ = select.select(sockets, [], [], 0 if busy else 0.1)
+            if self._client is not None:
+                self._step(self._client.socket in ready)
             if self._listener in ready:
+                # A client that has closed its connection makes room for the one that follows at once.
+                while self._client is not None and select.select([self._client.socket], [], [], 0)[0]:
+                    self._step(True)
                 self._accept()
-            if self._client is None:
-                continue
-            try:
-                self._client.step(self._client.socket in ready)
-            except _ClientGone as gone:
-                self.tell(f"client {self._client.name} has gone{gone}")
-                self._client.close()
-                self._client = None
+
+    def _step(self, readable):
+        try:
+            self._client.step(readable)
+        except _ClientGone as gone:
+            self.tell(f"client {self._client.name} has gone{gone}")
+            self._client.close()
+            self._client = None
 
     def _accept(self):
         connection, (host, port, *_) = self._listener.accept()

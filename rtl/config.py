@@ -50,8 +50,8 @@ class DecoderConfig:
     packing : str
         ``"2bit"`` (00 zero, 01 plus, 10 minus) or ``"5trit"`` (five weights in a byte).
     dot : str
-        How a lane adds: ``"planes"`` (bitwise, fast to simulate) or ``"adders"`` (carry chains, small on an FPGA). Same results,
-        same cycles.
+        How a lane adds: ``"planes"`` (bitwise, fast to simulate) or ``"adders"`` (carry chains, small on an FPGA). Same results in
+        as many cycles; with ``"adders"`` the vector unit's divider has shorter stages, and an operation takes three cycles more.
     vector_width : int
         Elements that the vector unit takes in a cycle; a power of 2 that divides ``head_dim`` and ``lane_width`` and is a
         multiple of ``lanes``.
@@ -245,6 +245,11 @@ class DecoderConfig:
     def result_bits(self):
         """Signed bits of an element of the result buffer; the widest is ``relu(gate)^2 * up``."""
         return max((127 * self.hidden) ** 3, (1 << 18) - 1).bit_length() + 1
+
+    @property
+    def divider_bits(self):
+        """Quotient bits in one cycle."""
+        return 2 if self.dot == "adders" else 3
 
     @property
     def score_shift(self):

@@ -26,7 +26,7 @@ def results(config):
 
 def drain_cycles(config):
     """Cycles from ``start`` to ``done`` if every read is granted at once and every result taken."""
-    group = 4 + config.columns + Divider.LATENCY + 1 + config.head_dim * (config.columns // config.drain + 1)
+    group = 4 + config.columns + Divider.cycles() + 1 + config.head_dim * (config.columns // config.drain + 1)
     return config.row_groups * group + PIPELINE
 
 

@@ -20,6 +20,8 @@ class Divider(wiring.Component):
     ----------
     tag_bits : int
         Width of the tag that travels with a division.
+    bits_per_stage : int
+        Steps in one cycle.
 
     Members
     -------
@@ -30,15 +32,19 @@ class Divider(wiring.Component):
     o_soon : Out
         A quotient leaves two cycles later.
 
-    Latency: :attr:`LATENCY` cycles. Throughput: 1.
+    Latency: :meth:`cycles` cycles. Throughput: 1.
     """
 
     BITS_PER_STAGE = 3
-    LATENCY = -(-MANTISSA // BITS_PER_STAGE)
 
-    def __init__(self, tag_bits):
+    @staticmethod
+    def cycles(bits_per_stage=BITS_PER_STAGE):
+        return -(-MANTISSA // bits_per_stage)
+
+    def __init__(self, tag_bits, bits_per_stage=BITS_PER_STAGE):
         if not isinstance(tag_bits, int) or tag_bits < 1:
             raise ValueError(f"tag_bits must be a positive integer, not {tag_bits!r}")
+        self.bits_per_stage, self.latency = bits_per_stage, self.cycles(bits_per_stage)
         super().__init__({
             "i_valid": In(1), "i_numerator": In(NUMERATOR_BITS), "i_denominator": In(MANTISSA), "i_tag": In(tag_bits),
             "o_valid": Out(1), "o_quotient": Out(MANTISSA), "o_tag": Out(tag_bits), "o_soon": Out(1),
@@ -49,10 +55,10 @@ class Divider(wiring.Component):
         valid, tag, denominator = self.i_valid, self.i_tag, self.i_denominator
         remainder, low = self.i_numerator[MANTISSA:], self.i_numerator[:MANTISSA]
         left = MANTISSA
-        for stage in range(self.LATENCY):
-            if stage == self.LATENCY - 2:
+        for stage in range(self.latency):
+            if stage == self.latency - 2:
                 m.d.comb += self.o_soon.eq(valid)
-            bits = min(self.BITS_PER_STAGE, left)
+            bits = min(self.bits_per_stage, left)
             left -= bits
             quotient = []
             for bit in range(bits):

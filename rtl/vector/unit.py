@@ -98,7 +98,8 @@ class VectorUnit(wiring.Component):
         """Cycles for which ``busy`` is high; ``words`` for NORM and EMBED. ROPE: with the rotary unit ready at start."""
         width = config.vector_width
         head_words = config.head_dim // width
-        reciprocal = NORMALISE_STAGES + Divider.LATENCY + TS_STAGES - 2  # from a maximum or sum to before the first word
+        # from a maximum or sum to before the first word
+        reciprocal = NORMALISE_STAGES + Divider.cycles(config.divider_bits) + TS_STAGES - 2
         first = LOAD_STAGES + PassA.tree_stages(width) + reciprocal
         if kind in (Kind.NORM8, Kind.NORM16):
             return 2 * words + first
@@ -219,7 +220,7 @@ class VectorUnit(wiring.Component):
         ]
 
         # Divide
-        m.submodules.divider = divider = Divider(b.segment_bits)
+        m.submodules.divider = divider = Divider(b.segment_bits, config.divider_bits)
         numerator = Signal(NUMERATOR_BITS)
         m.d.sync += numerator.eq(Mux(drain, INVERSE, Mux(kind == Kind.NORM16, INT16_NUMERATOR, INT8_NUMERATOR)))
         m.d.comb += [

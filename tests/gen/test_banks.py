@@ -284,7 +284,7 @@ def test_tom_at_full_size():
     assert layout.bits == 256 and sum(map(sum, words.values())) == 3404  # words of a unit's layer; 3,392 with nothing to fill up
     with pytest.raises(ValueError, match="the preset must be one of tom, desk, .*, not 'dick'"):
         layout_for("dick")
-    assert layout_for("ulx3s") == BankLayout(lanes=4, units=1, width=64, packing="5trit")
+    assert layout_for("ulx3s") == BankLayout(lanes=8, units=1, width=64, packing="5trit")
     assert isinstance(config, ModelConfig)
 
 

@@ -14,7 +14,9 @@ MODEL = str(Path(__file__).parents[2] / "models" / "burin")
     (["--model", MODEL, "--preset", "huge"], "the preset must be one of desk, desk-4k, ulx3s, small, not 'huge'"),
     (["--model", MODEL, "--set", "lanes"], "--set must be WIDTH=VALUE, not 'lanes'"),
     (["--model", MODEL, "--set", "colour=3"], ("a width must be one of context, lanes, lane_width, packing, dot, vector_width, "
-                                              "attention_heads, top_k, clock_hz, not 'colour'")),
+                                              "attention_heads, top_k, clock_hz, rank, adapters, adapter_trits, adapter_targets, "
+                                              "gate_words, gate_wake, gate_isolation, "
+                                              "not 'colour'")),
     (["--model", MODEL, "--set", "lanes=5"], "lanes must be even, not 5"),
     (["--model", MODEL, "--set", "context=8192"],
      "context must be at most the model's max_position_embeddings = 4096, not 8192"),

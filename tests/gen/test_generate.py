@@ -186,9 +186,9 @@ def test_an_unchanged_output_is_kept(folders, tmp_path):
 
 
 def test_a_shape_that_does_not_fit_is_told_before_weights_are_read(tmp_path):
-    large = dataclasses.replace(MODEL, vocab_size=128256)  # BitNet b1.58 2B4T's; the protocol's tokens have 16 bits
+    large = dataclasses.replace(MODEL, vocab_size=1 << 20)  # the protocol's tokens have 20 bits
     (tmp_path / "config.json").write_text(json.dumps(large.to_json()))
-    with pytest.raises(ValueError, match="vocab must be in 2..65535, not 128256"):
+    with pytest.raises(ValueError, match="vocab must be in 2..1048575, not 1048576"):
         generate(tmp_path, "small", tmp_path / "out", attention_heads=3)
 
 

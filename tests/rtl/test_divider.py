@@ -10,12 +10,12 @@ from intaglio.rtl.numerics import INT8_NUMERATOR, INT16_NUMERATOR, INVERSE
 from intaglio.rtl.vector.divider import Divider
 
 
-def run(divisions, gaps):
+def run(divisions, gaps, bits):
     """Feed ``(numerator, denominator)``, ``gaps[i]`` idle cycles before each.
 
     Returns ``[(quotient, tag, cycle, soon)]`` and the cycles of feeding.
     """
-    dut = Divider(tag_bits=4)
+    dut = Divider(4, bits)
     fed, results = [], []
 
     async def bench(ctx):
@@ -38,7 +38,7 @@ def run(divisions, gaps):
             ctx.set(dut.i_tag, i % 16)
             fed.append(cycle)
             await tick(1)
-        for _ in range(Divider.LATENCY):
+        for _ in range(dut.latency):
             await tick(0)
 
     sim = Simulator(dut)
@@ -48,17 +48,18 @@ def run(divisions, gaps):
     return results, fed
 
 
-def test_quotients():
+@pytest.mark.parametrize("bits, latency", [(2, 9), (3, 6)])
+def test_quotients(bits, latency):
     rng = random.Random(1)
     denominators = [1 << 16, (1 << 16) + 1, (1 << 17) - 1, (1 << 17) - 2, 98304, 0]
     denominators += [rng.randrange(1 << 16, 1 << 17) for _ in range(200)]
     divisions = [(n, d) for d in denominators for n in (INT8_NUMERATOR, INT16_NUMERATOR, INVERSE, rng.randrange(1 << 33))]
-    results, fed = run(divisions, [rng.choice((0, 0, 0, 1, 3)) for _ in divisions])
+    results, fed = run(divisions, [rng.choice((0, 0, 0, 1, 3)) for _ in divisions], bits)
     assert len(results) == len(divisions)
     for i, ((numerator, denominator), (quotient, tag, cycle, soon)) in enumerate(zip(divisions, results, strict=True)):
         assert quotient == (numerator // denominator if denominator else 0), (numerator, denominator)
         assert tag == i % 16 and soon
-        assert cycle - fed[i] == Divider.LATENCY == 6
+        assert cycle - fed[i] == latency == Divider.cycles(bits)
 
 
 def test_tag_bits():

@@ -454,7 +454,7 @@ def test_the_protocol_test_can_fail(monkeypatch, mutation):
 
         def careless(self, platform):
             module = elaborate(self, platform)
-            module.d.comb += self.match.eq(1)
+            module.d.sync += self.match.eq(1)
             return module
 
         monkeypatch.setattr(framing.SerialCrc, "elaborate", careless)

@@ -65,9 +65,10 @@ def test_a_device_that_stands_still(device, case, monkeypatch):
 @pytest.mark.parametrize("wrong", [{"tokens": 0}, {"tokens": 513}, {"tokens": 0x3FFFF}, {"gamma16": 0}, {"gamma16": 65537},
                                    {"gamma16": 0x1FFFF}, {"tokens": 31, "dense": 0}], ids=str)
 def test_wrong_parameters_are_refused(device, case, wrong, monkeypatch):
-    monkeypatch.setattr(device_module, "run_parameters", lambda *a, **k: run_parameters(*a, **k) | wrong)
-    with pytest.raises(DeviceError, match=r"the device refused the parameters of the run \(status 0x0000008"):
-        case.run(device)
+    with monkeypatch.context() as patch:  # undone before the next request
+        patch.setattr(device_module, "run_parameters", lambda *a, **k: run_parameters(*a, **k) | wrong)
+        with pytest.raises(DeviceError, match=r"the device refused the parameters of the run \(status 0x0000008"):
+            case.run(device)
     assert device.read_register("beats") == 0 or not device.read_register("status") & 1
 
 

@@ -248,25 +248,6 @@ def test_a_wrong_byte_is_seen(bench, device, monkeypatch, what, place, bit):
     assert case.differences(case.run(device)) == set()
 
 
-def test_wrong_last_queries_are_seen(bench, device, monkeypatch):
-    """The exponents of one head's last queries: they touch the map alone."""
-    from intaglio.host.prefill.quantise import image
-
-    case = bench.case(257, seed=257, gamma16=40000)
-    first = image(case.z, block=32, columns=8).last_base + 32 * 16
-    write = device.transport.write_memory
-
-    def wrong(data, origin):
-        data = data.copy()
-        data[first:first + 32] ^= 7
-        write(data, origin)
-
-    monkeypatch.setattr(device.transport, "write_memory", wrong)
-    assert "map" in case.differences(case.run(device))
-    monkeypatch.undo()
-    assert case.differences(case.run(device)) == set()
-
-
 def test_wrong_parameters_are_seen(bench, device):
     case = bench.case(257, seed=257, gamma16=40000)
     assert case.differences(case.run(device, gamma16=30000)) >= {"map", "values"}
