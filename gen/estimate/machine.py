@@ -16,6 +16,7 @@ from intaglio.gen.presets import config_for
 from intaglio.gen.program import layer_program
 from intaglio.rtl.attention.array import tree_stages
 from intaglio.rtl.attention.unit import HEAD_DRAIN, KEY_DRAIN, VALUE_DRAIN
+from intaglio.rtl.config import DOTS, DecoderConfig
 from intaglio.rtl.numerics import Scalar
 
 __all__ = ["MACHINES", "Machine", "WideTiming", "machine_for"]
@@ -45,6 +46,8 @@ class Machine:
     top_k, clock_hz : int
     reach : int
         Cycles that an operation of the ternary units or of the attention units takes longer for pipelined wires across the die.
+    dot : str
+        As of the decoder's configuration: with ``"adders"`` the vector unit's divider is slower.
 
     Raises
     ------
@@ -63,6 +66,7 @@ class Machine:
     top_k: int = 16
     clock_hz: int = 500_000_000
     reach: int = 0
+    dot: str = "planes"
 
     def __post_init__(self):
         for name, least, most in (("context", 2, self.model.max_position_embeddings), ("lanes", 2, 1 << 16), ("lane_width", 1, 1 << 16),
@@ -72,6 +76,8 @@ class Machine:
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
                 raise ValueError(f"{name} must be an integer in {least}..{most}, not {value!r}")
+        if self.dot not in DOTS:
+            raise ValueError(f"dot must be one of {', '.join(DOTS)}, not {self.dot!r}")
         if self.vector_width & (self.vector_width - 1) or self.head_dim % self.vector_width:
             raise ValueError(f"vector_width must be a power of 2 that divides head_dim = {self.head_dim}, not {self.vector_width}")
         if self.heads // self.kv_heads % self.attention_heads:
@@ -89,6 +95,7 @@ class Machine:
     vocab = property(lambda self: self.model.vocab_size)
     kv_dim = property(lambda self: self.kv_heads * self.head_dim)
     qkv_rows = property(lambda self: self.hidden + 2 * self.kv_dim)
+    divider_bits = DecoderConfig.divider_bits
     rank, adapted = property(lambda self: 0), property(lambda self: ())  # no adapters
 
     @property

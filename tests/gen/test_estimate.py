@@ -52,7 +52,8 @@ def test_the_shipped_models_estimate_is_the_closed_form_of_the_rtl(shipped, monk
             assert not same(machine, model, (0,))
 
 
-@pytest.mark.parametrize(("preset", "widths"), [("small", {}), ("small", {"attention_heads": 2, "vector_width": 8}), ("desk", {})])
+@pytest.mark.parametrize(("preset", "widths"), [("small", {}), ("small", {"attention_heads": 2, "vector_width": 8}),
+                                                ("small", {"dot": "adders"}), ("desk", {})])
 def test_other_machines_of_the_rtl(preset, widths):
     config = ModelConfig(vocab_size=300, hidden_size=128, intermediate_size=192, num_hidden_layers=3, num_attention_heads=8,
                          num_key_value_heads=2, head_dim=16)
