@@ -3,7 +3,11 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # a busy machine takes its time
+hypothesis.settings.load_profile("any machine")
 
 CACHE = Path(__file__).parents[1] / "build" / "test-cache"
 
