@@ -220,10 +220,11 @@ class Device:
         return words
 
     def _timed_out(self, stream, done, expected):
+        cycles, status = self.read_cycles(), self.read_register("status")  # first: their answers say also how many commands were taken
         pending = self.transport.pending
         waiting = f", {pending} command words not taken" if pending else ""
         return DeviceTimeout(f"no word moved for {self.timeout:g} s: stream {stream}, words done {done}, expected {expected}"
-                             f"{waiting}, cycle {self.read_cycles()}, status 0x{self.read_register('status'):08x}")
+                             f"{waiting}, cycle {cycles}, status 0x{status:08x}")
 
     def load_adapter(self, folder, *, slot=None) -> int:
         """Load a low-rank adapter in PEFT's layout; see :func:`intaglio.host.adapter_loading.load_adapter`."""
