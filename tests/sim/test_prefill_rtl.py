@@ -248,6 +248,26 @@ def test_a_wrong_byte_is_seen(bench, device, monkeypatch, what, place, bit):
     assert case.differences(case.run(device)) == set()
 
 
+@pytest.mark.parametrize("tokens", [200, 257])
+def test_wrong_last_queries_are_seen(bench, device, monkeypatch, tokens):
+    """The last queries of the index with the other sign. Small shares: large ones keep most blocks of random activations whatever the queries."""
+    from intaglio.host.prefill.quantise import image
+
+    case = bench.case(tokens, seed=tokens, gamma16=12000)
+    memory, write = image(case.z, block=32, columns=8), device.transport.write_memory
+
+    def wrong(data, origin):
+        data, at = data.copy(), memory.last_base - memory.origin
+        for head in range(2):
+            elements = data[at + head * 1024:][:512].view(np.int8)
+            elements[:] = -elements
+        write(data, origin)
+
+    assert case.differences(case.run(device)) == set()
+    monkeypatch.setattr(device.transport, "write_memory", wrong)
+    assert case.differences(case.run(device)) >= {"map", "values"}
+
+
 def test_wrong_parameters_are_seen(bench, device):
     case = bench.case(257, seed=257, gamma16=40000)
     assert case.differences(case.run(device, gamma16=30000)) >= {"map", "values"}
