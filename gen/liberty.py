@@ -1,4 +1,4 @@
-"""Cell libraries in the Liberty format: areas, logic functions and which cells are registers; no timing is interpreted here.
+"""Cell libraries in the Liberty format: areas, logic functions, leakage and which cells are registers; no timing is interpreted here.
 
 A file may be compressed (``.gz``). Several files are one library. The functions become kinds of gates
 (:mod:`intaglio.rtl.logicrom.cells`) by their truth tables, however they are written.
@@ -8,7 +8,8 @@ import fnmatch
 import functools
 import gzip
 import re
-from dataclasses import dataclass
+import statistics
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from intaglio import Error
@@ -25,23 +26,39 @@ _AREA = re.compile(r"\barea\s*:\s*\"?([-+.\deE]+)")
 _FUNCTION = re.compile(r"\bfunction\s*:\s*\"([^\"]*)\"")
 _DIRECTION = re.compile(r"\bdirection\s*:\s*\"?(\w+)")
 _TIMING = re.compile(r"\bcell_rise\s*\(")
+_LEAKAGE = re.compile(r"leakage_power\s*\(\)\s*\{\s*value\s*:\s*([\d.eE+-]+);\s*when[^;]*;\s*related_pg_pin\s*:\s*\"?VDD")
+_PIN = re.compile(r"\bpin\s*\(")
+_CAPACITANCE = re.compile(r"\bcapacitance\s*:\s*([\d.eE+-]+)")
 _TOKEN = re.compile(r"\s*([A-Za-z_][\w\[\]]*|[01]|[!~()'*&+|^])")
 INPUTS = 9  # of a gate whose function is looked at
 
 
 @dataclass(frozen=True, kw_only=True)
 class LibertyCell:
-    """One cell: area, input pins, functions by output pin; ``state``: None, ``ff``, ``latch`` or ``statetable``."""
+    """One cell: area, input pins, functions by output pin; ``state``: None, ``ff``, ``latch`` or ``statetable``; ``body``: its text."""
 
     name: str
     area: float
     inputs: tuple
     functions: dict
     state: str | None
+    body: str = field(default="", repr=False)
 
     @property
     def sequential(self):
         return self.state is not None
+
+    @property
+    def leakage(self):
+        """Mean over the states that the text gives, in the file's unit; 0 if it gives none."""
+        found = [float(value) for value in _LEAKAGE.findall(self.body)]
+        return statistics.mean(found) if found else 0.0
+
+    @property
+    def capacitance(self):
+        """Sum over the inputs, in the file's unit."""
+        pins = [pin for pin in _PIN.split(self.body)[1:] if (found := _DIRECTION.search(pin)) and found[1] == "input"]
+        return sum(float(found[1]) for pin in pins if (found := _CAPACITANCE.search(pin)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +240,7 @@ def _cell(name, text, inner):
         elif function:
             functions[pin] = function[1]
     return LibertyCell(name=name, area=float(area[1]), inputs=tuple(inputs), functions=functions,
-                       state=next((item[0] for item in inner if item[0] != "pin"), None))
+                       state=next((item[0] for item in inner if item[0] != "pin"), None), body=text)
 
 
 def _kind(function, inputs):

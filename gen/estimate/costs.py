@@ -26,11 +26,11 @@ _MULTIPLIER = "8 products of 16 x 8 bits with registers and adder tree"
 COSTS = {
     "weight_um2": Cost(0.00682, "um2/bit", f"synthesised: {_ROM}"),
     "embedding_um2": Cost(0.00643, "um2/bit", f"synthesised: {_EMBEDDING}"),
-    "lane_um2": Cost(6.03, "um2/weight", f"synthesised: {_LANE}"),
+    "lane_um2": Cost(7.50, "um2/weight", f"synthesised: {_LANE}"),
     "multiplier_um2": Cost(81.7, "um2", f"synthesised: {_MULTIPLIER}"),
     "sram_um2": Cost(0.043, "um2/bit", "anchor: ASAP7's synthetic fakeram7 macros in OpenROAD-flow-scripts, area of the LEF"),
     "utilisation": Cost(0.7, "", "assumed: share of the die that cells and macros cover"),
-    "logic_leakage": Cost(1.0e-3, "uW/um2", f"synthesised: {_LANE}; at 25 C, several times more when hot"),
+    "logic_leakage": Cost(1.06e-3, "uW/um2", f"synthesised: {_LANE}; at 25 C, several times more when hot"),
     "rom_leakage": Cost(0.65e-3, "uW/um2", f"synthesised: {_ROM}; at 25 C, several times more when hot"),
     "sram_leakage": Cost(10e-6, "uW/bit", "assumed: 10 pW a bit"),
     "gated_leakage": Cost(0.05, "", "assumed: share of its leakage that a ROM bank keeps while its power is off"),
@@ -39,7 +39,7 @@ COSTS = {
     "activity": Cost(0.15, "", "assumed: transitions of a pin a use, up and down each counting half"),
     "weight_ff": Cost(0.1374, "fF/bit", f"synthesised, pins that may move when a word of 1,024 is read: {_ROM}"),
     "embedding_ff": Cost(0.1311, "fF/bit", f"synthesised: {_EMBEDDING}"),
-    "lane_ff": Cost(88.0, "fF/weight", f"synthesised: {_LANE}"),
+    "lane_ff": Cost(92.3, "fF/weight", f"synthesised: {_LANE}"),
     "multiplier_ff": Cost(1160.0, "fF", f"synthesised: {_MULTIPLIER}"),
     "sram_pj": Cost(0.08, "pJ/bit", "assumed: a small macro; half of the 10 pJ for 64 bits of 8 KiB in 45 nm (Horowitz, ISSCC 2014)"),
 }

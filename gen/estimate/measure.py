@@ -8,8 +8,6 @@ that are given, and the capacitance of its inputs; units are assumed to be um2, 
 
 import argparse
 import json
-import re
-import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -20,12 +18,13 @@ from amaranth.back import verilog
 from amaranth.hdl import Elaboratable, Fragment, Module, Signal, signed
 
 from intaglio import Error
+from intaglio.gen.liberty import read_liberty
 from intaglio.gen.yosys import run_yosys
 from intaglio.rtl.attention.array import add_tree, product_bits, tree_stages
 from intaglio.rtl.ternary.lane import Lane
 from intaglio.rtl.ternary.packing import pack
 
-__all__ = ["PARTS", "liberty_cells", "measure"]
+__all__ = ["PARTS", "measure"]
 
 HEIGHT, LANE_WIDTH, PRODUCTS = 1024, 128, 8
 
@@ -81,28 +80,6 @@ PARTS = {"weight": (_weights, HEIGHT * 128), "embedding": (_embedding, HEIGHT * 
          "multiplier": (_products, PRODUCTS)}
 
 
-def liberty_cells(path):
-    """``{cell: (area, leakage, input capacitance)}`` of a Liberty file."""
-    try:
-        text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as fault:
-        raise Error(f"{path} must be a readable Liberty file (not compressed): {fault}") from fault
-    cells = {}
-    for part in re.split(r"\n\s*cell\s*\(", text)[1:]:
-        area = re.search(r"\barea\s*:\s*([\d.eE+-]+)", part)
-        if area is None:
-            raise Error(f"every cell of {path} must have an area, and {part[:part.index(')')]} has none")
-        leakage = [float(v) for v in re.findall(
-            r"leakage_power\s*\(\)\s*\{\s*value\s*:\s*([\d.eE+-]+);\s*when[^;]*;\s*related_pg_pin\s*:\s*\"?VDD", part)]
-        pins = [pin for pin in re.split(r"\n\s*pin\s*\(", part)[1:] if re.search(r"direction\s*:\s*\"?input", pin)]
-        found = [re.search(r"\n\s*capacitance\s*:\s*([\d.eE+-]+)", pin) for pin in pins]
-        cells[part[:part.index(")")].strip('" ')] = (
-            float(area[1]), statistics.mean(leakage) if leakage else 0.0, sum(float(match[1]) for match in found if match))
-    if not cells:
-        raise Error(f"{path} must hold cells, and none is found")
-    return cells
-
-
 def measure(part, libraries, timeout=1800):
     """Area, leakage and pin capacitance of one of PARTS, for each of its units, as ``(um2, uW, fF)``.
 
@@ -112,10 +89,10 @@ def measure(part, libraries, timeout=1800):
         pyosys is missing, the libraries lack what the part needs, or it takes too long.
     """
     make, units = PARTS[part]
-    libraries = [str(Path(path).resolve()) for path in libraries]
-    cells = {name: values for path in libraries for name, values in liberty_cells(path).items()}
-    options = " ".join(f"-liberty {path}" for path in libraries)
+    library = read_liberty(libraries)
+    options = "-liberty cells.lib"
     with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "cells.lib").write_text(library.text)
         (Path(scratch) / "part.v").write_text(make("part"))
         steps = ["read_verilog part.v", "hierarchy -top part", "proc", "flatten", "opt", "wreduce", "alumacc", "opt", "memory", "opt -full",
                  "techmap", "opt", f"dfflibmap {options}", f"abc {options}", "opt_clean", "tee -q -o stat.json stat -json"]
@@ -128,9 +105,10 @@ def measure(part, libraries, timeout=1800):
     for name, count in counts.items():
         if name == "$scopeinfo":
             continue
-        if name not in cells:
+        if name not in library.cells:
             raise Error(f"the libraries must have every cell that the part {part} needs, and lack {name}")
-        total += int(count["count"] if isinstance(count, dict) else count) * np.array(cells[name])
+        cell = library.cells[name]
+        total += int(count["count"] if isinstance(count, dict) else count) * np.array([cell.area, cell.leakage, cell.capacitance])
     return total[0] / units, total[1] / units * 1e-6, total[2] / units
 
 

@@ -189,14 +189,13 @@ def test_measuring_a_part(tmp_path, monkeypatch):
         return [tmp_path / "tiny.lib"]
 
     whole = library(LIBERTY % REGISTER)
-    assert set(measure_module.liberty_cells(whole[0])) == {"INV", "BUF", "NAND2", "NOR2", "DFF"}
     monkeypatch.setattr(measure_module, "HEIGHT", 16)
     monkeypatch.setitem(measure_module.PARTS, "weight", (measure_module._weights, 16))
     area, leakage, capacitance = measure_module.measure("weight", whole)
     assert area > 10 and leakage == pytest.approx(2e-6 * area) and capacitance == pytest.approx(3 * area)
-    for text, message in (("library (x) { }", "must hold cells, and none is found"),
-                          ("library (x) {\n  cell (A) { }\n}", "every cell of .* must have an area, and A has none")):
+    for text, message in (("library (x) { }", "must have cells with an area; none was found"),
+                          ("library (x) {\n  cell (A) { }\n}", "must have cells with an area; none was found")):
         with pytest.raises(measure_module.Error, match=message):
             measure_module.measure("weight", library(text))
-    with pytest.raises(measure_module.Error, match="must be a readable Liberty file"):
+    with pytest.raises(measure_module.Error, match="gone.lib cannot be read"):
         measure_module.measure("weight", [tmp_path / "gone.lib"])

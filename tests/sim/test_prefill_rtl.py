@@ -250,7 +250,7 @@ def test_a_wrong_byte_is_seen(bench, device, monkeypatch, what, place, bit):
 
 @pytest.mark.parametrize("tokens", [200, 257])
 def test_wrong_last_queries_are_seen(bench, device, monkeypatch, tokens):
-    """The last queries of the index with the other sign. Small shares: large ones keep most blocks of random activations whatever the queries."""
+    """The last queries with the other sign. A small share: large ones keep most blocks of random activations whatever the queries."""
     from intaglio.host.prefill.quantise import image
 
     case = bench.case(tokens, seed=tokens, gamma16=12000)
