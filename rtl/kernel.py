@@ -233,10 +233,7 @@ class Kernel(wiring.Component):
                 values[offset + 4 * part] = held
                 with m.If(lite.write & (lite.address == offset + 4 * part)):
                     m.d.sync += held.eq(lite.write_data)
-        with m.Switch(lite.address[2:]):
-            for offset, value in values.items():
-                with m.Case(offset >> 2):
-                    m.d.comb += lite.read_data.eq(value)
+        lite.answer(m, values)
 
         running_n = Signal()
         m.d.comb += running_n.eq(self.ap_rst_n & ~mover.reset)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Const, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -78,13 +78,15 @@ class AxiLite(wiring.Component):
     Members
     -------
     aw*, w*, b*, ar*, r* : the five channels, without protection bits.
-    address : byte address of the access; ``read`` and ``write`` are high for one cycle each.
+    address : byte address of the access, a register; ``read`` and ``write`` are high for one cycle each.
         A write without all four strobes, and a write to a register that is read-only, is answered OKAY and changes nothing.
-    read_data : answer to ``read``, sampled in the same cycle. ``write_data`` is valid with ``write``.
+    read_data : answer to ``read``, sampled in the same cycle; ``address`` is there one cycle before, see :meth:`answer`.
+    write_data : valid with ``write``, a register.
 
     Latency
     -------
-    A read is answered two cycles after its address, a write one cycle after both address and data are there.
+    A read is answered three cycles after its address, a write two cycles after both address and data are there. What a write does in the
+    cycle of ``write`` or the next is done before anything that follows the answer.
     """
 
     def __init__(self):
@@ -100,28 +102,43 @@ class AxiLite(wiring.Component):
             ours, theirs = getattr(self, name), getattr(top, f"s_axil_{name}")
             m.d.comb += ours.eq(theirs) if member.flow is In else theirs.eq(ours)
 
+    def answer(self, m, values):
+        """Answer reads of ``values``, a dict of byte offset to value, and 0 elsewhere.
+
+        Offsets are compared in the cycle before ``read``: the path from address to answer is cut in two.
+        """
+        word = Const(0, 32)
+        for offset, value in values.items():
+            chosen = Signal(name=f"chosen_{offset:03x}")
+            m.d.sync += chosen.eq(self.address[2:] == offset >> 2)
+            word |= Mux(chosen, value, 0)
+        m.d.comb += self.read_data.eq(word)
+
     def elaborate(self, platform):
         m = Module()
-        m.d.comb += self.write_data.eq(self.wdata)
+        m.d.sync += [self.read.eq(0), self.write.eq(0)]
         with m.FSM(name="state"):
             with m.State("IDLE"):
+                m.d.sync += [self.address.eq(Mux(self.awvalid & self.wvalid, self.awaddr, self.araddr)), self.write_data.eq(self.wdata)]
                 with m.If(self.awvalid & self.wvalid):
-                    m.d.comb += [self.awready.eq(1), self.wready.eq(1), self.address.eq(self.awaddr),
-                                 self.write.eq(self.wstrb == 0xF)]
-                    m.next = "WRITTEN"
+                    m.d.comb += [self.awready.eq(1), self.wready.eq(1)]
+                    m.d.sync += self.write.eq(self.wstrb == 0xF)
+                    m.next = "WRITE"
                 with m.Elif(self.arvalid):
                     m.d.comb += self.arready.eq(1)
-                    held = Signal(ADDRESS_BITS)
-                    m.d.sync += held.eq(self.araddr)
-                    m.next = "READ"
+                    m.next = "SELECT"
+            with m.State("SELECT"):
+                m.d.sync += self.read.eq(1)
+                m.next = "READ"
             with m.State("READ"):
-                m.d.comb += [self.address.eq(held), self.read.eq(1)]
                 m.d.sync += self.rdata.eq(self.read_data)
                 m.next = "ANSWER"
             with m.State("ANSWER"):
                 m.d.comb += self.rvalid.eq(1)
                 with m.If(self.rready):
                     m.next = "IDLE"
+            with m.State("WRITE"):
+                m.next = "WRITTEN"
             with m.State("WRITTEN"):
                 m.d.comb += self.bvalid.eq(1)
                 with m.If(self.bready):

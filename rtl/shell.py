@@ -66,10 +66,11 @@ class DecoderShell(wiring.Component):
             counters["gate_stall"], counts["gate_stall"] = Signal(32, name="gate_stall"), core.gate_stall
         m.d.sync += cycles.eq(cycles + 1)
         for name, counter in counters.items():
-            with m.If(counts[name]):
+            counted = Signal(name=f"{name}_counted")  # in the last cycle, as is ``clear``
+            m.d.sync += counted.eq(counts[name])
+            with m.If(counted):
                 m.d.sync += counter.eq(counter + 1)
-        with m.If(lite.write & (lite.address == offsets["control"])):
-            m.d.comb += clear.eq(lite.write_data[0])
+        m.d.sync += clear.eq(lite.write & (lite.address == offsets["control"]) & lite.write_data[0])
         with m.If(clear):
             m.d.sync += [cycles.eq(0), *(counter.eq(0) for counter in counters.values())]
         with m.If(core.overflow):
@@ -92,10 +93,7 @@ class DecoderShell(wiring.Component):
                 m.d.sync += activity.bank.eq(lite.write_data)
             values |= {"gate_bank": Const(self.config.gate_banks, 32), "gate_powered": activity.powered, "gate_reads": activity.read,
                        "gate_wakes": activity.wakes}
-        with m.Switch(lite.address[2:]):
-            for name, value in values.items():
-                with m.Case(offsets[name] >> 2):
-                    m.d.comb += lite.read_data.eq(value)
+        lite.answer(m, {offsets[name]: value for name, value in values.items()})
         with m.If(lite.read & (lite.address == offsets["cycles_lo"])):
             m.d.sync += latched.eq(cycles[32:])
         return m

@@ -22,9 +22,9 @@ class RegisterMaster(wiring.Component):
     -------
     bus : the five channels.
     request : In(1), write : In(1), tag : In(8), address : In, data : In(32)
-        Ask for an access. Nothing happens while one is under way, or if ``known``.
+        Ask for an access; ``tag`` is there one cycle before. Nothing happens while one is under way, or if ``known``.
     known : Out(1)
-        ``tag`` is that of the answer that is kept.
+        ``tag`` is that of the answer that is kept; a register.
     done : Out(1)
         For one cycle: a new answer is kept.
     answer : Out(32), answer_tag : Out(8), fault : Out(1), wrote : Out(1)
@@ -41,8 +41,8 @@ class RegisterMaster(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         bus, valid, address = self.bus, Signal(), Signal.like(self.address)
-        m.d.comb += [self.known.eq(valid & (self.tag == self.answer_tag)), bus.awaddr.eq(address), bus.araddr.eq(address),
-                     bus.wstrb.eq(0xF)]
+        m.d.comb += [bus.awaddr.eq(address), bus.araddr.eq(address), bus.wstrb.eq(0xF)]
+        m.d.sync += self.known.eq(valid & (self.tag == self.answer_tag))
         with m.FSM(name="state"):
             with m.State("IDLE"):
                 with m.If(self.request & ~self.known):

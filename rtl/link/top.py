@@ -1,6 +1,6 @@
 """Top of a board: a generated decoder behind a UART."""
 
-from amaranth.hdl import ClockSignal, Instance, Module, ResetSignal, Signal
+from amaranth.hdl import ClockSignal, Instance, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -13,7 +13,7 @@ __all__ = ["SerialDevice"]
 class SerialDevice(wiring.Component):
     """A decoder, which is an instance of its generated Verilog, and the link to the host.
 
-    Runs in the domain ``sync``; the reset of the decoder is that of the domain or of a session's beginning.
+    Runs in the domain ``sync``; the reset of the decoder is that of the domain or of a session's beginning, one cycle later.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class SerialDevice(wiring.Component):
         wiring.connect(m, receiver.o, link.i)
         wiring.connect(m, link.o, transmitter.i)
         running = Signal()
-        m.d.comb += running.eq(~(ResetSignal() | link.reset))
+        m.d.sync += running.eq(~link.reset)
         ports = {"i_aclk": ClockSignal(), "i_aresetn": running,
                  "i_s_axis_tdata": commands.payload[:32], "i_s_axis_tvalid": commands.valid, "o_s_axis_tready": commands.ready,
                  "i_s_axis_tlast": commands.payload[32],

@@ -53,7 +53,8 @@ class UartReceiver(wiring.Component):
     o : Out(stream of 8 bits)
         A byte waits until it is taken or the next one overwrites it, ``10 * divisor`` cycles later at the earliest.
     error : Out(1)
-        High for one cycle when a byte was lost: its stop bit was low (the line must rise before the next start), or it was overwritten.
+        A register, high for one cycle when a byte was lost: its stop bit was low (the line must rise before the next start), or it was
+        overwritten; then in the first cycle of the byte that overwrote it.
 
     Latency
     -------
@@ -73,16 +74,15 @@ class UartReceiver(wiring.Component):
         m.d.sync += samples.eq(Cat(line, samples[:2]))
         m.d.comb += level.eq((samples[0] & samples[1]) | (samples[0] & samples[2]) | (samples[1] & samples[2]))
         timer, bits, shift = Signal(range(self.divisor)), Signal(range(8)), Signal(8)
-        due = Signal()
-        m.d.comb += due.eq(timer == 0)
-        m.d.sync += timer.eq(timer - 1)
+        due = Signal()  # the timer is at 0
+        m.d.sync += [timer.eq(timer - 1), due.eq(timer == 1), self.error.eq(0)]
         with m.If(due):
             m.d.sync += timer.eq(self.divisor - 1)
         with m.If(self.o.valid & self.o.ready):
             m.d.sync += self.o.valid.eq(0)
         with m.FSM(name="state"):
             with m.State("IDLE"):
-                m.d.sync += timer.eq(self.divisor // 2 - 1)
+                m.d.sync += [timer.eq(self.divisor // 2 - 1), due.eq(0)]
                 with m.If(~level):
                     m.next = "START"
             with m.State("START"):
@@ -99,10 +99,9 @@ class UartReceiver(wiring.Component):
                 with m.If(due):
                     m.next = "IDLE"
                     with m.If(level):
-                        m.d.comb += self.error.eq(self.o.valid & ~self.o.ready)
-                        m.d.sync += [self.o.payload.eq(shift), self.o.valid.eq(1)]
+                        m.d.sync += [self.error.eq(self.o.valid & ~self.o.ready), self.o.payload.eq(shift), self.o.valid.eq(1)]
                     with m.Else():
-                        m.d.comb += self.error.eq(1)
+                        m.d.sync += self.error.eq(1)
                         m.next = "BREAK"
             with m.State("BREAK"):
                 with m.If(level):
@@ -121,6 +120,7 @@ class UartTransmitter(wiring.Component):
     Members
     -------
     i : In(stream of 8 bits)
+        ``ready`` is a register.
     tx : Out(1)
         The line, a register, high when idle.
 
@@ -136,11 +136,12 @@ class UartTransmitter(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         timer, bits, shift = Signal(range(self.divisor)), Signal(range(11)), Signal(9, init=0x1FF)
-        due = Signal()
-        m.d.comb += [due.eq(timer == 0), self.i.ready.eq((bits == 0) | ((bits == 1) & due))]
-        m.d.sync += timer.eq(timer - 1)
-        with m.If(self.i.valid & self.i.ready):
-            m.d.sync += [Cat(self.tx, shift).eq(Cat(Const(0, 1), self.i.payload, Const(1, 1))), bits.eq(10), timer.eq(self.divisor - 1)]
+        due, ready = Signal(), Signal(init=1)  # the timer is at 0; no bits are left, or the last is in its last cycle
+        m.d.comb += self.i.ready.eq(ready)
+        m.d.sync += [timer.eq(timer - 1), due.eq(timer == 1), ready.eq((bits == 0) | ((bits == 1) & (due | (timer == 1))))]
+        with m.If(self.i.valid & ready):
+            m.d.sync += [Cat(self.tx, shift).eq(Cat(Const(0, 1), self.i.payload, Const(1, 1))), bits.eq(10), timer.eq(self.divisor - 1),
+                         due.eq(0), ready.eq(0)]
         with m.Elif(due & (bits != 0)):
             m.d.sync += [Cat(self.tx, shift).eq(Cat(shift, Const(1, 1))), bits.eq(bits - 1), timer.eq(self.divisor - 1)]
         return m

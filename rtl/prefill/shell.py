@@ -132,10 +132,7 @@ class PrefillShell(wiring.Component):
             **{f"phase_{phase.name.lower()}": counter for phase, counter in phases.items()},
             **{f"map_{number}": core.map_word[32 * number:32 * number + 32] for number in range(MAP_WORDS)},
         }
-        with m.Switch(lite.address[2:]):
-            for name, value in values.items():
-                with m.Case(offsets[name] >> 2):
-                    m.d.comb += lite.read_data.eq(value)
+        lite.answer(m, {offsets[name]: value for name, value in values.items()})
         with m.If(lite.read & (lite.address == offsets["cycles_lo"])):
             m.d.sync += latched.eq(cycles[32:])
         assert len(Phase) <= 8 and len(result.head) <= VOID_BIT - 1 - HEAD_BIT

@@ -178,6 +178,19 @@ def test_every_single_damage_is_seen():
     assert frame_of(b"\x7d" + data[1:-1] + b"\x7d") is None
 
 
+async def give(ctx, dut, byte):
+    """Give a byte, which is taken in the cycle that ends; returns the cycles waited before."""
+    waited = 0
+    ctx.set(dut.i.valid, 1)
+    ctx.set(dut.i.payload, byte)
+    while not ctx.get(dut.i.ready):
+        await ctx.tick()
+        waited += 1
+    await ctx.tick()
+    ctx.set(dut.i.valid, 0)
+    return waited
+
+
 def test_deframer():
     rng, dut, got = random.Random(3), Deframer(), []
     sent, data, expected = [], bytearray(), []
@@ -197,12 +210,14 @@ def test_deframer():
     expected = [f for f in Decoder().feed(bytes(data))]
 
     async def bench(ctx):
-        words = []
-        ctx.set(dut.i.valid, 1)
         for byte in data:
-            ctx.set(dut.i.payload, byte)
-            while not ctx.get(dut.i.ready):
-                await ctx.tick()
+            await give(ctx, dut, byte)
+        await ctx.tick().repeat(3)
+
+    async def watch(ctx):
+        words = []
+        while True:
+            await ctx.tick()
             if ctx.get(dut.word_valid):
                 assert ctx.get(dut.index) == len(words)
                 words.append(ctx.get(dut.word))
@@ -214,33 +229,58 @@ def test_deframer():
                 if good and words:
                     assert (ctx.get(dut.first), ctx.get(dut.second)) == (words[0], words[-1] if words[1:] else ctx.get(dut.second))
                 words = []
-            await ctx.tick()
 
-    simulate(dut, bench)
+    simulate(dut, bench, background=[watch])
     assert got == expected and 10 < got.count(None) < 50
 
 
 def test_a_lost_byte_makes_a_frame_bad():
-    dut, seen = Deframer(), []
+    """Each frame without its first flag. The break is seen while byte 5, or the closing flag, is taken or in the cycle after."""
+    data = encode(Frame(kind=Kind.STATUS))[1:]
+
+    def frames(at, delay):
+        dut, seen = Deframer(), []
+
+        async def bench(ctx):
+            for index, byte in enumerate(data * 2):
+                ctx.set(dut.broken, index == at and delay == 0)
+                await give(ctx, dut, byte)
+                ctx.set(dut.broken, index == at and delay == 1)
+                await ctx.tick()
+                ctx.set(dut.broken, 0)
+                if byte == framing.FLAG:
+                    assert ctx.get(dut.done)
+                    seen.append(ctx.get(dut.good))
+
+        simulate(dut, bench)
+        return seen
+
+    for at, delay in ((5, 0), (5, 1), (len(data) - 1, 0), (len(data) - 1, 1)):
+        assert frames(at, delay) == [0, 1]
+    assert frames(len(data), 0) == [1, 0]
+
+
+def test_latency_of_the_deframer():
+    dut, data, waits = Deframer(), encode(Frame(kind=Kind.DATA, words=(0x01020304, 0x7E050607))), []
 
     async def bench(ctx):
-        ctx.set(dut.i.valid, 1)
-        for at, byte in enumerate(encode(Frame(kind=Kind.STATUS)) * 2):
-            ctx.set(dut.i.payload, byte)
-            while not ctx.get(dut.i.ready):
+        for index, byte in enumerate(data):
+            waits.append(await give(ctx, dut, byte))
+            if index in (8, 13, len(data) - 1):  # the ends of the words, the second of which has an escape, and of the frame
+                assert not ctx.get(dut.word_valid | dut.done)
                 await ctx.tick()
-            ctx.set(dut.broken, at == 5)
-            if ctx.get(dut.done):
-                seen.append(ctx.get(dut.good))
-            await ctx.tick()
+                waits[-1] -= 1
+                assert ctx.get(dut.done if byte == framing.FLAG else dut.word_valid)
+                await ctx.tick()
+                assert not ctx.get(dut.word_valid | dut.done)
 
     simulate(dut, bench)
-    assert seen == [0, 1]
+    assert max(waits) == 11
 
 
 def test_framer():
     rng, dut = random.Random(4), Framer()
-    sent, data, spans = [random_frame(rng) for _ in range(40)], bytearray(), []
+    sent, data = [random_frame(rng) for _ in range(40)], bytearray()
 
     async def bench(ctx):
         for frame in sent:
@@ -250,15 +290,18 @@ def test_framer():
             ctx.set(dut.start, 1)
             await ctx.tick()
             ctx.set(dut.start, 0)
-            cycles = 0
+            eager, asked = frame is sent[0], [0] * 3
+            cycle = last = 0
             while ctx.get(dut.busy):
-                ctx.set(dut.word, (*frame.words, *[0] * 16)[ctx.get(dut.index)])
-                ctx.set(dut.o.ready, rng.random() < 0.8)
+                asked.append(ctx.get(dut.index))
+                ctx.set(dut.word, (*frame.words, *[0] * 16)[asked[-4]])
+                ctx.set(dut.o.ready, eager or rng.random() < 0.8)
                 if ctx.get(dut.o.valid) and ctx.get(dut.o.ready):
+                    assert not eager or (cycle == 1 if last == 0 else cycle - last <= 11)
                     data.append(ctx.get(dut.o.payload))
+                    last = cycle
                 await ctx.tick()
-                cycles += 1
-            spans.append(cycles)
+                cycle += 1
 
     simulate(dut, bench)
     assert bytes(data) == b"".join(map(encode, sent))
@@ -440,6 +483,63 @@ def run_protocol(seed, *, steps=60, depth=16):
     simulate(dut, drive, limit=2_000_000, background=[bench.registers_bus])
     assert bench.sent == steps - 1 and resets
     return bench
+
+
+@pytest.mark.parametrize("cause, cycles", [("request", 7), ("command", 5), ("one result", 6), ("three results", 8)])
+def test_latency_of_the_endpoint(cause, cycles):
+    dut, found = Endpoint(DIGEST, depth=16, simulate=True), []
+
+    async def bench(ctx):
+        ctx.set(dut.o.ready, 1)
+        for byte in encode(Frame(kind=Kind.HELLO, words=(77,))):
+            await give(ctx, dut, byte)
+        await ctx.tick().repeat(400)  # the answer has gone
+        words = {"one result": [1 << 32], "three results": [5, 6, 7 | 1 << 32]}.get(cause, [])
+        if not words:
+            for byte in encode(Frame(kind=Kind.RESEND) if cause == "request" else Frame(kind=Kind.DATA, words=(1,))):
+                await give(ctx, dut, byte)
+            found.append(1)
+        while not ctx.get(dut.commands.valid if cause == "command" else dut.o.valid):
+            ctx.set(dut.results.valid, bool(words))
+            ctx.set(dut.results.payload, words.pop(0) if words else 0)
+            await ctx.tick()
+            found.append(1)
+
+    simulate(dut, bench)
+    assert len(found) == cycles
+
+
+def test_a_full_buffer_takes_no_word_too_many():
+    """Words at every pace, also while others are acknowledged: as many as fit are taken, each is sent once."""
+    rng, bench, taken, paces = random.Random(8), Bench(3), 0, [0.0]
+    dut, depth = bench.dut, 16
+
+    async def source(ctx):
+        nonlocal taken
+        while True:
+            valid = rng.random() < paces[-1]
+            ctx.set(dut.results.valid, valid)
+            ctx.set(dut.results.payload, taken)
+            taken += valid and ctx.get(dut.results.ready)
+            await ctx.tick()
+
+    async def drive(ctx):
+        ctx.set(dut.o.ready, 1)
+        await bench.send(ctx, encode(Frame(kind=Kind.HELLO, words=(77,))))
+        acknowledged = 0
+        for pace in (1.0, 0.5, 0.9, 0.2, 1.0, 1.0):
+            for _ in range(2):  # the second frees nothing, and the first words come while it is carried out
+                await bench.send(ctx, encode(Frame(kind=Kind.STATUS, ack=acknowledged)))
+            paces.append(pace)
+            for _ in range(3000):  # time to fill the buffer and to send all
+                await bench.tick(ctx)
+            assert taken - acknowledged == depth and not ctx.get(dut.results.ready)
+            acknowledged += rng.randint(1, depth)
+            paces.append(rng.choice([0.0, 1.0]))
+
+    simulate(dut, drive, background=[source])
+    words = [word for frame in bench.frames if frame.kind == Kind.DATA for word in frame.words]
+    assert words == [*range(len(words))] and len(words) > 3 * depth
 
 
 @pytest.mark.parametrize("seed", range(2))
