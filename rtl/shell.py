@@ -52,7 +52,7 @@ class DecoderShell(wiring.Component):
         ]
 
         offsets = {register.name: register.offset for register in register_map(self.config)}
-        clear, overflow = Signal(), Signal()
+        clear, active, overflow = Signal(), Signal(), Signal()
         cycles, latched = Signal(64), Signal(32)
         counters = {name: Signal(32, name=name) for name in
                     ("stall_in", "stall_out", "tokens", *(f"phase_{phase}" for phase in PHASES))}
@@ -64,9 +64,9 @@ class DecoderShell(wiring.Component):
         }
         if self.config.gate_words:
             counters["gate_stall"], counts["gate_stall"] = Signal(32, name="gate_stall"), core.gate_stall
-        m.d.sync += cycles.eq(cycles + 1)
+        m.d.sync += [cycles.eq(cycles + 1), active.eq(core.active)]
         for name, counter in counters.items():
-            counted = Signal(name=f"{name}_counted")  # in the last cycle, as is ``clear``
+            counted = Signal(name=f"{name}_counted")  # in the last cycle, as ``clear`` and ``active``
             m.d.sync += counted.eq(counts[name])
             with m.If(counted):
                 m.d.sync += counter.eq(counter + 1)
@@ -81,7 +81,7 @@ class DecoderShell(wiring.Component):
         values = {
             "magic": Const(MAGIC, 32), "version": Const(VERSION, 32), "digest": Const(self.digest, 32),
             "capabilities": Const(self.config.context | self.config.top_k << 16, 32),
-            "status": Cat(core.active, overflow), "position": core.position, "control": Const(0, 32),
+            "status": Cat(active, overflow), "position": core.position, "control": Const(0, 32),
             "cycles_lo": cycles[:32], "cycles_hi": latched, **counters,
         }
         if self.config.rank:

@@ -168,12 +168,15 @@ class Endpoint(wiring.Component):
             commands.read_addr.eq(s.taken), results.write_addr.eq(s.written), results.write_data.eq(self.results.payload),
             results.write_en.eq(write),
         ]
+        quarter = Signal()
+        m.d.sync += quarter.eq(0)
+        with m.If(quarter):
+            m.d.sync += s.want["status"].eq(1)
         with m.If(~self.commands.valid):
             m.d.sync += [self.commands.payload.eq(commands.read_data), self.commands.valid.eq((s.taken != s.accepted) & ~self.reset)]
         with m.Elif(self.commands.ready):
-            m.d.sync += [self.commands.valid.eq(0), s.taken.eq(s.taken + 1)]
-            with m.If(s.taken[:(self.depth // 4).bit_length() - 1].all()):
-                m.d.sync += s.want["status"].eq(1)
+            m.d.sync += [self.commands.valid.eq(0), s.taken.eq(s.taken + 1),
+                         quarter.eq(s.taken[:(self.depth // 4).bit_length() - 1].all() & ~s.begin)]
         two_less, one_less = s.wrote & write, s.wrote | write  # than there is room for by ``kept``
         m.d.sync += [s.kept.eq(s.kept + s.wrote), s.wrote.eq(write),
                      self.results.ready.eq(~(full | (nearly & (two_less | (s.kept[0] & one_less))) | self.reset))]

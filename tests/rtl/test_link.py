@@ -1,37 +1,16 @@
 # amaranth: UnusedElaboratable=no
-"""The link's hardware: UART, frames, and the protocol, frame by frame equal to its model in Python."""
+"""The link's hardware: UART and frames."""
 
-import dataclasses
 import random
 
 import pytest
-from amaranth.sim import Simulator
 
 from intaglio.host.transport import frames
 from intaglio.host.transport.frames import Decoder, Frame, Kind, encode, frame_of
-from intaglio.host.transport.peer import Peer
 from intaglio.rtl.link import endpoint, framing
-from intaglio.rtl.link.endpoint import RESET_CYCLES, Endpoint
 from intaglio.rtl.link.framing import HEADER, Deframer, Framer
 from intaglio.rtl.link.uart import UartReceiver, UartTransmitter, uart_divisor
-
-DIGEST = 0x7E7D1234  # needs escapes
-
-
-def simulate(dut, *benches, limit=400_000, background=()):
-    """Run ``benches`` to their ends, at most ``limit`` cycles."""
-    async def watch(ctx):
-        for _ in range(limit):
-            await ctx.tick()
-        raise AssertionError(f"not done after {limit} cycles")
-
-    sim = Simulator(dut)
-    sim.add_clock(1e-6)
-    for bench in benches:
-        sim.add_testbench(bench)
-    for bench in (*background, watch):
-        sim.add_testbench(bench, background=True)
-    sim.run()
+from tests.rtl.link_bench import give, random_frame, simulate
 
 
 def test_both_sides_have_the_same_numbers():
@@ -145,13 +124,6 @@ def test_transmitter(divisor):
 
 # Frames
 
-def random_frame(rng, kind=None):
-    special = [0x7E, 0x7D, 0x5E, 0x5D, 0x20, 0, 0xFF]
-    byte = lambda: rng.choice(special) if rng.random() < 0.4 else rng.randrange(256)  # noqa: E731
-    words = tuple(int.from_bytes(bytes(byte() for _ in range(4)), "little") for _ in range(rng.choice([0, 1, 2, 4, 15])))
-    return Frame(kind=kind or rng.choice(list(Kind)), mark=rng.random() < 0.5, seq=byte(), ack=byte(), window=byte(), words=words)
-
-
 def test_codec():
     rng = random.Random(2)
     sent = [random_frame(rng) for _ in range(300)]
@@ -176,19 +148,6 @@ def test_every_single_damage_is_seen():
         good = [f for f in Decoder().feed(bad + b"\x7e") if f is not None]
         assert good in ([], [frame])
     assert frame_of(b"\x7d" + data[1:-1] + b"\x7d") is None
-
-
-async def give(ctx, dut, byte):
-    """Give a byte, which is taken in the cycle that ends; returns the cycles waited before."""
-    waited = 0
-    ctx.set(dut.i.valid, 1)
-    ctx.set(dut.i.payload, byte)
-    while not ctx.get(dut.i.ready):
-        await ctx.tick()
-        waited += 1
-    await ctx.tick()
-    ctx.set(dut.i.valid, 0)
-    return waited
 
 
 def test_deframer():
@@ -305,262 +264,3 @@ def test_framer():
 
     simulate(dut, bench)
     assert bytes(data) == b"".join(map(encode, sent))
-
-
-# Protocol
-
-class Bench:
-    """An Endpoint with a decoder that takes commands and gives results when told, and the same in Python."""
-
-    def __init__(self, seed, depth=16):
-        self.rng, self.dut, self.model = random.Random(seed), Endpoint(DIGEST, depth=depth, simulate=True), Peer(DIGEST, depth=depth)
-        self.decoder, self.sent, self.frames = Decoder(), 0, []
-        self.registers, self.executed = {}, []
-
-    async def send(self, ctx, data):
-        dut = self.dut
-        ctx.set(dut.i.valid, 1)
-        for byte in data:
-            ctx.set(dut.i.payload, byte)
-            while not ctx.get(dut.i.ready):
-                await self.tick(ctx)
-            await self.tick(ctx)
-        ctx.set(dut.i.valid, 0)
-
-    async def tick(self, ctx):
-        dut = self.dut
-        byte = ctx.get(dut.o.payload) if ctx.get(dut.o.valid) and ctx.get(dut.o.ready) else None
-        await ctx.tick()
-        if byte is not None:
-            self.frames += self.decoder.feed(bytes([byte]))
-
-    async def settle(self, ctx, expected=(), cycles=40):
-        """Let the endpoint send whatever it wants to; compare with the model."""
-        while True:
-            before = len(self.frames), self.decoder._rest[:]
-            for _ in range(cycles):
-                await self.tick(ctx)
-            if before == (len(self.frames), self.decoder._rest[:]):
-                break
-        expected = [*expected]
-        while (frame := self.model.next_frame()) is not None:
-            expected.append(frame)
-        found, self.frames = self.frames, []
-        assert found == expected, f"after {self.sent} steps"
-
-    async def registers_bus(self, ctx):
-        """An AXI4-Lite slave with random waits."""
-        bus = self.dut.registers
-        rng = random.Random(99)
-        while True:
-            if ctx.get(bus.arvalid):
-                for _ in range(rng.randrange(3)):
-                    await ctx.tick()
-                address = ctx.get(bus.araddr)
-                ctx.set(bus.arready, 1)
-                await ctx.tick()
-                ctx.set(bus.arready, 0)
-                for _ in range(rng.randrange(4)):
-                    await ctx.tick()
-                ctx.set(bus.rdata, self.registers.get(address, 0xDEAD0000 | address))
-                ctx.set(bus.rresp, 2 if address == 0xFFC else 0)
-                ctx.set(bus.rvalid, 1)
-                self.executed.append((Kind.READ, address, 0))
-                while not ctx.get(bus.rready):
-                    await ctx.tick()
-                await ctx.tick()
-                ctx.set(bus.rvalid, 0)
-            elif ctx.get(bus.awvalid) and ctx.get(bus.wvalid):
-                order = rng.randrange(3)  # both at once, or one after the other
-                address, value = ctx.get(bus.awaddr), ctx.get(bus.wdata)
-                assert ctx.get(bus.wstrb) == 15
-                for channels in (("aw", "w"),) if order == 0 else (("aw",), ("w",)) if order == 1 else (("w",), ("aw",)):
-                    for channel in channels:
-                        ctx.set(getattr(bus, f"{channel}ready"), 1)
-                    await ctx.tick()
-                    for channel in channels:
-                        ctx.set(getattr(bus, f"{channel}ready"), 0)
-                self.registers[address] = value
-                self.executed.append((Kind.WRITE, address, value))
-                ctx.set(bus.bvalid, 1)
-                while not ctx.get(bus.bready):
-                    await ctx.tick()
-                await ctx.tick()
-                ctx.set(bus.bvalid, 0)
-            await ctx.tick()
-
-    def carry_out(self, registers, executed):
-        """The model's register access."""
-        if self.model.access:
-            kind, address, value = self.model.access
-            executed.append((kind, address, value))
-            if kind == Kind.WRITE:
-                registers[address] = value
-            self.model.answer(registers.get(address, 0xDEAD0000 | address), fault=kind == Kind.READ and address == 0xFFC)
-
-
-def run_protocol(seed, *, steps=60, depth=16):
-    bench = Bench(seed, depth)
-    dut, model, rng = bench.dut, bench.model, bench.rng
-    registers, executed, resets = {}, [], []
-    tag = 0
-
-    def data_frame():
-        ahead = rng.choice([0] * 8 + [1, -3, 127, 128, -128])
-        words = tuple(rng.getrandbits(32) for _ in range(rng.randint(1, rng.choice([4, 15]))))
-        return {"kind": Kind.DATA, "seq": (model.taken + len(model.commands) + ahead) & 255, "words": words, "mark": rng.random() < 0.5}
-
-    def frame():
-        nonlocal tag
-        kind = rng.choice([Kind.DATA] * 5 + [Kind.STATUS, Kind.RESEND, Kind.READ, Kind.HELLO] * 2 + [Kind.WRITE, Kind.CLOSED])
-        fields = {"kind": kind}
-        if kind == Kind.HELLO:
-            fields["words"] = (model.session or 5 if rng.random() < 0.5 else rng.getrandbits(32),)
-        elif kind == Kind.DATA:
-            fields = data_frame()
-        elif kind in (Kind.READ, Kind.WRITE):
-            tag = tag if rng.random() < 0.3 else (tag + 1) & 255
-            address = rng.choice([0, 4, 0x18, 0x7FC, 0xFFC])
-            fields |= {"seq": tag, "words": (address, rng.getrandbits(32))[:1 + (kind == Kind.WRITE)]}
-        ack = model.oldest + rng.choice([0, 0, model.sent, rng.randrange(len(model.kept) + 1), rng.randrange(256)])
-        return Frame(**fields, ack=ack & 255, window=255)
-
-    async def drive(ctx):
-        ctx.set(dut.o.ready, 1)
-        await bench.send(ctx, encode(Frame(kind=Kind.STATUS)))  # no session yet
-        model.receive(Frame(kind=Kind.STATUS))
-        await bench.settle(ctx)
-        await bench.send(ctx, b"garbage\x7e")
-        model.receive(None)
-        await bench.settle(ctx)
-        for bench.sent in range(steps):
-            choice, expected = rng.random(), []
-            if choice < 0.6 or model.session is None:
-                sent = frame() if model.session is not None else Frame(kind=Kind.HELLO, words=(77,))
-                data = bytearray(encode(sent))
-                if rng.random() < 0.1:
-                    data[rng.randrange(1, len(data) - 2)] ^= 1 << rng.randrange(8)
-                before = model.resets
-                for found in Decoder().feed(bytes(data)):
-                    model.receive(found)
-                await bench.send(ctx, data)
-                if model.resets != before:
-                    resets.append(bench.sent)
-                    for _ in range(RESET_CYCLES + 2):
-                        await bench.tick(ctx)
-                    bench.executed.clear()
-                    executed.clear()
-                bench.carry_out(registers, executed)
-            elif choice < 0.8:
-                for word, last in model.commands[:rng.randint(0, 6)]:
-                    assert ctx.get(dut.commands.valid) and ctx.get(dut.commands.payload) == word | last << 32
-                    ctx.set(dut.commands.ready, 1)
-                    await bench.tick(ctx)
-                    ctx.set(dut.commands.ready, 0)
-                    model.take(1)
-                    await bench.settle(ctx)
-                assert ctx.get(dut.commands.valid) == (len(model.commands) > 0)
-            else:
-                ctx.set(dut.o.ready, 0)  # a frame waits for the line while the words come
-                request = Frame(kind=Kind.RESEND, ack=model.oldest)
-                model.receive(request)
-                await bench.send(ctx, encode(request))
-                await ctx.tick().repeat(30)
-                expected.append(model.next_frame())
-                for _ in range(rng.randint(1, 20)):
-                    word, last = rng.getrandbits(32), rng.random() < 0.2
-                    ctx.set(dut.results.payload, word | last << 32)
-                    ctx.set(dut.results.valid, 1)
-                    assert ctx.get(dut.results.ready) == (model.room > 0)
-                    if model.room:
-                        model.put(word, last)
-                    await ctx.tick()
-                ctx.set(dut.results.valid, 0)
-                ctx.set(dut.o.ready, 1)
-            await bench.settle(ctx, expected)
-            assert bench.executed == executed and bench.registers == registers
-
-    simulate(dut, drive, limit=2_000_000, background=[bench.registers_bus])
-    assert bench.sent == steps - 1 and resets
-    return bench
-
-
-@pytest.mark.parametrize("cause, cycles", [("request", 7), ("command", 5), ("one result", 6), ("three results", 8)])
-def test_latency_of_the_endpoint(cause, cycles):
-    dut, found = Endpoint(DIGEST, depth=16, simulate=True), []
-
-    async def bench(ctx):
-        ctx.set(dut.o.ready, 1)
-        for byte in encode(Frame(kind=Kind.HELLO, words=(77,))):
-            await give(ctx, dut, byte)
-        await ctx.tick().repeat(400)  # the answer has gone
-        words = {"one result": [1 << 32], "three results": [5, 6, 7 | 1 << 32]}.get(cause, [])
-        if not words:
-            for byte in encode(Frame(kind=Kind.RESEND) if cause == "request" else Frame(kind=Kind.DATA, words=(1,))):
-                await give(ctx, dut, byte)
-            found.append(1)
-        while not ctx.get(dut.commands.valid if cause == "command" else dut.o.valid):
-            ctx.set(dut.results.valid, bool(words))
-            ctx.set(dut.results.payload, words.pop(0) if words else 0)
-            await ctx.tick()
-            found.append(1)
-
-    simulate(dut, bench)
-    assert len(found) == cycles
-
-
-def test_a_full_buffer_takes_no_word_too_many():
-    """Words at every pace, also while others are acknowledged: as many as fit are taken, each is sent once."""
-    rng, bench, taken, paces = random.Random(8), Bench(3), 0, [0.0]
-    dut, depth = bench.dut, 16
-
-    async def source(ctx):
-        nonlocal taken
-        while True:
-            valid = rng.random() < paces[-1]
-            ctx.set(dut.results.valid, valid)
-            ctx.set(dut.results.payload, taken)
-            taken += valid and ctx.get(dut.results.ready)
-            await ctx.tick()
-
-    async def drive(ctx):
-        ctx.set(dut.o.ready, 1)
-        await bench.send(ctx, encode(Frame(kind=Kind.HELLO, words=(77,))))
-        acknowledged = 0
-        for pace in (1.0, 0.5, 0.9, 0.2, 1.0, 1.0):
-            for _ in range(2):  # the second frees nothing, and the first words come while it is carried out
-                await bench.send(ctx, encode(Frame(kind=Kind.STATUS, ack=acknowledged)))
-            paces.append(pace)
-            for _ in range(3000):  # time to fill the buffer and to send all
-                await bench.tick(ctx)
-            assert taken - acknowledged == depth and not ctx.get(dut.results.ready)
-            acknowledged += rng.randint(1, depth)
-            paces.append(rng.choice([0.0, 1.0]))
-
-    simulate(dut, drive, background=[source])
-    words = [word for frame in bench.frames if frame.kind == Kind.DATA for word in frame.words]
-    assert words == [*range(len(words))] and len(words) > 3 * depth
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_protocol_equals_its_model(seed):
-    run_protocol(seed)
-
-
-@pytest.mark.parametrize("mutation", ["CRC not checked", "acknowledgement one too far"])
-def test_the_protocol_test_can_fail(monkeypatch, mutation):
-    if mutation == "CRC not checked":
-        elaborate = framing.SerialCrc.elaborate
-
-        def careless(self, platform):
-            module = elaborate(self, platform)
-            module.d.sync += self.match.eq(1)
-            return module
-
-        monkeypatch.setattr(framing.SerialCrc, "elaborate", careless)
-    else:
-        acknowledge = Peer._acknowledge
-        monkeypatch.setattr(Peer, "_acknowledge", lambda self, frame: acknowledge(
-            self, dataclasses.replace(frame, ack=frame.ack + 1 & 255)))
-    with pytest.raises(AssertionError):
-        run_protocol(0)
