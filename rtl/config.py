@@ -5,6 +5,8 @@ import hashlib
 import json
 from dataclasses import dataclass
 
+from intaglio.rtl.numerics import XS_BITS
+
 __all__ = ["ADAPTED_OPERATIONS", "DOTS", "PACKINGS", "DecoderConfig", "check_packing", "logit_shift", "word_bits"]
 
 PACKINGS = ("2bit", "5trit")
@@ -245,6 +247,11 @@ class DecoderConfig:
     def result_bits(self):
         """Signed bits of an element of the result buffer; the widest is ``relu(gate)^2 * up``."""
         return max((127 * self.hidden) ** 3, (1 << 18) - 1).bit_length() + 1
+
+    @property
+    def shift_bits(self):
+        """Bits of the shift that makes an element of the residual or of the result buffer a vector element."""
+        return (max(32, self.result_bits) - XS_BITS).bit_length()
 
     @property
     def divider_bits(self):

@@ -1,7 +1,7 @@
 """Decoder core: the units, the buffers between them, and the sequencer."""
 
 from amaranth.hdl import Cat, Module, Mux, Signal, signed
-from amaranth.lib import wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.adapter.loader import Loader, Outcome
@@ -10,7 +10,7 @@ from intaglio.rtl.config import DecoderConfig
 from intaglio.rtl.numerics import XS_BITS, ZERO_EXPONENT
 from intaglio.rtl.program import Op, Phase
 from intaglio.rtl.ram import Ram
-from intaglio.rtl.scalar import bit_length
+from intaglio.rtl.scalar import ScalarLayout, bit_length
 from intaglio.rtl.sequencer import Sequencer
 from intaglio.rtl.ternary.linear import LinearUnit
 from intaglio.rtl.vector.unit import Destination, Kind, VectorUnit
@@ -108,7 +108,9 @@ class DecoderCore(wiring.Component):
             self.position.eq(s.position),
         ]
 
-        # -- starts
+        # -- starts; the angles are needed late
+        begun = Signal()
+        m.d.sync += begun.eq(s.begin)
         m.d.comb += [
             *([] if c.rank else [linear.start.eq(s.start_linear)]),
             linear.restart.eq(s.begin), linear.groups.eq(s.m), linear.chunks.eq(s.e),
@@ -116,7 +118,7 @@ class DecoderCore(wiring.Component):
             vector.start.eq(s.start_vector), vector.source.eq(s.rd[0]), vector.gain_base.eq(s.m), vector.words.eq(s.e),
             vector.group.eq(s.m), vector.embed_scale.eq(s.m), vector.q_mantissa.eq(s.q_scale.m),
             vector.shift.eq(s.vector_shift),
-            vector.rotary_start.eq(s.begin), vector.position.eq(s.position),
+            vector.rotary_start.eq(begun), vector.position.eq(s.position),
             s.vector_busy.eq(vector.busy), s.vector_ending.eq(ending), s.a_busy.eq(vector.a_busy),
             attention.attend.eq(s.start_attend), attention.head.eq(s.start_head), attention.group.eq(s.m),
             attention.layer.eq(s.layer), attention.position.eq(s.position), s.attention_busy.eq(attention.busy),
@@ -145,12 +147,8 @@ class DecoderCore(wiring.Component):
             m.d.sync += draining.eq(0)
         x_or, r_or = Signal(31), Signal(c.result_bits - 1)
         m.d.comb += [x_or.eq(Mux(in_vector, vector.w_or, linear.x_or)), r_or.eq(linear.r_or)]
-        x_bits, r_bits = bit_length(m, x_or, "x_bits"), bit_length(m, r_or, "r_bits")
-        limit = XS_BITS - 1
-        m.d.sync += [
-            s.x_shift.eq(Mux(x_bits > limit, x_bits - limit, 0)),
-            s.r_shift.eq(Mux((r_bits > limit) & ~draining, r_bits - limit, 0)),
-        ]
+        x_shift, r_shift = bit_length(m, x_or[XS_BITS - 1:], "x_bits"), bit_length(m, r_or[XS_BITS - 1:], "r_bits")
+        m.d.sync += [s.x_shift.eq(x_shift), s.r_shift.eq(Mux(draining, 0, r_shift))]
 
         # -- buffers: the linear unit and the vector unit take turns
         m.d.comb += [
@@ -190,15 +188,19 @@ class DecoderCore(wiring.Component):
             with m.If(part == parts - 1):
                 m.d.sync += [part.eq(0), word.eq(word + 1)]
 
-        # -- attention: operands, cache, accumulators, embedding
+        # -- attention: operands, cache (scales two cycles later), accumulators, embedding
+        stored = Signal(data.StructLayout({"key": 1, "value": 1, "head": 8, "scale": ScalarLayout}))
+        m.d.sync += [
+            stored.key.eq(s.store_key), stored.value.eq(s.store_value), stored.head.eq(s.store_head), stored.scale.eq(s.store),
+            attention.ks_en.eq(stored.key), attention.vs_en.eq(stored.value), attention.sc_head.eq(stored.head),
+            attention.sc_m.eq(stored.scale.m), attention.sc_e.eq(Mux(stored.scale.m == 0, ZERO_EXPONENT, stored.scale.e)),
+        ]
         m.d.comb += [
             attention.op_en.eq(to[Destination.OPERAND]), attention.op_index.eq(vector.w_index),
             attention.eq_en.eq(to[Destination.OPERAND] & vector.w_first), attention.eq_head.eq(vector.w_head),
             attention.eq_exp.eq(s.q_base + vector.w_en_shift),
             attention.kv_en.eq(to[Destination.KEY] | to[Destination.VALUE]), attention.kv_is_v.eq(to[Destination.VALUE]),
             attention.kv_head.eq(vector.w_head), attention.kv_index.eq(vector.w_index),
-            attention.ks_en.eq(s.store_key), attention.vs_en.eq(s.store_value), attention.sc_head.eq(s.store_head),
-            attention.sc_m.eq(s.store.m), attention.sc_e.eq(Mux(s.store.m == 0, ZERO_EXPONENT, s.store.e)),
             attention.acc_addr.eq(vector.acc_addr), attention.sum_head.eq(vector.sum_head), vector.sum_value.eq(attention.sum),
             attention.emb_token.eq(s.token), attention.emb_index.eq(vector.emb_index),
             s.m_value.eq(vector.m_value), vector.m_segment.eq(s.segment), s.squares.eq(vector.ss),

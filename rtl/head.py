@@ -56,8 +56,9 @@ class TopK(wiring.Component):
         logits = [Signal(self.logit.shape(), name=f"logit_{i}", reset_less=True) for i in range(self.k)]
         filled = [Signal(name=f"filled_{i}") for i in range(self.k)]
         before = [Signal(name=f"before_{i}") for i in range(self.k)]  # the candidate goes before entry i
-        for i in range(self.k):
-            m.d.comb += before[i].eq(~filled[i] | (self.logit > logits[i]))
+        for i in range(self.k):  # by a subtraction: a carry chain, where a comparison becomes many levels of gates
+            difference = Signal(signed(len(self.logit) + 1), name=f"difference_{i}")
+            m.d.comb += [difference.eq(logits[i] - self.logit), before[i].eq(~filled[i] | difference[-1])]
         with m.If(self.valid):
             for i in range(self.k):
                 first = before[i - 1] if i else 0

@@ -19,15 +19,18 @@ class AluOp(enum.Enum, shape=3):
 
 
 def bit_length(m, value, name):
-    """Bit length of an unsigned value as a combinational signal: a tree of halves."""
-    width = len(value)
-    if width == 1:
-        return value
-    half = 1 << (width - 1).bit_length() - 1
-    low, high = bit_length(m, value[:half], f"{name}_l"), bit_length(m, value[half:], f"{name}_h")
-    out = Signal(range(width + 1), name=name)
-    m.d.comb += out.eq(Mux(value[half:].any(), high + half, low))
-    return out
+    """Bit length of an unsigned value as a combinational signal: of 16 bits at a time, side by side."""
+    parts = [value[at:at + 16] for at in range(0, len(value), 16)]
+    out = None
+    for i, part in enumerate(parts):
+        length = Signal(5, name=f"{name}_{i}")
+        with m.Switch(part):
+            for bits in range(len(part), 0, -1):
+                with m.Case("0" * (len(part) - bits) + "1" + "-" * (bits - 1)):
+                    m.d.comb += length.eq(bits)
+        whole = Cat(length[:4], Mux(length[4], i + 1, Const(i, range(len(parts) + 1))))
+        out = whole if out is None else Mux(part.any(), whole, out)
+    return out[:len(value).bit_length()]
 
 
 class ScalarAlu(wiring.Component):
@@ -64,13 +67,18 @@ class ScalarAlu(wiring.Component):
         # The operands come through the register file's multiplexers and from other units.
         a, b, n, shift = (Signal.like(getattr(self, name), name=f"{name}_held") for name in ("a", "b", "n", "shift"))
         m.d.sync += [a.eq(self.a), b.eq(self.b), n.eq(self.n), shift.eq(self.shift)]
-        a_zero, b_zero = Signal(), Signal()
-        m.d.comb += [a_zero.eq(a.m == 0), b_zero.eq(b.m == 0)]
+        a_none, b_none = a.m == 0, b.m == 0
+        a_zero, b_zero, n_zero = Signal(), Signal(), Signal()
+        m.d.sync += [a_zero.eq(a_none), b_zero.eq(b_none), n_zero.eq(n == 0)]
+
+        of = {op: Signal(name=f"of_{op.name.lower()}") for op in AluOp}
+        m.d.sync += [signal.eq(self.op == op) for op, signal in of.items()]
 
         # INT: the top 16 bits of n
         length = bit_length(m, n, "n_bits")
         n_bits = Signal.like(length)
         m.d.sync += n_bits.eq(length)
+        n_less = Cat(n_bits[:4], n_bits[4:] - 1).as_signed()  # n_bits - 16
         padded = Signal(self.int_bits + 16)
         m.d.comb += padded.eq(Cat(Const(0, 16), n) >> n_bits)  # n << 16 >> bits: top bit lands at bit 15
 
@@ -79,28 +87,25 @@ class ScalarAlu(wiring.Component):
         m.d.sync += product.eq(a.m * b.m)
 
         # ADD
-        swap, gap = Signal(), Signal(signed(11))
+        swap, over, under = Signal(), Signal(signed(11)), Signal(signed(11))
         big, small = Signal(ScalarLayout), Signal(16)
-        m.d.comb += swap.eq(b.e > a.e)
-        m.d.comb += gap.eq(Mux(swap, b.e - a.e, a.e - b.e))
+        m.d.comb += [over.eq(a.e - b.e), under.eq(b.e - a.e), swap.eq((over[-1] | a_none) & ~b_none)]
         total = Signal(17)
         m.d.sync += [
             big.m.eq(Mux(swap, b.m, a.m)),
             big.e.eq(Mux(swap, b.e, a.e)),
-            small.eq(Mux(gap > 15, 0, Mux(swap, a.m, b.m) >> gap[:4])),
+            small.eq(Mux(over[-1], Mux(under[4:].any() | b_none, 0, a.m >> under[:4]), Mux(over[4:].any() | a_none, 0, b.m >> over[:4]))),
         ]
         m.d.comb += total.eq(big.m + small)
 
-        # DIV: restoring, 2 quotient bits a cycle, after one for the leading bit
-        remainder, quotient, count = Signal(18), Signal(18), Signal(4)
-        rest, bits = remainder, []
-        for step in range(2):
-            shifted = Signal(18, name=f"shifted_{step}")
-            fits = Signal(name=f"fits_{step}")
-            left = Signal(17, name=f"left_{step}")
-            m.d.comb += [shifted.eq(rest << 1), fits.eq(shifted >= b.m), left.eq(Mux(fits, shifted - b.m, shifted))]
-            rest = left
-            bits.append(fits)
+        # DIV: restoring, 2 quotient bits a cycle, after one for the leading bit: b, 2 b and 3 b are tried side by side
+        remainder, quotient, count, triple = Signal(17), Signal(18), Signal(4), Signal(18)
+        shifted = Signal(19)
+        left = [Signal(20, name=f"left_{times}") for times in (1, 2, 3)]
+        m.d.sync += triple.eq((b.m << 1) + b.m)
+        m.d.comb += [shifted.eq(remainder << 2), left[0].eq(shifted - b.m), left[1].eq(shifted - (b.m << 1)), left[2].eq(shifted - triple)]
+        one, two, three = (~value[-1] for value in left)
+        rest = Mux(two, Mux(three, left[2], left[1]), Mux(one, left[0], shifted))
 
         # SQRT: digit by digit, 2 root bits a cycle
         radicand, root, error = Signal(32), Signal(16), Signal(18)
@@ -123,6 +128,38 @@ class ScalarAlu(wiring.Component):
 
         odd = Signal()
         m.d.comb += odd.eq(a.e[0])
+        # Exponent of all but INT and COPY, to which the last step adds one at most.
+        base, up, more = Signal(signed(10)), Signal(signed(10)), Signal()
+        with m.If(of[AluOp.MUL]):
+            m.d.sync += base.eq(a.e + b.e + 15)
+        with m.Elif(of[AluOp.DIV]):
+            m.d.sync += base.eq(a.e - b.e - 16)
+        with m.Elif(of[AluOp.ADD]):
+            m.d.sync += base.eq(Mux(swap, b.e, a.e))
+        with m.Else():
+            m.d.sync += base.eq(Mux(a_zero, a.e, ((a.e >> 1) + odd) - 8))
+        m.d.comb += [
+            up.eq(base + 1),
+            more.eq((of[AluOp.MUL] & product[31]) | (of[AluOp.DIV] & quotient[16]) | (of[AluOp.ADD] & total[16])),
+        ]
+
+        # The result is one of these. Zeros make themselves, but for a division by zero and the exponents.
+        mantissas = {
+            AluOp.INT: padded[:16], AluOp.COPY: a.m, AluOp.MUL: Mux(product[31], product[16:], product[15:31]),
+            AluOp.DIV: Mux(quotient[16], quotient[1:17], quotient[:16]) & ~b_zero.replicate(16),
+            AluOp.ADD: Mux(total[16], total[1:], total[:16]), AluOp.SQRT: root,
+        }
+        chosen = Const(0, 16)
+        for op, value in mantissas.items():
+            chosen = chosen | Mux(of[op], value, 0)
+        moved, nothing = Signal(signed(10)), Signal()
+        m.d.comb += [
+            moved.eq(Mux(of[AluOp.INT], n_less, a.e) + Mux(of[AluOp.COPY] & a_zero, 0, shift)),
+            nothing.eq(Mux(of[AluOp.INT], n_zero, (of[AluOp.MUL] | of[AluOp.DIV]) & (a_zero | b_zero))),
+            self.o.m.eq(chosen),
+            self.o.e.eq(Mux(nothing, 0, Mux(of[AluOp.INT] | of[AluOp.COPY], moved, Mux(more, up, base)))),
+        ]
+
         with m.FSM(name="state") as fsm:
             m.d.comb += self.done.eq(fsm.ongoing("FINISH"))
             with m.State("IDLE"):
@@ -140,7 +177,7 @@ class ScalarAlu(wiring.Component):
                     with m.Default():
                         m.next = "FINISH"
             with m.State("DIV"):
-                m.d.sync += [remainder.eq(rest), quotient.eq(Cat(bits[1], bits[0], quotient)), count.eq(count + 1)]
+                m.d.sync += [remainder.eq(rest), quotient.eq(Cat(Mux(two, three, one), two, quotient)), count.eq(count + 1)]
                 with m.If(count == 7):
                     m.next = "FINISH"
             with m.State("SQRT"):
@@ -149,39 +186,4 @@ class ScalarAlu(wiring.Component):
                     m.next = "FINISH"
             with m.State("FINISH"):
                 m.next = "IDLE"
-                with m.Switch(self.op):
-                    with m.Case(AluOp.INT):
-                        with m.If(n_bits != 0):
-                            m.d.comb += [self.o.m.eq(padded), self.o.e.eq(n_bits - 16 + shift)]
-                        with m.Else():
-                            m.d.comb += [self.o.m.eq(0), self.o.e.eq(0)]
-                    with m.Case(AluOp.COPY):
-                        m.d.comb += [self.o.m.eq(a.m), self.o.e.eq(Mux(a_zero, a.e, a.e + shift))]
-                    with m.Case(AluOp.MUL):
-                        m.d.comb += [
-                            self.o.m.eq(Mux(product[31], product[16:], product[15:])),
-                            self.o.e.eq(a.e + b.e + Mux(product[31], 16, 15)),
-                        ]
-                        with m.If(a_zero | b_zero):
-                            m.d.comb += [self.o.m.eq(0), self.o.e.eq(0)]
-                    with m.Case(AluOp.DIV):
-                        m.d.comb += [
-                            self.o.m.eq(Mux(quotient[16], quotient[1:], quotient)),
-                            self.o.e.eq(a.e - b.e - Mux(quotient[16], 15, 16)),
-                        ]
-                        with m.If(a_zero | b_zero):
-                            m.d.comb += [self.o.m.eq(0), self.o.e.eq(0)]
-                    with m.Case(AluOp.ADD):
-                        m.d.comb += [
-                            self.o.m.eq(Mux(total[16], total[1:], total)),
-                            self.o.e.eq(big.e + total[16]),
-                        ]
-                        with m.If(b_zero):
-                            m.d.comb += self.o.eq(a)
-                        with m.Elif(a_zero):
-                            m.d.comb += self.o.eq(b)
-                    with m.Case(AluOp.SQRT):
-                        m.d.comb += [self.o.m.eq(root), self.o.e.eq((a.e - 16 + odd) >> 1)]
-                        with m.If(a_zero):
-                            m.d.comb += self.o.eq(a)
         return m

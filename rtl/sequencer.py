@@ -4,7 +4,7 @@ A command word is ``token[t] | run[24 - t] | top[5] | 0 | want | first`` from it
 docs/host.md describes the protocol. With adapters the reserved bit marks a word that selects one.
 """
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -37,13 +37,14 @@ class Sequencer(wiring.Component):
     -------
     command, result : 32-bit streams (``valid``, ``ready``, ``data``; a result also ``last``).
     op, m, e, rd : fields of the word being started; ``start`` has a bit per unit (linear, vector, attention), for one cycle.
-    linear_busy, vector_busy, a_busy, attention_busy : units at work; each may rise up to two cycles after its start.
+    linear_busy, vector_busy, a_busy, attention_busy : units at work, from the cycle after its start.
     vector_ending : for LINEAR (and ADAPT) the vector unit counts as idle from then on: the first activation is read some cycles after the
         first weight, when all are written (``LinearUnit.early``).
     token, position, layer : of the token under way. ``begin`` is high for one cycle as it begins.
     scale : scalar register ``ra`` of the last LINEAR, as it stands (the next word may still set it).
     q_scale, q_base : query scale of the last ROPE, and the exponent that a query has before its own shift is added.
     store_key, store_value, store_head, store : scale writes of the KV cache.
+    rank, rank_token, rank_logit : an entry of the list of the best logits, and a cycle later what it holds.
     active, phase, overflow : for the counters; ``overflow`` is high for one cycle when a token does not fit the context.
 
     x_shift, r_shift, vector_shift, shift : in the cycle after the start of NORM or ROPE, ``vector_shift`` is one of the first two,
@@ -80,7 +81,8 @@ class Sequencer(wiring.Component):
             "linear_busy": In(1), "vector_busy": In(1), "vector_ending": In(1), "a_busy": In(1), "attention_busy": In(1),
             "token": Out(config.token_bits), "position": Out(16), "layer": Out(10), "begin": Out(1),
             "scale": Out(ScalarLayout), "q_scale": Out(ScalarLayout), "q_base": Out(signed(12)),
-            "x_shift": In(6), "r_shift": In(6), "vector_shift": Out(6), "shift": Out(6),
+            **dict.fromkeys(("x_shift", "r_shift"), In(config.shift_bits)),
+            **dict.fromkeys(("vector_shift", "shift"), Out(config.shift_bits)),
             "segment": Out(8), "m_value": In(33), "squares": In(self.squares_bits), "reference": In(signed(10)),
             "store_key": Out(1), "store_value": Out(1), "store_head": Out(8), "store": Out(ScalarLayout),
             "rank": Out(5), "rank_token": In(config.token_bits), "rank_logit": In(signed(32)),
@@ -105,8 +107,20 @@ class Sequencer(wiring.Component):
         advance = Signal()
         m.d.comb += [ahead_next.eq(Mux(advance, ahead + 1, ahead)), rom.addr.eq(ahead_next)]
         m.d.sync += ahead.eq(ahead_next)
+        coming = data.View(Layout, rom.data)
         with m.If(advance):
-            m.d.sync += word.eq(data.View(Layout, rom.data))
+            m.d.sync += word.eq(coming)
+
+        def of(name, ops):
+            """Whether the word is one of ``ops``: a register, since starts are the longest way through the decoder."""
+            signal = Signal(name=f"of_{name}")
+            with m.If(advance):
+                m.d.sync += signal.eq(Value.cast(coming.op).matches(*ops))
+            return signal
+
+        of_linear, of_attend, of_head = (of(op.name.lower(), [op]) for op in (Op.LINEAR, Op.ATTEND, Op.HEAD))
+        early = of("early", [Op.LINEAR, Op.ADAPT])
+        of_vector = of("vector", [op for op, (unit, _) in _UNITS.items() if unit is Wait.VECTOR])
 
         token_bits = self.config.token_bits
         layout = command_layout(token_bits)
@@ -114,22 +128,10 @@ class Sequencer(wiring.Component):
         held = Signal(data.StructLayout({name: layout[name].shape for name in ("token", "run", "top", "want")}))  # run counts down
         last_token = Signal(token_bits)
 
-        # -- which units are idle: a start is remembered for a cycle
-        recent = {name: Signal(name=f"recent_{name}") for name in ("linear", "vector", "attention")}
-        start_linear = self.start_linear | self.start_adapt if self.config.rank else self.start_linear
-        starting = {"linear": start_linear, "vector": self.start_vector, "attention": self.start_attend | self.start_head}
-        for name, signal in recent.items():
-            m.d.sync += signal.eq(starting[name])
+        # -- which units are idle
         waiting = Signal(4)
-        of_linear = word.op == Op.LINEAR
-        if self.config.rank:
-            of_linear |= word.op == Op.ADAPT
         m.d.comb += waiting.eq(Cat(
-            self.linear_busy | recent["linear"],
-            (self.vector_busy & ~(self.vector_ending & of_linear)) | recent["vector"],
-            self.a_busy | recent["vector"],
-            self.attention_busy | recent["attention"],
-        ) & word.wait)
+            self.linear_busy, self.vector_busy & ~(self.vector_ending & early), self.a_busy, self.attention_busy) & word.wait)
 
         # -- shift of the vector unit's operation: the magnitudes are one cycle behind the end of what they are of
         shifts, of_results = Signal(), Signal()
@@ -159,13 +161,14 @@ class Sequencer(wiring.Component):
                         m.d.comb += alu.b.eq(imm)
 
         # -- result packet
-        rank, answer, tail = Signal(5), Signal(32), Signal()
+        rank, answer, logit, tail = Signal(5), Signal(32), Signal(32), Signal()  # a logit is kept with its token
         logit_unit = Signal(ScalarLayout)
         m.d.comb += [self.rank.eq(rank), self.result_data.eq(answer), self.result_last.eq(tail)]
 
         def stop():
             """The token is done: the next of a run, or the next command."""
-            m.d.sync += [self.position.eq(self.position + 1), self.phase.eq(Phase.EMBED)]
+            m.d.sync += [self.position.eq(self.position + 1), full.eq(self.position == self.config.context - 1),
+                         self.phase.eq(Phase.EMBED)]
             m.d.comb += [self.finished.eq(1), ahead_next.eq(0)]
             with m.If(held.run != 0):
                 m.d.sync += [held.run.eq(held.run - 1), held.token.eq(last_token)]
@@ -173,6 +176,7 @@ class Sequencer(wiring.Component):
             with m.Else():
                 m.next = "IDLE"
 
+        full = Signal()  # position == context
         barred = Signal()  # the sequence's adapter is not there
         if self.config.rank:
             m.d.comb += self.adapted.eq(word.rb[0] & self.running)
@@ -194,7 +198,7 @@ class Sequencer(wiring.Component):
                         held.want.eq(command.want | (command.run != 0)), self.phase.eq(Phase.EMBED),
                     ]
                     with m.If(command.first):
-                        m.d.sync += self.position.eq(0)
+                        m.d.sync += [self.position.eq(0), full.eq(0)]
                         if self.config.rank:
                             m.d.sync += [self.running.eq(self.ok), self.memory.eq(self.physical),
                                          barred.eq((self.selected != 0) & ~self.ok)]
@@ -204,7 +208,6 @@ class Sequencer(wiring.Component):
             with m.State("BEGIN"):
                 m.d.comb += advance.eq(1)
                 m.d.sync += self.token.eq(held.token)
-                full = self.position == self.config.context
                 if self.config.rank:
                     m.d.comb += self.refused.eq(barred)
                 with m.If(full | barred if self.config.rank else full):
@@ -223,20 +226,14 @@ class Sequencer(wiring.Component):
                     m.next = "IDLE"
             with m.State("ISSUE"):
                 with m.If(waiting == 0):
-                    m.d.comb += advance.eq(1)
+                    m.d.comb += [advance.eq(1), self.start_linear.eq(of_linear), self.start_vector.eq(of_vector),
+                                 self.start_attend.eq(of_attend), self.start_head.eq(of_head)]
                     with m.Switch(word.op):
                         for op, (unit, phase) in _UNITS.items():
                             with m.Case(op):
                                 m.d.sync += self.phase.eq(phase)
-                                if unit is Wait.VECTOR:
-                                    m.d.comb += self.start_vector.eq(1)
-                                elif unit is Wait.LINEAR:
-                                    m.d.comb += self.start_linear.eq(1)
+                                if unit is Wait.LINEAR:
                                     m.d.sync += scale_register.eq(word.ra)
-                                elif op is Op.ATTEND:
-                                    m.d.comb += self.start_attend.eq(1)
-                                else:
-                                    m.d.comb += self.start_head.eq(1)
                                 if op in (Op.NORM8, Op.NORM16):
                                     m.d.sync += [of_results.eq(word.rd[0]), shifts.eq(1)]
                                 elif op is Op.ROPE:
@@ -281,17 +278,17 @@ class Sequencer(wiring.Component):
             with m.State("UNIT"):
                 m.d.comb += self.result_valid.eq(1)
                 with m.If(self.result_ready):
-                    m.d.sync += answer.eq(self.rank_token)
+                    m.d.sync += [answer.eq(self.rank_token), logit.eq(self.rank_logit), rank.eq(1)]
                     m.next = "TOKEN"
             with m.State("TOKEN"):
                 m.d.comb += self.result_valid.eq(1)
                 with m.If(self.result_ready):
-                    m.d.sync += [answer.eq(self.rank_logit), tail.eq(rank + 1 == held.top), rank.eq(rank + 1)]
+                    m.d.sync += [answer.eq(logit), tail.eq(rank == held.top)]
                     m.next = "LOGIT"
             with m.State("LOGIT"):
                 m.d.comb += self.result_valid.eq(1)
                 with m.If(self.result_ready):
-                    m.d.sync += [answer.eq(self.rank_token), tail.eq(0)]
+                    m.d.sync += [answer.eq(self.rank_token), logit.eq(self.rank_logit), tail.eq(0), rank.eq(rank + 1)]
                     with m.If(tail):
                         m.d.sync += rank.eq(0)
                         stop()

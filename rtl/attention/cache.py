@@ -22,7 +22,8 @@ class KvCache(wiring.Component):
     kv_en, kv_is_v, kv_head, kv_index, kv_data : In
         Writes ``vector_width`` signed bytes, word ``kv_index`` of a row. One write a cycle.
     ks_en, vs_en, sc_head, sc_m, sc_e : In
-        Writes the scale ``sc_m * 2^sc_e`` of a key or a value, not both at once; ``(0, -128)`` for zero.
+        Writes the scale ``sc_m * 2^sc_e`` of a key or a value, not both at once; ``(0, -128)`` for zero. Not in two cycles one after the
+        other.
     eref : Out(signed(10))
         Largest exponent of the value scales of ``layer``; the write of position 0, head 0 starts it anew. Valid three cycles
         after ``vs_en``, one after a change of ``layer``, which must not come sooner.
@@ -101,7 +102,9 @@ class KvCache(wiring.Component):
         m.d.sync += self.eref.eq(now)
         vs_en, first, exponent = Signal(), Signal(), scale[16:].as_signed()
         m.d.sync += [vs_en.eq(self.vs_en), first.eq((self.position == 0) & (self.sc_head == 0))]
-        with m.If(vs_en & (first | (exponent > now))):
+        above = Signal(signed(11))
+        m.d.comb += above.eq(self.eref - exponent)
+        with m.If(vs_en & (first | above[-1])):
             m.d.sync += largest[self.layer].eq(exponent)
 
         # Reads at consecutive rows.

@@ -60,7 +60,7 @@ class Scores(wiring.Component):
     value, shift, scaled
         Of the :class:`Scaler`, which has the key's mantissa: with ``valid``, and two cycles later.
     exponent : In(signed(12)).array(heads)
-        Exponents of the queries; stable.
+        Exponents of the queries; stable from two cycles before ``valid``.
     score_valid : Out(1), score : Out(signed(18)).array(heads)
     maximum : Out(signed(18)).array(heads)
         Includes a score from the cycle after its ``score_valid``.
@@ -87,10 +87,11 @@ class Scores(wiring.Component):
         shift_en, clamp_en = Signal(), Signal()
         m.d.sync += [shift_en.eq(self.valid), clamp_en.eq(shift_en), self.score_valid.eq(clamp_en)]
         for a in range(self.config.attention_heads):
-            wanted = Signal(signed(EXPONENT_BITS + 2), name=f"wanted_{a}")
+            bias, wanted = (Signal(signed(EXPONENT_BITS + 2), name=f"{name}_{a}") for name in ("bias", "wanted"))
             score, maximum, shifted = self.score[a], self.maximum[a], self.scaled[a]
+            m.d.sync += bias.eq(-(self.config.score_shift + 8) - self.exponent[a])
             m.d.comb += [
-                wanted.eq(-(self.config.score_shift + 8) - self.exponent[a] - self.scale_e),
+                wanted.eq(bias - self.scale_e),
                 self.value[a].eq(self.dot[a] >> self.config.score_shift),
                 self.shift[a].eq(Mux(wanted < 0, 0, Mux(wanted > 40, 40, wanted[:6]))),
             ]

@@ -13,11 +13,11 @@ from intaglio.rtl.rom import Rom
 
 __all__ = ["EMBEDDING_LATENCY", "AttentionUnit", "attend_cycles", "head_cycles"]
 
-EMBEDDING_LATENCY = 3  # cycles from emb_index to emb_data
+EMBEDDING_LATENCY = 4  # cycles from emb_index to emb_data
 LOGIT_BITS = 32
 KEY_DRAIN = 6  # cycles between the last key and the first score of the second phase, without the adder tree
 VALUE_DRAIN = 8  # cycles between the last score's address and the end
-HEAD_DRAIN = 4
+HEAD_DRAIN = 5
 
 
 def attend_cycles(config, position):
@@ -26,7 +26,7 @@ def attend_cycles(config, position):
 
 
 def head_cycles(config):
-    """Cycles that HEAD is busy: one for each embedding word and a fill of 4 + the stages of the two adder trees."""
+    """Cycles that HEAD is busy: one for each embedding word and a fill of 5 + the stages of the two adder trees."""
     return config.vocab * config.head_groups + HEAD_DRAIN + tree_stages(config.head_dim) + tree_stages(config.attention_heads)
 
 
@@ -65,10 +65,10 @@ class AttentionUnit(wiring.Component):
     sum_head : In, sum : Out
         Sum of the probabilities of head ``sum_head`` of the pass. Combinational.
     emb_token, emb_index : In, emb_data : Out
-        V embedding elements of word ``emb_index`` (of ``hidden / V``), three cycles later. ``emb_token`` must be stable one
+        V embedding elements of word ``emb_index`` (of ``hidden / V``), four cycles later. ``emb_token`` must be stable one
         cycle before the first index. Not while HEAD is busy.
     top_index : In, top_token, top_logit, top_count : Out
-        The list of the last HEAD. Combinational.
+        An entry of the list of the last HEAD, a cycle later, and how many there are.
     """
 
     def __init__(self, config, embedding=None):
@@ -165,7 +165,10 @@ class AttentionUnit(wiring.Component):
                 with m.If(wait == 0):
                     m.next = "IDLE"
         self.idle = fsm.ongoing("IDLE")
-        m.d.comb += self.busy.eq(~self.idle)
+        with m.If(self.idle & (self.attend | self.head)):
+            m.d.sync += self.busy.eq(1)
+        with m.Elif(fsm.ongoing("DRAIN") & (wait == 0)):
+            m.d.sync += self.busy.eq(0)
 
     def _operands(self, m):
         """Operand memory, the exponents of the queries, and the loads of the array."""
@@ -237,16 +240,19 @@ class AttentionUnit(wiring.Component):
         config, width = self.config, self.config.vector_width
         parts = config.array // width
         word, part = _split(m, "emb", self.emb_index, config.hidden // width, parts)
-        first, part_1, part_2 = Signal.like(self.word_addr), Signal.like(part), Signal.like(part)
-        m.d.sync += [first.eq(_times(self.emb_token, config.head_groups)), part_1.eq(part), part_2.eq(part_1)]
+        first, part_1, part_2, part_3 = Signal.like(self.word_addr), *(Signal.like(part, name=f"part_{i}") for i in (1, 2, 3))
+        m.d.sync += [first.eq(_times(self.emb_token, config.head_groups)), part_1.eq(part), part_2.eq(part_1), part_3.eq(part_2)]
         with m.If(self.idle & ~self.head):
             m.d.sync += self.word_addr.eq(first + word)
         elements = [Signal(signed(8), name=f"embedding_{i}") for i in range(config.array)]
         m.d.comb += self.rom.addr.eq(self.word_addr)
         for i, element in enumerate(elements):
             m.d.comb += [element.eq(self.rom.data[8 * i:8 * i + 8].as_signed()), self.array.embedding[i].eq(element)]
-        for j in range(width):
-            m.d.sync += self.emb_data[j].eq(Array(elements[j::width])[part_2])
+        for j in range(width):  # four parts to one, then what is left
+            column = elements[j::width]
+            few = [Signal(signed(8), name=f"embedding_{j}_{i}", reset_less=True) for i in range(-(-parts // 4))]
+            m.d.sync += [few[i].eq(Array(column[4 * i:4 * i + 4])[part_2[:2]]) for i in range(len(few))]
+            m.d.sync += self.emb_data[j].eq(Array(few)[part_3[2:]])
 
     def _logits(self, m):
         config, array, topk = self.config, self.array, self.topk
@@ -271,9 +277,9 @@ class AttentionUnit(wiring.Component):
         with m.Elif(topk.valid):
             m.d.sync += topk.token.eq(topk.token + 1)
         m.d.comb += [
-            topk.logit.eq(total >> config.logit_shift), topk.index.eq(self.top_index),
-            self.top_token.eq(topk.top_token), self.top_logit.eq(topk.top_logit), self.top_count.eq(topk.count),
+            topk.logit.eq(total >> config.logit_shift), topk.index.eq(self.top_index), self.top_count.eq(topk.count),
         ]
+        m.d.sync += [self.top_token.eq(topk.top_token), self.top_logit.eq(topk.top_logit)]
 
 
 def _split(m, name, index, count, divisor):

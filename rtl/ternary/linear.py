@@ -165,9 +165,10 @@ class LinearUnit(wiring.Component):
         word = Signal(max(1, ceil_log2(config.weight_depth)))
         mode = Signal(Mode)
         last_chunk, last_group = Signal(), Signal()
-        begin = Signal()
+        begin, began = Signal(), Signal()
+        m.d.sync += began.eq(begin if path is None else begin & ~self.adapt)
         m.d.comb += [
-            begin.eq(self.start & ~self.busy),
+            begin.eq(self.start),
             last_chunk.eq(chunk == chunks - 1),
             last_group.eq(groups_left == 1),
         ]
@@ -250,7 +251,7 @@ class LinearUnit(wiring.Component):
         if path is not None:
             m.d.comb += [post.sums[i].eq(total) for i, total in enumerate(path.totals)]
         m.d.comb += [
-            post.clear.eq(begin if path is None else begin & ~self.adapt),
+            post.clear.eq(began),
             post.valid.eq(valid),
             post.mode.eq(mode),
             post.scale_m.eq(self.scale_m),

@@ -39,7 +39,7 @@ class Post(wiring.Component):
     clear : In(1)
         Start of an operation: results count from element 0, magnitudes from 0.
     mode : In(Mode), scale_m : In(16), scale_e : In(signed(10))
-        Stable until the operation's last write; the scale counts for RESIDUAL only.
+        Stable from the cycle before the first ``valid`` until the operation's last write; the scale counts for RESIDUAL only.
     valid : In(1), sums : In(signed(accumulator_bits)) [lanes]
         Row sums of the next group.
     x_*, r_*, x_or, r_or
@@ -95,7 +95,8 @@ class Post(wiring.Component):
             m.d.sync += group[0].eq(group[0] + 1)
         group += [register("group_2", group[0].shape(), group[0])]
         group += [register("group_3", group[0].shape(), group[1])]
-        gated, residual = self.mode == Mode.GATED, self.mode == Mode.RESIDUAL
+        gated, residual = Signal(), Signal()
+        m.d.sync += [gated.eq(self.mode == Mode.GATED), residual.eq(self.mode == Mode.RESIDUAL)]
         gated_copies_bits = place_bits + 1
 
         # Stage 1: products. Stage 2: second product, shift. Stage 3: sums.

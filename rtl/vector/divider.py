@@ -52,32 +52,52 @@ class Divider(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        parallel = self.bits_per_stage == 2
         valid, tag, denominator = self.i_valid, self.i_tag, self.i_denominator
         remainder, low = self.i_numerator[MANTISSA:], self.i_numerator[:MANTISSA]
+        triple = None
         left = MANTISSA
         for stage in range(self.latency):
             if stage == self.latency - 2:
                 m.d.comb += self.o_soon.eq(valid)
-            bits = min(self.bits_per_stage, left)
+            bits = left - (self.latency - 1 - stage) * self.bits_per_stage if parallel and not stage else min(self.bits_per_stage, left)
             left -= bits
-            quotient = []
-            for bit in range(bits):
-                shifted = Signal(MANTISSA + 1, name=f"shifted_{stage}_{bit}")
-                difference = Signal(MANTISSA + 2, name=f"difference_{stage}_{bit}")
-                m.d.comb += [shifted.eq(Cat(low[MANTISSA - 1 - bit], remainder)), difference.eq(shifted - denominator)]
-                fits = ~difference[-1]
-                quotient.insert(0, fits & denominator[-1])
-                remainder = Mux(fits, difference[:MANTISSA], shifted[:MANTISSA])
+            top = low[MANTISSA - bits:]
+            if parallel and bits == 2:
+                remainder, quotient = _two_steps(m, stage, Cat(top, remainder), denominator, triple)
+            else:
+                quotient = []
+                for bit in range(bits):
+                    shifted = Signal(MANTISSA + 1, name=f"shifted_{stage}_{bit}")
+                    difference = Signal(MANTISSA + 2, name=f"difference_{stage}_{bit}")
+                    m.d.comb += [shifted.eq(Cat(top[bits - 1 - bit], remainder)), difference.eq(shifted - denominator)]
+                    fits = ~difference[-1]
+                    quotient.insert(0, fits & denominator[-1])
+                    remainder = Mux(fits, difference[:MANTISSA], shifted[:MANTISSA])
             # The numerator's low bits leave this register at the top while quotient bits enter at the bottom.
             low_next = Cat(*quotient, low[:MANTISSA - bits])
-            names = ("remainder", "low", "denominator", "tag")
-            widths = (MANTISSA, MANTISSA, MANTISSA, len(tag))
-            registers = [Signal(w, name=f"{n}_{stage}", reset_less=True) for n, w in zip(names, widths, strict=True)]
+            values = {"remainder": remainder, "low": low_next, "denominator": denominator, "tag": tag}
+            if parallel:
+                values["triple"] = (denominator << 1) + denominator if triple is None else triple
+            registers = {name: Signal(MANTISSA + 2 if name == "triple" else len(tag) if name == "tag" else MANTISSA,
+                                      name=f"{name}_{stage}", reset_less=True) for name in values}
             valid_next = Signal(name=f"valid_{stage}")
             m.d.sync += valid_next.eq(valid)
             with m.If(valid):
-                values = (remainder, low_next, denominator, tag)
-                m.d.sync += [r.eq(v) for r, v in zip(registers, values, strict=True)]
-            valid, (remainder, low, denominator, tag) = valid_next, registers
+                m.d.sync += [registers[name].eq(value) for name, value in values.items()]
+            valid, (remainder, low, denominator, tag) = valid_next, [registers[n] for n in ("remainder", "low", "denominator", "tag")]
+            triple = registers.get("triple")
         m.d.comb += [self.o_valid.eq(valid), self.o_quotient.eq(low), self.o_tag.eq(tag)]
         return m
+
+
+def _two_steps(m, stage, shifted, denominator, triple):
+    """Remainder and quotient bits (low first) of two steps at once: one, two and three times the denominator are tried side by side."""
+    differences = []
+    for times, multiple in enumerate((denominator, denominator << 1, triple), start=1):
+        difference = Signal(MANTISSA + 3, name=f"difference_{stage}_{times}")
+        m.d.comb += difference.eq(shifted - multiple)
+        differences.append(difference)
+    one, two, three = (~difference[-1] for difference in differences)
+    remainder = Mux(two, Mux(three, differences[2], differences[1]), Mux(one, differences[0], shifted))
+    return remainder[:MANTISSA], [bit & denominator[-1] for bit in (Mux(two, three, one), two)]

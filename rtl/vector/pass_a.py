@@ -33,14 +33,15 @@ class LaneA(wiring.Component):
     """One element: shift, two multiplications, rotation.
 
     ``valid[k]`` moves stage ``k`` of the pipeline: 0 the element and its coefficients arrive, 1 multiply, 2 rotate. The second
-    product is the square of the element, or in ROPE its product with the sine, which the partner lane adds.
+    product is the square of the element, or in ROPE its product with the sine, which the partner lane adds. ``rope`` and ``results``
+    are taken a cycle before stage 0, ``shift`` with ``shift_en``.
     """
 
-    def __init__(self, result_bits, odd):
+    def __init__(self, config, odd):
         self.odd = odd
         super().__init__({
-            "valid": In(3), "rope": In(1), "plain": In(1), "results": In(1), "shift": In(6),
-            "x": In(signed(32)), "r": In(signed(result_bits)),
+            "valid": In(3), "rope": In(1), "plain": In(1), "results": In(1), "shift": In(config.shift_bits), "shift_en": In(1),
+            "x": In(signed(32)), "r": In(signed(config.result_bits)),
             "gain": In(signed(COEFFICIENT_BITS)), "cosine": In(signed(COEFFICIENT_BITS)), "sine": In(signed(COEFFICIENT_BITS)),
             "partner": In(signed(T_BITS)), "second": Out(signed(2 * XS_BITS)),
             "t": Out(signed(T_BITS)), "size": Out(MAXIMUM_BITS),
@@ -55,16 +56,20 @@ class LaneA(wiring.Component):
         t = Signal(signed(T_BITS), reset_less=True)
         source = Signal(signed(max(32, len(self.r))))
         factor, turn = Signal(signed(XS_BITS)), Signal(signed(T_BITS))
+        results, rope, shift = Signal(), Signal(), Signal.like(self.shift)  # each lane has its own
+        m.d.sync += [results.eq(self.results), rope.eq(self.rope)]
+        with m.If(self.shift_en):
+            m.d.sync += shift.eq(self.shift)
         m.d.comb += [
-            source.eq(Mux(self.results, self.r, self.x)),
-            factor.eq(Mux(self.rope, s, xs)),
-            turn.eq(Mux(self.rope, self.partner, 0)),
+            source.eq(Mux(results, self.r, self.x)),
+            factor.eq(Mux(rope, s, xs)),
+            turn.eq(Mux(rope, self.partner, 0)),
             self.second.eq(second), self.t.eq(t), self.size.eq(Mux(t[-1], -t, t)),
         ]
         with m.If(self.valid[0]):
             m.d.sync += [
-                xs.eq(source >> self.shift),
-                c.eq(Mux(self.rope, Mux(self.plain, ROTARY_ONE, self.cosine), self.gain)),
+                xs.eq(source >> shift),
+                c.eq(Mux(rope, Mux(self.plain, ROTARY_ONE, self.cosine), self.gain)),
                 s.eq(Mux(self.plain, 0, self.sine)),
             ]
         with m.If(self.valid[1]):
@@ -83,10 +88,12 @@ class PassA(wiring.Component):
 
     Members
     -------
-    start : In
-        Strobe; the first word is read in the next cycle.
-    rope, results, shift, last_index : In
-        Stable while busy: rotate instead of gains; read the result buffer; right shift; index of the last word.
+    start, wanted : In
+        Strobe of an operation, and whether it has a pass A: the first word is read in the next cycle.
+    rope, results, last_index : In
+        Stable while busy: rotate instead of gains; read the result buffer; index of the last word.
+    shift, shift_en : In
+        Right shift, taken with the strobe, in the cycle after ``start``.
     rotary_ready : In
         ROPE waits for it.
     gain_base, gain_addr : In, Out
@@ -98,7 +105,7 @@ class PassA(wiring.Component):
     t_en, t_addr, t : Out
         Write port of the T buffer.
     m_valid, m_value, m_final : Out
-        Strobe: maximum of ``|t|`` of the next segment in order; of the last one.
+        Strobe: maximum of ``|t|`` of the next segment in order; of the last one. 0 in an operation without pass A.
     sum : Out
         Sum of squares of the shifted elements (not of ROPE); valid from ``m_final``.
 
@@ -112,8 +119,8 @@ class PassA(wiring.Component):
         depth = max_words(config)
         coefficient = signed(COEFFICIENT_BITS)
         super().__init__({
-            "start": In(1), "rope": In(1), "results": In(1), "shift": In(6), "last_index": In(range(depth)),
-            "rotary_ready": In(1), "gain_base": In(16), "gain_addr": Out(16),
+            "start": In(1), "wanted": In(1), "rope": In(1), "results": In(1), "shift": In(config.shift_bits), "shift_en": In(1),
+            "last_index": In(range(depth)), "rotary_ready": In(1), "gain_base": In(16), "gain_addr": Out(16),
             "src_addr": Out(range(depth)), "rotary_word": Out(range(max(2, config.head_dim // width))),
             "x": In(signed(32)).array(width), "r": In(signed(config.result_bits)).array(width),
             "gain": In(coefficient).array(width),
@@ -149,7 +156,7 @@ class PassA(wiring.Component):
             plain_1.eq(plain),
         ]
         with m.If(self.start):
-            m.d.sync += [run.eq(1), self.src_addr.eq(0), self.rotary_word.eq(0), self.gain_addr.eq(self.gain_base)]
+            m.d.sync += [run.eq(self.wanted), self.src_addr.eq(0), self.rotary_word.eq(0), self.gain_addr.eq(self.gain_base)]
         with m.Elif(issue):
             m.d.sync += [
                 run.eq(~final), self.src_addr.eq(self.src_addr + 1), self.gain_addr.eq(self.gain_addr + 1),
@@ -158,12 +165,13 @@ class PassA(wiring.Component):
 
         lanes = []
         for i in range(width):
-            lane = LaneA(config.result_bits, odd=i % 2 == 1)
+            lane = LaneA(config, odd=i % 2 == 1)
             m.submodules[f"lane_{i}"] = lane
             lanes.append(lane)
             m.d.comb += [
                 lane.valid.eq(valid[:3]), lane.rope.eq(self.rope), lane.plain.eq(plain_1), lane.results.eq(self.results),
-                lane.shift.eq(self.shift), lane.x.eq(self.x[i]), lane.r.eq(self.r[i]), lane.gain.eq(self.gain[i]),
+                lane.shift.eq(self.shift), lane.shift_en.eq(self.shift_en),
+                lane.x.eq(self.x[i]), lane.r.eq(self.r[i]), lane.gain.eq(self.gain[i]),
                 lane.cosine.eq(self.cosine[i // 2]), lane.sine.eq(self.sine[i // 2]), self.t[i].eq(lane.t),
             ]
         for i, lane in enumerate(lanes):
@@ -179,7 +187,9 @@ class PassA(wiring.Component):
         largest, stage = _tree(m, [lane.size for lane in lanes], valid, LOAD_STAGES - 1, _larger, sizes=True, name="max")
         assert stage == stages - 2, "the tree ends where the flags expect it"
         fresh = Signal(init=1)
-        with m.If(valid[stage]):
+        with m.If(self.start):
+            m.d.sync += self.m_value.eq(0)
+        with m.Elif(valid[stage]):
             m.d.sync += [self.m_value.eq(_larger(m, Mux(fresh, 0, self.m_value), largest, "max_run")), fresh.eq(lasts[stage])]
         m.d.comb += [self.m_valid.eq(lasts[stages - 1]), self.m_final.eq(finals[stages - 1])]
 
@@ -193,10 +203,25 @@ class PassA(wiring.Component):
         return m
 
 
-def _larger(m, a, b, name):
+def _below(m, a, b, name):
     """By a subtraction, which becomes a carry chain where a comparison becomes many levels of gates."""
-    result, difference = Signal(MAXIMUM_BITS, name=name), Signal(MAXIMUM_BITS + 1, name=f"{name}_less")
-    m.d.comb += [difference.eq(a - b), result.eq(Mux(difference[-1], b, a))]
+    difference = Signal(MAXIMUM_BITS + 1, name=f"{name}_less")
+    m.d.comb += difference.eq(a - b)
+    return difference[-1]
+
+
+def _larger(m, a, b, name):
+    result = Signal(MAXIMUM_BITS, name=name)
+    m.d.comb += result.eq(Mux(_below(m, a, b, name), b, a))
+    return result
+
+
+def _largest(m, values, name):
+    """Of four, each pair compared side by side."""
+    below = {(i, j): _below(m, values[i], values[j], f"{name}_{i}{j}") for j in range(4) for i in range(j)}
+    last = Mux(below[0, 1], Mux(below[2, 3], below[1, 3], below[1, 2]), Mux(below[2, 3], below[0, 3], below[0, 2]))
+    result = Signal(MAXIMUM_BITS, name=name)
+    m.d.comb += result.eq(Mux(last, Mux(below[2, 3], values[3], values[2]), Mux(below[0, 1], values[1], values[0])))
     return result
 
 
@@ -214,6 +239,9 @@ def _tree(m, values, valid, stage, combine, sizes, name):
     """
     levels, level = (1 if sizes else 2), 0
     while len(values) > 2 or (sizes and level == 0):
+        if sizes and levels == 2:
+            values = [_largest(m, values[i:i + 4], f"{name}_{level}_{i}") for i in range(0, len(values), 4)]
+            levels, level = 0, level + 2
         for _ in range(min(levels, len(values).bit_length() - 1)):
             pairs = zip(values[::2], values[1::2], strict=True)
             values = [combine(m, a, b, f"{name}_{level}_{i}") for i, (a, b) in enumerate(pairs)]

@@ -47,12 +47,15 @@ class Mode(enum.Enum, shape=unsigned(2)):
 
 
 class LaneB(wiring.Component):
-    """One element: shift, multiplication, rounding, clamp. ``valid[k]`` moves stage ``k``: 0 the element arrives."""
+    """One element: shift, multiplication, rounding, clamp. ``valid[k]`` moves stage ``k``: 0 the element arrives.
+
+    ``kind`` is taken a cycle before. EMBED takes ``amount`` = ``MANTISSA``: no shift.
+    """
 
     def __init__(self, value_bits, embed_shift):
         self.embed_shift = embed_shift
         super().__init__({
-            "valid": In(4), "embed": In(1), "drain": In(1), "amount": In(AMOUNT_BITS), "factor": In(MANTISSA),
+            "valid": In(4), "kind": In(Kind), "amount": In(AMOUNT_BITS), "factor": In(MANTISSA),
             "mode": In(Mode),  # of the word at stage 2
             "t": In(signed(T_BITS)), "acc": In(signed(value_bits)), "emb": In(signed(8)), "q": Out(signed(32)),
         })
@@ -63,9 +66,12 @@ class LaneB(wiring.Component):
         ts = Signal(signed(XS_BITS), reset_less=True)
         product = Signal(signed(XS_BITS + MANTISSA), reset_less=True)
         q = Signal(signed(32), reset_less=True)
-        m.d.comb += [source.eq(Mux(self.drain, self.acc << (MANTISSA - DRAIN_SHIFT), self.t << MANTISSA)), self.q.eq(q)]
+        embed, drain = Signal(), Signal()  # each lane has its own
+        m.d.sync += [embed.eq(self.kind == Kind.EMBED), drain.eq(self.kind == Kind.DRAIN)]
+        plain = Mux(embed, self.emb, self.t) << MANTISSA
+        m.d.comb += [source.eq(Mux(drain, self.acc << (MANTISSA - DRAIN_SHIFT), plain)), self.q.eq(q)]
         with m.If(self.valid[0]):
-            m.d.sync += ts.eq(Mux(self.embed, self.emb, source >> self.amount))
+            m.d.sync += ts.eq(source >> self.amount)
         with m.If(self.valid[1]):
             m.d.sync += product.eq(ts * self.factor)
         # All modes share one adder and one clamp. Limits are 2^n - 1: a value is beyond them when the bits from n on differ from
@@ -105,8 +111,10 @@ class PassB(wiring.Component):
     -------
     start : In
         Strobe; the first word is read in the next cycle at the earliest.
-    kind, last_index, base, q_mantissa, embed_scale : In
-        Stable while busy: the operation, index of its last word, offset of the written index (DRAIN), factors.
+    kind : In
+        The operation; sampled with ``start``.
+    last_index, base, q_mantissa, embed_scale : In
+        Stable while busy: index of the last word, offset of the written index (DRAIN), factors.
     soon : In
         Strobe: the reciprocal of the next segment appears on ``r_*`` two cycles later.
     r_valid, r_segment, r_value : In
@@ -114,7 +122,7 @@ class PassB(wiring.Component):
     e_valid, e_segment, e_amount : In
         Shift of a segment, plus 17; at least three cycles before its reciprocal.
     addr : Out
-        Word of the T buffer, of the attention unit's accumulators (both answer one cycle later) or of the embedding (three).
+        Word of the T buffer, of the attention unit's accumulators (both answer one cycle later) or of the embedding (four).
     t, acc, emb : In, arrays
     w_en, w_dest, w_index, w_head, w_data, w_first, w_shift : Out
         Write port, see ``VectorUnit``.
@@ -125,7 +133,7 @@ class PassB(wiring.Component):
     w_soon : Out
         It will be three cycles later (not of EMBED).
 
-    Latency: ``TS_STAGES`` cycles from address to write port (EMBED two more). Throughput: a word a cycle.
+    Latency: ``TS_STAGES`` cycles from address to write port (EMBED three more). Throughput: a word a cycle.
     """
 
     def __init__(self, config):
@@ -152,8 +160,11 @@ class PassB(wiring.Component):
             "final": 1, "first": 1, "dest": Destination, "index": len(self.w_index), "head": len(self.w_head),
             "segment": self.segment_bits, "amount": AMOUNT_BITS,
         })
-        rope, embed, drain = Signal(), Signal(), Signal()
-        m.d.comb += [rope.eq(self.kind == Kind.ROPE), embed.eq(self.kind == Kind.EMBED), drain.eq(self.kind == Kind.DRAIN)]
+        kind = Signal(Kind)
+        rope, embed, drain, norm16 = (Signal(name=name) for name in ("rope", "embed", "drain", "norm16"))
+        with m.If(self.start):
+            m.d.sync += [rope.eq(self.kind == Kind.ROPE), embed.eq(self.kind == Kind.EMBED), drain.eq(self.kind == Kind.DRAIN),
+                         norm16.eq(self.kind == Kind.NORM16), kind.eq(self.kind)]
 
         # Shifts and reciprocals of the segments, small memories read in the same cycle.
         memories = []
@@ -186,9 +197,9 @@ class PassB(wiring.Component):
             amount_r.addr.eq(segment),
             words[0].final.eq(final), words[0].first.eq(Mux(of_heads, position == 0, self.addr == 0)),
             words[0].index.eq(Mux(rope & ~query, position, self.base + self.addr)),
-            words[0].head.eq(head), words[0].segment.eq(segment), words[0].amount.eq(amount_r.data),
+            words[0].head.eq(head), words[0].segment.eq(segment), words[0].amount.eq(Mux(embed, MANTISSA, amount_r.data)),
         ]
-        with m.Switch(self.kind):
+        with m.Switch(kind):
             with m.Case(Kind.NORM8):
                 m.d.comb += words[0].dest.eq(Destination.A8)
             with m.Case(Kind.NORM16):
@@ -207,12 +218,13 @@ class PassB(wiring.Component):
                 m.d.sync += [segment.eq(segment + 1), head.eq(Mux(last_in_part, 0, head + 1))]
         m.d.sync += ready.eq(ready + self.soon - (issue & last & ~embed))
 
-        # Control of the pipeline; EMBED's data arrive two cycles later.
-        valid_e, valid, arrived = Signal(2), Signal(TS_STAGES), Signal()
-        word_e = [Signal(word, name=f"word_e_{i}", reset_less=True) for i in range(2)]
-        m.d.comb += arrived.eq(Mux(embed, valid_e[1], valid[0]))
+        # Control of the pipeline; EMBED's data arrive three cycles later.
+        valid_e, valid, arrived = Signal(3), Signal(TS_STAGES), Signal()
+        word_e = [Signal(word, name=f"word_e_{i}", reset_less=True) for i in range(3)]
+        m.d.comb += arrived.eq(Mux(embed, valid_e[-1], valid[0]))
         m.d.sync += [valid.eq(Cat(issue, arrived, valid[1:])), valid_e.eq(Cat(valid[0], valid_e)), words[1].eq(words[0]),
-                     word_e[0].eq(words[1]), word_e[1].eq(word_e[0]), words[2].eq(Mux(embed, word_e[1], words[1])),
+                     *(later.eq(now) for now, later in zip([words[1], *word_e], word_e, strict=False)),
+                     words[2].eq(Mux(embed, word_e[-1], words[1])),
                      *(words[stage + 1].eq(words[stage]) for stage in range(2, TS_STAGES))]
 
         # Factor, together with ts. The reciprocal may be arriving.
@@ -225,7 +237,7 @@ class PassB(wiring.Component):
             m.d.sync += [factor.eq(self.q_mantissa), mode_2.eq(Mode.INT16)]
         with m.Else():
             m.d.sync += [factor.eq(Mux(bypass, self.r_value, factor_r.data)),
-                         mode_2.eq(Mux(drain, Mode.INVERSE, Mux(self.kind == Kind.NORM16, Mode.INT16, Mode.INT8)))]
+                         mode_2.eq(Mux(drain, Mode.INVERSE, Mux(norm16, Mode.INT16, Mode.INT8)))]
         m.d.sync += mode.eq(mode_2)
 
         ors = []
@@ -233,7 +245,7 @@ class PassB(wiring.Component):
             lane = LaneB(config.value_bits, config.embed_shift)
             m.submodules[f"lane_{i}"] = lane
             m.d.comb += [
-                lane.valid.eq(Cat(arrived, valid[1:4])), lane.embed.eq(embed), lane.drain.eq(drain),
+                lane.valid.eq(Cat(arrived, valid[1:4])), lane.kind.eq(kind),
                 lane.amount.eq(words[1].amount), lane.factor.eq(factor), lane.mode.eq(mode),
                 lane.t.eq(self.t[i]), lane.acc.eq(self.acc[i]), lane.emb.eq(self.emb[i]), self.w_data[i].eq(lane.q),
             ]

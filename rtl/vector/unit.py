@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.numerics import INT8_NUMERATOR, INT16_NUMERATOR, INVERSE, MANTISSA, T_BITS
 from intaglio.rtl.rom import Rom
+from intaglio.rtl.scalar import bit_length
 from intaglio.rtl.vector.divider import NUMERATOR_BITS, Divider
 from intaglio.rtl.vector.pass_a import COEFFICIENT_BITS, LOAD_STAGES, MAXIMUM_BITS, PassA, max_words, segments, sum_bits
 from intaglio.rtl.vector.pass_b import AMOUNT_BITS, TS_STAGES, Destination, Kind, PassB
@@ -15,7 +16,7 @@ from intaglio.rtl.vector.rotary import POSITION_BITS, Rotary
 __all__ = ["ACC_LATENCY", "EMB_LATENCY", "Destination", "Kind", "VectorUnit"]
 
 ACC_LATENCY = 1  # cycles from acc_addr to acc_data
-EMB_LATENCY = 3  # cycles from emb_index to emb_data
+EMB_LATENCY = 4  # cycles from emb_index to emb_data
 NORMALISE_STAGES = 2
 
 
@@ -77,7 +78,7 @@ class VectorUnit(wiring.Component):
         width, depth = config.vector_width, max_words(config)
         super().__init__({
             "rotary_start": In(1), "position": In(POSITION_BITS), "rotary_ready": Out(1),
-            "start": In(1), "kind": In(Kind), "source": In(1), "shift": In(6), "gain_base": In(16),
+            "start": In(1), "kind": In(Kind), "source": In(1), "shift": In(config.shift_bits), "gain_base": In(16),
             "words": In(range(depth + 1)), "group": In(range(max(2, config.head_groups))), "q_mantissa": In(16),
             "embed_scale": In(MANTISSA), "busy": Out(1), "a_busy": Out(1), "ending": Out(1),
             "src_addr": Out(range(depth)), "x_data": In(signed(32)).array(width),
@@ -119,16 +120,13 @@ class VectorUnit(wiring.Component):
         m.submodules.gains = gains = Rom("gains", COEFFICIENT_BITS * width, config.gain_words, init=self.gains)
 
         # Operation
-        kind, results, shift = Signal(Kind), Signal(), Signal(6)
+        kind, results = Signal(Kind), Signal()
         last_index, base, embed_scale = Signal(range(depth)), Signal(range(depth)), Signal(MANTISSA)
-        start_norm, start_a = Signal(), Signal()
-        m.d.comb += [
-            start_norm.eq(self.start & ((self.kind == Kind.NORM8) | (self.kind == Kind.NORM16))),
-            start_a.eq(start_norm | (self.start & (self.kind == Kind.ROPE))),
-        ]
+        with_a, rope = Signal(), Signal()
+        m.d.comb += with_a.eq((self.kind == Kind.NORM8) | (self.kind == Kind.NORM16) | (self.kind == Kind.ROPE))
         with m.If(self.start):
             m.d.sync += [
-                self.busy.eq(1), self.ending.eq(0), self.a_busy.eq(start_a), kind.eq(self.kind),
+                self.busy.eq(1), self.ending.eq(0), self.a_busy.eq(with_a), kind.eq(self.kind), rope.eq(self.kind == Kind.ROPE),
                 embed_scale.eq(self.embed_scale), results.eq(self.source | (self.kind == Kind.ROPE)), base.eq(0),
                 last_index.eq(self.words - 1),
             ]
@@ -137,7 +135,7 @@ class VectorUnit(wiring.Component):
             with m.If(self.kind == Kind.DRAIN):
                 m.d.sync += [last_index.eq(config.array // width - 1), base.eq(self.group * (config.array // width))]
         with m.Else():
-            with m.If(b.w_soon & ~(b.kind == Kind.EMBED)):
+            with m.If(b.w_soon & (kind != Kind.EMBED)):
                 m.d.sync += self.ending.eq(1)
             with m.If(b.w_final):
                 m.d.sync += self.busy.eq(0)
@@ -146,16 +144,15 @@ class VectorUnit(wiring.Component):
 
         started = Signal()
         m.d.sync += started.eq(self.start)
-        with m.If(started):
-            m.d.sync += shift.eq(self.shift)
 
         # Sources
         m.d.comb += [
             rotary.start.eq(self.rotary_start), rotary.position.eq(self.position), self.rotary_ready.eq(rotary.ready),
             rotary.word.eq(a.rotary_word), gains.addr.eq(a.gain_addr), self.src_addr.eq(a.src_addr),
-            a.start.eq(start_a), a.rope.eq(kind == Kind.ROPE), a.results.eq(results), a.shift.eq(shift),
+            a.start.eq(self.start), a.wanted.eq(with_a), a.rope.eq(rope), a.results.eq(results),
+            a.shift.eq(self.shift), a.shift_en.eq(started),
             a.last_index.eq(last_index), a.rotary_ready.eq(rotary.ready), a.gain_base.eq(self.gain_base), self.ss.eq(a.sum),
-            b.start.eq(self.start), b.kind.eq(kind), b.last_index.eq(last_index), b.base.eq(base),
+            b.start.eq(self.start), b.kind.eq(self.kind), b.last_index.eq(last_index), b.base.eq(base),
             b.q_mantissa.eq(self.q_mantissa), b.embed_scale.eq(embed_scale),
             self.acc_addr.eq(b.addr), self.emb_index.eq(b.addr),
         ]
@@ -182,19 +179,20 @@ class VectorUnit(wiring.Component):
         """Maxima from pass A or sums from the attention unit: keep, normalise, divide, hand to pass B."""
         config = self.config
         drain = Signal()
-        m.d.comb += drain.eq(kind == Kind.DRAIN)
+        with m.If(self.start):
+            m.d.sync += drain.eq(self.kind == Kind.DRAIN)
 
         # DRAIN: one sum a cycle.
         sum_run, sum_valid, sum_register = Signal(), Signal(), Signal(len(self.sum_value), reset_less=True)
-        m.d.sync += [sum_valid.eq(sum_run), sum_register.eq(self.sum_value)]
+        m.d.sync += [sum_valid.eq(sum_run), sum_register.eq(Mux(sum_run, self.sum_value, 0))]
         with m.If(self.start):
             m.d.sync += [sum_run.eq(self.kind == Kind.DRAIN), self.sum_head.eq(0)]
         with m.Elif(sum_run):
             m.d.sync += [self.sum_head.eq(self.sum_head + 1), sum_run.eq(self.sum_head != config.attention_heads - 1)]
 
-        # Stage 0: the value and its segment.
+        # Stage 0: the value and its segment. One of the two is 0.
         valid, value, segment = Signal(), Signal(MAXIMUM_BITS), Signal(b.segment_bits)
-        m.d.comb += [valid.eq(sum_valid | a.m_valid), value.eq(Mux(drain, sum_register, a.m_value))]
+        m.d.comb += [valid.eq(sum_valid | a.m_valid), value.eq(sum_register | a.m_value)]
         with m.If(self.start):
             m.d.sync += segment.eq(0)
         with m.Elif(valid):
@@ -204,19 +202,17 @@ class VectorUnit(wiring.Component):
         m.d.comb += [w.addr.eq(segment), w.data.eq(a.m_value), w.en.eq(a.m_valid),
                      r.addr.eq(self.m_segment), self.m_value.eq(r.data)]
 
-        # Stage 1: bit length; the shift of `normalise` plus 17 is the bit length itself. Stage 2: mantissa.
-        length = Signal(AMOUNT_BITS)
-        with m.Switch(value):
-            for bits in range(MAXIMUM_BITS, 0, -1):
-                with m.Case("0" * (MAXIMUM_BITS - bits) + "1" + "-" * (bits - 1)):
-                    m.d.comb += length.eq(bits)
+        # Stage 1: bit length, whose 17 less is the shift of `normalise`, and 32 bits from the 17th or the 33rd on. Stage 2: mantissa.
+        length = bit_length(m, value, "length")
         valid_1, valid_2 = Signal(), Signal()
-        value_1, amount_1 = Signal(MAXIMUM_BITS, reset_less=True), Signal(AMOUNT_BITS, reset_less=True)
+        value_1, amount_1 = Signal(32, reset_less=True), Signal(AMOUNT_BITS, reset_less=True)
+        fine = Signal(4, reset_less=True)
+        coarse = Mux(value[32], value[16:], Mux(value[16:].any(), value[:32], value[:16] << 16))
         segment_1, segment_2 = (Signal(b.segment_bits, name=f"segment_{i}", reset_less=True) for i in (1, 2))
         mantissa = Signal(MANTISSA, reset_less=True)
         m.d.sync += [
-            valid_1.eq(valid), value_1.eq(value), amount_1.eq(length), segment_1.eq(segment),
-            valid_2.eq(valid_1), mantissa.eq((value_1 << MANTISSA) >> amount_1), segment_2.eq(segment_1),
+            valid_1.eq(valid), value_1.eq(coarse), amount_1.eq(length), fine.eq(length - 1), segment_1.eq(segment),
+            valid_2.eq(valid_1), mantissa.eq(value_1 >> fine), segment_2.eq(segment_1),
         ]
 
         # Divide

@@ -177,7 +177,7 @@ class Bench:
         out = []
         for i in range(self.config.top_k):
             self.ctx.set(self.dut.top_index, i)
-            await self.ctx.delay(1e-9)
+            await self.ctx.tick()
             out.append((self.ctx.get(self.dut.top_token), self.ctx.get(self.dut.top_logit)))
         return out
 

@@ -6,7 +6,7 @@ import pytest
 from amaranth.sim import Simulator
 
 from intaglio.rtl.numerics import INT8_MAX, INT8_SHIFT, INT16_MAX, INT16_SHIFT, MANTISSA
-from intaglio.rtl.vector.pass_b import INVERSE_SHIFT, LaneB, Mode
+from intaglio.rtl.vector.pass_b import INVERSE_SHIFT, Kind, LaneB, Mode
 
 EMBED_SHIFT = 5
 MODES = {Mode.INT8: (INT8_SHIFT, INT8_MAX), Mode.INT16: (INT16_SHIFT, INT16_MAX), Mode.INVERSE: (INVERSE_SHIFT, (1 << 17) - 1),
@@ -41,7 +41,8 @@ def test_rounding_and_clamp(mode):
         ctx.set(dut.valid, 15)
         ctx.set(dut.mode, mode)
         ctx.set(dut.amount, MANTISSA)
-        ctx.set(dut.embed, mode is Mode.EMBED)
+        ctx.set(dut.kind, Kind.EMBED if mode is Mode.EMBED else Kind.NORM8)
+        await ctx.tick()
         for ts, factor in pairs(mode, random.Random(1)):
             if mode is Mode.EMBED:
                 ts = (ts + 128) % 256 - 128

@@ -14,7 +14,7 @@ from intaglio.rtl.config import DecoderConfig
 from intaglio.rtl.numerics import SINE_TABLE, normalise, rotary_increment, rotary_pair
 from intaglio.rtl.rom import ROM_VERILOG
 from intaglio.rtl.vector import pass_b
-from intaglio.rtl.vector.unit import Destination, Kind, VectorUnit
+from intaglio.rtl.vector.unit import EMB_LATENCY, Destination, Kind, VectorUnit
 from intaglio.sim.verilator import find_tools
 
 BASE = DecoderConfig(hidden=32, intermediate=48, layers=2, heads=4, kv_heads=2, head_dim=8, vocab=64, context=65535, lanes=4,
@@ -154,7 +154,7 @@ class Bench:
         ctx.set(dut.shift, inputs.get("shift", 1))
         ctx.set(dut.kind, Kind.EMBED)
         ctx.set(dut.q_mantissa, q_mantissa)
-        outcome, emb_index, emb_before, a_busy = Outcome(), 0, 0, kind in (Kind.NORM8, Kind.NORM16, Kind.ROPE)
+        outcome, emb_words, a_busy = Outcome(), [0] * (EMB_LATENCY - 1), kind in (Kind.NORM8, Kind.NORM16, Kind.ROPE)
         while ctx.get(dut.busy):
             outcome.cycles += 1
             assert outcome.cycles < 500, "the unit must become idle"
@@ -174,8 +174,8 @@ class Bench:
             drive(dut.x_data, x, src)
             drive(dut.r_data, r, src)
             drive(dut.acc_data, acc, accumulator)
-            drive(dut.emb_data, emb, emb_before)  # latency 3
-            emb_before, emb_index = emb_index, emb_next
+            drive(dut.emb_data, emb, emb_words.pop(0))
+            emb_words.append(emb_next)
         assert not a_busy and not ctx.get(dut.w_en)
         if kind in (Kind.NORM8, Kind.NORM16, Kind.ROPE):
             assert (outcome.ss, outcome.maxima) == (ctx.get(dut.ss), self.maxima())
