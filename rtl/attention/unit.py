@@ -60,13 +60,14 @@ class AttentionUnit(wiring.Component):
     head : In(1)
         Starts the head on the operand memory.
     busy : Out(1)
-    acc_addr : In, acc_data : Out
-        V accumulated values of the pass, one cycle later; word ``acc_addr`` of ``A * head_dim / V``.
+    acc_en, acc_addr : In, acc_data : Out
+        V accumulated values of the pass, one cycle later, or 0 where ``acc_en`` is low with the address; word ``acc_addr`` of
+        ``A * head_dim / V``.
     sum_head : In, sum : Out
         Sum of the probabilities of head ``sum_head`` of the pass. Combinational.
-    emb_token, emb_index : In, emb_data : Out
-        V embedding elements of word ``emb_index`` (of ``hidden / V``), four cycles later. ``emb_token`` must be stable one
-        cycle before the first index. Not while HEAD is busy.
+    emb_token, emb_en, emb_index : In, emb_data : Out
+        V embedding elements of word ``emb_index`` (of ``hidden / V``), four cycles later, or 0 where ``emb_en`` is low in the cycle
+        before. ``emb_token`` must be stable one cycle before the first index. Not while HEAD is busy.
     top_index : In, top_token, top_logit, top_count : Out
         An entry of the list of the last HEAD, a cycle later, and how many there are.
     """
@@ -92,9 +93,9 @@ class AttentionUnit(wiring.Component):
             "op_en": In(1), "op_index": In(index_bits(config.hidden // width)), "op_data": In(signed(16)).array(width),
             "eq_en": In(1), "eq_head": In(index_bits(config.heads)), "eq_exp": In(signed(EXPONENT_BITS)),
             "attend": In(1), "group": In(index_bits(config.head_groups)), "head": In(1), "busy": Out(1),
-            "acc_addr": In(index_bits(config.array // width)), "acc_data": Out(signed(config.value_bits)).array(width),
+            "acc_en": In(1), "acc_addr": In(index_bits(config.array // width)), "acc_data": Out(signed(config.value_bits)).array(width),
             "sum_head": In(index_bits(heads)), "sum": Out(self.weights.sum[0].shape()),
-            "emb_token": In(index_bits(config.vocab)), "emb_index": In(index_bits(config.hidden // width)),
+            "emb_token": In(index_bits(config.vocab)), "emb_en": In(1), "emb_index": In(index_bits(config.hidden // width)),
             "emb_data": Out(signed(8)).array(width),
             "top_index": In(self.topk.index.shape()), "top_token": Out(self.topk.token.shape()),
             "top_logit": Out(signed(LOGIT_BITS)), "top_count": Out(self.topk.count.shape()),
@@ -124,18 +125,21 @@ class AttentionUnit(wiring.Component):
         left, wait = Signal.like(self.position), Signal(4)
         kv_head = Array(g * config.attention_heads // config.group for g in range(config.head_groups))
         group = Signal.like(self.group)
+        fresh = Signal()  # the first cycle of HEAD
+        m.d.sync += fresh.eq(0)
+        m.d.comb += self.topk.clear.eq(fresh)
         with m.FSM() as fsm:
             with m.State("IDLE"):
                 m.d.sync += [left.eq(self.position), group.eq(self.group)]
                 with m.If(self.attend):
-                    m.d.comb += [self.clear.eq(1), cache.start.eq(1), cache.start_head.eq(kv_head[self.group])]
+                    m.d.comb += [cache.start.eq(1), cache.start_head.eq(kv_head[self.group])]
                     m.d.sync += [self.heading.eq(0), self.operand_addr.eq(self.group)]
                     m.next = "BASE"
                 with m.Elif(self.head):
-                    m.d.comb += self.topk.clear.eq(1)
-                    m.d.sync += [self.heading.eq(1), self.operand_addr.eq(0), self.word_addr.eq(0)]
+                    m.d.sync += [fresh.eq(1), self.heading.eq(1), self.operand_addr.eq(0), self.word_addr.eq(0)]
                     m.next = "WORDS"
             with m.State("BASE"):
+                m.d.comb += self.clear.eq(1)
                 m.next = "KEYS"
             with m.State("KEYS"):
                 m.d.comb += self.key_issue.eq(1)
@@ -233,7 +237,7 @@ class AttentionUnit(wiring.Component):
             ]
         width = config.vector_width
         for j in range(width):
-            m.d.sync += self.acc_data[j].eq(Array(list(array.accumulator)[j::width])[self.acc_addr])
+            m.d.sync += self.acc_data[j].eq(Mux(self.acc_en, Array(list(array.accumulator)[j::width])[self.acc_addr], 0))
         m.d.comb += self.sum.eq(Array(list(weights.sum))[self.sum_head])
 
     def _embedding(self, m):
@@ -252,7 +256,7 @@ class AttentionUnit(wiring.Component):
             column = elements[j::width]
             few = [Signal(signed(8), name=f"embedding_{j}_{i}", reset_less=True) for i in range(-(-parts // 4))]
             m.d.sync += [few[i].eq(Array(column[4 * i:4 * i + 4])[part_2[:2]]) for i in range(len(few))]
-            m.d.sync += self.emb_data[j].eq(Array(few)[part_3[2:]])
+            m.d.sync += self.emb_data[j].eq(Mux(self.emb_en, Array(few)[part_3[2:]], 0))
 
     def _logits(self, m):
         config, array, topk = self.config, self.array, self.topk

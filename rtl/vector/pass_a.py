@@ -92,8 +92,8 @@ class PassA(wiring.Component):
         Strobe of an operation, and whether it has a pass A: the first word is read in the next cycle.
     rope, results, last_index : In
         Stable while busy: rotate instead of gains; read the result buffer; index of the last word.
-    shift, shift_en : In
-        Right shift, taken with the strobe, in the cycle after ``start``.
+    started, shift : In
+        The cycle after ``start``; right shift in that cycle.
     rotary_ready : In
         ROPE waits for it.
     gain_base, gain_addr : In, Out
@@ -119,7 +119,7 @@ class PassA(wiring.Component):
         depth = max_words(config)
         coefficient = signed(COEFFICIENT_BITS)
         super().__init__({
-            "start": In(1), "wanted": In(1), "rope": In(1), "results": In(1), "shift": In(config.shift_bits), "shift_en": In(1),
+            "start": In(1), "wanted": In(1), "rope": In(1), "results": In(1), "started": In(1), "shift": In(config.shift_bits),
             "last_index": In(range(depth)), "rotary_ready": In(1), "gain_base": In(16), "gain_addr": Out(16),
             "src_addr": Out(range(depth)), "rotary_word": Out(range(max(2, config.head_dim // width))),
             "x": In(signed(32)).array(width), "r": In(signed(config.result_bits)).array(width),
@@ -170,7 +170,7 @@ class PassA(wiring.Component):
             lanes.append(lane)
             m.d.comb += [
                 lane.valid.eq(valid[:3]), lane.rope.eq(self.rope), lane.plain.eq(plain_1), lane.results.eq(self.results),
-                lane.shift.eq(self.shift), lane.shift_en.eq(self.shift_en),
+                lane.shift.eq(self.shift), lane.shift_en.eq(self.started),
                 lane.x.eq(self.x[i]), lane.r.eq(self.r[i]), lane.gain.eq(self.gain[i]),
                 lane.cosine.eq(self.cosine[i // 2]), lane.sine.eq(self.sine[i // 2]), self.t[i].eq(lane.t),
             ]
@@ -178,7 +178,7 @@ class PassA(wiring.Component):
             m.d.comb += lane.partner.eq(lanes[i ^ 1].second)
 
         m.d.comb += self.t_en.eq(valid[LOAD_STAGES - 1])
-        with m.If(self.start):
+        with m.If(self.started):
             m.d.sync += self.t_addr.eq(0)
         with m.Elif(self.t_en):
             m.d.sync += self.t_addr.eq(self.t_addr + 1)
@@ -187,7 +187,7 @@ class PassA(wiring.Component):
         largest, stage = _tree(m, [lane.size for lane in lanes], valid, LOAD_STAGES - 1, _larger, sizes=True, name="max")
         assert stage == stages - 2, "the tree ends where the flags expect it"
         fresh = Signal(init=1)
-        with m.If(self.start):
+        with m.If(self.started):
             m.d.sync += self.m_value.eq(0)
         with m.Elif(valid[stage]):
             m.d.sync += [self.m_value.eq(_larger(m, Mux(fresh, 0, self.m_value), largest, "max_run")), fresh.eq(lasts[stage])]
@@ -196,7 +196,7 @@ class PassA(wiring.Component):
         squares = [Signal(SQUARE_BITS, name=f"square_{i}") for i in range(width)]
         m.d.comb += [square.eq(lane.second) for square, lane in zip(squares, lanes, strict=True)]
         total, stage = _tree(m, squares, valid, LOAD_STAGES - 2, _sum, sizes=False, name="sum")
-        with m.If(self.start):
+        with m.If(self.started):
             m.d.sync += self.sum.eq(0)
         with m.Elif(valid[stage] & ~self.rope):
             m.d.sync += self.sum.eq(self.sum + total)

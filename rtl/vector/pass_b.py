@@ -49,7 +49,7 @@ class Mode(enum.Enum, shape=unsigned(2)):
 class LaneB(wiring.Component):
     """One element: shift, multiplication, rounding, clamp. ``valid[k]`` moves stage ``k``: 0 the element arrives.
 
-    ``kind`` is taken a cycle before. EMBED takes ``amount`` = ``MANTISSA``: no shift.
+    ``kind`` is taken a cycle before. ``acc`` is 0 but in DRAIN, ``emb`` but in EMBED, which takes ``amount`` = ``MANTISSA``: no shift.
     """
 
     def __init__(self, value_bits, embed_shift):
@@ -66,10 +66,10 @@ class LaneB(wiring.Component):
         ts = Signal(signed(XS_BITS), reset_less=True)
         product = Signal(signed(XS_BITS + MANTISSA), reset_less=True)
         q = Signal(signed(32), reset_less=True)
-        embed, drain = Signal(), Signal()  # each lane has its own
-        m.d.sync += [embed.eq(self.kind == Kind.EMBED), drain.eq(self.kind == Kind.DRAIN)]
-        plain = Mux(embed, self.emb, self.t) << MANTISSA
-        m.d.comb += [source.eq(Mux(drain, self.acc << (MANTISSA - DRAIN_SHIFT), plain)), self.q.eq(q)]
+        from_t = Signal()  # each lane has its own
+        m.d.sync += from_t.eq((self.kind != Kind.EMBED) & (self.kind != Kind.DRAIN))
+        other = (self.acc << (MANTISSA - DRAIN_SHIFT)) | (self.emb << MANTISSA)
+        m.d.comb += [source.eq(Mux(from_t, self.t << MANTISSA, other)), self.q.eq(q)]
         with m.If(self.valid[0]):
             m.d.sync += ts.eq(source >> self.amount)
         with m.If(self.valid[1]):
@@ -109,8 +109,8 @@ class PassB(wiring.Component):
 
     Members
     -------
-    start : In
-        Strobe; the first word is read in the next cycle at the earliest.
+    start, started : In
+        Strobe, and the cycle after it; the first word is read in that at the earliest.
     kind : In
         The operation; sampled with ``start``.
     last_index, base, q_mantissa, embed_scale : In
@@ -123,6 +123,8 @@ class PassB(wiring.Component):
         Shift of a segment, plus 17; at least three cycles before its reciprocal.
     addr : Out
         Word of the T buffer, of the attention unit's accumulators (both answer one cycle later) or of the embedding (four).
+    acc_en, emb_en : Out
+        The operation is DRAIN, EMBED; otherwise ``acc``, ``emb`` are 0.
     t, acc, emb : In, arrays
     w_en, w_dest, w_index, w_head, w_data, w_first, w_shift : Out
         Write port, see ``VectorUnit``.
@@ -141,11 +143,12 @@ class PassB(wiring.Component):
         width, depth = config.vector_width, max_words(config)
         self.segment_bits = segment_bits = (max(2, segments(config), config.attention_heads) - 1).bit_length()
         super().__init__({
-            "start": In(1), "kind": In(Kind), "last_index": In(range(depth)), "base": In(range(depth)),
+            "start": In(1), "started": In(1), "kind": In(Kind), "last_index": In(range(depth)), "base": In(range(depth)),
             "q_mantissa": In(16), "embed_scale": In(MANTISSA),
             "soon": In(1), "r_valid": In(1), "r_segment": In(segment_bits), "r_value": In(MANTISSA),
             "e_valid": In(1), "e_segment": In(segment_bits), "e_amount": In(AMOUNT_BITS),
-            "addr": Out(range(depth)), "t": In(signed(T_BITS)).array(width), "acc": In(signed(config.value_bits)).array(width),
+            "addr": Out(range(depth)), "acc_en": Out(1), "emb_en": Out(1),
+            "t": In(signed(T_BITS)).array(width), "acc": In(signed(config.value_bits)).array(width),
             "emb": In(signed(8)).array(width),
             "w_en": Out(1), "w_dest": Out(Destination), "w_index": Out(range(depth)),
             "w_head": Out(range(max(2, config.heads))), "w_data": Out(signed(32)).array(width),
@@ -165,6 +168,8 @@ class PassB(wiring.Component):
         with m.If(self.start):
             m.d.sync += [rope.eq(self.kind == Kind.ROPE), embed.eq(self.kind == Kind.EMBED), drain.eq(self.kind == Kind.DRAIN),
                          norm16.eq(self.kind == Kind.NORM16), kind.eq(self.kind)]
+
+        m.d.comb += [self.acc_en.eq(drain), self.emb_en.eq(embed)]
 
         # Shifts and reciprocals of the segments, small memories read in the same cycle.
         memories = []
@@ -252,7 +257,7 @@ class PassB(wiring.Component):
             ors.append(lane.q[:31] ^ lane.q[31].replicate(31))
         while len(ors) > 1:
             ors = [a | b for a, b in zip(ors[::2], ors[1::2], strict=True)]
-        with m.If(self.start):
+        with m.If(self.started):
             m.d.sync += self.w_or.eq(0)
         with m.Elif(self.w_en):
             m.d.sync += self.w_or.eq(self.w_or | ors[0])

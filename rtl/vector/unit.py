@@ -54,6 +54,8 @@ class VectorUnit(wiring.Component):
         Read port of residual and result buffer, latency 1.
     emb_index, emb_data : Out, In
         Word of the token's embedding, latency ``EMB_LATENCY``.
+    acc_en, emb_en : Out
+        The operation is DRAIN, EMBED; otherwise ``acc_data``, ``emb_data`` must be 0.
     acc_addr, acc_data, sum_head, sum_value : Out, In, Out, In
         Accumulators (word of the pass, latency ``ACC_LATENCY``) and sums (head of the pass, same cycle) of the attention unit.
         ``|acc| <= 127 * sum``.
@@ -84,6 +86,7 @@ class VectorUnit(wiring.Component):
             "src_addr": Out(range(depth)), "x_data": In(signed(32)).array(width),
             "r_data": In(signed(config.result_bits)).array(width),
             "emb_index": Out(range(max(2, config.hidden // width))), "emb_data": In(signed(8)).array(width),
+            "acc_en": Out(1), "emb_en": Out(1),
             "acc_addr": Out(range(max(2, config.array // width))), "acc_data": In(signed(config.value_bits)).array(width),
             "sum_head": Out(range(max(2, config.attention_heads))), "sum_value": In((32767 * config.context).bit_length()),
             "w_en": Out(1), "w_dest": Out(Destination), "w_index": Out(range(depth)),
@@ -150,11 +153,12 @@ class VectorUnit(wiring.Component):
             rotary.start.eq(self.rotary_start), rotary.position.eq(self.position), self.rotary_ready.eq(rotary.ready),
             rotary.word.eq(a.rotary_word), gains.addr.eq(a.gain_addr), self.src_addr.eq(a.src_addr),
             a.start.eq(self.start), a.wanted.eq(with_a), a.rope.eq(rope), a.results.eq(results),
-            a.shift.eq(self.shift), a.shift_en.eq(started),
+            a.shift.eq(self.shift), a.started.eq(started),
             a.last_index.eq(last_index), a.rotary_ready.eq(rotary.ready), a.gain_base.eq(self.gain_base), self.ss.eq(a.sum),
             b.start.eq(self.start), b.kind.eq(self.kind), b.last_index.eq(last_index), b.base.eq(base),
             b.q_mantissa.eq(self.q_mantissa), b.embed_scale.eq(embed_scale),
-            self.acc_addr.eq(b.addr), self.emb_index.eq(b.addr),
+            self.acc_addr.eq(b.addr), self.emb_index.eq(b.addr), self.acc_en.eq(b.acc_en), self.emb_en.eq(b.emb_en),
+            b.started.eq(started),
         ]
         small = {"ram_style": "distributed"} if depth <= 64 else {}  # as in intaglio_ram
         for i in range(width):
@@ -178,7 +182,7 @@ class VectorUnit(wiring.Component):
     def _reciprocals(self, m, a, b, kind):
         """Maxima from pass A or sums from the attention unit: keep, normalise, divide, hand to pass B."""
         config = self.config
-        drain = Signal()
+        drain, started = Signal(), a.started
         with m.If(self.start):
             m.d.sync += drain.eq(self.kind == Kind.DRAIN)
 
@@ -193,7 +197,7 @@ class VectorUnit(wiring.Component):
         # Stage 0: the value and its segment. One of the two is 0.
         valid, value, segment = Signal(), Signal(MAXIMUM_BITS), Signal(b.segment_bits)
         m.d.comb += [valid.eq(sum_valid | a.m_valid), value.eq(sum_register | a.m_value)]
-        with m.If(self.start):
+        with m.If(started):
             m.d.sync += segment.eq(0)
         with m.Elif(valid):
             m.d.sync += segment.eq(segment + 1)

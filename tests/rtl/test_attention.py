@@ -153,8 +153,10 @@ class Bench:
         assert await self.wait() == attend_cycles(self.config, position)
         accumulators, sums = [], []
         for i in range(self.config.array // width):
-            await self.strobe([], acc_addr=i)
+            await self.strobe([], acc_addr=i, acc_en=1)
             accumulators += [self.ctx.get(p) for p in self.dut.acc_data]
+        await self.strobe([], acc_en=0)
+        assert not any(self.ctx.get(p) for p in self.dut.acc_data)
         for a in range(self.config.attention_heads):
             self.ctx.set(self.dut.sum_head, a)
             await self.ctx.delay(1e-9)
@@ -334,6 +336,7 @@ def test_head_and_embedding(name):
             ctx.set(dut.emb_token, token)
             await ctx.tick()
             got = []
+            ctx.set(dut.emb_en, 1)
             for index in range(words + EMBEDDING_LATENCY):  # a new index every cycle
                 ctx.set(dut.emb_index, min(index, words - 1))
                 if index >= EMBEDDING_LATENCY:

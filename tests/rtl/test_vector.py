@@ -135,10 +135,10 @@ class Bench:
     async def operate(self, kind, *, x=(), r=(), emb=(), acc=(), sums=(), q_mantissa=0, **inputs):
         ctx, dut, width = self.ctx, self.dut, self.config.vector_width
 
-        def drive(port, values, word):
+        def drive(port, values, word, enable=1):
             for i, signal in enumerate(port):
                 k = word * width + i
-                ctx.set(signal, values[k] if k < len(values) else -1)
+                ctx.set(signal, 0 if not enable else values[k] if k < len(values) else -1)
 
         ctx.set(dut.kind, kind)
         sampled = ("source", "gain_base", "words", "group", "embed_scale")  # at start; the shift a cycle later
@@ -169,12 +169,13 @@ class Bench:
             head = ctx.get(dut.sum_head)
             ctx.set(dut.sum_value, sums[head] if head < len(sums) else 0)
             src, emb_next, accumulator = ctx.get(dut.src_addr), ctx.get(dut.emb_index), ctx.get(dut.acc_addr)
+            acc_en, emb_en = ctx.get(dut.acc_en), ctx.get(dut.emb_en)
             await ctx.tick()
             ctx.set(dut.shift, 1)
             drive(dut.x_data, x, src)
             drive(dut.r_data, r, src)
-            drive(dut.acc_data, acc, accumulator)
-            drive(dut.emb_data, emb, emb_words.pop(0))
+            drive(dut.acc_data, acc, accumulator, acc_en)
+            drive(dut.emb_data, emb, emb_words.pop(0), emb_en)
             emb_words.append(emb_next)
         assert not a_busy and not ctx.get(dut.w_en)
         if kind in (Kind.NORM8, Kind.NORM16, Kind.ROPE):
