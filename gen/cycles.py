@@ -90,14 +90,13 @@ def token_cycles(model, position, *, want=True, program=None, timing=None, adapt
     config = model.config
     timing = timing or Timing(config)
     out = TokenCycles()
-    free = dict.fromkeys((Wait.LINEAR, Wait.VECTOR, Wait.PASS_A, Wait.ATTENTION), 0)  # first cycle in which the unit may be started again
+    free = dict.fromkeys(Wait, 0)  # first cycle in which the unit may be started again
     phase, now = "embed", 1  # cycle 0 is BEGIN
     ahead = None  # cycle of the NORM8 whose LINEAR is to come
     out.phases["embed"] += 1
     out.starts.append((phase, 0))
     for word in program or layer_program(model):
-        early = {Wait.VECTOR: LinearUnit.early(config)} if word.op in (Op.LINEAR, Op.ADAPT) else {}
-        start = max([now, *(free[wait] - early.get(wait, 0) for wait in free if wait in word.wait)])
+        start = max([now, *(cycle for wait, cycle in free.items() if wait in word.wait)])
         out.phases[phase] += start - now
         now = start
         out.phases[phase] += 1  # the cycle of issue belongs to the phase before
@@ -112,6 +111,7 @@ def token_cycles(model, position, *, want=True, program=None, timing=None, adapt
             out.starts.append((phase, now))
         if word.op in _VECTOR:
             free[Wait.VECTOR] = start + timing.vector(word) + 1
+            free[Wait.ENDING] = free[Wait.VECTOR] - LinearUnit.early(config)
             free[Wait.PASS_A] = start + timing.pass_a(word) + 1
             ahead = start if word.op is Op.NORM8 else ahead
         elif word.op is Op.LINEAR or (word.op is Op.ADAPT and adapter):

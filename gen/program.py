@@ -53,9 +53,9 @@ def layer_program(model):
         adapted = names in c.adapted
         if adapted:
             out.append(Instruction(op=Op.ADAPT, rd=KIND[names].value, m=len(names) * c.rank // c.lanes, e=chunks,
-                                   wait=Wait.VECTOR | Wait.LINEAR))
+                                   wait=Wait.ENDING | Wait.LINEAR))
         out.append(Instruction(op=Op.LINEAR, rd=mode.value, m=_words(rows, c.lanes), e=chunks, ra=scale, rb=int(adapted),
-                               wait=Wait.VECTOR | Wait.LINEAR))
+                               wait=Wait.ENDING | Wait.LINEAR))
 
     for index, layer in enumerate(model.layers):
         constant = layer.constants

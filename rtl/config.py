@@ -15,7 +15,7 @@ ADAPTED_OPERATIONS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))  # mat
 _ADAPTER_FIELDS = ("rank", "adapters", "adapter_trits", "adapter_targets")
 _GATE_FIELDS = ("gate_words", "gate_wake", "gate_isolation")
 MOST_BANKS = 128
-FORMAT = 1  # raised when the hardware or its program changes, so that old digests no longer match
+FORMAT = 2  # raised when the hardware or its program changes, so that old digests no longer match
 
 
 def check_packing(packing):

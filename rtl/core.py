@@ -92,11 +92,13 @@ class DecoderCore(wiring.Component):
         m.submodules.activations = a = Buffer(8 * v, c.lane_width // v, max(c.hidden, c.intermediate) // c.lane_width)
 
         # -- a linear starts while its last activations are written
-        ending = vector.ending
+        ending, ending_next = vector.ending, vector.ending_next
         for stage in range(vector.EARLY - linear.early(c)):
             later = Signal(name=f"ending_{stage}")
             m.d.sync += later.eq(ending)
-            ending = later & vector.ending  # until the next start
+            ending, ending_next = later & vector.ending, ending & vector.ending_next  # until the next start
+        m.d.comb += s.busy_next.eq(Cat(linear.busy_next, vector.busy_next, vector.a_busy_next, attention.busy_next,
+                                       vector.busy_next & ~ending_next))
 
         # -- commands, results, events
         m.d.comb += [
@@ -114,14 +116,13 @@ class DecoderCore(wiring.Component):
         m.d.comb += [
             *([] if c.rank else [linear.start.eq(s.start_linear)]),
             linear.restart.eq(s.begin), linear.groups.eq(s.m), linear.chunks.eq(s.e),
-            linear.mode.eq(s.rd), linear.scale_m.eq(s.scale.m), linear.scale_e.eq(s.scale.e), s.linear_busy.eq(linear.busy),
+            linear.mode.eq(s.rd), linear.scale_m.eq(s.scale.m), linear.scale_e.eq(s.scale.e),
             vector.start.eq(s.start_vector), vector.source.eq(s.rd[0]), vector.gain_base.eq(s.m), vector.words.eq(s.e),
             vector.group.eq(s.m), vector.embed_scale.eq(s.m), vector.q_mantissa.eq(s.q_scale.m),
             vector.shift.eq(s.vector_shift),
             vector.rotary_start.eq(begun), vector.position.eq(s.position),
-            s.vector_busy.eq(vector.busy), s.vector_ending.eq(ending), s.a_busy.eq(vector.a_busy),
             attention.attend.eq(s.start_attend), attention.head.eq(s.start_head), attention.group.eq(s.m),
-            attention.layer.eq(s.layer), attention.position.eq(s.position), s.attention_busy.eq(attention.busy),
+            attention.layer.eq(s.layer), attention.position.eq(s.position),
         ]
         if c.gate_words:
             m.d.comb += [linear.ahead.eq(s.start_vector & (s.op == Op.NORM8)), self.gate_power.eq(linear.gate_power),

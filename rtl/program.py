@@ -55,6 +55,7 @@ class Wait(enum.IntFlag):
     VECTOR = 2
     PASS_A = 4
     ATTENTION = 8
+    ENDING = 16  # the vector unit is idle or so near its end that what it writes is there when LINEAR reads it
 
 
 class Phase(enum.Enum, shape=3):
@@ -70,7 +71,7 @@ class Phase(enum.Enum, shape=3):
 
 PHASES = tuple(phase.name.lower() for phase in Phase)
 
-Layout = data.StructLayout({"op": Op, "wait": 4, "rd": 3, "ra": 3, "rb": 3, "m": 16, "e": 10})
+Layout = data.StructLayout({"op": Op, "wait": 5, "rd": 3, "ra": 3, "rb": 3, "m": 16, "e": 10})
 WORD_BITS = Layout.size
 
 

@@ -37,9 +37,9 @@ class Sequencer(wiring.Component):
     -------
     command, result : 32-bit streams (``valid``, ``ready``, ``data``; a result also ``last``).
     op, m, e, rd : fields of the word being started; ``start`` has a bit per unit (linear, vector, attention), for one cycle.
-    linear_busy, vector_busy, a_busy, attention_busy : units at work, from the cycle after its start.
-    vector_ending : for LINEAR (and ADAPT) the vector unit counts as idle from then on: the first activation is read some cycles after the
-        first weight, when all are written (``LinearUnit.early``).
+    busy_next : which units are at work in the next cycle, those started in this one included, a bit for each flag of ``Wait`` in its
+        order; by ENDING the vector unit, until the end is so near that the activations are written when the first is read, some cycles
+        after the first weight (``LinearUnit.early``).
     token, position, layer : of the token under way. ``begin`` is high for one cycle as it begins.
     scale : scalar register ``ra`` of the last LINEAR, as it stands (the next word may still set it).
     q_scale, q_base : query scale of the last ROPE, and the exponent that a query has before its own shift is added.
@@ -78,7 +78,7 @@ class Sequencer(wiring.Component):
             "result_valid": Out(1), "result_ready": In(1), "result_data": Out(32), "result_last": Out(1),
             "start_linear": Out(1), "start_vector": Out(1), "start_attend": Out(1), "start_head": Out(1),
             "op": Out(Op), "m": Out(16), "e": Out(10), "rd": Out(3),
-            "linear_busy": In(1), "vector_busy": In(1), "vector_ending": In(1), "a_busy": In(1), "attention_busy": In(1),
+            "busy_next": In(Layout["wait"].shape),
             "token": Out(config.token_bits), "position": Out(16), "layer": Out(10), "begin": Out(1),
             "scale": Out(ScalarLayout), "q_scale": Out(ScalarLayout), "q_base": Out(signed(12)),
             **dict.fromkeys(("x_shift", "r_shift"), In(config.shift_bits)),
@@ -104,7 +104,7 @@ class Sequencer(wiring.Component):
         m.d.comb += self.scale.eq(registers[scale_register])
 
         ahead, ahead_next = Signal(range(self.length + 2)), Signal(range(self.length + 2))  # address of the ROM's word
-        advance = Signal()
+        advance, begun, resumed = Signal(), Signal(), Signal()
         m.d.comb += [ahead_next.eq(Mux(advance, ahead + 1, ahead)), rom.addr.eq(ahead_next)]
         m.d.sync += ahead.eq(ahead_next)
         coming = data.View(Layout, rom.data)
@@ -119,8 +119,7 @@ class Sequencer(wiring.Component):
             return signal
 
         of_linear, of_attend, of_head = (of(op.name.lower(), [op]) for op in (Op.LINEAR, Op.ATTEND, Op.HEAD))
-        early = of("early", [Op.LINEAR, Op.ADAPT])
-        of_vector = of("vector", [op for op, (unit, _) in _UNITS.items() if unit is Wait.VECTOR])
+        of_alu, of_vector = of("alu", ALU_OPS), of("vector", [op for op, (unit, _) in _UNITS.items() if unit is Wait.VECTOR])
 
         token_bits = self.config.token_bits
         layout = command_layout(token_bits)
@@ -128,10 +127,13 @@ class Sequencer(wiring.Component):
         held = Signal(data.StructLayout({name: layout[name].shape for name in ("token", "run", "top", "want")}))  # run counts down
         last_token = Signal(token_bits)
 
-        # -- which units are idle
-        waiting = Signal(4)
-        m.d.comb += waiting.eq(Cat(
-            self.linear_busy, self.vector_busy & ~(self.vector_ending & early), self.a_busy, self.attention_busy) & word.wait)
+        # -- whether the word waits is found a cycle ahead, and whether one is to be issued
+        issuing, waiting, go = Signal(), Signal(), Signal()
+        m.d.sync += waiting.eq((self.busy_next & Mux(advance, coming.wait, word.wait)).any())
+        m.d.comb += [
+            go.eq(issuing & ~waiting), self.start_linear.eq(go & of_linear), self.start_vector.eq(go & of_vector),
+            self.start_attend.eq(go & of_attend), self.start_head.eq(go & of_head), advance.eq((go & ~of_alu) | begun | resumed),
+        ]
 
         # -- shift of the vector unit's operation: the magnitudes are one cycle behind the end of what they are of
         shifts, of_results = Signal(), Signal()
@@ -170,6 +172,7 @@ class Sequencer(wiring.Component):
             m.d.sync += [self.position.eq(self.position + 1), full.eq(self.position == self.config.context - 1),
                          self.phase.eq(Phase.EMBED)]
             m.d.comb += self.finished.eq(1)
+            m.d.sync += issuing.eq(0)
             with m.If(held.run != 0):
                 m.d.sync += [held.run.eq(held.run - 1), held.token.eq(last_token)]
                 m.next = "BEGIN"
@@ -206,7 +209,7 @@ class Sequencer(wiring.Component):
                         m.d.sync += held.top.eq(self.config.top_k)
                     m.next = "BEGIN"
             with m.State("BEGIN"):
-                m.d.comb += advance.eq(1)
+                m.d.comb += begun.eq(1)
                 m.d.sync += self.token.eq(held.token)
                 if self.config.rank:
                     m.d.comb += self.refused.eq(barred)
@@ -219,15 +222,14 @@ class Sequencer(wiring.Component):
                         m.next = "IDLE"
                 with m.Else():
                     m.d.comb += self.begin.eq(1)
+                    m.d.sync += issuing.eq(1)
                     m.next = "ISSUE"
             with m.State("REFUSE"):
                 m.d.comb += self.result_valid.eq(1)
                 with m.If(self.result_ready):
                     m.next = "IDLE"
             with m.State("ISSUE"):
-                with m.If(waiting == 0):
-                    m.d.comb += [advance.eq(1), self.start_linear.eq(of_linear), self.start_vector.eq(of_vector),
-                                 self.start_attend.eq(of_attend), self.start_head.eq(of_head)]
+                with m.If(~waiting):
                     with m.Switch(word.op):
                         for op, (unit, phase) in _UNITS.items():
                             with m.Case(op):
@@ -257,14 +259,17 @@ class Sequencer(wiring.Component):
                                 answer.eq(Cat(self.rank_token, self.position[:32 - token_bits])), tail.eq(held.top == 0),
                                 last_token.eq(self.rank_token), logit_unit.eq(ra),
                             ]
+                            m.d.sync += issuing.eq(0)
                             m.next = "ANSWER"
                         with m.Case(*ALU_OPS):
-                            m.d.comb += [alu.start.eq(1), advance.eq(0)]
+                            m.d.comb += alu.start.eq(1)
+                            m.d.sync += issuing.eq(0)
                             m.next = "SCALAR"
             with m.State("SCALAR"):
                 with m.If(alu.done):
                     m.d.sync += registers[word.rd].eq(alu.o)
-                    m.d.comb += advance.eq(1)
+                    m.d.comb += resumed.eq(1)
+                    m.d.sync += issuing.eq(1)
                     m.next = "ISSUE"
             with m.State("ANSWER"):
                 m.d.comb += [self.result_valid.eq(1), ahead_next.eq(0)]

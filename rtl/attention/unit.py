@@ -59,7 +59,8 @@ class AttentionUnit(wiring.Component):
         Starts attention of query heads ``group * A ..`` over the tokens ``0..position``.
     head : In(1)
         Starts the head on the operand memory.
-    busy : Out(1)
+    busy, busy_next : Out(1)
+        ``busy_next`` is what ``busy`` is in the next cycle; combinational.
     acc_en, acc_addr : In, acc_data : Out
         V accumulated values of the pass, one cycle later, or 0 where ``acc_en`` is low with the address; word ``acc_addr`` of
         ``A * head_dim / V``.
@@ -92,7 +93,7 @@ class AttentionUnit(wiring.Component):
             "eref": Out(signed(10)),
             "op_en": In(1), "op_index": In(index_bits(config.hidden // width)), "op_data": In(signed(16)).array(width),
             "eq_en": In(1), "eq_head": In(index_bits(config.heads)), "eq_exp": In(signed(EXPONENT_BITS)),
-            "attend": In(1), "group": In(index_bits(config.head_groups)), "head": In(1), "busy": Out(1),
+            "attend": In(1), "group": In(index_bits(config.head_groups)), "head": In(1), "busy": Out(1), "busy_next": Out(1),
             "acc_en": In(1), "acc_addr": In(index_bits(config.array // width)), "acc_data": Out(signed(config.value_bits)).array(width),
             "sum_head": In(index_bits(heads)), "sum": Out(self.weights.sum[0].shape()),
             "emb_token": In(index_bits(config.vocab)), "emb_en": In(1), "emb_index": In(index_bits(config.hidden // width)),
@@ -169,10 +170,8 @@ class AttentionUnit(wiring.Component):
                 with m.If(wait == 0):
                     m.next = "IDLE"
         self.idle = fsm.ongoing("IDLE")
-        with m.If(self.idle & (self.attend | self.head)):
-            m.d.sync += self.busy.eq(1)
-        with m.Elif(fsm.ongoing("DRAIN") & (wait == 0)):
-            m.d.sync += self.busy.eq(0)
+        m.d.comb += self.busy_next.eq((self.idle & (self.attend | self.head)) | (self.busy & ~(fsm.ongoing("DRAIN") & (wait == 0))))
+        m.d.sync += self.busy.eq(self.busy_next)
 
     def _operands(self, m):
         """Operand memory, the exponents of the queries, and the loads of the array."""

@@ -44,8 +44,9 @@ class LinearUnit(wiring.Component):
         Strobe, while not busy, at the latest with ``start``: weights from word 0.
     scale_m : In(16), scale_e : In(signed(10))
         Scale of RESIDUAL; stable from four cycles after ``start`` (the first row's sum comes later) until not busy.
-    busy : Out(1)
-        From the cycle after ``start``, for ``groups * chunks + FILL`` cycles; low when the last result is in its buffer.
+    busy, busy_next : Out(1)
+        ``busy`` from the cycle after ``start``, for ``groups * chunks + FILL`` cycles; low when the last result is in its buffer.
+        ``busy_next`` is what it is in the next cycle; combinational.
     act_addr : Out, act_data : In(8 * lane_width)
         Buffer A, element ``i`` of a word in bits ``8 i ..``; latency 1.
     x_rd_addr, x_rd_data, x_wr_en, x_wr_addr, x_wr_data
@@ -122,7 +123,7 @@ class LinearUnit(wiring.Component):
             "mode": In(Mode),
             "scale_m": In(16),
             "scale_e": In(signed(10)),
-            "busy": Out(1),
+            "busy": Out(1), "busy_next": Out(1),
             "act_addr": Out(self.act_address_bits),
             "act_data": In(PLANES * config.lane_width),
             "x_rd_addr": Out(x_address_bits(config)),
@@ -191,7 +192,6 @@ class LinearUnit(wiring.Component):
             m.d.sync += word.eq(0)
         with m.If(begin):
             m.d.sync += [
-                self.busy.eq(1),
                 issuing.eq(1),
                 groups_left.eq(self.groups),
                 chunks.eq(self.chunks),
@@ -223,11 +223,8 @@ class LinearUnit(wiring.Component):
         valid = _delay(m, last, "row_valid") if path is None else path.o_valid
         for stage in range(Post.LATENCY + 1 + (path.JOIN_LATENCY if path is not None else 0)):
             final = _delay(m, final, f"row_final_{stage}")
-        with m.If(final):
-            m.d.sync += self.busy.eq(0)
-        if path is not None:
-            with m.If(path.done):
-                m.d.sync += self.busy.eq(0)
+        m.d.comb += self.busy_next.eq(begin | (self.busy & ~(final if path is None else final | path.done)))
+        m.d.sync += self.busy.eq(self.busy_next)
 
         for i, rom in enumerate(self.roms):
             if config.gate_words:

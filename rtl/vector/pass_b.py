@@ -189,7 +189,7 @@ class PassB(wiring.Component):
         position = Signal(range(max(2, head_words)))
         head, segment = Signal(range(max(2, config.heads))), Signal(self.segment_bits)
         words = [Signal(word, name=f"word_{stage}", reset_less=stage > 0) for stage in range(TS_STAGES + 1)]
-        of_heads = Signal()
+        of_heads, amount = Signal(), Signal(AMOUNT_BITS)
         query_words, key_words = config.hidden // width, (config.hidden + config.kv_dim) // width
         query, key = Signal(), Signal()
         m.d.comb += [
@@ -202,7 +202,8 @@ class PassB(wiring.Component):
             amount_r.addr.eq(segment),
             words[0].final.eq(final), words[0].first.eq(Mux(of_heads, position == 0, self.addr == 0)),
             words[0].index.eq(Mux(rope & ~query, position, self.base + self.addr)),
-            words[0].head.eq(head), words[0].segment.eq(segment), words[0].amount.eq(Mux(embed, MANTISSA, amount_r.data)),
+            words[0].head.eq(head), words[0].segment.eq(segment), words[0].amount.eq(amount),
+            amount.eq(Mux(embed, MANTISSA, amount_r.data)),
         ]
         with m.Switch(kind):
             with m.Case(Kind.NORM8):

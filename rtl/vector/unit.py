@@ -50,6 +50,8 @@ class VectorUnit(wiring.Component):
     ending : Out
         From ``EARLY`` cycles before ``busy`` falls until the next start (not of EMBED): what is written now or in the next two
         cycles completes the operation.
+    busy_next, a_busy_next, ending_next : Out
+        What these are in the next cycle; combinational.
     src_addr, x_data, r_data : Out, In, In
         Read port of residual and result buffer, latency 1.
     emb_index, emb_data : Out, In
@@ -82,7 +84,7 @@ class VectorUnit(wiring.Component):
             "rotary_start": In(1), "position": In(POSITION_BITS), "rotary_ready": Out(1),
             "start": In(1), "kind": In(Kind), "source": In(1), "shift": In(config.shift_bits), "gain_base": In(16),
             "words": In(range(depth + 1)), "group": In(range(max(2, config.head_groups))), "q_mantissa": In(16),
-            "embed_scale": In(MANTISSA), "busy": Out(1), "a_busy": Out(1), "ending": Out(1),
+            "embed_scale": In(MANTISSA), **dict.fromkeys(("busy", "a_busy", "ending", "busy_next", "a_busy_next", "ending_next"), Out(1)),
             "src_addr": Out(range(depth)), "x_data": In(signed(32)).array(width),
             "r_data": In(signed(config.result_bits)).array(width),
             "emb_index": Out(range(max(2, config.hidden // width))), "emb_data": In(signed(8)).array(width),
@@ -127,9 +129,15 @@ class VectorUnit(wiring.Component):
         last_index, base, embed_scale = Signal(range(depth)), Signal(range(depth)), Signal(MANTISSA)
         with_a, rope = Signal(), Signal()
         m.d.comb += with_a.eq((self.kind == Kind.NORM8) | (self.kind == Kind.NORM16) | (self.kind == Kind.ROPE))
+        m.d.comb += [
+            self.busy_next.eq(self.start | (self.busy & ~b.w_final)),
+            self.a_busy_next.eq(Mux(self.start, with_a, self.a_busy & ~a.m_final)),
+            self.ending_next.eq(~self.start & (self.ending | (b.w_soon & (kind != Kind.EMBED)))),
+        ]
+        m.d.sync += [self.busy.eq(self.busy_next), self.a_busy.eq(self.a_busy_next), self.ending.eq(self.ending_next)]
         with m.If(self.start):
             m.d.sync += [
-                self.busy.eq(1), self.ending.eq(0), self.a_busy.eq(with_a), kind.eq(self.kind), rope.eq(self.kind == Kind.ROPE),
+                kind.eq(self.kind), rope.eq(self.kind == Kind.ROPE),
                 embed_scale.eq(self.embed_scale), results.eq(self.source | (self.kind == Kind.ROPE)), base.eq(0),
                 last_index.eq(self.words - 1),
             ]
@@ -137,13 +145,6 @@ class VectorUnit(wiring.Component):
                 m.d.sync += last_index.eq(config.qkv_rows // width - 1)
             with m.If(self.kind == Kind.DRAIN):
                 m.d.sync += [last_index.eq(config.array // width - 1), base.eq(self.group * (config.array // width))]
-        with m.Else():
-            with m.If(b.w_soon & (kind != Kind.EMBED)):
-                m.d.sync += self.ending.eq(1)
-            with m.If(b.w_final):
-                m.d.sync += self.busy.eq(0)
-            with m.If(a.m_final):
-                m.d.sync += self.a_busy.eq(0)
 
         started = Signal()
         m.d.sync += started.eq(self.start)
