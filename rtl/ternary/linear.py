@@ -169,7 +169,7 @@ class LinearUnit(wiring.Component):
         begin, began = Signal(), Signal()
         m.d.sync += began.eq(begin if path is None else begin & ~self.adapt)
         m.d.comb += [
-            begin.eq(self.start),
+            begin.eq(self.start & ~self.busy),
             last_chunk.eq(chunk == chunks - 1),
             last_group.eq(groups_left == 1),
         ]

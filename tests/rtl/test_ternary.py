@@ -303,6 +303,30 @@ def test_one_chunk_and_one_group():
     run(bench.dut, testbench)
 
 
+def test_start_is_ignored_while_busy():
+    config = make_config()
+    matrices, _ = layer(config, np.random.default_rng(4))
+    dut = LinearUnit(config, [[0]] * config.lanes)
+    cycles = 0
+
+    async def testbench(ctx):
+        nonlocal cycles
+        for name, value in dict(start=1, groups=2, chunks=2).items():
+            ctx.set(getattr(dut, name), value)
+        await ctx.tick()
+        for _ in range(5):
+            assert ctx.get(dut.busy)
+            cycles += 1
+            await ctx.tick()
+        ctx.set(dut.start, 0)
+        while ctx.get(dut.busy):
+            cycles += 1
+            await ctx.tick()
+
+    run(dut, testbench)
+    assert cycles == 4 + LinearUnit.FILL
+
+
 def test_a_flipped_weight_is_seen():
     config = make_config()
     rng = np.random.default_rng(9)
