@@ -1,5 +1,7 @@
 """Mapping to ECP5 with Yosys: memories become block RAM without logic around them, and a lane stays small."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -98,3 +100,13 @@ def test_a_broken_design_is_refused(tmp_path):
 def test_table():
     text = table([Usage(name="a", count=2, cells={"LUT4": 10}), Usage(name="b", count=1, cells={"LUT4": 30})])
     assert text.splitlines()[2].startswith("| `b` | 1 | 30 |") and "| all | | 50 |" in text
+
+
+def test_the_netlist_is_flat_and_has_no_scopes(tmp_path):
+    """nextpnr-ecp5 has been seen to pack a netlist with scope cells for ever."""
+    inner = "module inner(input clk, input d, output reg q);\nalways @(posedge clk) q <= d;\nendmodule\n"
+    top = module_with("wire a;\ninner first(clk, d, a);\ninner second(clk, ~a, q);", ["input clk", "input d", "output q"])
+    path = tmp_path / "netlist.json"
+    synthesise_ecp5(folder_of(tmp_path, {"inner": inner, "top": top}), "top", netlist=path, timeout=60)
+    kinds = {cell["type"] for cell in json.loads(path.read_text())["modules"]["top"]["cells"].values()}
+    assert "TRELLIS_FF" in kinds and kinds <= {"TRELLIS_FF", "LUT4"}
