@@ -1,6 +1,7 @@
 """``intaglio board``: bitstreams of boards, packages for cards."""
 
 import argparse
+import re
 import sys
 import time
 
@@ -92,16 +93,18 @@ def _usage(utilization):
 
 
 class _Progress:
-    """One changing line on a terminal; elsewhere a line whenever the step's first word changes, with the seconds so far."""
+    """One changing line on a terminal; elsewhere a line when the step's first words change, or once a minute, with the seconds so far."""
+
+    MINUTE = 60
 
     def __init__(self):
-        self.began, self.step = time.monotonic(), None
+        self.began, self.step, self.told = time.monotonic(), None, 0
 
     def __call__(self, text, share):
+        seconds = time.monotonic() - self.began
         if sys.stderr.isatty():
-            seconds = time.monotonic() - self.began
             sys.stderr.write(f"\r\x1b[K{100 * share:3.0f} % {seconds:5.0f} s  {text[:100]}" + ("\n" if share == 1 else ""))
-        elif (step := text.split()[:2]) != self.step:
-            sys.stderr.write(f"{time.monotonic() - self.began:6.0f} s  {text[:100]}\n")
-            self.step = step
+        elif (step := re.sub(r"\d", "", text).split()[:4]) != self.step or seconds - self.told >= self.MINUTE:
+            sys.stderr.write(f"{seconds:6.0f} s  {text[:100]}\n")
+            self.step, self.told = step, seconds
         sys.stderr.flush()

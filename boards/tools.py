@@ -84,8 +84,9 @@ def run_yowasp(package, function, arguments, folder, log, *, timeout, told=None)
     version(package.replace("_", "-"))
     script = f"import sys; from {package} import {function} as tool; sys.exit(tool(sys.argv[1:]))"
     last, expired = [], threading.Event()
-    with open(log, "w") as file, subprocess.Popen([sys.executable, "-c", script, *arguments], cwd=folder, stdout=subprocess.PIPE,
-                                                  stderr=subprocess.STDOUT, text=True, errors="replace") as process:
+    command = [sys.executable, "-c", script, *arguments]
+    with open(log, "w", buffering=1) as file, subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                                               text=True, errors="replace") as process:
         alarm = threading.Timer(timeout, lambda: (expired.set(), process.kill()))
         alarm.start()
         try:

@@ -84,7 +84,7 @@ def synthesise_ecp5(folder, top, *, flatten=(), sources=(), netlist=None, progre
                   for first, second in zip(_LABELS, _LABELS[1:], strict=False)]
         steps += [f"tee -q -o {report} stat -json"]
         if netlist:
-            # With cells of scopes in the netlist, nextpnr-ecp5 0.11.1 has been seen to pack for ever.
+            # Cells of scopes are for readers of hierarchies; nextpnr has no use for them.
             steps += ["blackbox =A:whitebox", "setattr -mod -unset keep_hierarchy A:*", "flatten -noscopeinfo", "delete t:$scopeinfo",
                       "clean", f"write_json {Path(netlist).resolve()}"]
         run_yosys(steps, folder, f"{top} in {folder}", timeout=timeout, progress=progress)

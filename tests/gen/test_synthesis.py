@@ -103,7 +103,6 @@ def test_table():
 
 
 def test_the_netlist_is_flat_and_has_no_scopes(tmp_path):
-    """nextpnr-ecp5 has been seen to pack a netlist with scope cells for ever."""
     inner = "module inner(input clk, input d, output reg q);\nalways @(posedge clk) q <= d;\nendmodule\n"
     top = module_with("wire a;\ninner first(clk, d, a);\ninner second(clk, ~a, q);", ["input clk", "input d", "output q"])
     path = tmp_path / "netlist.json"
