@@ -18,7 +18,7 @@ from intaglio.gen.link import serial_verilog
 
 __all__ = ["OPTIONS", "build", "critical_path", "place_and_route"]
 
-# The static placer leaves 8 % less wire than the default one, in less than half of the time, in the full device.
+# The static placer rather than the default one: docs/synthesis.md has what both made of the full device.
 OPTIONS = ("--placer", "static", "--router", "router2", "--timing-allow-fail")
 # Mapped as one, so that the mapper sees whole paths; the ternary lanes, which are equal, and the attention array apart.
 _CORE = "intaglio_decoder_core"

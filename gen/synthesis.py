@@ -85,8 +85,8 @@ def synthesise_ecp5(folder, top, *, flatten=(), sources=(), netlist=None, progre
         steps += [f"tee -q -o {report} stat -json"]
         if netlist:
             # Cells of scopes are for readers of hierarchies; nextpnr has no use for them.
-            steps += ["blackbox =A:whitebox", "setattr -mod -unset keep_hierarchy A:*", "flatten -noscopeinfo", "delete t:$scopeinfo",
-                      "clean", f"write_json {Path(netlist).resolve()}"]
+            steps += ["blackbox =A:whitebox", "setattr -mod -unset keep_hierarchy A:*", "flatten", "delete t:$scopeinfo", "clean",
+                      f"write_json {Path(netlist).resolve()}"]
         run_yosys(steps, folder, f"{top} in {folder}", timeout=timeout, progress=progress)
         if not report.is_file():
             raise Error(f"Yosys must report the cells of {top} in {folder}")

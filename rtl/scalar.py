@@ -4,7 +4,7 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, enum, wiring
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["AluOp", "ScalarAlu", "ScalarLayout", "bit_length"]
+__all__ = ["AluOp", "ScalarAlu", "ScalarLayout", "bit_length", "two_steps"]
 
 ScalarLayout = data.StructLayout({"m": 16, "e": signed(10)})
 
@@ -31,6 +31,30 @@ def bit_length(m, value, name):
         whole = Cat(length[:4], Mux(length[4], i + 1, Const(i, range(len(parts) + 1))))
         out = whole if out is None else Mux(part.any(), whole, out)
     return out[:len(value).bit_length()]
+
+
+def two_steps(m, shifted, denominator, triple, name):
+    """Two steps of a restoring division at once: the denominator is subtracted once, twice and three times side by side.
+
+    Parameters
+    ----------
+    shifted : Value
+        The remainder with the next two bits of the numerator, below four times the denominator.
+    denominator, triple : Value
+        It, and three times it.
+
+    Returns
+    -------
+    Value, list : the new remainder, of the denominator's width; quotient bits, low first.
+    """
+    differences = []
+    for times, multiple in enumerate((denominator, denominator << 1, triple), start=1):
+        difference = Signal(len(denominator) + 3, name=f"{name}_{times}")
+        m.d.comb += difference.eq(shifted - multiple)
+        differences.append(difference)
+    one, two, three = (~difference[-1] for difference in differences)
+    remainder = Mux(two, Mux(three, differences[2], differences[1]), Mux(one, differences[0], shifted))
+    return remainder[:len(denominator)], [Mux(two, three, one), two]
 
 
 class ScalarAlu(wiring.Component):
@@ -98,14 +122,10 @@ class ScalarAlu(wiring.Component):
         ]
         m.d.comb += total.eq(big.m + small)
 
-        # DIV: restoring, 2 quotient bits a cycle, after one for the leading bit: b, 2 b and 3 b are tried side by side
-        remainder, quotient, count, triple = Signal(17), Signal(18), Signal(4), Signal(18)
-        shifted = Signal(19)
-        left = [Signal(20, name=f"left_{times}") for times in (1, 2, 3)]
+        # DIV: restoring, 2 quotient bits a cycle, after one for the leading bit
+        remainder, quotient, count, triple = Signal(16), Signal(18), Signal(4), Signal(18)
         m.d.sync += triple.eq((b.m << 1) + b.m)
-        m.d.comb += [shifted.eq(remainder << 2), left[0].eq(shifted - b.m), left[1].eq(shifted - (b.m << 1)), left[2].eq(shifted - triple)]
-        one, two, three = (~value[-1] for value in left)
-        rest = Mux(two, Mux(three, left[2], left[1]), Mux(one, left[0], shifted))
+        rest, bits = two_steps(m, remainder << 2, b.m, triple, "left")
 
         # SQRT: digit by digit, 2 root bits a cycle
         radicand, root, error = Signal(32), Signal(16), Signal(18)
@@ -129,7 +149,7 @@ class ScalarAlu(wiring.Component):
         odd = Signal()
         m.d.comb += odd.eq(a.e[0])
         # Exponent of all but INT and COPY, to which the last step adds one at most.
-        base, up, more = Signal(signed(10)), Signal(signed(10)), Signal()
+        base, up, carried = Signal(signed(10)), Signal(signed(10)), Signal()
         with m.If(of[AluOp.MUL]):
             m.d.sync += base.eq(a.e + b.e + 15)
         with m.Elif(of[AluOp.DIV]):
@@ -140,7 +160,7 @@ class ScalarAlu(wiring.Component):
             m.d.sync += base.eq(Mux(a_zero, a.e, ((a.e >> 1) + odd) - 8))
         m.d.comb += [
             up.eq(base + 1),
-            more.eq((of[AluOp.MUL] & product[31]) | (of[AluOp.DIV] & quotient[16]) | (of[AluOp.ADD] & total[16])),
+            carried.eq((of[AluOp.MUL] & product[31]) | (of[AluOp.DIV] & quotient[16]) | (of[AluOp.ADD] & total[16])),
         ]
 
         # The result is one of these. Zeros make themselves, but for a division by zero and the exponents.
@@ -157,7 +177,7 @@ class ScalarAlu(wiring.Component):
             moved.eq(Mux(of[AluOp.INT], n_less, a.e) + Mux(of[AluOp.COPY] & a_zero, 0, shift)),
             nothing.eq(Mux(of[AluOp.INT], n_zero, (of[AluOp.MUL] | of[AluOp.DIV]) & (a_zero | b_zero))),
             self.o.m.eq(chosen),
-            self.o.e.eq(Mux(nothing, 0, Mux(of[AluOp.INT] | of[AluOp.COPY], moved, Mux(more, up, base)))),
+            self.o.e.eq(Mux(nothing, 0, Mux(of[AluOp.INT] | of[AluOp.COPY], moved, Mux(carried, up, base)))),
         ]
 
         with m.FSM(name="state") as fsm:
@@ -177,7 +197,7 @@ class ScalarAlu(wiring.Component):
                     with m.Default():
                         m.next = "FINISH"
             with m.State("DIV"):
-                m.d.sync += [remainder.eq(rest), quotient.eq(Cat(Mux(two, three, one), two, quotient)), count.eq(count + 1)]
+                m.d.sync += [remainder.eq(rest), quotient.eq(Cat(*bits, quotient)), count.eq(count + 1)]
                 with m.If(count == 7):
                     m.next = "FINISH"
             with m.State("SQRT"):

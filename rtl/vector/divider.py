@@ -5,6 +5,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.numerics import MANTISSA
+from intaglio.rtl.scalar import two_steps
 
 __all__ = ["Divider"]
 
@@ -21,7 +22,7 @@ class Divider(wiring.Component):
     tag_bits : int
         Width of the tag that travels with a division.
     bits_per_stage : int
-        Steps in one cycle.
+        Steps in one cycle; two are done side by side (``two_steps``), the first cycle, which forms the triple, doing one.
 
     Members
     -------
@@ -64,7 +65,8 @@ class Divider(wiring.Component):
             left -= bits
             top = low[MANTISSA - bits:]
             if parallel and bits == 2:
-                remainder, quotient = _two_steps(m, stage, Cat(top, remainder), denominator, triple)
+                remainder, pair = two_steps(m, Cat(top, remainder), denominator, triple, f"difference_{stage}")
+                quotient = [bit & denominator[-1] for bit in pair]
             else:
                 quotient = []
                 for bit in range(bits):
@@ -89,15 +91,3 @@ class Divider(wiring.Component):
             triple = registers.get("triple")
         m.d.comb += [self.o_valid.eq(valid), self.o_quotient.eq(low), self.o_tag.eq(tag)]
         return m
-
-
-def _two_steps(m, stage, shifted, denominator, triple):
-    """Remainder and quotient bits (low first) of two steps at once: one, two and three times the denominator are tried side by side."""
-    differences = []
-    for times, multiple in enumerate((denominator, denominator << 1, triple), start=1):
-        difference = Signal(MANTISSA + 3, name=f"difference_{stage}_{times}")
-        m.d.comb += difference.eq(shifted - multiple)
-        differences.append(difference)
-    one, two, three = (~difference[-1] for difference in differences)
-    remainder = Mux(two, Mux(three, differences[2], differences[1]), Mux(one, differences[0], shifted))
-    return remainder[:MANTISSA], [bit & denominator[-1] for bit in (Mux(two, three, one), two)]
