@@ -29,7 +29,10 @@ def simulate(dut, *benches, limit=400_000, background=()):
 
 def random_frame(rng, kind=None):
     special = [0x7E, 0x7D, 0x5E, 0x5D, 0x20, 0, 0xFF]
-    byte = lambda: rng.choice(special) if rng.random() < 0.4 else rng.randrange(256)  # noqa: E731
+
+    def byte():
+        return rng.choice(special) if rng.random() < 0.4 else rng.randrange(256)
+
     words = tuple(int.from_bytes(bytes(byte() for _ in range(4)), "little") for _ in range(rng.choice([0, 1, 2, 4, 15])))
     return Frame(kind=kind or rng.choice(list(Kind)), mark=rng.random() < 0.5, seq=byte(), ack=byte(), window=byte(), words=words)
 
