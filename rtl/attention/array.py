@@ -41,15 +41,15 @@ def add_tree(m, terms, *, products, enables, name):
     """
     count, stage = len(terms), 0
     while len(terms) > 1:
-        products = min(products * 4, products * count)
-        sums = []
+        halved, products = min(products * 2, products * count), min(products * 4, products * count)
+        halves = []  # signals of their own width, so that synthesis gives each addition a carry chain instead of joining three
+        for i in range(0, len(terms), 2):
+            half = Signal(signed(product_bits(halved)), name=f"half_{name}_{stage}_{i // 2}")
+            m.d.comb += half.eq(sum(terms[i + 1:i + 2], terms[i]))
+            halves.append(half)
+        sums = [Signal(signed(product_bits(products)), name=f"{name}_{stage}_{i}", reset_less=True) for i in range(-(-len(terms) // 4))]
         with m.If(enables[stage]):
-            for first in range(0, len(terms), 4):
-                part = terms[first:first + 4]
-                total = Signal(signed(product_bits(products)), name=f"{name}_{stage}_{first // 4}", reset_less=True)
-                halves = [sum(part[i + 1:i + 2], part[i]) for i in range(0, len(part), 2)]
-                m.d.sync += total.eq(sum(halves[1:], halves[0]))
-                sums.append(total)
+            m.d.sync += [total.eq(sum(halves[2 * i + 1:2 * i + 2], halves[2 * i])) for i, total in enumerate(sums)]
         terms, stage, count = sums, stage + 1, -(-count // 4)
     return terms[0]
 
