@@ -4,6 +4,8 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, enum, wiring
 from amaranth.lib.wiring import In, Out
 
+from intaglio.rtl.shift import shifted_right
+
 __all__ = ["AluOp", "ScalarAlu", "ScalarLayout", "bit_length", "two_steps"]
 
 ScalarLayout = data.StructLayout({"m": 16, "e": signed(10)})
@@ -103,8 +105,7 @@ class ScalarAlu(wiring.Component):
         n_bits = Signal.like(length)
         m.d.sync += n_bits.eq(length)
         n_less = Cat(n_bits[:4], n_bits[4:] - 1).as_signed()  # n_bits - 16
-        padded = Signal(self.int_bits + 16)
-        m.d.comb += padded.eq(Cat(Const(0, 16), n) >> n_bits)  # n << 16 >> bits: top bit lands at bit 15
+        top = shifted_right(Cat(Const(0, 16), n), n_bits, 16)  # n << 16 >> bits: top bit lands at bit 15
 
         # MUL
         product = Signal(32)
@@ -165,7 +166,7 @@ class ScalarAlu(wiring.Component):
 
         # The result is one of these. Zeros make themselves, but for a division by zero and the exponents.
         mantissas = {
-            AluOp.INT: padded[:16], AluOp.COPY: a.m, AluOp.MUL: Mux(product[31], product[16:], product[15:31]),
+            AluOp.INT: top, AluOp.COPY: a.m, AluOp.MUL: Mux(product[31], product[16:], product[15:31]),
             AluOp.DIV: Mux(quotient[16], quotient[1:17], quotient[:16]) & ~b_zero.replicate(16),
             AluOp.ADD: Mux(total[16], total[1:], total[:16]), AluOp.SQRT: root,
         }

@@ -8,8 +8,8 @@ __all__ = ["shifted_right"]
 def shifted_right(value, amount, bits):
     """The lowest ``bits`` bits of ``value >> amount``, of the signedness of ``value``; combinational.
 
-    Synthesis builds ``>>`` from the smallest step to the largest, each as wide as ``value``. Here a step is only as wide as the
-    smaller ones after it can still read.
+    Synthesis builds ``>>`` from the smallest step to the largest, each as wide as ``value``. Here the largest comes first, and
+    a step is only as wide as the smaller ones after it can still read.
     """
     signed = value.shape().signed
     for step in reversed(range(len(amount))):
