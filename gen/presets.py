@@ -24,7 +24,7 @@ PRESETS = {
         widths={"context": 4096, "lanes": 4, "lane_width": 64, "vector_width": 16, "attention_heads": "all"}),
     "ulx3s": Preset(
         description="sized for an ECP5-85F: five weights in a byte, sums on carry chains, 128 tokens of context",
-        widths={"context": 128, "lanes": 8, "lane_width": 64, "vector_width": 8, "attention_heads": 3, "packing": "5trit",
+        widths={"context": 128, "lanes": 8, "lane_width": 64, "vector_width": 8, "attention_heads": 1, "packing": "5trit",
                 "dot": "adders"}),
     "small": Preset(
         description="narrow units for small models and quick tests",

@@ -8,6 +8,7 @@ import pytest
 from intaglio import Error
 from intaglio.gen.synthesis import CELLS, Usage, block_rams, synthesise_ecp5, table
 from intaglio.gen.verilog import convert
+from intaglio.rtl.attention.array import MacArray
 from intaglio.rtl.config import DecoderConfig
 from intaglio.rtl.ram import RAM_VERILOG
 from intaglio.rtl.rom import ROM_VERILOG, hex_text
@@ -17,8 +18,8 @@ pytestmark = pytest.mark.slow
 
 # Widths of burin and the preset ulx3s.
 CONFIG = DecoderConfig(hidden=192, intermediate=512, layers=4, heads=6, kv_heads=1, head_dim=32, vocab=256, context=128,
-                       lanes=8, lane_width=64, packing="5trit", dot="adders", vector_width=8, attention_heads=3)
-ROMS = {"weights": (CONFIG.weight_word_bits, CONFIG.weight_depth), "embedding": (8 * CONFIG.array, 2 * CONFIG.vocab),
+                       lanes=8, lane_width=64, packing="5trit", dot="adders", vector_width=8, attention_heads=1)
+ROMS = {"weights": (CONFIG.weight_word_bits, CONFIG.weight_depth), "embedding": (8 * CONFIG.array, CONFIG.head_groups * CONFIG.vocab),
         "shallow": (36, 512), "deep": (4, 4096)}
 RAMS = {"keys": (8 * CONFIG.vector_width, 2 * CONFIG.layers * CONFIG.context), "scales": (26, 2 * CONFIG.layers * CONFIG.context)}
 
@@ -65,7 +66,7 @@ def test_roms_are_block_ram(name, tmp_path):
     cells = mapped(tmp_path, width, depth, "rom")
     assert -(-width * depth // 18432) <= cells["DP16KD"] <= block_rams(width, depth)  # the last rows may share blocks
     assert cells["TRELLIS_FF"] <= 2 and cells["TRELLIS_DPR16X4"] == cells["MULT18X18D"] == 0
-    assert cells["LUT4"] <= 2 * width * (depth > 2048)  # the multiplexer of deep memories
+    assert cells["LUT4"] <= 2 * width * (depth > 1024)  # the multiplexer of deep memories
 
 
 @pytest.mark.parametrize("name", RAMS)
@@ -89,6 +90,14 @@ def test_lane(tmp_path, dot, luts, carries, registers):
     cells = {kind: sum(u.count * u.cell(kind) for u in usages) for kind in CELLS}
     assert cells["DP16KD"] == cells["MULT18X18D"] == cells["TRELLIS_DPR16X4"] == 0
     assert cells["LUT4"] <= luts and cells["CCU2C"] <= carries and cells["TRELLIS_FF"] <= registers, cells
+
+
+def test_additions_of_trees_are_carry_chains(tmp_path):
+    """The LUTs of the attention array are those of its operands' multiplexers."""
+    array = MacArray(CONFIG)
+    usages = synthesise_ecp5(folder_of(tmp_path, convert(array, "top", None)), "top", timeout=120)
+    cells = {kind: sum(u.count * u.cell(kind) for u in usages) for kind in CELLS}
+    assert cells["MULT18X18D"] == CONFIG.array and cells["LUT4"] <= CONFIG.array * (16 + 8) + 8, cells
 
 
 def test_a_broken_design_is_refused(tmp_path):
