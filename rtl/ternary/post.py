@@ -5,6 +5,7 @@ from amaranth.lib import enum, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
+from intaglio.rtl.copies import COPY
 from intaglio.rtl.numerics import RESIDUAL_FRACTION
 
 __all__ = ["RESIDUAL_BITS", "Mode", "Post", "r_address_bits", "x_address_bits"]
@@ -80,8 +81,8 @@ class Post(wiring.Component):
         copies = config.vector_width // lanes
         place_bits = ceil_log2(copies)
 
-        def register(name, shape, value, enable=None):
-            signal = Signal(shape, name=name, reset_less=True)
+        def register(name, shape, value, enable=None, attrs=None):
+            signal = Signal(shape, name=name, reset_less=True, attrs=attrs)
             with m.If(1 if enable is None else enable):
                 m.d.sync += signal.eq(value)
             return signal
@@ -104,7 +105,7 @@ class Post(wiring.Component):
         less = Signal(signed(12), name="shift_less_1")
         scale_m, scale_e = register("scale_m_0", 16, self.scale_m), register("scale_e_0", signed(10), self.scale_e)
         m.d.comb += less.eq(-scale_e - (RESIDUAL_FRACTION + 1))
-        shift = register("shift", 6, Mux(less < 0, 0, Mux(less > 39, 39, less[:6])))
+        shift = [register(f"shift_{i}", 6, Mux(less < 0, 0, Mux(less > 39, 39, less[:6])), attrs=COPY) for i in range(lanes)]
         half = config.gate_bits - 1
         factor_bits = max(17, half + 1)
         m.d.comb += self.x_rd_addr.eq(group[0] >> place_bits)
@@ -135,7 +136,7 @@ class Post(wiring.Component):
                 gated_value = Signal(signed(config.result_bits), name=f"gated_{i // 2}")
                 m.d.comb += gated_value.eq(product + (high << SPLIT))
                 combined.append(gated_value)
-            shifted = register(f"shifted_{i}", signed(config.accumulator_bits + 16), product >> shift, valid[1])
+            shifted = register(f"shifted_{i}", signed(config.accumulator_bits + 16), product >> shift[i], valid[1])
             old = Signal(signed(RESIDUAL_BITS), name=f"old_{i}")
             m.d.comb += old.eq(old_group[i * RESIDUAL_BITS:(i + 1) * RESIDUAL_BITS])
             # old + ((shifted + 1) >> 1) as one addition

@@ -4,6 +4,7 @@ from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from intaglio.rtl.copies import COPY
 from intaglio.rtl.numerics import ROTARY_ONE, T_BITS, XS_BITS
 from intaglio.rtl.shift import shifted_right
 
@@ -57,7 +58,8 @@ class LaneA(wiring.Component):
         t = Signal(signed(T_BITS), reset_less=True)
         source = Signal(signed(max(32, len(self.r))))
         factor, turn = Signal(signed(XS_BITS)), Signal(signed(T_BITS))
-        results, rope, shift = Signal(), Signal(), Signal.like(self.shift)  # each lane has its own
+        results, rope = (Signal(name=name, attrs=COPY) for name in ("results_1", "rope_1"))
+        shift = Signal.like(self.shift, name="shift_1", attrs=COPY)
         m.d.sync += [results.eq(self.results), rope.eq(self.rope)]
         with m.If(self.shift_en):
             m.d.sync += shift.eq(self.shift)

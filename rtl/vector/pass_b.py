@@ -5,6 +5,7 @@ from amaranth.lib import data, enum, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from intaglio.rtl.copies import COPY
 from intaglio.rtl.numerics import INT8_MAX, INT8_SHIFT, INT16_MAX, INT16_SHIFT, MANTISSA, T_BITS, XS_BITS
 from intaglio.rtl.shift import shifted_right
 from intaglio.rtl.vector.pass_a import max_words, segments
@@ -50,7 +51,8 @@ class Mode(enum.Enum, shape=unsigned(2)):
 class LaneB(wiring.Component):
     """One element: shift, multiplication, rounding, clamp. ``valid[k]`` moves stage ``k``: 0 the element arrives.
 
-    ``kind`` is taken a cycle before. ``acc`` is 0 but in DRAIN, ``emb`` but in EMBED, which takes ``amount`` = ``MANTISSA``: no shift.
+    ``kind`` and ``amount`` are taken a cycle before. ``acc`` is 0 but in DRAIN, ``emb`` but in EMBED, which takes ``amount`` =
+    ``MANTISSA``: no shift.
     """
 
     def __init__(self, value_bits, embed_shift):
@@ -67,12 +69,13 @@ class LaneB(wiring.Component):
         ts = Signal(signed(XS_BITS), reset_less=True)
         product = Signal(signed(XS_BITS + MANTISSA), reset_less=True)
         q = Signal(signed(32), reset_less=True)
-        from_t = Signal()  # each lane has its own
-        m.d.sync += from_t.eq((self.kind != Kind.EMBED) & (self.kind != Kind.DRAIN))
+        from_t = Signal(attrs=COPY)
+        amount = Signal.like(self.amount, name="amount_1", reset_less=True, attrs=COPY)
+        m.d.sync += [from_t.eq((self.kind != Kind.EMBED) & (self.kind != Kind.DRAIN)), amount.eq(self.amount)]
         other = (self.acc << (MANTISSA - DRAIN_SHIFT)) | (self.emb << MANTISSA)
         m.d.comb += [source.eq(Mux(from_t, self.t << MANTISSA, other)), self.q.eq(q)]
         with m.If(self.valid[0]):
-            m.d.sync += ts.eq(shifted_right(source, self.amount, XS_BITS))
+            m.d.sync += ts.eq(shifted_right(source, amount, XS_BITS))
         with m.If(self.valid[1]):
             m.d.sync += product.eq(ts * self.factor)
         # All modes share one adder and one clamp. Limits are 2^n - 1: a value is beyond them when the bits from n on differ from
@@ -80,7 +83,7 @@ class LaneB(wiring.Component):
         half, total = Signal(INT8_SHIFT), Signal(signed(XS_BITS + MANTISSA + 1), reset_less=True)
         value, limit, clip = Signal(signed(32)), Signal(32), Signal()
         sign = total[-1]
-        mode_3 = Signal(Mode, reset_less=True)
+        mode_3 = Signal(Mode, reset_less=True, attrs=COPY)
         modes = ((Mode.INT8, INT8_SHIFT, INT8_MAX), (Mode.INT16, INT16_SHIFT, INT16_MAX),
                  (Mode.INVERSE, INVERSE_SHIFT, (1 << 17) - 1), (Mode.EMBED, self.embed_shift, None))
         with m.Switch(self.mode):
@@ -253,7 +256,7 @@ class PassB(wiring.Component):
             m.submodules[f"lane_{i}"] = lane
             m.d.comb += [
                 lane.valid.eq(Cat(arrived, valid[1:4])), lane.kind.eq(kind),
-                lane.amount.eq(words[1].amount), lane.factor.eq(factor), lane.mode.eq(mode),
+                lane.amount.eq(words[0].amount), lane.factor.eq(factor), lane.mode.eq(mode),
                 lane.t.eq(self.t[i]), lane.acc.eq(self.acc[i]), lane.emb.eq(self.emb[i]), self.w_data[i].eq(lane.q),
             ]
             ors.append(lane.q[:31] ^ lane.q[31].replicate(31))

@@ -100,6 +100,15 @@ def test_additions_of_trees_are_carry_chains(tmp_path):
     assert cells["MULT18X18D"] == CONFIG.array and cells["LUT4"] <= CONFIG.array * (16 + 8) + 8, cells
 
 
+def test_copies_of_a_register_stay_apart(tmp_path):
+    inner = ("module inner(input clk, input d, input a, output reg q);\n(* keep = 1 *) reg copy;\n"
+             "always @(posedge clk) begin copy <= d; q <= copy ^ a; end\nendmodule\n")
+    top = module_with("inner first(clk, d, a[0], q[0]);\ninner second(clk, d, a[1], q[1]);",
+                      ["input clk, d", "input [1:0] a", "output [1:0] q"])
+    (usage,) = synthesise_ecp5(folder_of(tmp_path, {"inner": inner, "top": top}), "top", flatten=["inner"], timeout=60)
+    assert usage.cell("TRELLIS_FF") == 4
+
+
 def test_a_broken_design_is_refused(tmp_path):
     folder_of(tmp_path, {"top": "module top(input a); missing m(.a(a)); endmodule\n"})
     with pytest.raises(Error, match="must map top"):
