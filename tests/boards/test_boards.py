@@ -112,12 +112,13 @@ def test_the_slowest_path_of_a_clock():
 RESULT = {"board": "ulx3s", "clock_mhz": 80.0, "digest": "ab" * 32, "best_seed": 2, "median_mhz": 79.0,
           "utilization": {"DP16KD": {"used": 200, "available": 208}, "DCUA": {"used": 0, "available": 2}},
           "seeds": {str(seed): {"mhz": mhz, "critical_path": {"from": "a", "to": "b", "levels": 9, "logic_ns": 4.0, "routing_ns": 8.0}}
-                    for seed, mhz in ((1, 78.0), (2, 79.0))}}
+                    for seed, mhz in ((1, 78.0), (2, 79.0))},
+          "unrouted": {"3": 200}}
 
 
 def test_a_missed_clock_is_told(monkeypatch, capsys):
     text = cli.report(RESULT)
-    assert "MISSED" in text and "96.2%" in text and "DCUA" not in text
+    assert "MISSED" in text and "96.2%" in text and "DCUA" not in text and "   3         not routed: 200 wires" in text
     assert "met" in cli.report(RESULT | {"clock_mhz": 75.0})
     monkeypatch.setattr("intaglio.boards.build.build", lambda *_, **__: RESULT)
     assert main(["board", "ulx3s", "-o", "x"], commands=COMMANDS) == 1
@@ -172,3 +173,45 @@ def test_progress_of_a_seed_is_told_step_by_step(monkeypatch, capsys):
     told = [line.split("s  ")[1] for line in capsys.readouterr().err.splitlines()]
     assert told == ["seed 1: Packing IOs..", "seed 1: Packing LUTs...", "seed 1: iter=1 wires=10", "seed 1: iter=3 wires=12",
                     "seed 2: Packing IOs.."]
+
+
+ROUTER = """
+import itertools, json, sys, time
+def run(words):
+    seed = words[words.index("--seed") + 1]
+    open("runs", "a").write(seed)
+    wires = [900, 700, 500, *[600] * 20] if seed == "1" else [900, 5, *[8] * 9, 4, *[6] * 9, 0]
+    for count, left in enumerate(wires if seed == "2" else itertools.chain(wires, itertools.repeat(600))):
+        print(f"Info:     iter={count} wires=70000 overused={left} overuse={left} archfail=NA", flush=True)
+        time.sleep(0.001)
+    for name in ("--textcfg", "--report"):
+        open(words[words.index(name) + 1], "w").write(json.dumps({
+            "utilization": {}, "fmax": {"clk": {"achieved": 51.0, "constraint": 50.0}}, "critical_paths": [
+                {"from": "clk", "to": "clk", "path": [{"type": "routing", "delay": 1.0, "net": "a"}]}]}))
+"""
+
+
+def test_a_seed_that_does_not_route_is_left_out(tmp_path, monkeypatch):
+    """Ten rounds without progress end it; nine do not; and it is not tried again."""
+    from intaglio.boards import build as flow
+
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "router.py").write_text(ROUTER)
+    (tmp_path / "netlist.json").write_text("{}")
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources" / "ulx3s.lpf").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lib"))
+    for module in (tools, flow):
+        monkeypatch.setattr(module, "version", lambda package: "1")
+    monkeypatch.setattr(flow, "_NEXTPNR", ("router", "run"))
+    monkeypatch.setattr(flow, "PATIENCE", 10)
+    monkeypatch.setattr(flow, "generate", lambda *_, **__: {"digest": "0"})
+    monkeypatch.setattr(flow, "write_sources", lambda *_: [])
+    monkeypatch.setattr(flow, "synthesised", lambda *_: ([], tmp_path / "netlist.json"))
+    monkeypatch.setattr(flow, "pack", lambda *_: None)
+    for _ in range(2):
+        with pytest.raises(Error, match="at least one seed must route, not none of 1: try others"):
+            build(board("ulx3s"), "model", tmp_path, seeds=(1,))
+        result = build(board("ulx3s"), "model", tmp_path, seeds=(1, 2))
+        assert result["unrouted"] == {"1": 500} and list(result["seeds"]) == ["2"] and result["best_seed"] == 2
+    assert (tmp_path / "runs").read_text() == "12"
