@@ -7,7 +7,6 @@ from amaranth.utils import ceil_log2
 
 from intaglio.rtl.adapter.intermediate import Kind
 from intaglio.rtl.adapter.path import AdapterPath
-from intaglio.rtl.copies import COPY
 from intaglio.rtl.rom import Rom
 from intaglio.rtl.ternary.gate import BankGate, GatedRom
 from intaglio.rtl.ternary.lane import LANE_MODULE, PLANES_MODULE, Lane, Source
@@ -164,7 +163,7 @@ class LinearUnit(wiring.Component):
         issuing = Signal()
         groups_left, chunks = Signal(GROUP_BITS), Signal.like(self.chunks)
         chunk = Signal.like(self.chunks)
-        words = [Signal(max(1, ceil_log2(config.weight_depth)), name=f"word_{i}", attrs=COPY) for i in range(config.lanes)]
+        word = Signal(max(1, ceil_log2(config.weight_depth)))
         mode = Signal(Mode)
         last_chunk, last_group = Signal(), Signal()
         begin, began = Signal(), Signal()
@@ -185,13 +184,12 @@ class LinearUnit(wiring.Component):
             m.submodules.gate = gate = self.gate
             issue = Signal(name="issue")
             m.d.comb += [
-                issue.eq(issuing & gate.ready), gate.word.eq(words[0]), gate.read.eq(issue),
-                gate.wake.eq((self.ahead & ~self.busy) | begin),
+                issue.eq(issuing & gate.ready), gate.word.eq(word), gate.read.eq(issue), gate.wake.eq((self.ahead & ~self.busy) | begin),
                 gate.rest.eq(issue & last_chunk & last_group),
                 self.gate_power.eq(gate.power), self.gate_reads.eq(gate.reads), self.gate_stall.eq(issuing & ~gate.ready),
             ]
         with m.If(self.restart & ~self.busy):
-            m.d.sync += [word.eq(0) for word in words]
+            m.d.sync += word.eq(0)
         with m.If(begin):
             m.d.sync += [
                 issuing.eq(1),
@@ -202,11 +200,11 @@ class LinearUnit(wiring.Component):
             ]
         with m.Elif(issue):
             if path is None:
-                m.d.sync += [*(word.eq(word + 1) for word in words), chunk.eq(chunk + 1)]
+                m.d.sync += [word.eq(word + 1), chunk.eq(chunk + 1)]
                 with m.If(last_chunk):
                     m.d.sync += [chunk.eq(0), groups_left.eq(groups_left - 1), issuing.eq(~last_group)]
             else:  # rows of A, digit by digit; or rows of the base, each followed by the digits of its row of B
-                m.d.sync += [word.eq(word + path.base) for word in words]
+                m.d.sync += word.eq(word + path.base)
                 with m.If(path.base | path.of_a):
                     m.d.sync += chunk.eq(Mux(last_chunk, 0, chunk + 1))
                 with m.If(path.row_end):
@@ -232,7 +230,7 @@ class LinearUnit(wiring.Component):
             if config.gate_words:
                 m.d.comb += [rom.power.eq(gate.power), rom.awake.eq(gate.awake), rom.select.eq(gate.select)]
             m.submodules[f"rom_{i}"] = rom
-            m.d.comb += rom.addr.eq(words[i][:len(rom.addr)])
+            m.d.comb += rom.addr.eq(word[:len(rom.addr)])
             total = post.sums[i] if path is None else path.sums[i]
             beside = {} if path is None else path.lane_inputs(i)
             if self.lane_instance:
