@@ -1,6 +1,6 @@
 """Figures of a board: frequency of its placed bitstream, and tokens a second from simulated cycles. Builds first what is not built.
 
-    python -m bench.board --board ulx3s        # or: make bench-board BOARD=ulx3s; an hour or more the first time
+    python -m bench.board --board ulx3s        # or: make bench-board BOARD=ulx3s; a quarter of an hour for each seed the first time
 """
 
 import argparse
