@@ -1,4 +1,4 @@
-"""The simulated prefill unit, built once, and what the exact model says of a run."""
+"""The simulated prefill unit, built once, and what the exact model says of a run; decoders with adapters, built once."""
 
 from dataclasses import dataclass, field
 
@@ -12,6 +12,7 @@ from intaglio.gen.prefill.presets import prefill_config
 from intaglio.host.prefill.quantise import Quantised, quantise
 from intaglio.sim.prefill import cache, exact
 from intaglio.sim.prefill.report import head_group
+from tests.sim.adapter_bench import Bench as AdapterBench
 
 C = prefill_config("small")
 
@@ -156,3 +157,16 @@ def device(shared_device, monkeypatch):
     shared_device.timeout = 60.0
     shared_device.transport.faults = {}
     shared_device.transport.simulation.stalls(1, 0)
+
+
+@pytest.fixture(scope="session")
+def adapter_benches(tmp_path_factory):
+    """Gives the bench of a case by name, built when it is first asked for."""
+    made = {}
+
+    def bench(name):
+        if name not in made:
+            made[name] = AdapterBench(name, tmp_path_factory.mktemp("adapter"))
+        return made[name]
+
+    return bench
