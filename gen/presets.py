@@ -22,7 +22,7 @@ PRESETS = {
     "desk-4k": Preset(
         description="as desk, 4,096 tokens of context",
         widths={"context": 4096, "lanes": 4, "lane_width": 64, "vector_width": 16, "attention_heads": "all"}),
-    "ulx3s": Preset(
+    "ulx3s": Preset(  # three attention heads at a time would fit, and do not route: docs/synthesis.md
         description="sized for an ECP5-85F: five weights in a byte, sums on carry chains, 128 tokens of context",
         widths={"context": 128, "lanes": 8, "lane_width": 64, "vector_width": 8, "attention_heads": 1, "packing": "5trit",
                 "dot": "adders"}),

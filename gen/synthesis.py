@@ -82,7 +82,8 @@ def synthesise_ecp5(folder, top, *, flatten=(), sources=(), netlist=None, progre
         steps += ["flatten", *["opt_expr", "opt_clean", "opt_hier"] * 2, "opt_expr", "opt_clean"]
         # Equal registers stay apart where the design asks for copies: Yosys looks for that at the cell, not at the signal.
         steps += ["select -set copies a:keep=1 %ci1 t:$dff* %i", "setattr -set keep 1 @copies"]
-        # Inner additions of trees become carry chains here: later they would be joined to one of three operands before it, in LUTs.
+        # Inner additions of trees (rtl/attention/array.py calls their signals half_*) become carry chains here: later Yosys would join
+        # them and the outer one to an addition of more operands, with LUTs before its chain.
         steps += ["wreduce", "select -set inner w:*half_* %ci:+$add[Y] t:$add %i", "alumacc @inner"]
         steps += [f"synth_lattice -family ecp5 -noflatten -top {top} -run {first}:{second}"
                   for first, second in zip(_LABELS, _LABELS[1:], strict=False)]

@@ -42,7 +42,7 @@ def add_tree(m, terms, *, products, enables, name):
     count, stage = len(terms), 0
     while len(terms) > 1:
         halved, products = min(products * 2, products * count), min(products * 4, products * count)
-        halves = []  # signals of their own width, so that synthesis gives each addition a carry chain instead of joining three
+        halves = []  # signals with names of their own, by which gen/synthesis.py finds them and gives each a carry chain
         for i in range(0, len(terms), 2):
             half = Signal(signed(product_bits(halved)), name=f"half_{name}_{stage}_{i // 2}")
             m.d.comb += half.eq(sum(terms[i + 1:i + 2], terms[i]))

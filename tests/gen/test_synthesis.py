@@ -19,8 +19,9 @@ pytestmark = pytest.mark.slow
 # Widths of burin and the preset ulx3s.
 CONFIG = DecoderConfig(hidden=192, intermediate=512, layers=4, heads=6, kv_heads=1, head_dim=32, vocab=256, context=128,
                        lanes=8, lane_width=64, packing="5trit", dot="adders", vector_width=8, attention_heads=1)
-ROMS = {"weights": (CONFIG.weight_word_bits, CONFIG.weight_depth), "embedding": (8 * CONFIG.array, CONFIG.head_groups * CONFIG.vocab),
-        "shallow": (36, 512), "deep": (4, 4096)}
+# Width, depth, and the most LUTs for each bit: where the words lie in several blocks, a multiplexer chooses between them.
+ROMS = {"weights": (CONFIG.weight_word_bits, CONFIG.weight_depth, 2), "embedding": (8 * CONFIG.array, CONFIG.head_groups * CONFIG.vocab, 2),
+        "embedding of three heads": (24 * CONFIG.array, 2 * CONFIG.vocab, 0), "shallow": (36, 512, 0), "deep": (4, 4096, 2)}
 RAMS = {"keys": (8 * CONFIG.vector_width, 2 * CONFIG.layers * CONFIG.context), "scales": (26, 2 * CONFIG.layers * CONFIG.context)}
 
 
@@ -62,11 +63,11 @@ def names(ports):
 
 @pytest.mark.parametrize("name", ROMS)
 def test_roms_are_block_ram(name, tmp_path):
-    width, depth = ROMS[name]
+    width, depth, luts = ROMS[name]
     cells = mapped(tmp_path, width, depth, "rom")
     assert -(-width * depth // 18432) <= cells["DP16KD"] <= block_rams(width, depth)  # the last rows may share blocks
     assert cells["TRELLIS_FF"] <= 2 and cells["TRELLIS_DPR16X4"] == cells["MULT18X18D"] == 0
-    assert cells["LUT4"] <= 2 * width * (depth > 1024)  # the multiplexer of deep memories
+    assert cells["LUT4"] <= luts * width
 
 
 @pytest.mark.parametrize("name", RAMS)
