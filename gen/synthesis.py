@@ -16,11 +16,37 @@ from pathlib import Path
 from intaglio import Error
 from intaglio.gen.yosys import run_yosys
 
-__all__ = ["CELLS", "ECP5_85F", "Usage", "block_rams", "netlist_ice40", "synthesise_ecp5", "table"]
+__all__ = ["CELLS", "ECP5_85F", "SHIFTS", "Usage", "block_rams", "netlist_ice40", "synthesise_ecp5", "table"]
 
 CELLS = ("LUT4", "CCU2C", "TRELLIS_DPR16X4", "TRELLIS_FF", "DP16KD", "MULT18X18D")
 # Lattice FPGA-DS-02012: 84k LUT4 and as many registers, 208 EBR of 18 kbit, 156 multipliers of 18 x 18.
 ECP5_85F = {"LUT4": 83640, "TRELLIS_FF": 83640, "DP16KD": 208, "MULT18X18D": 156}
+# Yosys builds a shift from the smallest step to the largest, each as wide as the operand. With the largest first a step is only as wide
+# as the smaller ones after it can still read.
+SHIFTS = """\
+(* techmap_celltype = "$shr $sshr" *)
+module shift_right (A, B, Y);
+    parameter A_SIGNED = 0, B_SIGNED = 0, A_WIDTH = 1, B_WIDTH = 1, Y_WIDTH = 1;
+    parameter _TECHMAP_CELLTYPE_ = "";
+    localparam WIDTH = A_WIDTH > Y_WIDTH ? A_WIDTH : Y_WIDTH;
+    input [A_WIDTH - 1:0] A;
+    input [B_WIDTH - 1:0] B;
+    output [Y_WIDTH - 1:0] Y;
+    wire _TECHMAP_FAIL_ = B_SIGNED || B_WIDTH > 8 || Y_WIDTH >= A_WIDTH;
+    wire fill = A_SIGNED && _TECHMAP_CELLTYPE_ == "$sshr" && A[A_WIDTH - 1];
+    wire extended = A_SIGNED && A[A_WIDTH - 1];
+    wire [WIDTH * (B_WIDTH + 1) - 1:0] steps;
+    assign steps[WIDTH * B_WIDTH +: WIDTH] = {{WIDTH{extended}}, A};
+    genvar step, bit_;
+    generate
+        for (step = 0; step < B_WIDTH; step = step + 1)
+            for (bit_ = 0; bit_ < WIDTH; bit_ = bit_ + 1)
+                assign steps[WIDTH * step + bit_] = !B[step] ? steps[WIDTH * (step + 1) + bit_]
+                    : bit_ + 2 ** step < WIDTH ? steps[WIDTH * (step + 1) + (bit_ + 2 ** step) % WIDTH] : fill;
+    endgenerate
+    assign Y = steps[Y_WIDTH - 1:0];
+endmodule
+"""
 _LABELS = ("begin", "coarse", "map_ram", "map_ffram", "map_gates", "map_ffs", "map_luts", "map_cells", "check")
 
 
@@ -85,6 +111,8 @@ def synthesise_ecp5(folder, top, *, flatten=(), sources=(), netlist=None, progre
         # Inner additions of trees (rtl/attention/array.py calls their signals half_*) become carry chains here: later Yosys would join
         # them and the outer one to an addition of more operands, with LUTs before its chain.
         steps += ["wreduce", "select -set inner w:*half_* %ci:+$add[Y] t:$add %i", "alumacc @inner"]
+        (Path(scratch) / "shifts.v").write_text(SHIFTS)
+        steps += [f"techmap -map {scratch}/shifts.v", "opt_expr", "opt_clean"]
         steps += [f"synth_lattice -family ecp5 -noflatten -top {top} -run {first}:{second}"
                   for first, second in zip(_LABELS, _LABELS[1:], strict=False)]
         steps += [f"tee -q -o {report} stat -json"]

@@ -4,8 +4,6 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, enum, wiring
 from amaranth.lib.wiring import In, Out
 
-from intaglio.rtl.shift import shifted_right
-
 __all__ = ["AluOp", "ScalarAlu", "ScalarLayout", "bit_length", "two_steps"]
 
 ScalarLayout = data.StructLayout({"m": 16, "e": signed(10)})
@@ -105,7 +103,7 @@ class ScalarAlu(wiring.Component):
         n_bits = Signal.like(length)
         m.d.sync += n_bits.eq(length)
         n_less = Cat(n_bits[:4], n_bits[4:] - 1).as_signed()  # n_bits - 16
-        top = shifted_right(Cat(Const(0, 16), n), n_bits, 16)  # n << 16 >> bits: top bit lands at bit 15
+        top = (Cat(Const(0, 16), n) >> n_bits)[:16]  # n << 16 >> bits: top bit lands at bit 15
 
         # MUL
         product = Signal(32)

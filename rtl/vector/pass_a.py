@@ -6,7 +6,6 @@ from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.copies import COPY
 from intaglio.rtl.numerics import ROTARY_ONE, T_BITS, XS_BITS
-from intaglio.rtl.shift import shifted_right
 
 __all__ = ["COEFFICIENT_BITS", "MAXIMUM_BITS", "PassA", "max_words", "segments", "sum_bits"]
 
@@ -71,7 +70,7 @@ class LaneA(wiring.Component):
         ]
         with m.If(self.valid[0]):
             m.d.sync += [
-                xs.eq(shifted_right(source, shift, XS_BITS)),
+                xs.eq(source >> shift),
                 c.eq(Mux(rope, Mux(self.plain, ROTARY_ONE, self.cosine), self.gain)),
                 s.eq(Mux(self.plain, 0, self.sine)),
             ]

@@ -7,7 +7,6 @@ from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.copies import COPY
 from intaglio.rtl.numerics import INT8_MAX, INT8_SHIFT, INT16_MAX, INT16_SHIFT, MANTISSA, T_BITS, XS_BITS
-from intaglio.rtl.shift import shifted_right
 from intaglio.rtl.vector.pass_a import max_words, segments
 
 __all__ = ["AMOUNT_BITS", "DRAIN_SHIFT", "Destination", "Kind", "Mode", "PassB"]
@@ -75,7 +74,7 @@ class LaneB(wiring.Component):
         other = (self.acc << (MANTISSA - DRAIN_SHIFT)) | (self.emb << MANTISSA)
         m.d.comb += [source.eq(Mux(from_t, self.t << MANTISSA, other)), self.q.eq(q)]
         with m.If(self.valid[0]):
-            m.d.sync += ts.eq(shifted_right(source, amount, XS_BITS))
+            m.d.sync += ts.eq(source >> amount)
         with m.If(self.valid[1]):
             m.d.sync += product.eq(ts * self.factor)
         # All modes share one adder and one clamp. Limits are 2^n - 1: a value is beyond them when the bits from n on differ from

@@ -8,7 +8,6 @@ from amaranth.lib.wiring import In, Out
 from intaglio.rtl.numerics import INT8_NUMERATOR, INT16_NUMERATOR, INVERSE, MANTISSA, T_BITS
 from intaglio.rtl.rom import Rom
 from intaglio.rtl.scalar import bit_length
-from intaglio.rtl.shift import shifted_right
 from intaglio.rtl.vector.divider import NUMERATOR_BITS, Divider
 from intaglio.rtl.vector.pass_a import COEFFICIENT_BITS, LOAD_STAGES, MAXIMUM_BITS, PassA, max_words, segments, sum_bits
 from intaglio.rtl.vector.pass_b import AMOUNT_BITS, TS_STAGES, Destination, Kind, PassB
@@ -218,7 +217,7 @@ class VectorUnit(wiring.Component):
         mantissa = Signal(MANTISSA, reset_less=True)
         m.d.sync += [
             valid_1.eq(valid), value_1.eq(coarse), amount_1.eq(length), fine.eq(length - 1), segment_1.eq(segment),
-            valid_2.eq(valid_1), mantissa.eq(shifted_right(value_1, fine, MANTISSA)), segment_2.eq(segment_1),
+            valid_2.eq(valid_1), mantissa.eq(value_1 >> fine), segment_2.eq(segment_1),
         ]
 
         # Divide
