@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from bench.common import Progress, table
+from bench.common import Progress, equal_to_exact, table
 from intaglio import Error
 from intaglio.boards.build import build
 from intaglio.boards.config import board
@@ -18,8 +18,13 @@ from intaglio.gen.presets import config_for
 from intaglio.gen.quantised import quantise
 from intaglio.host import open as open_device
 from intaglio.host.protocol import command
+from intaglio.sim.board import SerialBoard
+from intaglio.sim.netlist import netlist_verilog
+from intaglio.sim.verilator import build as build_simulation
 
-__all__ = ["context_cycles", "figures"]
+__all__ = ["context_cycles", "figures", "netlist_equal"]
+
+PROMPT, TOKENS = b"import os\n\ndef main(", 12  # of the run of the netlist, at some 7,000 cycles a second
 
 
 def context_cycles(folder, model, progress):
@@ -34,6 +39,16 @@ def context_cycles(folder, model, progress):
             if counted[-1] != token_cycles(model, position).total:
                 raise Error(f"the token at {position} must take {token_cycles(model, position).total} cycles, not {counted[-1]}")
     return counted
+
+
+def netlist_equal(chosen, folder, model, progress):
+    """How many of ``TOKENS`` tokens the netlist that was placed generates as the exact model does, over its UART."""
+    prompt = [0, *PROMPT]
+    library = build_simulation(folder / "decoder", board=netlist_verilog(folder / "netlist" / "netlist.json"),
+                               progress=lambda text, seconds: progress(f"netlist: {text}", 0))
+    with SerialBoard(library, clock_hz=chosen.clock_hz, baud=chosen.baud) as simulated:
+        with open_device(f"serial:{simulated.port}?baud={chosen.baud}&manifest={folder}") as device:
+            return equal_to_exact(model, prompt, list(device.generate_tokens(prompt, TOKENS)))
 
 
 def figures(name, model, folder, progress):
@@ -55,6 +70,8 @@ def figures(name, model, folder, progress):
     return [
         figure("fmax_mhz", fmax, "MHz", ">= 80", "placed", f"{rates}; slowest: {path['from']} -> {path['to']}"),
         figure("cycles_per_token", mean, "cycles", "", "simulated", f"mean of a context of {len(cycles)} tokens, all with logits"),
+        figure("netlist_tokens_equal_share", netlist_equal(chosen, folder, quantised, progress) / TOKENS, "", ">= 1",
+               "synthesised, simulated", f"{TOKENS} tokens of the placed netlist, cell by cell"),
         figure("tokens_per_second", clock * 1e6 / mean, "tokens/s", ">= 10000", "placed, simulated", f"at {clock:.1f} MHz"),
     ]
 
