@@ -169,14 +169,14 @@ class DecoderCore(wiring.Component):
             m.d.comb += signal.eq(vector.w_en & (vector.w_dest == destination))
         narrow = [Signal(signed(c.result_bits), name=f"result_{i}") for i in range(v)]
         m.d.comb += [signal.eq(vector.w_data[i]) for i, signal in enumerate(narrow)]
-        m.d.comb += [
-            x.write_en.eq(Mux(to[Destination.RESIDUAL], -1, linear.x_wr_en)),
-            x.write_addr.eq(Mux(to[Destination.RESIDUAL], vector.w_index, linear.x_wr_addr)),
-            x.write_data.eq(Mux(to[Destination.RESIDUAL], Cat(*vector.w_data), linear.x_wr_data)),
-            r.write_en.eq(Mux(to[Destination.RESULT], -1, linear.r_wr_en)),
-            r.write_addr.eq(Mux(to[Destination.RESULT], vector.w_index, linear.r_wr_addr)),
-            r.write_data.eq(Mux(to[Destination.RESULT], Cat(*narrow), linear.r_wr_data)),
-        ]
+        # Registers before what decodes the address for every 16 words of a part; nothing reads a word in the two cycles after its write.
+        for buffer, destination, words, en, addr, data_ in (
+                (x, Destination.RESIDUAL, vector.w_data, linear.x_wr_en, linear.x_wr_addr, linear.x_wr_data),
+                (r, Destination.RESULT, narrow, linear.r_wr_en, linear.r_wr_addr, linear.r_wr_data)):
+            m.d.sync += [
+                buffer.write_en.eq(Mux(to[destination], -1, en)), buffer.write_addr.eq(Mux(to[destination], vector.w_index, addr)),
+                buffer.write_data.eq(Mux(to[destination], Cat(*words), data_)),
+            ]
         parts = c.lane_width // v
         part, word = Signal(range(parts)), Signal.like(a.write_addr)
         m.d.comb += [
