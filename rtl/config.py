@@ -56,8 +56,7 @@ class DecoderConfig:
         as many cycles; with ``"adders"`` the vector unit's divider has shorter stages, and an operation takes three cycles more.
     vector_width : int
         Elements that the vector unit takes in a cycle; a power of 2 that divides ``head_dim`` and ``lane_width`` and is a
-        multiple of ``lanes`` or divides it. Where there are more lanes, their sums go through the stage behind them ``vector_width`` at a
-        time, while the lanes are at their next rows; these take at least so many cycles.
+        multiple of ``lanes``.
     attention_heads : int
         Query heads that the attention unit serves at once with one key; divides ``heads / kv_heads``.
     top_k : int
@@ -145,12 +144,8 @@ class DecoderConfig:
         for name in ("head_dim", "lane_width", "intermediate"):
             value = getattr(self, name)
             need(value % self.vector_width == 0, f"vector_width must divide {name} = {value}, not {self.vector_width}")
-        need(self.vector_width % self.lanes == 0 or self.lanes % self.vector_width == 0,
-             f"vector_width must be a multiple or divisor of lanes = {self.lanes}, not {self.vector_width}")
-        chunks = min(self.hidden, self.intermediate) // self.lane_width
-        need(self.turns <= chunks, f"lanes / vector_width must be at most min(hidden, intermediate) / lane_width = {chunks}, not {self.turns}")
-        need(self.turns == 1 or not self.rank, f"vector_width must be a multiple of lanes = {self.lanes} where there are adapters, "
-             f"not {self.vector_width}")
+        need(self.vector_width % self.lanes == 0,
+             f"vector_width must be a multiple of lanes = {self.lanes}, not {self.vector_width}")
         need(isinstance(self.attention_heads, int) and self.attention_heads > 0 and self.group % self.attention_heads == 0,
              f"attention_heads must divide heads / kv_heads = {self.group}, not {self.attention_heads!r}")
         need(self.top_k <= min(31, self.vocab), f"top_k must be in 1..31 and at most vocab = {self.vocab}, not {self.top_k}")
@@ -191,16 +186,6 @@ class DecoderConfig:
                  f"rank must be a multiple of lanes = {self.lanes} and divide lane_width / 2 = {self.lane_width // 2}, not {self.rank}")
             need(self.kv_dim % self.lanes == 0,
                  f"lanes must divide kv_heads * head_dim = {self.kv_dim} where there are adapters, not {self.lanes}")
-
-    @property
-    def post_lanes(self):
-        """Row sums that the stage behind the lanes takes in a cycle."""
-        return min(self.lanes, self.vector_width)
-
-    @property
-    def turns(self):
-        """Cycles in which that stage takes the row sums of all lanes."""
-        return self.lanes // self.post_lanes
 
     # -- shape of the model
     @property

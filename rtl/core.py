@@ -86,8 +86,8 @@ class DecoderCore(wiring.Component):
         m.submodules.linear = linear = LinearUnit(c, lane_instance=self.lane_instance)
         m.submodules.vector = vector = VectorUnit(c)
         m.submodules.attention = attention = AttentionUnit(c)
-        m.submodules.residual = x = Buffer(32 * c.post_lanes, v // c.post_lanes, c.hidden // v)
-        half = c.post_lanes // 2
+        m.submodules.residual = x = Buffer(32 * c.lanes, v // c.lanes, c.hidden // v)
+        half = c.lanes // 2
         m.submodules.results = r = Buffer(c.result_bits * half, v // half, max(c.qkv_rows, c.hidden, c.intermediate) // v)
         m.submodules.activations = a = Buffer(8 * v, c.lane_width // v, max(c.hidden, c.intermediate) // c.lane_width)
 

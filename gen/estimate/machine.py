@@ -99,11 +99,6 @@ class Machine:
     rank, adapted = property(lambda self: 0), property(lambda self: ())  # no adapters
 
     @property
-    def turns(self):
-        """Cycles in which the stage behind the lanes takes their sums: as the RTL where its widths allow, else all at once."""
-        return max(1, self.lanes // self.vector_width) if self.lanes % self.vector_width == 0 else 1
-
-    @property
     def gate_words(self) -> int:
         """Banks are taken as awake: gating changes the power, not these cycles."""
         return 0

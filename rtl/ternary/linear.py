@@ -1,6 +1,6 @@
 """Linear unit: `lanes` rows of a ternary matrix at once, one word of weights a lane and cycle, no bubble between rows."""
 
-from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Mux, Signal, signed
+from amaranth.hdl import ClockSignal, Const, Instance, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -45,17 +45,17 @@ class LinearUnit(wiring.Component):
     scale_m : In(16), scale_e : In(signed(10))
         Scale of RESIDUAL; stable from four cycles after ``start`` (the first row's sum comes later) until not busy.
     busy, busy_next : Out(1)
-        ``busy`` from the cycle after ``start``, for ``groups * chunks + fill(config)`` cycles; low when the last result is in its buffer.
+        ``busy`` from the cycle after ``start``, for ``groups * chunks + FILL`` cycles; low when the last result is in its buffer.
         ``busy_next`` is what it is in the next cycle; combinational.
     act_addr : Out, act_data : In(8 * lane_width)
         Buffer A, element ``i`` of a word in bits ``8 i ..``; latency 1.
     x_rd_addr, x_rd_data, x_wr_en, x_wr_addr, x_wr_data
         Buffer X, words of ``vector_width`` elements of 32 bits, read latency 1; bit ``k`` of ``x_wr_en`` writes elements
-        ``k * post_lanes .. (k + 1) * post_lanes - 1``. Words are read and written in one cycle, elements never: what those being written
+        ``k * lanes .. (k + 1) * lanes - 1``. Words are read and written in one cycle, elements never: what those being written
         read as does not matter.
     r_wr_en, r_wr_addr, r_wr_data
         Buffer R, elements of ``result_bits``; bit ``k`` of ``r_wr_en`` writes elements
-        ``k * post_lanes / 2 .. (k + 1) * post_lanes / 2 - 1``.
+        ``k * lanes / 2 .. (k + 1) * lanes / 2 - 1``.
     x_or : Out(31), r_or : Out(result_bits - 1)
         OR of ``v ^ sign(v)`` over all elements written to X, to R, since ``start``.
 
@@ -96,7 +96,7 @@ class LinearUnit(wiring.Component):
     @classmethod
     def fill(cls, config):
         """Cycles that ``busy`` exceeds the words of an operation."""
-        return cls.FILL + (AdapterPath.JOIN_LATENCY if config.rank else 0) + _waiting(config)
+        return cls.FILL + (AdapterPath.JOIN_LATENCY if config.rank else 0)
 
     def __init__(self, config, weights=None, lane_instance=False):
         if weights is not None and len(weights) != config.lanes:
@@ -128,10 +128,10 @@ class LinearUnit(wiring.Component):
             "act_data": In(PLANES * config.lane_width),
             "x_rd_addr": Out(x_address_bits(config)),
             "x_rd_data": In(width * RESIDUAL_BITS),
-            "x_wr_en": Out(width // config.post_lanes),
+            "x_wr_en": Out(width // config.lanes),
             "x_wr_addr": Out(x_address_bits(config)),
             "x_wr_data": Out(width * RESIDUAL_BITS),
-            "r_wr_en": Out(2 * width // config.post_lanes),
+            "r_wr_en": Out(2 * width // config.lanes),
             "r_wr_addr": Out(r_address_bits(config)),
             "r_wr_data": Out(width * config.result_bits),
             "x_or": Out(RESIDUAL_BITS - 1),
@@ -221,29 +221,17 @@ class LinearUnit(wiring.Component):
             enable, first, last, final = (_delay(m, value, f"{name}_{stage}") for value, name in
                                           ((enable, "enable"), (first, "first"), (last, "last"), (final, "final")))
         valid = _delay(m, last, "row_valid") if path is None else path.o_valid
-        for stage in range(Post.LATENCY + 1 + (path.JOIN_LATENCY if path is not None else 0) + _waiting(config)):
+        for stage in range(Post.LATENCY + 1 + (path.JOIN_LATENCY if path is not None else 0)):
             final = _delay(m, final, f"row_final_{stage}")
         m.d.comb += self.busy_next.eq(begin | (self.busy & ~(final if path is None else final | path.done)))
         m.d.sync += self.busy.eq(self.busy_next)
-
-        totals = post.sums
-        if config.turns > 1:  # sums wait here, and go on post_lanes at a time
-            totals = [Signal.like(post.sums[0], name=f"total_{i}") for i in range(config.lanes)]
-            waiting = [Signal.like(total, name=f"waiting_{i}", reset_less=True) for i, total in enumerate(totals)]
-            m.d.sync += [one.eq(next_) for one, next_ in zip(waiting, waiting[config.post_lanes:], strict=False)]
-            with m.If(valid):
-                m.d.sync += [one.eq(total) for one, total in zip(waiting, totals, strict=True)]
-            m.d.comb += [one.eq(total) for one, total in zip(post.sums, waiting, strict=False)]
-            turns = Signal(config.turns)
-            m.d.sync += turns.eq(Cat(valid, turns))
-            valid = turns.any()
 
         for i, rom in enumerate(self.roms):
             if config.gate_words:
                 m.d.comb += [rom.power.eq(gate.power), rom.awake.eq(gate.awake), rom.select.eq(gate.select)]
             m.submodules[f"rom_{i}"] = rom
             m.d.comb += rom.addr.eq(word[:len(rom.addr)])
-            total = totals[i] if path is None else path.sums[i]
+            total = post.sums[i] if path is None else path.sums[i]
             beside = {} if path is None else path.lane_inputs(i)
             if self.lane_instance:
                 ports = {f"i_x{b}": plane for b, plane in enumerate(x)} | _masks(Lane)
@@ -270,11 +258,6 @@ class LinearUnit(wiring.Component):
         for name in ("x_rd_addr", "x_wr_en", "x_wr_addr", "x_wr_data", "r_wr_en", "r_wr_addr", "r_wr_data", "x_or", "r_or"):
             m.d.comb += getattr(self, name).eq(getattr(post, name))
         return m
-
-
-def _waiting(config):
-    """Cycles that the last sums of a group wait for their turn."""
-    return config.turns if config.turns > 1 else 0
 
 
 def _lead(config):

@@ -15,7 +15,7 @@ SPLIT = 16  # bits of relu^2 that one multiplier takes; at most 16, so that they
 
 
 class Mode(enum.Enum, shape=2):
-    """What becomes of the row sums ``a_0 .. a_post_lanes-1`` of a group."""
+    """What becomes of the row sums ``a_0 .. a_lanes-1`` of a group."""
 
     RAW = 0  # a_i to R
     GATED = 1  # relu(a_2j)^2 * a_2j+1 to R
@@ -33,7 +33,7 @@ def r_address_bits(config):
 
 
 class Post(wiring.Component):
-    """Results of ``post_lanes`` rows a cycle, a group.
+    """Results of one group of rows a cycle.
 
     Members
     -------
@@ -41,7 +41,7 @@ class Post(wiring.Component):
         Start of an operation: results count from element 0, magnitudes from 0.
     mode : In(Mode), scale_m : In(16), scale_e : In(signed(10))
         Stable from the cycle before the first ``valid`` until the operation's last write; the scale counts for RESIDUAL only.
-    valid : In(1), sums : In(signed(accumulator_bits)) [post_lanes]
+    valid : In(1), sums : In(signed(accumulator_bits)) [lanes]
         Row sums of the next group.
     x_*, r_*, x_or, r_or
         As of :class:`~intaglio.rtl.ternary.linear.LinearUnit`.
@@ -53,7 +53,7 @@ class Post(wiring.Component):
 
     def __init__(self, config):
         self.config = config
-        width, lanes = config.vector_width, config.post_lanes
+        width, lanes = config.vector_width, config.lanes
         x_bits, r_bits = x_address_bits(config), r_address_bits(config)
         super().__init__({
             "clear": In(1),
@@ -77,7 +77,7 @@ class Post(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        config, lanes = self.config, self.config.post_lanes
+        config, lanes = self.config, self.config.lanes
         copies = config.vector_width // lanes
         place_bits = ceil_log2(copies)
 
