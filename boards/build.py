@@ -12,7 +12,7 @@ from intaglio import Error
 from intaglio.boards.config import Board
 from intaglio.boards.ecp5 import TOP, constraints, top_verilog
 from intaglio.boards.tools import Stamp, run_yowasp, version
-from intaglio.gen import synthesis
+from intaglio.gen import dsp, synthesis
 from intaglio.gen.decoder import generate
 from intaglio.gen.link import serial_verilog
 
@@ -124,7 +124,7 @@ def synthesised(out, sources, tell):
     """Cells of each module, and the netlist, made anew only if a source, an image or a tool has changed."""
     decoder = out / "decoder"
     inputs = [*sorted((decoder / "rtl").glob("*.v")), *sorted((decoder / "rom").glob("*.hex")), *sources]
-    stamp = Stamp(out / "netlist", *inputs, Path(synthesis.__file__), version("pyosys"), repr(FLATTEN))
+    stamp = Stamp(out / "netlist", *inputs, Path(synthesis.__file__), Path(dsp.__file__), version("pyosys"), repr(FLATTEN))
     usages, netlist = stamp.folder / "usage.json", stamp.folder / "netlist.json"
     if not stamp.done:
         stamp.begin()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from intaglio import Error
+from intaglio.gen.dsp import absorb_registers
 from intaglio.gen.yosys import run_yosys
 
 __all__ = ["CELLS", "ECP5_85F", "SHIFTS", "Usage", "block_rams", "netlist_ice40", "synthesise_ecp5", "table"]
@@ -83,7 +84,7 @@ def synthesise_ecp5(folder, top, *, flatten=(), sources=(), netlist=None, progre
     sources : sequence of path
         Further Verilog files.
     netlist : path or None
-        Where to write the netlist for nextpnr, flattened after mapping.
+        Where to write the netlist for nextpnr, flattened after mapping, registers of multipliers inside them (gen/dsp.py).
     progress : callable or None
         Called with a text and the share done (0 to 1).
     timeout : float
@@ -91,7 +92,8 @@ def synthesise_ecp5(folder, top, *, flatten=(), sources=(), netlist=None, progre
 
     Returns
     -------
-    list of Usage : every module of the design, in the order of the hierarchy.
+    list of Usage : every module of the design, in the order of the hierarchy, as mapped: with the registers that the netlist has inside
+    multipliers.
 
     Raises
     ------
@@ -123,6 +125,10 @@ def synthesise_ecp5(folder, top, *, flatten=(), sources=(), netlist=None, progre
         run_yosys(steps, folder, f"{top} in {folder}", timeout=timeout, progress=progress)
         if not report.is_file():
             raise Error(f"Yosys must report the cells of {top} in {folder}")
+        if netlist:
+            design = json.loads(Path(netlist).read_text())
+            absorb_registers(design["modules"][top])
+            Path(netlist).write_text(json.dumps(design, separators=(",", ":")) + "\n")
         modules = json.loads(report.read_text())["modules"]
     cells = {name: {kind: _number(n) for part in ("num_cells_by_type", "num_submodules_by_type")
                     for kind, n in module.get(part, {}).items()} for name, module in modules.items()}

@@ -184,15 +184,26 @@ def _dp16kd(cell, lines, *_):
 
 
 def _mult18x18d(cell, lines, *_):
-    if cell.parameters:
-        raise ValueError(f"registers are not known: {', '.join(cell.parameters)}")
     k = cell.number
+
+    def stored(side, name, value, width, signed=""):
+        """The value of a side, from its register if it has one (gen/dsp.py)."""
+        prefix = {"a": "REG_INPUTA", "b": "REG_INPUTB", "p": "REG_OUTPUT"}[side]
+        clock = cell.param(f"{prefix}_CLK", "NONE")
+        _must(f"{prefix}_CLK", ("NONE", "CLK0"), clock)
+        _must("RST0", ("1'b0",), cell["RST0"])
+        if clock == "NONE":
+            lines.append(f"wire{signed} [{width - 1}:0] {name} = {value};")
+        else:
+            lines.append(f"reg{signed} [{width - 1}:0] {name} = 0;")
+            lines.append(f"always @(posedge {cell[clock]}) if ({cell[cell.param(f'{prefix}_CE')]}) {name} <= {value};")
+
     for port in "AB":
         _must(f"SIGNED{port}", ("1'b0", "1'b1"), cell[f"SIGNED{port}"])
         _must(f"SOURCE{port}", ("1'b0",), cell[f"SOURCE{port}"])
         top = cell[f"{port}17"] if cell[f"SIGNED{port}"] == "1'b1" else "1'b0"
-        lines.append(f"wire signed [35:0] {port.lower()}{k} = {{{{18{{{top}}}}}, {cell.word(port, 0, 17)}}};")
-    lines.append(f"wire [35:0] p{k} = a{k} * b{k};")
+        stored(port.lower(), f"{port.lower()}{k}", f"{{{{18{{{top}}}}}, {cell.word(port, 0, 17)}}}", 36, " signed")
+    stored("p", f"p{k}", f"a{k} * b{k}", 36)
     lines += [f"assign n{bit} = p{k}[{i}];" for i, bit in enumerate(cell.outputs("P", 36)) if bit is not None]
 
 
