@@ -35,7 +35,7 @@ test-quick: setup  ## the tests that need no compiler run
 bench: setup  ## measure every figure afresh; writes build/bench.json (PDK=DIR: also those that need a cell library)
 	@$(BIN)/python -m bench --build $(BUILD) $(if $(PDK),--pdk $(PDK))
 
-board: setup  ## place and route a board's bitstream with pip's tools: BOARD=ulx3s or ecpix5; a quarter of an hour for each seed the first time
+board: setup  ## place and route a board's bitstream with pip's tools: BOARD=ulx3s or ecpix5; up to half an hour for each seed the first time
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[boards]'
 	@$(BIN)/intaglio board $(BOARD) --model $(MODEL) -o $(BUILD)/$(BOARD)
 

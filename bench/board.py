@@ -1,6 +1,6 @@
 """Figures of a board: frequency of its placed bitstream, and tokens a second from simulated cycles. Builds first what is not built.
 
-    python -m bench.board --board ulx3s        # or: make bench-board BOARD=ulx3s; a quarter of an hour for each seed the first time
+    python -m bench.board --board ulx3s        # or: make bench-board BOARD=ulx3s; up to half an hour for each seed the first time
 """
 
 import argparse
@@ -17,14 +17,18 @@ from intaglio.gen.cycles import token_cycles
 from intaglio.gen.presets import config_for
 from intaglio.gen.quantised import quantise
 from intaglio.host import open as open_device
+from intaglio.host.device import Device
 from intaglio.host.protocol import command
+from intaglio.host.transport.link import LinkTransport
+from intaglio.host.transport.serial import SerialChannel
 from intaglio.sim.board import SerialBoard
 from intaglio.sim.netlist import netlist_verilog
 from intaglio.sim.verilator import build as build_simulation
 
 __all__ = ["context_cycles", "figures", "netlist_equal"]
 
-PROMPT, TOKENS = b"import os\n\ndef main(", 12  # of the run of the netlist, at some 7,000 cycles a second
+PROMPT, TOKENS = b"import os\n\ndef main(", 12  # of the run of the netlist
+SECONDS = 300.0  # that it may take for an answer: it runs at some 7,000 cycles a second
 
 
 def context_cycles(folder, model, progress):
@@ -46,8 +50,10 @@ def netlist_equal(chosen, folder, model, progress):
     prompt = [0, *PROMPT]
     library = build_simulation(folder / "decoder", board=netlist_verilog(folder / "netlist" / "netlist.json"),
                                progress=lambda text, seconds: progress(f"netlist: {text}", 0))
+    manifest = json.loads((folder / "manifest.json").read_text())
     with SerialBoard(library, clock_hz=chosen.clock_hz, baud=chosen.baud) as simulated:
-        with open_device(f"serial:{simulated.port}?baud={chosen.baud}&manifest={folder}") as device:
+        link = LinkTransport(SerialChannel(simulated.port, chosen.baud), manifest, limit=SECONDS)
+        with Device(link, timeout=SECONDS) as device:
             return equal_to_exact(model, prompt, list(device.generate_tokens(prompt, TOKENS)))
 
 

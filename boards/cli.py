@@ -22,7 +22,7 @@ def register(subparsers):
     parser = subparsers.add_parser(
         "board", help="build for a board or a card", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Build for a board or a card:\n\n" + "\n".join(f"  {name:8} {what}" for name, what in KINDS.items())
-        + "\n\nA decoder's bitstream takes a quarter of an hour for each seed the first time, and seconds when\n"
+        + "\n\nA decoder's bitstream takes up to half an hour for each seed the first time, and seconds when\n"
           "nothing has changed. Exit code 1 if no seed reaches the board's clock.")
     parser.add_argument("name", help="one of " + ", ".join(KINDS))
     parser.add_argument("--model", default="models/burin", metavar="DIR", help="checkpoint folder, default models/burin")

@@ -89,7 +89,7 @@ def _ulx3s():
     from amaranth_boards.ulx3s import ULX3S_85F_Platform
 
     return _from_platform(ULX3S_85F_Platform, name="ulx3s", description="ULX3S with an LFE5U-85F", device="85k", package="CABGA381",
-                          clock_hz=50_000_000)
+                          clock_hz=65_000_000)
 
 
 def _ecpix5():

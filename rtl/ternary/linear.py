@@ -45,7 +45,7 @@ class LinearUnit(wiring.Component):
     scale_m : In(16), scale_e : In(signed(10))
         Scale of RESIDUAL; stable from four cycles after ``start`` (the first row's sum comes later) until not busy.
     busy, busy_next : Out(1)
-        ``busy`` from the cycle after ``start``, for ``groups * chunks + FILL`` cycles; low when the last result is in its buffer.
+        ``busy`` from the cycle after ``start``, for ``groups * chunks + FILL`` cycles; low when its buffer has been given the last result.
         ``busy_next`` is what it is in the next cycle; combinational.
     act_addr : Out, act_data : In(8 * lane_width)
         Buffer A, element ``i`` of a word in bits ``8 i ..``; latency 1.

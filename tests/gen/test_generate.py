@@ -15,6 +15,7 @@ from intaglio import Error
 from intaglio.gen.checkpoint import save_checkpoint
 from intaglio.gen.decoder import generate
 from intaglio.gen.model import ModelConfig
+from intaglio.gen.presets import config_for
 from intaglio.gen.synthetic import random_checkpoint
 from intaglio.host.manifest import Manifest
 from intaglio.sim.verilator import find_tools
@@ -200,3 +201,12 @@ def test_wrong_widths_are_told(folders, tmp_path, preset, widths, message):
     with pytest.raises(ValueError, match=message):
         generate(folders / "model", preset, tmp_path / "out", **widths)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("heads, kv_heads, expected", [(6, 1, 2), (6, 2, 1), (8, 2, 2), (4, 4, 1)])
+def test_a_presets_attention_heads_divide_the_group(heads, kv_heads, expected):
+    model = ModelConfig(vocab_size=64, hidden_size=16 * heads, intermediate_size=32 * heads, num_hidden_layers=1, num_attention_heads=heads,
+                        num_key_value_heads=kv_heads, head_dim=16)
+    assert config_for(model, "ulx3s", lane_width=32).attention_heads == expected
+    with pytest.raises(ValueError, match="attention_heads must divide heads / kv_heads"):
+        config_for(model, "ulx3s", lane_width=32, attention_heads=heads + 1)
