@@ -62,6 +62,18 @@ def test_what_is_moved(change, kept, outer, tmp_path):
     assert registers(cells) == kept
 
 
+def test_a_register_between_two_multipliers_is_moved_into_one(tmp_path):
+    """Into the first, as its output; the one beside it then stays outside of the second."""
+    body = BODY.replace("assign y = product;", """wire signed [11:0] p = a[7:0] * b[3:0];
+reg signed [11:0] middle; reg signed [7:0] other; reg signed [19:0] last;
+always @(posedge clk) if (go) begin middle <= p; other <= b; end
+always @(posedge clk) if (load) last <= middle * other;
+assign y = product; assign z = last;""")
+    cells = absorbed(tmp_path, body, "output signed [23:0] y, output signed [19:0] z")
+    owners = [cell["parameters"] for cell in cells.values() if cell["type"] == "MULT18X18D"]
+    assert [sum(name in owner for owner in owners) for name in ("REG_INPUTA_CLK", "REG_OUTPUT_CLK")] == [1, 3] and registers(cells) == 8
+
+
 def test_moving_twice_moves_nothing(tmp_path):
     absorbed(tmp_path)
     module = json.loads((tmp_path / "netlist.json").read_text())["modules"]["top"]

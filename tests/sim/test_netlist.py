@@ -9,6 +9,7 @@ from bench.common import equal_to_exact
 from intaglio import Error
 from intaglio.boards.build import synthesised, write_sources
 from intaglio.boards.config import board
+from intaglio.boards.ecp5 import TOP as BOARD_TOP
 from intaglio.gen.decoder import generate
 from intaglio.gen.model import ModelConfig
 from intaglio.gen.presets import config_for
@@ -78,8 +79,6 @@ def chain(**changes):
 
 
 PORTS = {"clk_in": ("input", 2), "rx": ("input", 3), "tx": ("output", 4)}
-
-
 WRAPPER = f"module gold(input clk_in, input rx, output tx); {TOP} n(.clk(clk_in), .rst(1'b0), .rx(rx), .tx(tx)); endmodule\n"
 
 
@@ -103,13 +102,13 @@ def test_cells_are_those_of_yosys(tmp_path):
 @pytest.mark.parametrize("changes", [
     {"low": {"INIT": bits(0b1011_0110_0001_1100, 16)}}, {"first": {"INJECT1_1": "YES"}}, {"second": {"INIT0": bits(0x66AD, 16)}},
     {"held": {"REGSET": "RESET"}}, {"held": {"CEMUX": "INV"}}, {"inverse": {"CEMUX": "CE"}},
-    {"ram": {"INITVAL": bits(0x0123_4567_89AB_CDE7, 64)}}], ids=lambda changes: f"{next(iter(changes))}")
+    {"ram": {"INITVAL": bits(0x0123_4567_89AB_CDE7, 64)}}], ids=lambda changes: next(iter(changes)))
 def test_a_cell_read_wrongly_is_seen(changes, tmp_path):
     with pytest.raises(Error, match="proof did fail"):
         prove(tmp_path, chain(**changes), chain())
 
 
-def test_registers_without_a_model_are_refused(tmp_path):
+def test_unknown_cells_and_forms_are_refused(tmp_path):
     cells = chain(held={"CLKMUX": "INV"})
     with pytest.raises(Error, match="TRELLIS_FF held: CLKMUX must be one of .CLK., not 'INV'"):
         netlist_verilog(netlist(tmp_path / "n.json", cells, PORTS))
@@ -126,6 +125,9 @@ def test_a_decoder_as_cells_is_the_exact_model(tmp_path, simulation_cache):
     manifest = generate(checkpoint, "small", tmp_path / "decoder", clock_hz=BOARD.clock_hz, **WIDTHS)
     usages, path = synthesised(tmp_path, write_sources(BOARD, manifest, tmp_path / "sources"), lambda *_: None)
     assert all(sum(u.count * u.cell(kind) for u in usages) for kind in CELLS)
+    cells = json.loads(path.read_text())["modules"][BOARD_TOP]["cells"].values()
+    moved = {name for cell in cells if cell["type"] == "MULT18X18D" for name in cell["parameters"]}
+    assert {"REG_INPUTA_CLK", "REG_INPUTB_CLK", "REG_OUTPUT_CLK"} <= moved
     library = build(tmp_path / "decoder", cache=simulation_cache, board=netlist_verilog(path))
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"link": {"baud": BOARD.baud}}))
     prompt = [0, 17, 200, 3]
