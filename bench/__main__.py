@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bench import adapter, attention, decoder, gating, generator, link, matrix, rom, scale
+from bench import adapter, attention, decoder, gating, generator, link, long_context, matrix, rom, scale
 from bench.common import Job, Progress, table
 from intaglio import Error
 
@@ -35,6 +35,7 @@ def commit():
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=Path("models/burin"))
+    parser.add_argument("--long-model", type=Path, default=Path("models/burin-16k"), help="the model trained on from it for long contexts")
     parser.add_argument("--preset", default="desk")
     parser.add_argument("--build", type=Path, default=Path("build"))
     parser.add_argument("--pdk", type=Path, help="folder with the ASAP7 cell library, for the figures that need one")
@@ -44,8 +45,9 @@ def main(argv=None):
     progress = Progress()
     job = Job(args.model, args.preset, args.build, progress)
     layers = job.checkpoint.config.num_hidden_layers
-    figures = [*decoder.figures(job), *adapter.figures(job), *gating.figures(job, args.preset), *generator.figures(progress),
-               *matrix.figures(progress), *link.figures(args.build, progress), *scale.figures(progress, args.build),
+    figures = [*decoder.figures(job), *long_context.figures(args.long_model, args.model, progress), *adapter.figures(job),
+               *gating.figures(job, args.preset), *generator.figures(progress), *matrix.figures(progress),
+               *link.figures(args.build, progress), *scale.figures(progress, args.build),
                *attention.figures(args.model, layers, args.build, progress), *rom.figures(args.model, args.pdk, progress)]
     progress.say("measured")
     (args.build / "bench.json").write_text(json.dumps({"commit": commit(), "figures": figures}, indent=2) + "\n")

@@ -17,26 +17,28 @@ from intaglio.sim.train import CONFIG
 __all__ = ["export_file"]
 
 
-def export_file(latent, out, embedding_dtype="F32", config=CONFIG):
+def export_file(latent, out, embedding_dtype="F32", config=None):
     """Export a file written by :mod:`intaglio.sim.train`.
 
     Parameters
     ----------
     latent : path
-        ``{"model": state dict, ...}``, read with ``weights_only=True``.
+        ``{"model": state dict, "config": content of config.json, ...}``, read with ``weights_only=True``.
     out : path
         The checkpoint folder to write.
     embedding_dtype : str
         As in :func:`intaglio.gen.checkpoint.save_checkpoint`.
-    config : dict
-        The model's configuration, by default the trainer's.
+    config : dict or None
+        The model's configuration, by default the one in the file; :data:`intaglio.sim.train.CONFIG` where it has none.
 
     Returns
     -------
     Checkpoint
     """
+    saved = torch.load(latent, map_location="cpu", weights_only=True)
+    config = config or saved.get("config", CONFIG)
     model = FloatDecoder(SimpleNamespace(**config))
-    model.load_state_dict(torch.load(latent, map_location="cpu", weights_only=True)["model"])
+    model.load_state_dict(saved["model"])
     checkpoint = export(model.eval(), config)
     save_checkpoint(out, checkpoint, embedding_dtype)
     return checkpoint

@@ -70,7 +70,7 @@ class Attention(nn.Module):
         self.o_proj = BitLinear(c.num_attention_heads * c.head_dim, c.hidden_size)
         self.attn_sub_norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
-    def forward(self, x, cos, sin):
+    def forward(self, x, cos, sin, bias=None):
         batch, time, _ = x.shape
         d = self.config.head_dim
         q = rotary(self.q_proj(x).view(batch, time, -1, d).transpose(1, 2), cos, sin)
@@ -78,7 +78,8 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(batch, time, -1, d).transpose(1, 2)
         groups = self.config.num_attention_heads // self.config.num_key_value_heads
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        y = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, is_causal=True)
+        y = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, is_causal=bias is None,
+                                           attn_mask=None if bias is None else bias.to(v.dtype))
         return self.o_proj(self.attn_sub_norm(y.transpose(1, 2).reshape(batch, time, -1)))
 
 
@@ -102,8 +103,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = Mlp(config)
 
-    def forward(self, x, cos, sin):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+    def forward(self, x, cos, sin, bias=None):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, bias)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -116,7 +117,9 @@ class FloatDecoder(nn.Module):
 
     Returns (forward)
     -----------------
-    Logits ``[batch, time, vocab_size]``, float32, for tokens ``[batch, time]``, int64.
+    Logits ``[batch, time, vocab_size]``, float32, for tokens ``[batch, time]``, int64. ``positions [time]``, increasing, are those of
+    the tokens, by default 0, 1, 2 and so on. ``bias [time, time]`` is added to every head's scores (rows are queries) and must be -inf
+    above the diagonal; by default it is 0 elsewhere.
     """
 
     def __init__(self, config):
@@ -130,13 +133,15 @@ class FloatDecoder(nn.Module):
         """The matrix ``[vocab_size, hidden_size]`` that embeds tokens and, transposed, is the head."""
         return quantise_embedding(self.embed_tokens.weight)
 
-    def forward(self, tokens):
+    def forward(self, tokens, positions=None, bias=None):
         c = self.config
         frequency = c.rope_theta ** (-torch.arange(0, c.head_dim, 2, device=tokens.device) / c.head_dim)
-        angle = torch.arange(tokens.shape[1], device=tokens.device)[:, None] * frequency
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+        angle = positions[:, None] * frequency
         cos, sin = angle.cos(), angle.sin()
         table = self.table()
         x = F.embedding(tokens, table)
         for layer in self.layers:
-            x = layer(x, cos, sin)
+            x = layer(x, cos, sin, bias)
         return F.linear(self.norm(x), table).float()

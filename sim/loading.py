@@ -9,7 +9,7 @@ from intaglio.gen.checkpoint import MATRIX_TENSORS, NORM_TENSORS, Checkpoint, La
 from intaglio.gen.model import CheckpointError, ModelConfig
 from intaglio.sim.float_model import FloatDecoder
 
-__all__ = ["FrozenBitLinear", "LoadedDecoder", "export", "float_decoder"]
+__all__ = ["FrozenBitLinear", "LoadedDecoder", "export", "float_decoder", "latent_decoder"]
 
 
 class FrozenBitLinear(nn.Module):
@@ -65,6 +65,39 @@ def float_decoder(checkpoint):
         for name, path in NORM_TENSORS.items():
             _set(block.get_submodule(path), layer.norms[name])
     return model.eval().requires_grad_(False)
+
+
+def latent_decoder(checkpoint):
+    """A latent decoder that computes what the checkpoint does, to train it further.
+
+    Each latent matrix is its ternary one times a magnitude, chosen so that the mean magnitude is the scale. :func:`export` gives back the
+    same ternary weights, and scales equal but for the rounding of a float32 mean (1e-6). How near to a threshold a weight was when the
+    checkpoint was trained is lost: every weight starts half its scale or more away from one.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        Its embedding should lie on an INT8 grid, as that of an exported one does: the latent decoder rounds it to one.
+
+    Returns
+    -------
+    FloatDecoder, float32, with gradients.
+    """
+    model = FloatDecoder(checkpoint.config)
+    with torch.no_grad():
+        model.embed_tokens.weight.copy_(torch.from_numpy(checkpoint.embed))
+        model.norm.weight.copy_(torch.from_numpy(checkpoint.final_norm))
+        for block, layer in zip(model.layers, checkpoint.layers, strict=True):
+            for name, path in MATRIX_TENSORS.items():
+                block.get_submodule(path).weight.copy_(_latent(layer.matrices[name]))
+            for name, path in NORM_TENSORS.items():
+                block.get_submodule(path).weight.copy_(torch.from_numpy(layer.norms[name]))
+    return model
+
+
+def _latent(matrix):
+    ternary = torch.from_numpy(matrix.weights.astype(np.float32))
+    return ternary * (matrix.scale / ternary.abs().mean().clamp(min=1 / ternary.numel()))
 
 
 def _set(module, array):

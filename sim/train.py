@@ -8,15 +8,21 @@ linearly to zero over the last part of the run, so that a run can be continued f
 import argparse
 import json
 import math
+import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from torch.nn import functional as F
 
+from intaglio.gen.checkpoint import load_checkpoint
+from intaglio.gen.model import ModelConfig
 from intaglio.sim.corpus import Corpus, xz_bits_per_byte
 from intaglio.sim.float_model import FloatDecoder
+from intaglio.sim.loading import latent_decoder
+from intaglio.sim.renaming import IGNORED, Renamer
 
 CONFIG = {
     "architectures": ["BitNetForCausalLM"], "model_type": "bitnet", "vocab_size": 256, "hidden_size": 192,
@@ -24,6 +30,7 @@ CONFIG = {
     "hidden_act": "relu2", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
     "tie_word_embeddings": True, "attention_bias": False, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.02,
 }
+PIECES = 4  # runs of a spread window
 
 
 def orthogonalise(g, steps=5):
@@ -68,12 +75,75 @@ def batch_of(sources, shares, batch, length, generator):
     return torch.stack(rows).long()
 
 
+def spread_positions(length, span, generator):
+    """Positions of ``length`` tokens below ``span``: :data:`PIECES` runs of equal length, the gaps between them drawn at random.
+
+    Tokens taken at these positions of a text of ``span`` tokens show a model the distances of the long text at the cost of the short one
+    (as PoSE, arXiv 2309.10400, but with the text that belongs to each position).
+    """
+    if length % PIECES or span < length:
+        raise ValueError(f"a spread window must have a multiple of {PIECES} tokens, at most its span of {span}, not {length}")
+    gaps = torch.randint(span - length + 1, (PIECES,), generator=generator).sort().values
+    return torch.arange(length) + gaps.repeat_interleave(length // PIECES)
+
+
+def spread_bias(positions):
+    """What to add to attention's scores ``[length, length]`` so that the keys of a spread window stand for those between them too.
+
+    A query sees the keys of its own run as they are. Every key of earlier runs counts for as many as the text before the run has for each
+    that is there: otherwise a short window would not show how much many far keys take together.
+    """
+    run = torch.arange(len(positions)) // (len(positions) // PIECES)
+    first = run * (len(positions) // PIECES)
+    share = torch.log(positions[first] / first.clamp(min=1)).clamp(min=0)  # by query
+    bias = torch.where(run[:, None] == run, 0.0, share[:, None])
+    return bias.masked_fill(positions[:, None] < positions, -torch.inf)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Steps of ``batch`` windows of ``length`` tokens, spread over texts of ``span`` tokens where that is more."""
+
+    steps: int
+    batch: int
+    length: int
+    span: int
+
+    @classmethod
+    def parse(cls, text):
+        """From ``STEPSxBATCHxLENGTH`` or ``STEPSxBATCHxLENGTH@SPAN``."""
+        found = re.fullmatch(r"(\d+)x(\d+)x(\d+)(?:@(\d+))?", text)
+        if not found:
+            raise argparse.ArgumentTypeError(f"a phase must read STEPSxBATCHxLENGTH or STEPSxBATCHxLENGTH@SPAN, not {text!r}")
+        steps, batch, length, span = (int(n) for n in found.groups(default=found[3]))
+        return cls(steps, batch, length, span)
+
+    def draw(self, sources, shares, generator, rename=None):
+        """``tokens, targets [batch, length]`` of a step, then the model's ``positions`` and ``bias``.
+
+        ``rename`` is a :class:`Renamer` for every other window.
+        """
+        window = batch_of(sources, shares, self.batch, self.span, generator)
+        if self.span == self.length:
+            positions, bias = torch.arange(self.length), None
+        else:
+            positions = spread_positions(self.length, self.span, generator)
+            bias = spread_bias(positions)
+        unforeseen = torch.zeros_like(window, dtype=torch.bool)
+        if rename:
+            for row in range(self.batch):
+                if torch.rand((), generator=generator) < 0.5:
+                    unforeseen[row] = rename(window[row], positions, generator)
+        targets = window.masked_fill(unforeseen, IGNORED)
+        return window[:, positions], targets[:, positions + 1], positions, bias
+
+
 def phase_of(phases, step):
-    """Batch and length of the phase that ``step`` falls into."""
-    for steps, batch, length in phases:
-        if step < steps:
-            return batch, length
-        step -= steps
+    """The phase that ``step`` falls into."""
+    for phase in phases:
+        if step < phase.steps:
+            return phase
+        step -= phase.steps
     raise IndexError("step lies after the last phase")
 
 
@@ -90,23 +160,51 @@ def bits_per_byte(model, text, context):
     return nats / count / math.log(2)
 
 
-def main():
+def parser():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for latent.pt and log.jsonl")
-    parser.add_argument("--schedule", default="3000x16x512,1200x8x1024,100x2x4096", help="steps x batch x length, phase by phase")
+    parser.add_argument("--schedule", type=lambda text: [Phase.parse(phase) for phase in text.split(",")],
+                        default="3000x16x512,1200x8x1024,100x2x4096",
+                        help="steps x batch x length, phase by phase; @N after a length spreads it over N tokens of text")
     parser.add_argument("--decay", type=int, default=1300, help="steps of the final linear fall")
     parser.add_argument("--lr", type=float, default=0.015)
+    parser.add_argument("--warmup", type=int, default=100, help="steps of the first linear rise")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--resume", type=Path)
-    parser.add_argument("--every", type=int, default=100)
-    args = parser.parse_args()
-    phases = [tuple(int(n) for n in phase.split("x")) for phase in args.schedule.split(",")]
-    steps = sum(phase[0] for phase in phases)
+    parser.add_argument("--resume", type=Path, help="latent.pt of a run to go on with")
+    parser.add_argument("--from", dest="checkpoint", type=Path, help="checkpoint folder to begin from, instead of random weights")
+    parser.add_argument("--theta", type=float, help="rope_theta, by default the checkpoint's")
+    parser.add_argument("--context", type=int, help="max_position_embeddings, by default the checkpoint's")
+    parser.add_argument("--every", type=int, default=100, help="steps between lines of the log; latent.pt is saved with each")
+    parser.add_argument("--rename", action="store_true", help="give names that occur nowhere else to identifiers of every other window")
+    parser.add_argument("--eager", action="store_true", help="do not compile the model: pays where few steps share a shape")
+    parser.add_argument("--threads", type=int, help="of torch")
+    return parser
+
+
+def beginning(checkpoint=None, theta=None, context=None):
+    """``(model, config)`` to train: random weights, or those of a checkpoint folder; ``config`` is the content of ``config.json``."""
+    if checkpoint:
+        loaded = load_checkpoint(checkpoint)
+        config, model = loaded.config.to_json(), latent_decoder(loaded)
+    else:
+        config, model = dict(CONFIG), FloatDecoder(SimpleNamespace(**CONFIG))
+        torch.nn.init.normal_(model.embed_tokens.weight, std=0.08)
+    config |= {name: value for name, value in (("rope_theta", theta), ("max_position_embeddings", context)) if value is not None}
+    model.config = ModelConfig.from_json({"quantization_config": {"quant_method": "bitnet"}, **config})
+    return model, config
+
+
+def main():
+    args = parser().parse_args()
+    phases = args.schedule
+    steps = sum(phase.steps for phase in phases)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     corpus = Corpus()
     sources = [as_tensor(corpus.train_library), as_tensor(corpus.train_tests)]
-    model = FloatDecoder(SimpleNamespace(**CONFIG))
-    torch.nn.init.normal_(model.embed_tokens.weight, std=0.08)
+    rename = Renamer([corpus.train_library, corpus.train_tests]) if args.rename else None
+    model, config = beginning(args.checkpoint, args.theta, args.context)
     torch.manual_seed(args.seed)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
@@ -119,38 +217,37 @@ def main():
             o.load_state_dict(s)
         first = saved["step"]
     generator = torch.Generator().manual_seed(args.seed + first)
-    starts = {sum(phase[0] for phase in phases[:i]) for i in range(len(phases))}
-    compiled = torch.compile(model, dynamic=False)
+    starts = {sum(phase.steps for phase in phases[:i]) for i in range(len(phases))}
+    compiled = model if args.eager else torch.compile(model, dynamic=False)
     args.out.mkdir(parents=True, exist_ok=True)
     log = (args.out / "log.jsonl").open("a")
     began, seen, losses = time.monotonic(), 0, []
     print(f"held-out xz -9e: {xz_bits_per_byte(corpus.held_out):.4f} bits per byte", flush=True)
     for step in range(first, steps):
-        factor = min((step + 1) / 100, 1.0, (steps - step) / args.decay)
+        factor = min((step + 1) / args.warmup, 1.0, (steps - step) / args.decay)
         for optimiser, base in zip(optimisers, (args.lr, args.lr * 0.5), strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = base * factor
-        batch, length = phase_of(phases, step)
         if step in starts:
             generator.manual_seed(args.seed + step)  # a run continued at the start of a phase sees the same text
-        window = batch_of(sources, [0.55, 0.45], batch, length, generator)
+        tokens, targets, positions, bias = phase_of(phases, step).draw(sources, [0.55, 0.45], generator, rename)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = compiled(window[:, :-1])
-            loss = F.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
+            logits = compiled(tokens, positions, bias)
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
         loss.backward()
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad()
-        seen += window[:, 1:].numel()
+        seen += tokens.numel()
         losses.append(loss.item())
         if (step + 1) % args.every == 0 or step + 1 == steps:
             row = {"step": step + 1, "train_bpb": sum(losses) / len(losses) / math.log(2),
                    "tokens_per_second": seen / (time.monotonic() - began), "minutes": (time.monotonic() - began) / 60}
             losses = []
+            torch.save({"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers], "step": step + 1,
+                        "config": config}, args.out / "latent.pt")
             if (step + 1) % (10 * args.every) == 0 or step + 1 == steps:
                 row["held_out_bpb"] = bits_per_byte(model, corpus.held_out, 1024)
-                torch.save({"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers], "step": step + 1},
-                           args.out / "latent.pt")
             log.write(json.dumps(row) + "\n")
             log.flush()
             print(json.dumps(row), flush=True)
