@@ -81,8 +81,6 @@ def spread_positions(length, span, generator):
     Tokens taken at these positions of a text of ``span`` tokens show a model the distances of the long text at the cost of the short one
     (as PoSE, arXiv 2309.10400, but with the text that belongs to each position).
     """
-    if length % PIECES or span < length:
-        raise ValueError(f"a spread window must have a multiple of {PIECES} tokens, at most its span of {span}, not {length}")
     gaps = torch.randint(span - length + 1, (PIECES,), generator=generator).sort().values
     return torch.arange(length) + gaps.repeat_interleave(length // PIECES)
 
@@ -116,6 +114,9 @@ class Phase:
         if not found:
             raise argparse.ArgumentTypeError(f"a phase must read STEPSxBATCHxLENGTH or STEPSxBATCHxLENGTH@SPAN, not {text!r}")
         steps, batch, length, span = (int(n) for n in found.groups(default=found[3]))
+        if not (batch and length) or span < length or (span > length and length % PIECES):
+            raise argparse.ArgumentTypeError("a phase's batch and length must be 1 or more, and a length that is spread a multiple of "
+                                             f"{PIECES}, at most its span: {text!r}")
         return cls(steps, batch, length, span)
 
     def draw(self, sources, shares, generator, rename=None):
@@ -160,7 +161,7 @@ def bits_per_byte(model, text, context):
     return nats / count / math.log(2)
 
 
-def parser():
+def options():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for latent.pt and log.jsonl")
     parser.add_argument("--schedule", type=lambda text: [Phase.parse(phase) for phase in text.split(",")],
@@ -181,7 +182,7 @@ def parser():
     return parser
 
 
-def beginning(checkpoint=None, theta=None, context=None):
+def beginning(checkpoint, theta=None, context=None):
     """``(model, config)`` to train: random weights, or those of a checkpoint folder; ``config`` is the content of ``config.json``."""
     if checkpoint:
         loaded = load_checkpoint(checkpoint)
@@ -194,8 +195,11 @@ def beginning(checkpoint=None, theta=None, context=None):
     return model, config
 
 
-def main():
-    args = parser().parse_args()
+def main(argv=None):
+    parser = options()
+    args = parser.parse_args(argv)
+    if args.resume and (args.checkpoint or args.theta or args.context):
+        parser.error("--resume goes on with the configuration in its file: leave out --from, --theta and --context")
     phases = args.schedule
     steps = sum(phase.steps for phase in phases)
     if args.threads:
@@ -204,14 +208,18 @@ def main():
     corpus = Corpus()
     sources = [as_tensor(corpus.train_library), as_tensor(corpus.train_tests)]
     rename = Renamer([corpus.train_library, corpus.train_tests]) if args.rename else None
-    model, config = beginning(args.checkpoint, args.theta, args.context)
+    saved = torch.load(args.resume, weights_only=True) if args.resume else {}
+    if saved:
+        config = saved.get("config", CONFIG)
+        model = FloatDecoder(SimpleNamespace(**config))
+    else:
+        model, config = beginning(args.checkpoint, args.theta, args.context)
     torch.manual_seed(args.seed)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimisers = [Muon(matrices, args.lr, weight_decay=0.1), torch.optim.AdamW(others, args.lr * 0.5, betas=(0.9, 0.98), weight_decay=0.0)]
     first = 0
-    if args.resume:
-        saved = torch.load(args.resume, weights_only=True)
+    if saved:
         model.load_state_dict(saved["model"])
         for o, s in zip(optimisers, saved["optimisers"], strict=True):
             o.load_state_dict(s)
@@ -220,7 +228,6 @@ def main():
     starts = {sum(phase.steps for phase in phases[:i]) for i in range(len(phases))}
     compiled = model if args.eager else torch.compile(model, dynamic=False)
     args.out.mkdir(parents=True, exist_ok=True)
-    log = (args.out / "log.jsonl").open("a")
     began, seen, losses = time.monotonic(), 0, []
     print(f"held-out xz -9e: {xz_bits_per_byte(corpus.held_out):.4f} bits per byte", flush=True)
     for step in range(first, steps):
@@ -248,8 +255,8 @@ def main():
                         "config": config}, args.out / "latent.pt")
             if (step + 1) % (10 * args.every) == 0 or step + 1 == steps:
                 row["held_out_bpb"] = bits_per_byte(model, corpus.held_out, 1024)
-            log.write(json.dumps(row) + "\n")
-            log.flush()
+            with (args.out / "log.jsonl").open("a") as log:
+                log.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
 
 

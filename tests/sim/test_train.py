@@ -1,6 +1,7 @@
 """The trainer's pieces: phases, spread windows, made-up names, and going on from a checkpoint."""
 
 import argparse
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from intaglio.gen.checkpoint import load_checkpoint, save_checkpoint
 from intaglio.gen.synthetic import random_checkpoint
+from intaglio.sim import train
 from intaglio.sim.export import export_file
 from intaglio.sim.loading import export, float_decoder, latent_decoder
 from intaglio.sim.renaming import Renamer
@@ -60,6 +62,9 @@ def test_phases_are_read_and_follow_each_other():
     for wrong in ("3x16", "3x16x512@", "ax1x1", "3x16x512@12 "):
         with pytest.raises(argparse.ArgumentTypeError, match="a phase must read"):
             Phase.parse(wrong)
+    for wrong in ("3x16x63@300", "3x16x64@60", "3x0x64", "3x1x0"):
+        with pytest.raises(argparse.ArgumentTypeError, match="must be 1 or more, and a length that is spread a multiple of 4"):
+            Phase.parse(wrong)
 
 
 def test_a_plain_phase_draws_neighbouring_bytes():
@@ -82,10 +87,6 @@ def test_spread_positions_are_runs_below_the_span():
         assert positions.min() >= 0 and positions.max() < 300
         runs = positions.view(PIECES, -1)
         assert (runs.diff(dim=1) == 1).all() and (runs[1:, 0] > runs[:-1, -1]).all()
-    with pytest.raises(ValueError, match="a multiple of"):
-        spread_positions(63, 300, generator())
-    with pytest.raises(ValueError, match="at most its span of 60"):
-        spread_positions(64, 60, generator())
 
 
 def test_spread_keys_stand_for_the_text_before_their_query_run():
@@ -137,3 +138,17 @@ def test_a_trainer_file_without_a_configuration_has_the_trainers(tmp_path):
     torch.save({"model": latent_model(SimpleNamespace(**config)).state_dict()}, tmp_path / "latent.pt")
     with pytest.raises(RuntimeError, match="size mismatch"):
         export_file(tmp_path / "latent.pt", tmp_path / "out")
+
+
+def test_a_run_goes_on_with_its_configuration(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "Corpus", lambda: SimpleNamespace(train_library=SOURCE, train_tests=SOURCE, held_out=SOURCE[:200]))
+    save_checkpoint(tmp_path / "in", random_checkpoint(dataclasses.replace(config_of("tiny"), vocab_size=256)))
+    common = ["--out", str(tmp_path), "--eager", "--decay", "2", "--every", "1"]
+    train.main([*common, "--from", str(tmp_path / "in"), "--theta", "20000", "--context", "300", "--schedule", "2x2x32@64", "--rename"])
+    latent = str(tmp_path / "latent.pt")
+    train.main([*common, "--resume", latent, "--schedule", "2x2x32@64,1x1x16"])
+    assert torch.load(latent, weights_only=True)["step"] == 3
+    assert export_file(latent, tmp_path / "out").config.rope_theta == 20000
+    with pytest.raises(SystemExit):
+        train.main([*common, "--resume", latent, "--theta", "30000"])
+    assert "leave out --from, --theta and --context" in capsys.readouterr().err
