@@ -48,7 +48,8 @@ def main(argv=None):
     figures = [*decoder.figures(job), *long_context.figures(args.long_model, args.model, progress), *adapter.figures(job),
                *gating.figures(job, args.preset), *generator.figures(progress), *matrix.figures(progress),
                *link.figures(args.build, progress), *scale.figures(progress, args.build),
-               *attention.figures(args.model, layers, args.build, progress), *rom.figures(args.model, args.pdk, progress)]
+               *attention.figures(args.model, args.long_model, layers, args.build, progress),
+               *rom.figures(args.model, args.pdk, progress)]
     progress.say("measured")
     (args.build / "bench.json").write_text(json.dumps({"commit": commit(), "figures": figures}, indent=2) + "\n")
     verdict = {None: "", True: "met", False: "MISSED"}

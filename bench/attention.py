@@ -56,9 +56,9 @@ class _Bench:
         expected = run_cycles(self.config, run.map, int(run.aware.sum()), run.counters["misses"], self.memory, dense=dense)
         return _Shape(tokens=tokens, density=density, run=run, expected=expected)
 
-    def layer(self, tokens, layer):
-        """(report, shape) of the only KV head of a layer."""
-        (found,) = device_reports(self.device, self.model, self.text, tokens=tokens, layer=layer, gamma=GAMMA, tau=TAU, check=True,
+    def layer(self, tokens, layer, model=None):
+        """(report, shape) of the only KV head of a layer, of ``model`` if it is given."""
+        (found,) = device_reports(self.device, model or self.model, self.text, tokens=tokens, layer=layer, gamma=GAMMA, tau=TAU, check=True,
                                   progress=self._told(f"{tokens} tokens, layer {layer}"))
         report, run, equal = found
         self.equal.append(equal)
@@ -79,8 +79,10 @@ class _Bench:
         return run_cycles(self.config, keep, 0, 0, self.memory, dense=True)["attend"]
 
 
-def figures(model, layers, build, progress):
-    """Every layer of the checkpoint folder ``model`` on a file of Python's standard library, and one layer on four times as much of it."""
+def figures(model, long_model, layers, build, progress):
+    """Every layer of the checkpoint folder ``model`` on a file of Python's standard library, and one layer of ``long_model`` on four times
+    as much of it.
+    """
     folder = build / "prefill"
     generate(PRESET, folder, reuse=True, progress=lambda text, share: progress(f"prefill unit, {text}"))
     with open_attention(f"sim:{folder}", progress=lambda text, seconds: progress(f"prefill unit, {text}")) as device:
@@ -89,7 +91,7 @@ def figures(model, layers, build, progress):
         found = [bench.layer(TOKENS, layer) for layer in range(layers)]
         spent = time.process_time() - began
         dense = bench.dense(TOKENS, LONG_LAYER)
-        long_report, long = bench.layer(LONG, LONG_LAYER)
+        long_report, long = bench.layer(LONG, LONG_LAYER, long_model)
         return _lines(bench, found, dense, long_report, long, spent)
 
 

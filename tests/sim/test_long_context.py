@@ -1,9 +1,16 @@
+from pathlib import Path
+
 import pytest
 import torch
 
+from intaglio.gen.checkpoint import load_checkpoint
+from intaglio.sim.corpus import Corpus
+from intaglio.sim.loading import float_decoder
 from intaglio.sim.long_context import Recall, bits_of_last, ends_of, name_text, recall
 from intaglio.sim.train import bits_per_byte
 from tests.sim.test_float_model import config_of, latent_model
+
+MODELS = Path(__file__).parents[2] / "models"
 
 
 def copier(tokens):
@@ -83,3 +90,14 @@ def test_what_copies_is_right_until_the_definitions_are_cut():
     assert cut + cut == Recall(16, 0, 96, 0)
     with pytest.raises(ValueError, match="cut must be from"):
         recall(copier, whole, spans, cut=100)
+
+
+def test_the_long_model_reads_on_where_its_predecessor_falls_apart():
+    folder = MODELS / "burin-16k"
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 1 << 20
+    checkpoint, text = load_checkpoint(folder), Corpus().held_out
+    assert checkpoint.config.max_position_embeddings == 16384
+    long, short = float_decoder(checkpoint), float_decoder(load_checkpoint(MODELS / "burin"))
+    far, near = (bits_of_last(long, text, 20000, last=512, before=before) for before in (8192, 2048))
+    assert far < 1.03 * near
+    assert bits_of_last(short, text, 20000, last=512, before=8192) > 1.2 * far
