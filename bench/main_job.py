@@ -67,7 +67,7 @@ def generate_text(job, progress):
             total["processed"] += counters["tokens"]
             total["prefill_cycles"] += device.last["cycles_prefill"]
             total["decode_cycles"] += device.last["cycles_decode"]
-            total["decode_results"] += len(generated) - 1
+            total["decode_results"] += device.last["tokens_decode"]
             for name, cycles in counters["phases"].items():
                 total["phases"][name] = total["phases"].get(name, 0) + cycles
         total["clock_hz"] = device.manifest.clock_hz

@@ -64,7 +64,7 @@ class SimulationTransport:
     """A :class:`Simulation` as a transport (see ``intaglio.host.transport``)."""
 
     def __init__(self, simulation, manifest, *, max_cycles=None):
-        self.simulation, self.manifest, self.max_cycles = simulation, manifest, max_cycles
+        self.simulation, self.manifest, self.max_cycles, self.watch = simulation, manifest, max_cycles, None
         self._chunk = FIRST_CHUNK
 
     @property
@@ -88,6 +88,8 @@ class SimulationTransport:
             first = self.cycles
             got, ends = self.simulation.run(capacity, chunk)
             now, left = time.monotonic(), self.pending
+            if self.watch is not None:
+                self.watch()
             if self.cycles - first == chunk == self._chunk:  # a whole chunk: its time tells the speed
                 self._chunk = int(max(1, min(8, CHUNK_SECONDS / max(now - began, 1e-6)) * chunk))
             if len(got) or left != pending:

@@ -32,11 +32,15 @@ class Transport(Protocol):
         Command words that are known not to have been taken by the device yet; 0 where this cannot be known.
     cycles : int or None
         Clock cycles since the transport was opened, where they can be known without asking the device.
+    watch : callable or None
+        Set by whoever wants to know how a wait goes, ``pending`` for one: called now and then in :meth:`send` and :meth:`receive`, without
+        arguments. A transport that cannot look up while it waits leaves it alone.
     """
 
     manifest: dict
     pending: int
     cycles: int | None
+    watch: object
 
     def send(self, words: np.ndarray, last: np.ndarray, timeout: float) -> int:
         """Give the device command words ``uint32 [n]`` with flags ``bool [n]``; return how many were taken within

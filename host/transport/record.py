@@ -102,6 +102,14 @@ class Recorder:
     def cycles(self):
         return self.transport.cycles
 
+    @property
+    def watch(self):
+        return getattr(self.transport, "watch", None)
+
+    @watch.setter
+    def watch(self, call):
+        self.transport.watch = call
+
     def send(self, words, last, timeout):
         return self._call({"call": "send", "words": _text(words, last)}, lambda: self.transport.send(words, last, timeout),
                           lambda count: {"count": int(count)})
@@ -130,7 +138,7 @@ class Replayer:
     """A recording as a transport."""
 
     def __init__(self, path):
-        self._path, self._at, self._closed = path, 0, False
+        self._path, self._at, self._closed, self.watch = path, 0, False, None
         try:
             with open(path, encoding="utf-8") as file:
                 head, *self._rows = [json.loads(line) for line in file if line.endswith("\n")]

@@ -69,7 +69,7 @@ class XrtTransport:
         XRT refuses the card, the binary or the buffers.
     """
 
-    cycles, pending = None, 0
+    cycles, pending, watch = None, 0, None
 
     def __init__(self, pyxrt, index, xclbin, manifest):
         self.manifest, self._pyxrt = manifest, pyxrt

@@ -49,7 +49,7 @@ def test_registers(device):
     with pytest.raises(ValueError, match="32 bits"):
         device.write_register("control", 1 << 32)
     device.transport.cycles = 7
-    assert device.counters() == {"cycles": 7, "stall_in": 0, "stall_out": 0, "tokens": 0, "phases": {"busy": 0, "send": 0}}
+    assert device.counters() == {"cycles": 7, "stall_in": 0, "stall_out": 0, "tokens": 0, "phases": {"busy": 7, "send": 0}}
     device.clear_counters()
     assert device.read_cycles() == 0
 

@@ -7,6 +7,7 @@ import pytest
 import intaglio.host as host
 from bench.common import equal_to_exact
 from intaglio.gen.checkpoint import load_checkpoint
+from intaglio.gen.cycles import token_cycles
 from intaglio.gen.decoder import generate
 from intaglio.gen.presets import config_for
 from intaglio.gen.quantised import quantise
@@ -28,6 +29,7 @@ def test_the_model_writes_its_text_over_a_tty(tmp_path):
     with SerialBoard(library, clock_hz=CLOCK_HZ, baud=BAUD) as board:
         with host.open(f"serial:{board.port}?baud={BAUD}&manifest={folder}") as device:
             text = "".join(device.generate(PROMPT, 24))
+            figures = device.last
             board.noise(1, 0.002)
             again = "".join(device.generate(PROMPT, 24))
             drawn = list(device.generate_tokens([0, *PROMPT.encode()], 6, temperature=0.8, seed=2))
@@ -36,3 +38,6 @@ def test_the_model_writes_its_text_over_a_tty(tmp_path):
     prompt = [0, *PROMPT.encode()]
     assert equal_to_exact(model, prompt, list(text.encode())) == 24
     assert equal_to_exact(model, prompt, drawn, temperature=0.8, seed=2) == 6
+    cycles = [token_cycles(model, position, want=position >= len(prompt) - 1).total for position in range(len(prompt) + 23)]
+    assert figures["cycles_prefill"] == sum(cycles[:len(prompt)]) and figures["tokens_decode"] == 23
+    assert figures["cycles_decode"] == sum(cycles[len(prompt):])
