@@ -25,7 +25,8 @@ def _add_decoder(kinds):
         "confirmed; every assumption is printed."))
     decoder.add_argument("--model", required=True, metavar="NAME|DIR", help="a published model (bitnet-2b4t) or a checkpoint folder")
     decoder.add_argument("--preset", default="tom", metavar="NAME",
-                         help="tom (the default: 16 lanes x 10 units x 128 weights, 500 MHz), or a preset of the decoder")
+                         help="tom (the default: 16 lanes x 10 units x 128 weights, 500 MHz, no vector wider than a head), or a preset of "
+                         "the decoder: desk, desk-4k, ulx3s or small")
     decoder.add_argument("--context", type=int, metavar="N", help="tokens in the KV cache; the last one is projected")
     decoder.add_argument("--set", action="append", default=[], metavar="WIDTH=VALUE", help="change one width of the machine")
     decoder.add_argument("--cost", action="append", default=[], metavar="NAME=VALUE", help="change one cost, e.g. weight_um2=0.00588")

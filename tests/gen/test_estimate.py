@@ -1,6 +1,8 @@
 """Estimates: the RTL's own cycles where the machine is the RTL's, hand-counted sums where it is larger, and no unknown or wrong input."""
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,9 @@ from intaglio.gen.estimate import measure as measure_module
 from intaglio.gen.estimate.cli import register
 from intaglio.gen.estimate.costs import COSTS, costs_with
 from intaglio.gen.estimate.decoder import estimate_decoder
-from intaglio.gen.estimate.machine import WideTiming, machine_for
+from intaglio.gen.estimate.machine import MACHINES, WideTiming, machine_for
 from intaglio.gen.model import ModelConfig
-from intaglio.gen.presets import config_for
+from intaglio.gen.presets import PRESETS, config_for
 from intaglio.gen.published import model_config
 from intaglio.gen.quantised import quantise
 from intaglio.gen.synthetic import random_checkpoint
@@ -128,9 +130,25 @@ def test_command(capsys):
     assert json.loads(out)["machine"]["lanes"] == 4
 
 
+def test_defaults_fit_the_shipped_model(capsys):
+    """Whose heads are narrower than the default machine's vector unit, and whose context could be shorter than its cache."""
+    code, out, _ = run(capsys, "--model", str(MODEL), "--json")
+    assert code == 0 and json.loads(out)["machine"]["vector_width"] == 32
+    short = dataclasses.replace(ModelConfig.from_json(MODEL / "config.json"), max_position_embeddings=64)
+    assert machine_for(short, "tom").context == 64
+
+
+def test_help_lists_every_preset_that_is_taken(capsys):
+    with pytest.raises(SystemExit):
+        run(capsys, "--help")
+    text = " ".join(capsys.readouterr().out.split()).replace("desk- 4k", "desk-4k")  # argparse breaks lines at hyphens
+    listed = [part for part in text.split("--") if part.startswith("preset NAME")][-1]
+    assert all(re.search(rf"\b{name}\b", listed) for name in (*MACHINES, *PRESETS))
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--model", "bitnet-3b"], "the model must be a checkpoint folder or one of bitnet-2b4t, not 'bitnet-3b'"),
-    (["--preset", "dick"], "the preset must be one of desk"),
+    (["--preset", "dick"], f"the preset must be one of {', '.join([*MACHINES, *PRESETS])}, not 'dick'"),
     (["--context", "5000"], "context must be an integer in 2..4096, not 5000"),
     (["--set", "lanes=many"], "--set must be NAME=NUMBER, not 'lanes=many'"),
     (["--set", "lanes"], "--set must be NAME=NUMBER, not 'lanes'"),
