@@ -135,7 +135,7 @@ def test_counters(device):
     list(device.generate("abc", 10))
     counters = device.counters()
     assert counters["tokens"] == 13 and counters["phases"]["busy"] == 13 * 6 and counters["cycles"] > 13 * 7
-    assert device.last["cycles_prefill"] >= 4 * 7 and device.last["finish"] == "length"
+    assert (device.last["cycles_prefill"], device.last["cycles_decode"]) == (4 * 6 + 1, 9 * 7) and device.last["finish"] == "length"
 
 
 def test_full_context(device):
