@@ -27,7 +27,7 @@ __all__ = ["generate"]
 TOP = "intaglio_decoder"
 
 
-def generate(model, preset, out, *, progress=None, reuse=False, **widths):
+def generate(model, preset, out, *, progress=None, reuse=False, allow_constant=False, **widths):
     """Write a decoder to the folder ``out``.
 
     Parameters
@@ -41,6 +41,8 @@ def generate(model, preset, out, *, progress=None, reuse=False, **widths):
         Called with a text and the share done (0 to 1).
     reuse : bool
         Keep an earlier output of the same checkpoint, widths, generator and tools, if none of its files has changed.
+    allow_constant : bool
+        Accept a checkpoint folder with matrices of one value throughout, or norms of zeros.
 
     Returns
     -------
@@ -59,7 +61,7 @@ def generate(model, preset, out, *, progress=None, reuse=False, **widths):
     tell("checkpoint", 0.0)
     if isinstance(model, (str, Path)):
         config_for(ModelConfig.from_json(Path(model) / "config.json"), preset, **widths)  # tells what does not fit before weights are read
-        checkpoint = load_checkpoint(model)
+        checkpoint = load_checkpoint(model, allow_constant=allow_constant)
     else:
         checkpoint = model
     config = config_for(checkpoint.config, preset, **widths)

@@ -6,8 +6,10 @@ left when the waits are taken off is the same number of cycles whatever the tran
 """
 
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+
+from intaglio import Error
 
 __all__ = ["Measure", "Work", "watched", "work"]
 
@@ -44,8 +46,8 @@ class Measure:
       ``tokens_per_second``, both at the manifest's clock. Waits for the host are in none of them;
     * on the wall: ``seconds_prefill``, ``seconds_decode``, ``wall_tokens_per_second``.
 
-    Each is None where it cannot be told: after an error, when the generator was left early (the device may be at work then), and speeds
-    after fewer than two tokens.
+    Each is None where it cannot be told: after an error, for what comes after the first token when the generator was left early (the device
+    may be at work then), and speeds after fewer than two tokens.
     """
 
     def __init__(self, device, prompt_tokens):
@@ -86,8 +88,10 @@ class Measure:
         row |= {"cycles_prefill": self.prefill.cycles, "first_token_seconds": self.prefill.cycles / clock}
         if finish == "closed":
             return row
-        self.device.drain()  # the rest of a burst
-        whole = work(self.device)
+        whole = None
+        with suppress(Error):  # the text is whole; what is wrong with the device, the next call tells
+            self.device.drain()  # the rest of a burst
+            whole = work(self.device)
         if whole is None or (decode := whole - self.prefill).tokens < self.results - 1:
             return row
         return row | {"cycles_decode": decode.cycles, "tokens_decode": decode.tokens,
