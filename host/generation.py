@@ -7,7 +7,7 @@ from intaglio import Error
 from intaglio.host.measure import Measure, watched
 from intaglio.host.sampling import Sampler
 
-__all__ = ["generate_pieces", "generate_tokens"]
+__all__ = ["check_request", "check_stops", "check_tokens", "generate_pieces", "generate_tokens", "prompt_tokens"]
 
 BURST = 8  # tokens that the device generates by itself for one command
 
@@ -53,14 +53,44 @@ def generate_tokens(device, tokens, max_tokens, *, temperature=0.0, top_k=None, 
         A prompt that is empty, too long or outside the vocabulary, or an argument out of range.
     DeviceTimeout, DeviceError
     """
-    tokens = device.check_tokens(tokens)
+    tokens, sampler = check_request(device.manifest, tokens, max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+                                    burst=burst)
+    return _generate(device, tokens, max_tokens, sampler, burst, device.selection(adapter), progress)
+
+
+def check_tokens(manifest, tokens) -> list:
+    """``tokens`` as a list of int; ValueError unless a device of this manifest can take them as one prompt."""
+    tokens = [int(token) for token in tokens]
+    vocabulary, context = manifest.model["vocab_size"], manifest.model["context"]
+    if not tokens:
+        raise ValueError("a prompt must have at least one token")
+    for token in tokens:
+        if not 0 <= token < vocabulary:
+            raise ValueError(f"tokens must be in 0..{vocabulary - 1}, not {token}")
+    if len(tokens) > context:
+        raise ValueError(f"a prompt must have at most {context} tokens, the device's context, not {len(tokens)}")
+    return tokens
+
+
+def check_request(manifest, tokens, max_tokens, *, temperature=0.0, top_k=None, top_p=1.0, seed=0, burst=BURST):
+    """The tokens as a list and a :class:`Sampler`; ValueError unless a device of this manifest can generate so."""
+    tokens = check_tokens(manifest, tokens)
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
     if not 1 <= burst <= 256:
         raise ValueError(f"burst must be in 1..256, not {burst}")
-    limit = device.manifest.model["top_k"]
-    sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, limit=limit)
-    return _generate(device, tokens, max_tokens, sampler, burst, device.selection(adapter), progress)
+    return tokens, Sampler(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, limit=manifest.model["top_k"])
+
+
+def prompt_tokens(manifest, prompt) -> list:
+    """The tokens of a prompt, text or bytes, the model's beginning token first; ValueError unless its tokens are bytes."""
+    model = manifest.model
+    if model["tokenizer"] != "bytes":
+        raise ValueError("text needs a model whose tokenizer is 'bytes': use generate_tokens")
+    data = prompt.encode("utf-8", "surrogateescape") if isinstance(prompt, str) else bytes(prompt)
+    if not data:
+        raise ValueError("a prompt must have at least one byte")
+    return [*([] if model["bos"] is None else [model["bos"]]), *data]
 
 
 def _generate(device, tokens, max_tokens, sampler, burst, selection, progress):
@@ -136,17 +166,16 @@ def generate_pieces(device, prompt, max_tokens, *, stop=None, **sampling):
     ------
     ValueError, DeviceTimeout, DeviceError
     """
-    model = device.manifest.model
-    if model["tokenizer"] != "bytes":
-        raise ValueError("text needs a model whose tokenizer is 'bytes': use generate_tokens")
-    data = prompt.encode("utf-8", "surrogateescape") if isinstance(prompt, str) else bytes(prompt)
-    if not data:
-        raise ValueError("a prompt must have at least one byte")
+    tokens = prompt_tokens(device.manifest, prompt)
+    return _pieces(device, generate_tokens(device, tokens, max_tokens, **sampling), check_stops(stop))
+
+
+def check_stops(stop) -> tuple:
+    """The texts of ``stop``; ValueError if one is empty."""
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if "" in stops:
         raise ValueError("stop must not be an empty text")
-    begin = [] if model["bos"] is None else [model["bos"]]
-    return _pieces(device, generate_tokens(device, [*begin, *data], max_tokens, **sampling), stops)
+    return stops
 
 
 def _pieces(device, tokens, stops):

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from intaglio import Error
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "MAGIC", "MAP_VERSION", "Manifest", "ManifestError", "Register"]
+__all__ = ["FORMAT", "FORMAT_VERSION", "MAGIC", "MAP_VERSION", "Manifest", "ManifestError", "Register", "check_kind", "read_json"]
 
 FORMAT, FORMAT_VERSION = "intaglio-manifest", 1
 MAGIC, MAP_VERSION = 0x494E5447, 1  # "INTG"; version of the register map and of the protocol
+KINDS = {"decoder": "a decoder, which `intaglio run` and intaglio.host.open take",
+         "prefill-attention": "a prefill attention unit, which `intaglio attention` and intaglio.host.open_attention take"}
 REQUIRED_REGISTERS = ("magic", "version", "digest", "capabilities", "status", "position", "control", "cycles_lo", "cycles_hi",
                       "stall_in", "stall_out", "tokens")
 REQUIRED_ADAPTER = {"rank": int, "slots": int, "trits": int, "targets": list, "lanes": int, "lane_width": int, "layers": int,
@@ -126,6 +128,7 @@ class Manifest:
         if raw.get("format_version") != FORMAT_VERSION:
             raise ManifestError(f"a manifest's format_version must be {FORMAT_VERSION}, not {raw.get('format_version')!r}: "
                                 "generate the device again with this version of intaglio")
+        check_kind(raw, "decoder")
         kinds = {"top": str, "digest": str, "generator": str, "clock_hz": int, "registers": dict, "phases": list, "model": dict}
         for name, kind in kinds.items():
             if not isinstance(raw.get(name), kind):
@@ -147,13 +150,28 @@ class Manifest:
         return cls.from_dict(read_json(path))
 
 
+def check_kind(raw, wanted):
+    """Refuse a manifest of another kind of device than ``wanted``, and say what takes it.
+
+    Raises
+    ------
+    ManifestError
+    """
+    found = raw.get("kind", "decoder")
+    if found != wanted:
+        raise ManifestError(f"the device must be {KINDS[wanted]}, but it is "
+                            + (KINDS[found] if isinstance(found, str) and found in KINDS else f"of the kind {found!r}"))
+
+
 def read_json(path) -> dict:
     """Read a manifest's JSON without judging it; ``path`` is the file or its folder."""
     path = Path(path)
-    path = path / "manifest.json" if path.is_dir() else path
     try:
+        path = path / "manifest.json" if path.is_dir() else path
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ManifestError(f"no manifest at {path}: the target must be a folder written by the generator") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as fault:
-        raise ManifestError(f"the manifest {path} cannot be read: {fault}") from fault
+    except OSError as fault:
+        raise ManifestError(f"the manifest {path} cannot be read: {fault.strerror or fault}") from fault
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as fault:
+        raise ManifestError(f"{path} is not a manifest ({fault}): generate it again") from fault

@@ -39,11 +39,17 @@ class Run:
     map: np.ndarray | None = field(default=None)
 
 
-def open_attention(target, *, timeout=60.0, progress=None, **options) -> "AttentionDevice":
+def open_attention(target, *, timeout=60.0, progress=None, accept=None, **options) -> "AttentionDevice":
     """Open the prefill attention unit at ``SCHEME:REST``, for example ``sim:OUT``; arguments and errors as :func:`intaglio.host.open`."""
     if not timeout > 0:
         raise ValueError(f"timeout must be a positive number of seconds, not {timeout}")
-    transport = open_transport(target, progress=progress, **options)
+
+    def judge(described):
+        found = PrefillManifest.from_dict(described)
+        if accept is not None:
+            accept(found)
+
+    transport = open_transport(target, progress=progress, accept=judge, **options)
     try:
         return AttentionDevice(transport, timeout=timeout)
     except BaseException:

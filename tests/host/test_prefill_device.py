@@ -236,7 +236,7 @@ def put(value, *path):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (put("decoder", "kind"), "the manifest's kind must be 'prefill-attention', not 'decoder'"),
+    (put("decoder", "kind"), "must be a prefill attention unit, .* but it is a decoder, which `intaglio run` and"),
     (put(2, "format_version"), "the manifest's format_version must be 1, not 2"), (drop("format"), "the manifest's format must be"),
     (drop("config"), "a manifest's config must be of type dict, not None"), (put("x", "clock_hz"), "clock_hz must be of type int"),
     (put(0, "clock_hz"), "clock_hz must be positive, not 0"), (put("12", "digest"), "digest must be 64 hexadecimal digits, not '12'"),
