@@ -1,5 +1,6 @@
 """Boards without their long steps: pins, clocks, stamps of steps, and what becomes of a report of nextpnr."""
 
+import json
 import subprocess
 import sys
 
@@ -32,6 +33,11 @@ LOCATE COMP "tx" SITE "R24";
 IOBUF PORT "tx" IO_TYPE=LVCMOS33 PULLMODE=UP;
 FREQUENCY PORT "clk_in" 101 MHZ;
 """
+    assert "wifi" not in constraints(ecpix5) + top_verilog(ecpix5)
+    assert """\
+LOCATE COMP "wifi_gpio0" SITE "L2";
+IOBUF PORT "wifi_gpio0" DRIVE=4 IO_TYPE=LVCMOS33 PULLMODE=UP;
+""" in constraints(ulx3s)
 
 
 @pytest.mark.parametrize("input_hz, output_hz", [(25_000_000, 80_000_000), (100_000_000, 80_000_000), (25_000_000, 62_500_000),
@@ -68,9 +74,12 @@ endmodule
 """)
     script = "\n".join(["from pyosys import libyosys as y", "d = y.Design()"] + [f"y.run_pass({step!r}, d)" for step in (
         "read_verilog top.v", "synth_lattice -family ecp5 -top intaglio_board", "check -assert",
-        "select -assert-count 1 t:EHXPLLL", "select -assert-count 11 t:TRELLIS_FF")])
+        "select -assert-count 1 t:EHXPLLL", "select -assert-count 11 t:TRELLIS_FF", "write_json netlist.json")])
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
+    ports = json.loads((tmp_path / "netlist.json").read_text())["modules"]["intaglio_board"]["ports"]
+    assert {port: ports[port]["bits"] for port in ports if port not in ("clk_in", "rx", "tx")} == (
+        {"wifi_gpio0": ["1"]} if name == "ulx3s" else {})
 
 
 def test_a_step_is_done_once(tmp_path):
