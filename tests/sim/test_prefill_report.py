@@ -1,14 +1,17 @@
 """The exact model's error budgets, the guarantee of mass, the report on the shipped model, the command and its picture."""
 
 import argparse
+import json
 import math
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from intaglio import Error, progress
 from intaglio.cli import main
 from intaglio.host.prefill.parameters import divergence_threshold, share
 from intaglio.host.prefill.quantise import quantise
@@ -111,13 +114,53 @@ def test_command(tmp_path, capsys):
     (["--gamma", "1.5"], "gamma must be above 0 and at most 1, not 1.5"), (["--tau", "-1"], "tau must be in 0..0.8326, not -1.0"),
     (["--block", "48"], "--block must be 32, 64 or 128, not 48"),
     (["--tokens", "100"], "--tokens must be at least two blocks, 256, not 100"),
+    (["--map", "/nowhere/a.svg"], "--map must name a file that can be written, not '/nowhere/a.svg': No such file"),
+    (["--text", str(MODEL)], f"the text {MODEL} cannot be read: Is a directory"), (["--layers", "4"], "--layers must be numbers in 0..3"),
+    (["--text", "/dev/null"], "the text must have at least two blocks, 256 bytes, not 0"),
     (["--lines", "4"], "--lines must be at least --lookahead + 2"), (["--window", "3"], "--window must be a power of 2, not 3"),
-    (["--map", "a.png"], "--map must end in .svg, not 'a.png'"), (["--tokens", "10000000"], "10000000"),
-    (["--text", "/nowhere"], "the text cannot be read"), (["--model", "/nowhere"], "/nowhere")])
+    (["--map", "a.png"], "--map must end in .svg, not 'a.png'"),
+    (["--text", "/nowhere"], "the text /nowhere cannot be read: No such file"), (["--model", "/nowhere"], "/nowhere")])
 def test_bad_input(options, message, capsys):
     assert main(["attention", "--model", str(MODEL), "--text", str(TEXT), *options]) == 2
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1
+
+
+def test_of_a_shorter_text_all_is_taken_and_waits_are_told(tmp_path, capsys, monkeypatch):
+    (tmp_path / "text").write_bytes(b"import os\n" * 9)
+    for name in ("QUIET_SECONDS", "LINE_SECONDS", "TICK_SECONDS"):
+        monkeypatch.setattr(progress, name, 0.0)
+    assert main(["attention", "--model", str(MODEL), "--text", str(tmp_path / "text"), "--block", "32", "--layers", "0"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("exact model, 90 tokens") and "intaglio: the text has 90 bytes: all are taken, not 4096\n" in err
+    assert f"intaglio: reading {MODEL}" in err and "layer 0 (" in err
+
+
+def test_a_model_whose_tokens_are_not_bytes_is_refused(capsys, monkeypatch):
+    other = SimpleNamespace(config=SimpleNamespace(vocab_size=128256))
+    monkeypatch.setattr("intaglio.gen.checkpoint.load_checkpoint", lambda *_, **__: other)
+    assert main(["attention", "--model", "other", "--text", str(TEXT)]) == 2
+    assert "the model's tokens must be bytes, a vocabulary of 256, not one of 128256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("changes", "options", "message"), [
+    ({}, [], "head_dim of the unit must be 32, the model's, not 16: generate one with `intaglio gen prefill --set head_dim=32`"),
+    ({"head_dim": 32}, [], "group of the unit must be 6, the model's, not 2"),
+    ({"head_dim": 32, "group": 6, "context": 512}, ["--tokens", "513"], "--tokens must be at most 512, the unit's context, not 513"),
+    ({"head_dim": 32, "group": 6}, ["--tokens", "31"], "--tokens must be at least two blocks, 64, not 31"),
+    ({"head_dim": 32, "group": 6, "context": 512}, [], "built"),
+    ({"head_dim": 32, "group": 6}, ["--memory", "core"], "a memory must be one of hbm2-u280"), ({}, ["--timeline", "/nowhere/t.json"], "--timeline must name a file"),
+])
+def test_a_unit_that_does_not_fit_is_told_before_it_is_built(small_prefill, tmp_path, capsys, monkeypatch, changes, options, message):
+    def build(*_, **__):
+        raise Error("built")
+
+    monkeypatch.setattr("intaglio.sim.transport.build", build)
+    manifest = json.loads((small_prefill / "manifest.json").read_text())
+    manifest["config"] |= changes
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["attention", "--model", str(MODEL), "--text", str(TEXT), "--device", f"sim:{tmp_path}", *options]) == 2
+    assert capsys.readouterr().err.startswith(f"intaglio: error: {message}")
 
 
 def test_values_that_are_not_finite():
