@@ -149,7 +149,8 @@ def test_a_model_whose_tokens_are_not_bytes_is_refused(capsys, monkeypatch):
     ({"head_dim": 32, "group": 6, "context": 512}, ["--tokens", "513"], "--tokens must be at most 512, the unit's context, not 513"),
     ({"head_dim": 32, "group": 6}, ["--tokens", "31"], "--tokens must be at least two blocks, 64, not 31"),
     ({"head_dim": 32, "group": 6, "context": 512}, [], "built"),
-    ({"head_dim": 32, "group": 6}, ["--memory", "core"], "a memory must be one of hbm2-u280"), ({}, ["--timeline", "/nowhere/t.json"], "--timeline must name a file"),
+    ({"head_dim": 32, "group": 6}, ["--memory", "core"], "a memory must be one of hbm2-u280"),
+    ({}, ["--timeline", "/nowhere/t.json"], "--timeline must name a file"),
 ])
 def test_a_unit_that_does_not_fit_is_told_before_it_is_built(small_prefill, tmp_path, capsys, monkeypatch, changes, options, message):
     def build(*_, **__):
