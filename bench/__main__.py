@@ -41,13 +41,13 @@ def main(argv=None):
     args = parser.parse_args(argv)
     torch.set_num_threads(2)
     args.build.mkdir(parents=True, exist_ok=True)
-    progress = Progress()
-    job = Job(args.model, args.preset, args.build, progress)
-    layers = job.checkpoint.config.num_hidden_layers
-    figures = [*decoder.figures(job), *adapter.figures(job), *gating.figures(job, args.preset), *generator.figures(progress),
-               *matrix.figures(progress), *link.figures(args.build, progress), *scale.figures(progress, args.build),
-               *attention.figures(args.model, layers, args.build, progress), *rom.figures(args.model, args.pdk, progress)]
-    progress.say("measured")
+    with Progress() as progress:
+        job = Job(args.model, args.preset, args.build, progress)
+        layers = job.checkpoint.config.num_hidden_layers
+        figures = [*decoder.figures(job), *adapter.figures(job), *gating.figures(job, args.preset), *generator.figures(progress),
+                   *matrix.figures(progress), *link.figures(args.build, progress), *scale.figures(progress, args.build),
+                   *attention.figures(args.model, layers, args.build, progress), *rom.figures(args.model, args.pdk, progress)]
+        progress.say("measured")
     (args.build / "bench.json").write_text(json.dumps({"commit": commit(), "figures": figures}, indent=2) + "\n")
     verdict = {None: "", True: "met", False: "MISSED"}
     rows = [("figure", "value", "unit", "goal", "", "class", "anchor")]

@@ -35,12 +35,13 @@ def main(argv=None):
     args = parser.parse_args(argv)
     torch.set_num_threads(2)
     args.build.mkdir(parents=True, exist_ok=True)
-    progress, began = Progress(), time.monotonic()
-    job = Job(args.model, args.preset, args.build, progress)
-    progress.say(f"Verilog in {job.folder}: {len(job.manifest['files']['verilog'])} modules, "
-                 f"{job.manifest['model']['ternary_weights']:,} ternary weights ({job.generate_seconds:.1f} s)")
-    run = generate_text(job, progress)
-    bits = cached_quality(args.model, job, args.build, progress)
+    began = time.monotonic()
+    with Progress() as progress:
+        job = Job(args.model, args.preset, args.build, progress)
+        progress.say(f"Verilog in {job.folder}: {len(job.manifest['files']['verilog'])} modules, "
+                     f"{job.manifest['model']['ternary_weights']:,} ternary weights ({job.generate_seconds:.1f} s)")
+        run = generate_text(job, progress)
+        bits = cached_quality(args.model, job, args.build, progress)
     rows, record = report(job, run, bits)
     record["seconds"] = round(time.monotonic() - began, 1)
     (args.build / "run.json").write_text(json.dumps(record, indent=2) + "\n")

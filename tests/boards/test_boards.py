@@ -168,22 +168,6 @@ def test_tools_that_fail_or_hang(tmp_path, monkeypatch):
     assert lines == ["one", "two"] and log.read_text() == "one\ntwo\n"
 
 
-def test_progress_of_a_seed_is_told_step_by_step(monkeypatch, capsys):
-    """Steps of nextpnr differ after the seed's number; repetitions of one step are told once a minute."""
-    from intaglio.boards import cli
-
-    now = [0.0]
-    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
-    progress = cli._Progress()
-    for seconds, text in ((1, "seed 1: Packing IOs.."), (2, "seed 1: Packing LUTs..."), (3, "seed 1: iter=1 wires=10"),
-                          (4, "seed 1: iter=2 wires=11"), (70, "seed 1: iter=3 wires=12"), (71, "seed 2: Packing IOs..")):
-        now[0] = seconds
-        progress(text, 0.5)
-    told = [line.split("s  ")[1] for line in capsys.readouterr().err.splitlines()]
-    assert told == ["seed 1: Packing IOs..", "seed 1: Packing LUTs...", "seed 1: iter=1 wires=10", "seed 1: iter=3 wires=12",
-                    "seed 2: Packing IOs.."]
-
-
 ROUTER = """
 import itertools, json, sys, time
 def run(words):
