@@ -128,7 +128,7 @@ def test_starts_that_change_the_base(tmp_path, peft, start):
 
 
 @pytest.mark.parametrize("settings", [{"use_dora": True}, {"alora_invocation_tokens": [3, 4]},
-                                      {"rank_pattern": {"q_proj": 2}}, {"lora_bias": True}], ids=lambda settings: next(iter(settings)))
+                                      {"rank_pattern": {"q_proj": 2}}], ids=lambda settings: next(iter(settings)))
 def test_what_peft_computes_otherwise(tmp_path, peft, settings):
     with pytest.raises(AdapterError, match=f"{next(iter(settings))} must be"):
         _Tuned(peft, tmp_path, target_modules=["q_proj"], init_lora_weights=True, **settings).reads()
@@ -151,7 +151,8 @@ def test_modules_are_those_that_peft_means(peft, prefix):
     modules = [f"{prefix}layers.{layer}.{module}" for layer in range(12) for module in MATRIX_TENSORS.values()] + ["lm_head"]
     kinds = {
         "target_modules": [["q_proj"], ["1.mlp.up_proj", "self_attn.k_proj"], ["layers.3.mlp.up_proj"],
-                           ["model.layers.3.mlp.up_proj", "o_proj"], ["proj"], [], r".*\.(1|11)\..*[qk]_proj", r"(model\.)?layers\.\d\.mlp.*", "q_proj"],
+                           ["model.layers.3.mlp.up_proj", "o_proj"], ["proj"],
+                           [], r".*\.(1|11)\..*[qk]_proj", r"(model\.)?layers\.\d\.mlp.*", "q_proj"],
         "exclude_modules": [None, [], ["k_proj", "3.mlp.up_proj"], r".*mlp.*"],
         "layers_to_transform": [None, [], [1, 11], 3], "layers_pattern": [None, "layers", ["h", "layers"], "h"],
     }
