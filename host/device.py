@@ -286,7 +286,7 @@ class Device:
         return results
 
     def check_tokens(self, tokens) -> list:
-        """``tokens`` as a list of int; ValueError unless the device can take them as one prompt."""
+        """``tokens``, integers of any kind, as a list of int; ValueError unless the device can take them as one prompt."""
         return check_tokens(self.manifest, tokens)
 
     def generate_tokens(self, tokens, max_tokens, **sampling):

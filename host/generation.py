@@ -1,6 +1,7 @@
 """Generation: the loop that feeds tokens to a device, and its text form for byte tokenizers."""
 
 import codecs
+import operator
 from contextlib import suppress
 
 from intaglio import Error
@@ -59,8 +60,11 @@ def generate_tokens(device, tokens, max_tokens, *, temperature=0.0, top_k=None, 
 
 
 def check_tokens(manifest, tokens) -> list:
-    """``tokens`` as a list of int; ValueError unless a device of this manifest can take them as one prompt."""
-    tokens = [int(token) for token in tokens]
+    """``tokens``, integers of any kind, as a list of int; ValueError unless a device of this manifest can take them as one prompt."""
+    try:
+        tokens = [operator.index(token) for token in tokens]
+    except TypeError as fault:
+        raise ValueError(f"a prompt must be one sequence of integers, not {type(tokens).__name__} ({fault})") from fault
     vocabulary, context = manifest.model["vocab_size"], manifest.model["context"]
     if not tokens:
         raise ValueError("a prompt must have at least one token")

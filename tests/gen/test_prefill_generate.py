@@ -96,7 +96,8 @@ def test_core_file_and_header(small_prefill, tmp_path):
     checks = [f'#include "{small_prefill / f"{TOP}.h"}"', f'_Static_assert(INTAGLIO_EXPECTED_DIGEST == {manifest.digest_word}u, "digest");']
     checks += [f'_Static_assert(INTAGLIO_{name.upper()} == {register.offset}, "{name}");' for name, register in manifest.registers.items()]
     (tmp_path / "header.c").write_text("\n".join(checks) + "\n")
-    subprocess.run(["gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", tmp_path / "header.c"], check=True)
+    options = ["-x", "c", "-std=c11", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
+    subprocess.run([find_tools().compiler, *options, tmp_path / "header.c"], check=True)
 
 
 def test_only_an_earlier_output_is_replaced(small_prefill, tmp_path):
