@@ -1,13 +1,14 @@
 """``intaglio synth`` on small banks, and its errors."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from intaglio import Error
 from intaglio.cli import main
-from intaglio.gen.area import measure
+from intaglio.gen.area import Measured, measure
 from intaglio.gen.liberty import BUILT_IN, read_liberty
 from intaglio.gen.polish import polish
 from intaglio.gen.rom_picture import structure_svg
@@ -174,9 +175,32 @@ def test_refuses_a_period(period, tmp_path, capsys):
 
 
 def test_structure_picture_is_the_one_in_the_docs():
-    from pathlib import Path
-
     assert (Path(__file__).parents[2] / "docs/rom_structure.svg").read_text() == structure_svg()
+
+
+def test_the_benchs_figures_of_random_weights_are_medians_of_seeds(monkeypatch):
+    """On small banks: what each line says, and that the middle one of the seeds is in it."""
+    from bench import rom
+
+    class Progress(list):
+        __call__ = say = list.append
+
+    def areas(trits, *_, **__):
+        drawn.append(trits)
+        return {name: Measured(area=area, gates=1, registers=1) for name, area in (("code", (1, 3, 2, 4)[len(drawn) - 1]), ("structured", 1))}
+
+    drawn = []
+    monkeypatch.setattr(rom, "DEPTH", 32)
+    monkeypatch.setattr(rom, "LANE_WIDTH", 8)
+    monkeypatch.setattr(rom, "_areas", areas)
+    monkeypatch.setattr(rom, "hardwired_cells", {7: (4096, 4096), 8: (8192, 16384), 9: (6144, 8192)}.get)
+    told = Progress()
+    figures = {line["name"]: line for line in rom.figures(Path(__file__).parents[2] / "models/burin", None, told)}
+    assert figures["rom.abc_over_ours"]["value"] == 2 and figures["rom.abc_over_ours_model"]["value"] == 4
+    assert all(not np.array_equal(a, b) for n, a in enumerate(drawn[:3]) for b in drawn[:n])
+    assert figures["rom.lut_per_weight"]["value"] == 1.5 and figures["rom.lut_per_weight_over_da4ml"]["value"] == 0.75
+    assert all("median of seeds 7, 8, 9" in line["anchor"] for name, line in figures.items() if not name.endswith("_model"))
+    assert any("seed 9" in text for text in told)
 
 
 def test_random_trits():
