@@ -187,7 +187,8 @@ def test_the_benchs_figures_of_random_weights_are_medians_of_seeds(monkeypatch):
 
     def areas(trits, *_, **__):
         drawn.append(trits)
-        return {name: Measured(area=area, gates=1, registers=1) for name, area in (("code", (1, 3, 2, 4)[len(drawn) - 1]), ("structured", 1))}
+        code = (1, 3, 2, 4)[len(drawn) - 1]
+        return {name: Measured(area=area, gates=1, registers=1) for name, area in (("code", code), ("structured", 1))}
 
     drawn = []
     monkeypatch.setattr(rom, "DEPTH", 32)
