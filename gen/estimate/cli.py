@@ -35,10 +35,12 @@ def _add_decoder(kinds):
 
 
 def pairs(option, texts, convert):
-    """``{name: value}`` of texts ``NAME=VALUE``."""
+    """``{name: value}`` of texts ``NAME=VALUE``, each name once."""
     out = {}
     for text in texts:
         name, separator, value = text.partition("=")
+        if name in out:
+            raise ValueError(f"{option} must give each name once, not {name} twice")
         try:
             out[name] = convert(value)
         except ValueError:
@@ -64,7 +66,11 @@ def run_decoder(args):
         model = ModelConfig.from_json(Path(args.model) / "config.json")
     else:
         raise Error(f"the model must be a checkpoint folder or one of {', '.join(MODELS)}, not {args.model!r}")
-    widths = pairs("--set", args.set, int) | ({} if args.context is None else {"context": args.context})
+    widths = pairs("--set", args.set, int)
+    if args.context is not None:
+        if "context" in widths:
+            raise ValueError("context must be given by --context or by --set, not by both")
+        widths["context"] = args.context
     machine = machine_for(model, args.preset, **widths)
     costs = costs_with(pairs("--cost", args.cost, float))
     estimate = estimate_decoder(machine, costs)

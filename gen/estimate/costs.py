@@ -44,6 +44,8 @@ COSTS = {
     "sram_pj": Cost(0.08, "pJ/bit", "assumed: a small macro; half of the 10 pJ for 64 bits of 8 KiB in 45 nm (Horowitz, ISSCC 2014)"),
 }
 
+SHARES = ("utilisation", "gated_leakage")
+
 
 def costs_with(changes):
     """COSTS with ``changes`` (values by name), whose source is then the caller; raises ``ValueError`` for an unknown or wrong one."""
@@ -53,5 +55,9 @@ def costs_with(changes):
             raise ValueError(f"a cost must be one of {', '.join(COSTS)}, not {name!r}")
         if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
             raise ValueError(f"the cost {name} must be a finite number of at least 0, not {value!r}")
+        if name in SHARES and value > 1:
+            raise ValueError(f"the cost {name} is a share and must be at most 1, not {value!r}")
+        if name == "utilisation" and not value:
+            raise ValueError("the cost utilisation must be more than 0")
         out[name] = Cost(float(value), COSTS[name].unit, "given")
     return out

@@ -19,7 +19,7 @@ from amaranth.hdl import Elaboratable, Fragment, Module, Signal, signed
 from intaglio import Error
 from intaglio.gen.liberty import read_liberty
 from intaglio.gen.verilog import whole
-from intaglio.gen.yosys import run_yosys
+from intaglio.gen.yosys import library_cells, run_yosys
 from intaglio.rtl.attention.array import add_tree, product_bits, tree_stages
 from intaglio.rtl.ternary.lane import Lane
 from intaglio.rtl.ternary.packing import pack
@@ -95,20 +95,16 @@ def measure(part, libraries, timeout=1800):
         (Path(scratch) / "cells.lib").write_text(library.text)
         (Path(scratch) / "part.v").write_text(make("part"))
         steps = ["read_verilog part.v", "hierarchy -top part", "proc", "flatten", "opt", "wreduce", "alumacc", "opt", "memory", "opt -full",
-                 "techmap", "opt", f"dfflibmap {options}", f"abc {options}", "opt_clean", "tee -q -o stat.json stat -json"]
+                 "techmap", "opt", "techmap", f"dfflibmap {options}", f"abc {options}", "opt_clean", "tee -q -o stat.json stat -json"]
         told = run_yosys(steps, scratch, f"the part {part}", timeout=timeout)
         stat = Path(scratch) / "stat.json"
         if not stat.is_file():
             raise Error(f"Yosys must map the part {part}; it ends with: {told}")
-        counts = json.loads(stat.read_text())["design"]["num_cells_by_type"]
+        counts = library_cells(json.loads(stat.read_text()), library, f"the part {part}")
     total = np.zeros(3)
     for name, count in counts.items():
-        if name == "$scopeinfo":
-            continue
-        if name not in library.cells:
-            raise Error(f"the libraries must have every cell that the part {part} needs, and lack {name}")
         cell = library.cells[name]
-        total += int(count["count"] if isinstance(count, dict) else count) * np.array([cell.area, cell.leakage, cell.capacitance])
+        total += count * np.array([cell.area, cell.leakage, cell.capacitance])
     return total[0] / units, total[1] / units * 1e-6, total[2] / units
 
 

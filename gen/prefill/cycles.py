@@ -201,7 +201,7 @@ def run_cycles(c, block_map, aware, misses, memory, *, dense=False):
     return phases | {"attend": attend_cycles(c, block_map, misses, memory)}
 
 
-def dense_cycles(c, blocks):
-    """Cycles of a dense run, by the closed form, from a memory that is never slower than the arithmetic."""
+def dense_cycles(c, blocks, misses=0, memory=None):
+    """Cycles of a dense run, by the closed form; without ``memory`` from one that is never slower than the arithmetic."""
     keep = np.broadcast_to(np.tril(np.ones((blocks, blocks), bool)), (c.group, blocks, blocks))
-    return sum(run_cycles(c, keep, 0, 0, Memory(latency=40), dense=True).values())
+    return sum(run_cycles(c, keep, 0, misses, memory or Memory(latency=40), dense=True).values())

@@ -64,6 +64,21 @@ def test_other_machines_of_the_rtl(preset, widths):
     assert same(machine_for(config, preset, **widths, **context), model, (0, 5, 63))
 
 
+def test_what_is_given_is_checked_and_not_what_it_replaces():
+    """A model of 300 positions and heads of 8 elements does not fit the preset's 1,024 tokens and vectors of 16 elements."""
+    config = ModelConfig(vocab_size=12, hidden_size=128, intermediate_size=192, num_hidden_layers=3, num_attention_heads=16,
+                         num_key_value_heads=4, head_dim=8, max_position_embeddings=300)
+    with pytest.raises(ValueError, match=re.escape("context must be an integer in 2..300, not 1024")):
+        machine_for(config, "desk", vector_width=8)
+    with pytest.raises(ValueError, match=re.escape("vector_width must be an integer in 2..8, not 16")):
+        machine_for(config, "desk", context=256)
+    machine = machine_for(config, "desk", context=256, vector_width=8)
+    assert (machine.context, machine.vector_width, machine.lanes, machine.top_k) == (256, 8, 4, 12)
+    assert same(machine, quantise(random_checkpoint(config), config_for(config, "desk", context=256, vector_width=8)), (0, 255))
+    with pytest.raises(ValueError, match=re.escape("top_k must be an integer in 1..12, not 13")):
+        machine_for(config, "desk", context=256, vector_width=8, top_k=13)
+
+
 def test_tom_by_hand():
     machine = machine_for(BITNET, "tom")
     assert (machine.attention_units, machine.attention_tokens, machine.multipliers) == (5, 8, 160 * 128)
@@ -157,6 +172,13 @@ def test_help_lists_every_preset_that_is_taken(capsys):
     (["--set", "attention_heads=3"], "attention_heads must divide heads / kv_heads = 4, not 3"),
     (["--set", "attention_units=3"], "attention_units must divide heads / attention_heads = 5, not 3"),
     (["--set", "reach=-1"], "reach must be an integer in 0..1000, not -1"),
+    (["--context", "256", "--set", "context=512"], "context must be given by --context or by --set, not by both"),
+    (["--set", "reach=1", "--set", "reach=2"], "--set must give each name once, not reach twice"),
+    (["--set", "top_k=32"], "top_k must be an integer in 1..31, not 32"),
+    (["--preset", "desk", "--context", "5000"], "context must be an integer in 2..4096, not 5000"),
+    (["--preset", "desk", "--set", "vector_width=3"], "vector_width must be a power of 2 that divides head_dim = 128, not 3"),
+    (["--cost", "utilisation=0"], "the cost utilisation must be more than 0"),
+    (["--cost", "utilisation=1.5"], "the cost utilisation is a share and must be at most 1, not 1.5"),
     (["--cost", "gold=1"], "a cost must be one of weight_um2"),
     (["--cost", "volt=nan"], "the cost volt must be a finite number of at least 0, not nan"),
 ])
