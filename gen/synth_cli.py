@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 
 from intaglio import Error
+from intaglio.files import check_output
+from intaglio.progress import Progress
 
 __all__ = ["register"]
 
@@ -65,23 +67,18 @@ def run(args):
     seeds = _seeds(args.seed)
     if args.out and len(seeds) > 1:
         raise Error(f"--out writes the banks of one --seed, not of {args.seed}")
-    if args.svg and not Path(args.svg).absolute().parent.is_dir():
-        raise Error(f"--svg must be a file in a folder that is there, not {args.svg}")
+    if args.svg:
+        check_output(args.svg, "--svg")
     zeros = [_share(text) for text in args.zeros.split(",")]
     cases = rom_report.model_cases(args.model, args.depth, args.width) if args.model else \
         rom_report.random_cases(zeros, args.depth, args.width, seeds)
 
-    def progress(text):
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[K{text}")
-            sys.stderr.flush()
-
-    if target in FPGA:
-        rows, text = rom_report.fpga_table(cases, strategies, target, progress)
-    else:
-        library = rom_report.library(target, args.liberty, args.dont_use)
-        rows, text = rom_report.asic_table(cases, strategies, library, args.period, progress)
-    progress("")
+    with Progress() as progress:
+        if target in FPGA:
+            rows, text = rom_report.fpga_table(cases, strategies, target, progress)
+        else:
+            library = rom_report.library(target, args.liberty, args.dont_use)
+            rows, text = rom_report.asic_table(cases, strategies, library, args.period, progress)
     if args.out:
         rom_report.write_banks(rows, args.out)
     sys.stdout.write(text + "\n")

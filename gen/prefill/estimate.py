@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict, dataclass
 
 from intaglio import Error
+from intaglio.progress import Progress
 from intaglio.gen.matrix import TARGETS
 
 __all__ = ["LENGTHS", "MODELS", "AttentionEstimate", "Model", "add_parser", "estimate", "least_density", "synthetic_map"]
@@ -205,13 +206,10 @@ def run(args):
         "linear: multiplications of the linear layers over those of the same multipliers, a bound and not an estimate",
     )
     rows = []
-    for length in lengths:
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[K{length:,} tokens")
-            sys.stderr.flush()
-        rows.append(estimate(model, length, units=units, config=c, target=target, density=args.density, aware=aware))
-    if sys.stderr.isatty():
-        sys.stderr.write("\r\x1b[K")
+    with Progress() as progress:
+        for length in lengths:
+            progress(f"{length:,} tokens")
+            rows.append(estimate(model, length, units=units, config=c, target=target, density=args.density, aware=aware))
     if args.json:
         sys.stdout.write(json.dumps({"class": "projected", "model": args.model, "target": args.target, "clock_hz": clock, "units": units,
                                      "unit": c.to_json(), "assumptions": assumptions, "lengths": [asdict(row) for row in rows]},
