@@ -9,8 +9,8 @@ import sys
 from dataclasses import asdict, dataclass
 
 from intaglio import Error
-from intaglio.progress import Progress
 from intaglio.gen.matrix import TARGETS
+from intaglio.progress import Progress
 
 __all__ = ["LENGTHS", "MODELS", "AttentionEstimate", "Model", "add_parser", "estimate", "least_density", "synthetic_map"]
 

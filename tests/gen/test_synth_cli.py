@@ -158,7 +158,7 @@ def test_a_bank_of_zeros_alone(capsys):
     (("--target", "nangate45", "--seed", "3,x"), "not '3,x'"),
     (("--target", "nangate45", "--seed", "3,3"), "not '3,3'"),
     (("--target", "nangate45", "--seed", "3,4", "--out", "x"), "--out writes the banks of one --seed, not of 3,4"),
-    (("--target", "nangate45", "--svg", "/nowhere/a.svg"), "--svg must be a file in a folder that is there, not /nowhere/a.svg"),
+    (("--target", "nangate45", "--svg", "/nowhere/a.svg"), "--svg must name a file that can be written, not '/nowhere/a.svg'"),
     (("--target", "ecp5", "--period", "0"), "are for cell libraries, not for the FPGA family ecp5"),
 ])
 def test_refuses(arguments, text, capsys):
