@@ -148,8 +148,10 @@ class _Source:
                 prefixes["M_AXI"] = memory["prefix"]
                 ports += [f"#define MONITOR {manifest['monitor']['port']}", f"#define BEAT_BYTES {memory['data_width'] // 8}",
                           f"#define RESULT_BYTES {streams['result']['width'] // 8}"]
-        except OSError as fault:
+        except FileNotFoundError as fault:
             raise BuildError(f"{folder} is not a complete generated folder ({fault}): generate it again") from fault
+        except OSError as fault:
+            raise BuildError(f"{fault.filename or folder} of the generated folder cannot be read: {fault.strerror or fault}") from fault
         except (ValueError, KeyError, TypeError, AttributeError) as fault:
             raise BuildError(f"{folder / 'manifest.json'} is not a manifest ({fault!r}): generate it again") from fault
         for name in (name for group in groups.values() for name in group):

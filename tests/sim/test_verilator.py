@@ -295,6 +295,15 @@ def test_missing_tools_are_told(tmp_path):
         find_tools(str(tmp_path))
 
 
+def test_a_file_that_may_not_be_read_is_not_a_missing_one(folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "rtl" / "decoder_double.v").unlink()
+    (copy / "rtl" / "decoder_double.v").symlink_to("decoder_double.v")
+    with pytest.raises(BuildError, match="decoder_double.v of the generated folder cannot be read: Too many levels"):
+        build(copy)
+
+
 def test_incomplete_folders_are_told(folder, tmp_path):
     with pytest.raises(BuildError, match="not a complete generated folder"):
         build(tmp_path)
