@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from intaglio.host import cli
 from intaglio.host.device import Device
 from intaglio.host.transport import register
 
+MODEL = Path(__file__).parents[2] / "models" / "burin"
 COMMANDS = {"run": lambda: cli.register}
 
 
@@ -140,7 +142,7 @@ def test_what_does_not_fit_is_told_before_a_simulation_is_built(double, tmp_path
 @pytest.mark.parametrize("argv, message", [
     (["run", "--prompt", "a"], "must be a decoder, .* but it is a prefill attention unit, which `intaglio attention`"),
     (["serve", "--listen", "127.0.0.1:0"], "must be a decoder, .* but it is a prefill attention unit"),
-    (["attention", "--model", "models/burin", "--text", __file__, "--tokens", "256"],
+    (["attention", "--model", str(MODEL), "--text", __file__, "--tokens", "256"],
      "must be a prefill attention unit, .* but it is a decoder, which `intaglio run`"),
 ])
 def test_a_folder_of_the_other_kind_is_told_before_it_is_built(double, small_prefill, tmp_path, capsys, monkeypatch, argv, message):

@@ -13,6 +13,9 @@ import torch
 
 from intaglio import Error, progress
 from intaglio.cli import main
+from intaglio.gen.checkpoint import save_checkpoint
+from intaglio.gen.model import ModelConfig
+from intaglio.gen.synthetic import random_checkpoint
 from intaglio.host.prefill.parameters import divergence_threshold, share
 from intaglio.host.prefill.quantise import quantise
 from intaglio.sim.prefill import attention, exact
@@ -162,6 +165,22 @@ def test_a_unit_that_does_not_fit_is_told_before_it_is_built(small_prefill, tmp_
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     assert main(["attention", "--model", str(MODEL), "--text", str(TEXT), "--device", f"sim:{tmp_path}", *options]) == 2
     assert capsys.readouterr().err.startswith(f"intaglio: error: {message}")
+
+
+@pytest.mark.verilator
+def test_command_with_a_device(small_prefill, simulation_cache, tmp_path, capsys):
+    """Every layer of a small model on the simulated unit; where nothing bounds the tokens, its context does."""
+    config = ModelConfig(vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                         num_key_value_heads=1, head_dim=16, linear_class="bitlinear", rope_theta=10000.0, max_position_embeddings=64,
+                         bos_token_id=0, eos_token_id=1)
+    save_checkpoint(tmp_path / "model", random_checkpoint(config))
+    argv = ["attention", "--model", str(tmp_path / "model"), "--text", str(TEXT), "--device", f"sim:{small_prefill}", "--check",
+            "--cache", str(simulation_cache), "--map", str(tmp_path / "a.svg"), "--timeline", str(tmp_path / "t.json")]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "512 tokens, blocks of 32" in out and out.count("  yes\n") == 2 and "NO" not in out
+    assert len(ElementTree.parse(tmp_path / "a.svg").getroot().findall("{*}text")) == 4
+    assert json.loads((tmp_path / "t.json").read_text())["traceEvents"]
 
 
 def test_values_that_are_not_finite():
