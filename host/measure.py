@@ -29,10 +29,12 @@ class Work:
 
 
 def work(device):
-    """The device's :class:`Work` modulo 2**32, or None if it is still at work."""
+    """The device's :class:`Work`, or None if it is still at work, or has been waiting or at work for so long that 32 bits do not tell."""
     if all(device.read_register("status") & 1 for _ in range(TRIES)):
         return None
-    busy = sum(device.read_register(f"phase_{name}") for name in device.manifest.phases)
+    busy = sum(device.read_register(f"phase_{name}") for name in device.manifest.phases) & WRAP
+    if device.read_cycles() - busy > WRAP:  # which has 64 bits: a phase may have begun anew from 0
+        return None
     return Work(tokens=device.read_register("tokens"), cycles=busy - device.read_register("stall_out") & WRAP)
 
 
@@ -47,7 +49,7 @@ class Measure:
     * on the wall: ``seconds_prefill``, ``seconds_decode``, ``wall_tokens_per_second``.
 
     Each is None where it cannot be told: after an error, for what comes after the first token when the generator was left early (the device
-    may be at work then), and speeds after fewer than two tokens.
+    may be at work then), when 2**32 cycles of waits or work make the counters ambiguous, and speeds after fewer than two tokens.
     """
 
     def __init__(self, device, prompt_tokens):
