@@ -15,7 +15,7 @@ WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 640, 400, 70, 30, 130, 60
 def comparison_svg(rows):
     """Area a bit (or LUTs a weight) over the share of zero weights, one line a strategy; rows of :mod:`intaglio.gen.rom_report`."""
     key, label = ("per_bit", "um2 a bit") if "per_bit" in rows[0] else ("lut_per_weight", "LUTs a weight")
-    greatest = 1.1 * max(row[key] for row in rows)
+    greatest = 1.1 * max(row[key] for row in rows) or 1.0
     least_x, most_x = min(row["zeros"] for row in rows), max(row["zeros"] for row in rows)
     span = (most_x - least_x) or 1
 

@@ -25,7 +25,7 @@ _MULTIPLIER = "8 products of 16 x 8 bits with registers and adder tree"
 
 COSTS = {
     "weight_um2": Cost(0.00675, "um2/bit", f"synthesised: {_ROM}"),
-    "embedding_um2": Cost(0.00643, "um2/bit", f"synthesised: {_EMBEDDING}"),
+    "embedding_um2": Cost(0.00644, "um2/bit", f"synthesised: {_EMBEDDING}"),
     "lane_um2": Cost(7.50, "um2/weight", f"synthesised: {_LANE}"),
     "multiplier_um2": Cost(81.7, "um2", f"synthesised: {_MULTIPLIER}"),
     "sram_um2": Cost(0.043, "um2/bit", "anchor: ASAP7's synthetic fakeram7 macros in OpenROAD-flow-scripts, area of the LEF"),
