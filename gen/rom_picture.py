@@ -20,7 +20,7 @@ def comparison_svg(rows):
     Points that lie on one another are rings around the first, and a line along another one is dashed, so that nothing hides anything.
     """
     key, label = ("per_bit", "um2 a bit") if "per_bit" in rows[0] else ("lut_per_weight", "LUTs a weight")
-    greatest = 1.1 * max(row[key] for row in rows)
+    greatest = 1.1 * max(row[key] for row in rows) or 1.0
     least_x, most_x = min(row["zeros"] for row in rows), max(row["zeros"] for row in rows)
     span = (most_x - least_x) or 1
 

@@ -47,6 +47,8 @@ def run(args):
     target = args.target or ("liberty" if args.liberty else None)
     if target is None:
         raise Error(f"one of --target ({', '.join(['nangate45', *FPGA])}) and --liberty must be given")
+    if target in FPGA and (args.liberty or args.period is not None or args.dont_use):
+        raise Error(f"--liberty, --dont-use and --period are for cell libraries, not for the FPGA family {target}")
     if args.folder:
         if target != "ecp5":
             raise Error(f"--folder needs --target ecp5, not {target}")
@@ -55,8 +57,6 @@ def run(args):
 
         sys.stdout.write(table(synthesise_ecp5(args.folder, "intaglio_decoder", flatten=["intaglio_lane_lane*"])) + "\n")
         return
-    if target in FPGA and (args.liberty or args.period is not None or args.dont_use):
-        raise Error(f"--liberty, --dont-use and --period are for cell libraries, not for the FPGA family {target}")
     if target in FPGA and args.out:
         raise Error(f"--out is for cell libraries, not for the FPGA family {target}")
     if args.target and args.liberty:

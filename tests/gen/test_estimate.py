@@ -230,7 +230,7 @@ def test_measuring_a_part(tmp_path, monkeypatch):
 
     whole = library(LIBERTY % REGISTER)
     monkeypatch.setattr(measure_module, "HEIGHT", 16)
-    monkeypatch.setitem(measure_module.PARTS, "weight", (measure_module._weights, 16))
+    monkeypatch.setitem(measure_module.PARTS, "weight", (measure_module._weights, 16, (7, 8)))
     area, leakage, capacitance = measure_module.measure("weight", whole)
     assert area > 10 and leakage == pytest.approx(2e-6 * area) and capacitance == pytest.approx(3 * area)
     for text, message in (("library (x) { }", "must have cells with an area; none was found"),

@@ -131,8 +131,9 @@ def test_several_seeds_give_medians(capsys):
     assert median == sorted(single)[1] and len(set(single)) == 3 and "medians of 3 banks" in text
 
 
-def test_a_bank_of_zeros_alone(capsys):
-    assert synth("--target", "nangate45", "--depth", "4", "--width", "2", "--zeros", "0.999", "--strategy", "plain,code,planes") == 0
+def test_a_bank_of_zeros_alone(tmp_path, capsys):
+    assert synth("--target", "nangate45", "--depth", "4", "--width", "2", "--zeros", "0.999", "--strategy", "plain,code,planes",
+                 "--svg", str(tmp_path / "a.svg")) == 0
     assert capsys.readouterr().out.count(" inf ") == 3
 
 
@@ -152,6 +153,7 @@ def test_a_bank_of_zeros_alone(capsys):
     (("--target", "nangate45", "--model", "/nowhere"), "/nowhere"),
     (("--target", "nangate45", "--model", "/nowhere", "--seed", "3"), "--seed must not be given with --model, where it counts for nothing"),
     (("--target", "nangate45", "--model", "/nowhere", "--zeros", "0.5"), "--zeros must not be given with --model"),
+    (("--target", "ecp5", "--folder", "x", "--period", "500"), "are for cell libraries, not for the FPGA family ecp5"),
     (("--target", "ecp5", "--folder", "x", "--depth", "64"), "--depth must not be given with --folder"),
     (("--target", "nangate45", "--liberty", "a.lib"), "--liberty must be given without --target, not with --target nangate45"),
     (("--target", "nangate45", "--seed", "-3"), "--seed must be integers of at least 0, each once, with commas between them, not '-3'"),
