@@ -13,9 +13,11 @@ from intaglio.gen import tensorfile
 from intaglio.gen.banks.emit import emit
 from intaglio.gen.banks.layout import BankLayout
 from intaglio.gen.checkpoint import EMBEDDING, MATRIX_TENSORS, Layer, Ternary, absmean_ternary, load_checkpoint, save_checkpoint
+from intaglio.gen.decoder import generate
 from intaglio.gen.model import CheckpointError, ModelConfig
 from intaglio.gen.synthetic import random_checkpoint
 from intaglio.gen.tensorfile import Tensor
+from intaglio.host.manifest import Manifest
 
 CONFIG = ModelConfig(vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
                      num_key_value_heads=1, head_dim=8, max_position_embeddings=64, bos_token_id=0, eos_token_id=1)
@@ -283,6 +285,13 @@ def test_many_constant_tensors_are_counted(saved):
     change_config(saved, quantization_config={"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"})
     with pytest.raises(CheckpointError, match=r"q_proj.weight \(all 0\), .*layers.1.self_attn.q_proj.weight \(all 0\) and 6 more: "):
         load_checkpoint(saved)
+
+
+def test_several_end_tokens_reach_the_manifest(saved, tmp_path):
+    change_config(saved, eos_token_id=[1, 3], bos_token_id=[2])
+    described = generate(saved, "small", tmp_path / "out", context=8, lane_width=8)
+    assert (described["model"]["bos"], described["model"]["eos"]) == (2, [1, 3])
+    assert Manifest.read(tmp_path / "out").ends == (1, 3)
 
 
 def test_the_commands_take_constant_tensors_if_told(saved, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The exact model's error budgets, the guarantee of mass, the report on the shipped model, the command and its picture."""
 
 import argparse
+import dataclasses
 import json
 import math
 import xml.etree.ElementTree as ElementTree
@@ -13,7 +14,7 @@ import torch
 
 from intaglio import Error, progress
 from intaglio.cli import main
-from intaglio.gen.checkpoint import save_checkpoint
+from intaglio.gen.checkpoint import load_checkpoint, save_checkpoint
 from intaglio.gen.model import ModelConfig
 from intaglio.gen.synthetic import random_checkpoint
 from intaglio.host.prefill.parameters import divergence_threshold, share
@@ -188,3 +189,15 @@ def test_values_that_are_not_finite():
     k[3, 4] = np.nan
     with pytest.raises(ValueError, match="k must be finite"):
         quantise(q, k, v, block=32)
+
+
+def test_a_model_of_constant_matrices_is_refused_unless_told(tmp_path, capsys):
+    checkpoint = load_checkpoint(MODEL)
+    layer = checkpoint.layers[0]
+    values = dataclasses.replace(layer.matrices["v"], weights=np.zeros_like(layer.matrices["v"].weights))
+    layers = (dataclasses.replace(layer, matrices={**layer.matrices, "v": values}), *checkpoint.layers[1:])
+    save_checkpoint(tmp_path, dataclasses.replace(checkpoint, layers=layers))
+    command = ["attention", "--model", str(tmp_path), "--text", str(TEXT), "--tokens", "64", "--block", "32", "--layers", "0"]
+    assert main(command) == 2
+    assert "model.layers.0.self_attn.v_proj.weight (all 0): the file is damaged" in capsys.readouterr().err
+    assert main([*command, "--allow-constant"]) == 0
