@@ -46,14 +46,16 @@ def run(args):
     if args.folder:
         if target != "ecp5":
             raise Error(f"--folder needs --target ecp5, not {target}")
-        from intaglio.gen.synthesis import synthesise_ecp5, table
+        from intaglio.gen.synthesis import decoder_table
 
-        sys.stdout.write(table(synthesise_ecp5(args.folder, "intaglio_decoder", flatten=["intaglio_lane_lane*"])) + "\n")
+        sys.stdout.write(decoder_table(args.folder) + "\n")
         return
     if target in FPGA and (args.liberty or args.period or args.dont_use):
         raise Error(f"--liberty, --dont-use and --period are for cell libraries, not for the FPGA family {target}")
     if target in FPGA and args.out:
         raise Error(f"--out is for cell libraries, not for the FPGA family {target}")
+    if args.out:
+        rom_report.check_banks(args.out)
     strategies = (args.strategy or (FPGA_STRATEGIES if target in FPGA else ASIC_STRATEGIES)).split(",")
     zeros = [_share(text) for text in args.zeros.split(",")]
     cases = rom_report.model_cases(args.model, args.depth, args.width) if args.model else \
