@@ -54,7 +54,7 @@ def run_presets(args):
 
     for kind, presets in (("decoder", PRESETS), ("prefill", PREFILL)):
         sys.stdout.writelines(f"{kind:8} {name:10} {preset.description}\n" for name, preset in presets.items())
-    sys.stdout.write("banks    tom        16 lanes x 10 units x 128 weights, banks of 1,024 words; every preset of the decoder is taken too\n")
+    sys.stdout.write("banks    tom        16 lanes x 10 units x 128 weights, banks of 1,024 words; also every preset of the decoder\n")
 
 
 def _need(fault):

@@ -24,7 +24,7 @@ MODEL = str(Path(__file__).parents[2] / "models" / "burin")
      "context must be at most the model's max_position_embeddings = 4096, not 8192"),
     (["--model", MODEL, "--set", "context=long"], "context must be in 2..65535 tokens, not 'long'"),
     (["--model", "nowhere"], "nowhere"),
-    (["--model", MODEL, "--prefix", "2b"], "the prefix must be a letter and then letters, digits or underscores, 64 characters at most, not '2b'"),
+    (["--model", MODEL, "--prefix", "2b"], "must be a letter and then letters, digits or underscores, 64 characters at most, not '2b'"),
     (["--model", MODEL, "--prefix", "a-b"], "not 'a-b'"), (["--model", MODEL, "--prefix", ""], "not ''"),
     (["--model", MODEL, "--prefix", "x" * 65], "64 characters at most"), (["--model", MODEL, "--prefix", "größe"], "not 'größe'"),
 ])
