@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from bench import adapter, attention, decoder, gating, generator, link, matrix, rom, scale
 from bench.common import Job, Progress, table
 from intaglio import Error
+from intaglio.sim.tools import find_program, use_all
 
 _HOLDS = {"=": lambda value, goal: value == goal, ">=": lambda value, goal: value >= goal, "<=": lambda value, goal: value <= goal}
 
@@ -26,9 +26,10 @@ def holds(figure):
 
 def commit():
     """The commit of the working tree; None outside of git."""
-    if not shutil.which("git"):
+    git = find_program("git")
+    if git is None:
         return None
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    done = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
 
 
@@ -38,7 +39,9 @@ def main(argv=None):
     parser.add_argument("--preset", default="desk")
     parser.add_argument("--build", type=Path, default=Path("build"))
     parser.add_argument("--pdk", type=Path, help="folder with the ASAP7 cell library, for the figures that need one")
+    parser.add_argument("--tool", action="append", default=[], metavar="NAME=PROGRAM", help="use this program for verilator or g++")
     args = parser.parse_args(argv)
+    use_all(args.tool)
     torch.set_num_threads(2)
     args.build.mkdir(parents=True, exist_ok=True)
     progress = Progress()

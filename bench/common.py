@@ -43,6 +43,8 @@ class Job:
         if (config.vocab_size, config.bos_token_id) != (256, 0):
             raise ValueError(f"the model must have bytes for tokens and begin with token 0, not {config.vocab_size} tokens "
                              f"and {config.bos_token_id}")
+        if isinstance(config.eos_token_id, tuple):
+            raise ValueError(f"the model must have one end token, not {config.eos_token_id}")
         self.quantised = quantise(self.checkpoint, config_for(self.checkpoint.config, preset))
         self.folder = build / preset
         began = time.monotonic()

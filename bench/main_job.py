@@ -17,6 +17,7 @@ from bench.common import Job, Progress, equal_to_exact, generate_tokens, quality
 from intaglio import Error
 from intaglio.gen.cycles import operations
 from intaglio.sim.corpus import Corpus, xz_bits_per_byte
+from intaglio.sim.tools import use_all
 
 RUNS = (  # prompts and how to continue them
     ("def read_header(self, stream):\n    \"\"\"Read ", {}),
@@ -32,7 +33,9 @@ def main(argv=None):
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--preset", default="desk")
     parser.add_argument("--build", type=Path, default=Path("build"))
+    parser.add_argument("--tool", action="append", default=[], metavar="NAME=PROGRAM", help="use this program for verilator or g++")
     args = parser.parse_args(argv)
+    use_all(args.tool)
     torch.set_num_threads(2)
     args.build.mkdir(parents=True, exist_ok=True)
     progress, began = Progress(), time.monotonic()

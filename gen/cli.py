@@ -19,6 +19,7 @@ def register(subparsers):
     decoder.add_argument("-o", "--out", required=True, metavar="DIR", help="output folder")
     _add_prefix(decoder, "decoder")
     decoder.add_argument("--set", action="append", default=[], metavar="WIDTH=VALUE", help="change one width of the preset")
+    _allow_constant(decoder)
     decoder.set_defaults(run=run_decoder)
     prefill = kinds.add_parser("prefill", help="sparse attention for long prompts",
                                description="Write Verilog and manifest of the prefill attention unit.")
@@ -38,6 +39,7 @@ def register(subparsers):
                        help="units and banks: tom (the default: 16 lanes x 10 units x 128 weights), or a preset of the decoder")
     banks.add_argument("--processes", type=int, default=2, metavar="N", help="processes, default 2")
     banks.add_argument("-o", "--out", required=True, metavar="DIR", help="output folder")
+    _allow_constant(banks)
     banks.set_defaults(run=run_banks)
     presets = kinds.add_parser("presets", help="list the presets", description="List the presets of decoder, prefill unit and banks.")
     presets.set_defaults(run=run_presets)
@@ -46,6 +48,11 @@ def register(subparsers):
 def _add_prefix(parser, kind):
     parser.add_argument("--prefix", metavar="NAME", help=f"the top is NAME_{kind}, and modules, ROM images and macros begin with that; by "
                         "default NAME has the digest in it, so that two designs can stand in one project")
+
+
+def _allow_constant(parser):
+    parser.add_argument("--allow-constant", action="store_true",
+                        help="accept matrices of one value throughout and norms of zeros, which no trained model has")
 
 
 def run_presets(args):
@@ -70,7 +77,7 @@ def run_banks(args):
 
     with Progress() as progress:
         done = emit(args.model, args.out, layout=layout_for(args.preset), layers=None if args.all else args.layer,
-                    processes=args.processes, progress=progress)
+                    processes=args.processes, progress=progress, allow_constant=args.allow_constant)
     sys.stdout.write(f"{args.out}: {len(done['written'])} parts written ({done['bytes'] / 1e6:,.1f} MB), {len(done['kept'])} kept, "
                      f"at most {done['peak_kib'] / 1024:,.0f} MiB resident\n")
 
@@ -83,7 +90,8 @@ def run_decoder(args):
 
     widths = changes(args.set, "WIDTH")
     with Progress() as progress:
-        described = generate(args.model, args.preset, args.out, prefix=args.prefix, progress=progress, **widths)
+        described = generate(args.model, args.preset, args.out, prefix=args.prefix, progress=progress, allow_constant=args.allow_constant,
+                             **widths)
     sys.stdout.write(f"{args.out}: {described['top']}, {len(described['files']['verilog'])} modules, "
                      f"{described['model']['ternary_weights']:,} ternary weights, digest {described['digest'][:8]}\n")
 

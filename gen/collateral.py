@@ -52,7 +52,8 @@ def manifest(model, *, bos, eos, preset, top, digest, files, zero_share, inputs,
     Parameters
     ----------
     model : QuantisedModel
-    bos, eos : int or None
+    bos : int or None
+    eos : int, tuple of int, or None
         The tokens that begin and end a text.
     top : str
         Name of the top module.
@@ -78,7 +79,7 @@ def manifest(model, *, bos, eos, preset, top, digest, files, zero_share, inputs,
         "registers": register_fields(register_map(c)),
         "phases": list(PHASES),
         "model": {"vocab_size": c.vocab, "context": c.context, "layers": c.layers, "hidden": c.hidden, "top_k": c.top_k,
-                  "bos": bos, "eos": eos, "tokenizer": "bytes" if c.vocab <= 256 else "none",
+                  "bos": bos, "eos": list(eos) if isinstance(eos, tuple) else eos, "tokenizer": "bytes" if c.vocab <= 256 else "none",
                   "ternary_weights": c.layers * c.layer_weights, "zero_weight_share": round(zero_share, 6)},
         "config": c.to_json(), "files": files,
         "tools": tools(), "inputs": inputs, **adapter,

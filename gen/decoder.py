@@ -28,7 +28,7 @@ __all__ = ["KIND", "contents", "generate"]
 KIND = "decoder"
 
 
-def generate(model, preset, out, *, prefix=None, progress=None, reuse=False, **widths):
+def generate(model, preset, out, *, prefix=None, progress=None, reuse=False, allow_constant=False, **widths):
     """Write a decoder to the folder ``out``.
 
     Parameters
@@ -45,6 +45,8 @@ def generate(model, preset, out, *, prefix=None, progress=None, reuse=False, **w
         Called with a text and the share done (0 to 1).
     reuse : bool
         Keep an earlier output of the same checkpoint, widths, prefix, generator and tools, if none of its files has changed.
+    allow_constant : bool
+        Accept a checkpoint folder with matrices of one value throughout, or norms of zeros.
 
     Returns
     -------
@@ -56,7 +58,7 @@ def generate(model, preset, out, *, prefix=None, progress=None, reuse=False, **w
         The folder holds something else; the checkpoint or the widths do not fit.
     """
     out = output.check_folder(out, KIND)
-    checkpoint, config, inputs = _inputs(model, preset, prefix, widths, progress)
+    checkpoint, config, inputs = _inputs(model, preset, prefix, widths, progress, allow_constant)
     if reuse and (kept := output.kept(out, inputs)):
         return kept
     described = output.write(out, *_design(checkpoint, config, preset, prefix, inputs, progress))
@@ -75,13 +77,13 @@ def _tell(progress, text, share):
         progress(text, share)
 
 
-def _inputs(model, preset, prefix, widths, progress):
+def _inputs(model, preset, prefix, widths, progress, allow_constant=False):
     """Checkpoint, configuration, and the digest of all that the output depends on. What does not fit is told before weights are read."""
     checked_prefix(prefix)
     if isinstance(model, (str, Path)):
         config_for(ModelConfig.from_json(Path(model) / "config.json"), preset, **widths)
         _tell(progress, "reading the checkpoint", 0.0)
-        checkpoint = load_checkpoint(model)
+        checkpoint = load_checkpoint(model, allow_constant=allow_constant)
     else:
         _tell(progress, "checkpoint", 0.0)
         checkpoint = model

@@ -2,10 +2,10 @@
 
 import re
 
-from amaranth._toolchain.yosys import find_yosys
+from amaranth._toolchain.yosys import _BuiltinYosys
 from amaranth.back import rtlil
 
-__all__ = ["convert", "merge_equal", "modules_of"]
+__all__ = ["convert", "merge_equal", "modules_of", "whole"]
 
 # Unlike verilog.convert's passes, these keep clock enables: `if (en) q <= d`, where a compiled simulation would otherwise copy every
 # register in every cycle.
@@ -26,12 +26,20 @@ def convert(design, name, ports):
 
     Modules with the same logic become one; the name of the first one stays. The same design gives the same text.
     """
+    passes = (*_PASSES, f"attrmap {_ATTRIBUTES}", f"attrmap -modattr {_ATTRIBUTES}")
+    return merge_equal(plain_ports(modules_of(_written(design, name, ports, passes), name)))
+
+
+def whole(design, name, ports):
+    """Verilog of ``design`` in one text, by the passes of Amaranth's own back end."""
+    return _written(design, name, ports, ("proc -nomux -norom", "memory_collect"))
+
+
+def _written(design, name, ports, passes):
     ilang = rtlil.convert(design, name=name, ports=ports, emit_src=False)
-    script = [f"read_rtlil <<rtlil\n{ilang}\nrtlil", *_PASSES, f"attrmap {_ATTRIBUTES}", f"attrmap -modattr {_ATTRIBUTES}",
-              "write_verilog -norename"]
-    yosys = find_yosys(lambda version: version >= (0, 40))
-    text = yosys.run(["-q", "-"], "\n".join(script), ignore_warnings=True)
-    return merge_equal(plain_ports(modules_of(text, name)))
+    script = [f"read_rtlil <<rtlil\n{ilang}\nrtlil", *passes, "write_verilog -norename"]
+    # The wheel's Yosys, which the manifest states. Amaranth's own look-up would prefer one on the path, of whatever version.
+    return _BuiltinYosys.run(["-q", "-"], "\n".join(script), ignore_warnings=True)
 
 
 def modules_of(text, top):

@@ -3,6 +3,8 @@
 Words of the command and result streams are described in :mod:`intaglio.host.protocol`.
 """
 
+import operator
+
 import numpy as np
 
 from intaglio.host.adapter import AdapterError
@@ -278,8 +280,11 @@ class Device:
         return results
 
     def check_tokens(self, tokens) -> list:
-        """``tokens`` as a list of int; ValueError unless the device can take them as one prompt."""
-        tokens = [int(token) for token in tokens]
+        """``tokens``, integers of any kind, as a list of int; ValueError unless the device can take them as one prompt."""
+        try:
+            tokens = [operator.index(token) for token in tokens]
+        except TypeError as fault:
+            raise ValueError(f"a prompt must be one sequence of integers, not {type(tokens).__name__} ({fault})") from fault
         vocabulary, context = self.manifest.model["vocab_size"], self.manifest.model["context"]
         if not tokens:
             raise ValueError("a prompt must have at least one token")

@@ -34,7 +34,7 @@ def generate_tokens(device, tokens, max_tokens, *, temperature=0.0, top_k=None, 
     Yields
     ------
     int
-        Tokens, without the end token.
+        Tokens, without the end token (any of those that the model has).
 
     Notes
     -----
@@ -61,15 +61,15 @@ def generate_tokens(device, tokens, max_tokens, *, temperature=0.0, top_k=None, 
 
 
 def _generate(device, tokens, max_tokens, sampler, burst, selection):
-    model = device.manifest.model
-    room = model["context"] - len(tokens) + 1  # the last token is never fed
+    ends = device.manifest.ends
+    room = device.manifest.model["context"] - len(tokens) + 1  # the last token is never fed
     limit = min(max_tokens, room)
     record = _Record(device, len(tokens))
     finish = "closed"
     try:
         for token in _results(device, tokens, limit, sampler, burst, selection):
-            record.count(token != model["eos"])
-            if token == model["eos"]:
+            record.count(token not in ends)
+            if token in ends:
                 finish = "eos"
                 return
             yield token

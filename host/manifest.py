@@ -52,8 +52,9 @@ class Manifest:
     phases : tuple of str
         Names of phase counters; each has the register ``phase_<name>``.
     model : dict
-        ``vocab_size``, ``context`` (positions), ``top_k`` (most logits in one result), ``bos``, ``eos`` (tokens or None),
-        ``tokenizer`` ("bytes", or "none" for tokens alone) and what else the generator states.
+        ``vocab_size``, ``context`` (positions), ``top_k`` (most logits in one result), ``bos`` (a token or None), ``eos`` (a token, a
+        list of tokens, any of which ends a text, or None), ``tokenizer`` ("bytes", or "none" for tokens alone) and what else the
+        generator states.
     adapter : dict or None
         What an adapter must be to be loaded; None for a device without adapters.
 
@@ -82,17 +83,16 @@ class Manifest:
         for name in REQUIRED_MODEL:
             if name not in self.model:
                 raise ManifestError(f"model must state {name!r}")
-        tokens = tuple(name for name in ("bos", "eos") if self.model[name] is not None)
-        for name in ("vocab_size", "context", "top_k", *tokens):
-            if not isinstance(self.model[name], int) or self.model[name] < 0:
+        for name in ("vocab_size", "context", "top_k"):
+            if type(self.model[name]) is not int or self.model[name] < 0:
                 raise ManifestError(f"model.{name} must be a non-negative integer, not {self.model[name]!r}")
         if not 1 < self.model["vocab_size"] <= 0xFFFFF or not 1 < self.model["context"] <= 0xFFFF:
             raise ManifestError("model.vocab_size must be in 2..1048575 and context must be in 2..65535, "
                                 f"not {self.model['vocab_size']} and {self.model['context']}")
-        for name in tokens:
-            if self.model[name] >= self.model["vocab_size"]:
-                raise ManifestError(f"model.{name} must be below vocab_size {self.model['vocab_size']}, "
-                                    f"not {self.model[name]}")
+        for name, tokens in (("bos", () if self.model["bos"] is None else (self.model["bos"],)), ("eos", self.ends)):
+            for token in tokens:
+                if type(token) is not int or not 0 <= token < self.model["vocab_size"]:
+                    raise ManifestError(f"model.{name} must be a token in 0..{self.model['vocab_size'] - 1}, not {token!r}")
         if self.model["tokenizer"] not in ("bytes", "none"):
             raise ManifestError(f"model.tokenizer must be 'bytes' or 'none', not {self.model['tokenizer']!r}")
         if self.model["tokenizer"] == "bytes" and self.model["vocab_size"] > 256:
@@ -105,6 +105,12 @@ class Manifest:
             for name in ADAPTER_REGISTERS:
                 if name not in self.registers:
                     raise ManifestError(f"registers must include {name!r} where there are adapters")
+
+    @property
+    def ends(self) -> tuple:
+        """The tokens that end a text."""
+        eos = self.model["eos"]
+        return () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
 
     @property
     def digest_word(self) -> int:

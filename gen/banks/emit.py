@@ -22,6 +22,7 @@ from intaglio.gen.banks.forms import FORMS
 from intaglio.gen.banks.job import peak_kib
 from intaglio.gen.banks.pool import Pool
 from intaglio.gen.checkpoint import CheckpointReader
+from intaglio.gen.constant import refuse_constant
 from intaglio.gen.images import EXECUTION
 from intaglio.gen.output import check_folder, described, json_text
 from intaglio.gen.quantised import embedding_scales, head_constants, layer_constants
@@ -40,7 +41,7 @@ def matrix_shapes(config):
     return {name: (sum(shapes[part][0] for part in parts), shapes[parts[0]][1]) for name, parts in EXECUTION.items()}
 
 
-def emit(model, out, *, layout, layers=None, form="image", processes=2, progress=None):
+def emit(model, out, *, layout, layers=None, form="image", processes=2, progress=None, allow_constant=False):
     """Write banks to the folder ``out``.
 
     Parameters
@@ -55,6 +56,8 @@ def emit(model, out, *, layout, layers=None, form="image", processes=2, progress
     processes : int, 1 to 64
     progress : callable or None
         Called with a text and the share done (0 to 1).
+    allow_constant : bool
+        Accept matrices of one value throughout and norms of zeros.
 
     Returns
     -------
@@ -63,7 +66,8 @@ def emit(model, out, *, layout, layers=None, form="image", processes=2, progress
     Raises
     ------
     Error, ValueError
-        The checkpoint is damaged or not ternary; an argument is out of range; the folder holds something else, is in use, or lacks room.
+        The checkpoint is damaged, not ternary or not tied, or has tensors that no trained model has; an argument is out of range; the
+        folder holds something else, is in use, or lacks room.
     """
     reader = CheckpointReader(model)
     config = reader.config
@@ -81,7 +85,7 @@ def emit(model, out, *, layout, layers=None, form="image", processes=2, progress
     run = _Run(reader, layout, form, Path(out).resolve(), progress or (lambda text, share: None))
     _acceptable(run.out, run.about())  # before the checkpoint is read
     with Pool(processes, model, layout, form) as pool:
-        run.check(pool, layers, everything)
+        run.check(pool, layers, everything, allow_constant)
         with _locked(run.out, run.about()):
             run.keep(pool)
             run.need_room()
@@ -164,15 +168,17 @@ class _Run:
         return json_text({"format": FORMAT, "format_version": 1, "generator": __version__, "form": self.form,
                           "layout": dataclasses.asdict(layout), "model": config.to_json(), "banks_of_a_unit": banks}).encode()
 
-    def check(self, pool, layers, everything):
-        tasks = [(index, "check_layer", index) for index in layers] + [("embedding", "check_embedding")] * everything
+    def check(self, pool, layers, everything, allow_constant):
+        tasks, suspect = [(index, "check_layer", index) for index in layers] + [("embedding", "check_embedding")] * everything, {}
         for count, (key, result) in enumerate(pool.run(tasks), 1):
             if key == "embedding":
-                self.inputs["embedding"], self.largest = result
+                self.inputs["embedding"], suspect[key], self.largest = result
                 embedding_scales(self.largest)
             else:
-                self.inputs[_part(key)] = result
+                self.inputs[_part(key)], suspect[_part(key)] = result
             self.tell(f"checkpoint: {count} of {len(tasks)} parts checked", 0.2 * count / len(tasks))
+        if not allow_constant:
+            refuse_constant({name: value for part in sorted(suspect) for name, value in suspect[part].items()})
 
     def keep(self, pool):
         """Find the parts of an earlier run that are whole."""

@@ -14,11 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from amaranth.back import verilog
 from amaranth.hdl import Elaboratable, Fragment, Module, Signal, signed
 
 from intaglio import Error
 from intaglio.gen.liberty import read_liberty
+from intaglio.gen.verilog import whole
 from intaglio.gen.yosys import run_yosys
 from intaglio.rtl.attention.array import add_tree, product_bits, tree_stages
 from intaglio.rtl.ternary.lane import Lane
@@ -53,7 +53,7 @@ def _lane(name):
     m = Module()
     m.submodules.lane = lane
     m.d.comb += [lane.masks[k].eq(mask) for k, mask in enumerate(Lane.MASKS)]
-    return verilog.convert(m, name=name, ports=[lane.word, *(lane.x[b] for b in range(8)), lane.enable, lane.first, lane.sum])
+    return whole(m, name, [lane.word, *(lane.x[b] for b in range(8)), lane.enable, lane.first, lane.sum])
 
 
 class _Products(Elaboratable):
@@ -72,7 +72,7 @@ class _Products(Elaboratable):
 
 def _products(name):
     part = _Products()
-    return verilog.convert(Fragment.get(part, None), name=name, ports=[*part.a, *part.b, part.enable, part.sum])
+    return whole(Fragment.get(part, None), name, [*part.a, *part.b, part.enable, part.sum])
 
 
 # Verilog, and how many units (bits, weights, multipliers) the part has.

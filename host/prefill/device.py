@@ -12,6 +12,7 @@ from intaglio.host.prefill.manifest import MAP_VERSION, PrefillManifest
 from intaglio.host.prefill.parameters import divergence_threshold, run_parameters, share
 from intaglio.host.prefill.quantise import image, quantise
 from intaglio.host.protocol import ConfigMismatchError, DeviceError, DeviceTimeout
+from intaglio.host.tensors import real_array
 from intaglio.host.transport import open_transport
 
 __all__ = ["AttentionDevice", "Run", "open_attention"]
@@ -110,8 +111,8 @@ class AttentionDevice:
         Parameters
         ----------
         q : float [H, N, D]; k, v : float [Hkv, N, D]
-            numpy arrays or torch tensors, after rotary embedding; q is not scaled. H / Hkv is the unit's group, D its head_dim,
-            N at most its context. Query head h uses KV head ``h * Hkv // H``.
+            numpy arrays, torch tensors or lists of either, of any floating type, after rotary embedding; q is not scaled. H / Hkv is the
+            unit's group, D its head_dim, N at most its context. Query head h uses KV head ``h * Hkv // H``.
         gamma : float
             Share of the estimated attention mass that the chosen blocks keep, above 0 to 1.
         tau : float
@@ -127,7 +128,7 @@ class AttentionDevice:
 
         Returns
         -------
-        float32 [H, N, D]. :attr:`runs` has what the runs told.
+        numpy array, float32 [H, N, D], whatever q is. :attr:`runs` has what the runs told.
 
         Raises
         ------
@@ -161,16 +162,14 @@ class AttentionDevice:
         c = self.manifest.config
         arrays = []
         for name, x in (("q", q), ("k", k), ("v", v)):
-            if hasattr(x, "detach"):  # a torch tensor, of a type that numpy may lack
-                x = x.detach().float().cpu().numpy()
-            x = np.asarray(x)
+            x = real_array(name, x)
             if x.ndim != 3:
                 raise ValueError(f"{name} must be of shape [heads, tokens, head_dim], not {list(x.shape)}")
             if x.shape[2] != c["head_dim"]:
                 raise ValueError(f"head_dim of {name} must be {c['head_dim']}, the unit's, not {x.shape[2]}")
             if not 1 <= x.shape[1] <= c["context"]:
                 raise ValueError(f"tokens of {name} must be in 1..{c['context']}, the unit's context, not {x.shape[1]}")
-            if x.dtype.kind == "f" and not np.isfinite(x).all():
+            if not np.isfinite(x).all():
                 raise ValueError(f"{name} must be finite, not NaN or infinite")
             arrays.append(x)
         q, k, v = arrays

@@ -24,6 +24,8 @@ def register(subparsers):
     parser.add_argument("--gamma", type=float, default=0.9, help="share of the estimated mass to keep, default 0.9")
     parser.add_argument("--tau", type=float, default=0.1, help="divergence below which a head is query-aware, default 0.1; 0: none")
     parser.add_argument("--map", metavar="FILE.svg", help="write the block map as a picture")
+    parser.add_argument("--allow-constant", action="store_true",
+                        help="accept matrices of one value throughout and norms of zeros, which no trained model has")
     device = parser.add_argument_group("with a device")
     device.add_argument("--device", metavar="SCHEME:REST", help="for example sim:OUT, a folder of 'intaglio gen prefill'")
     device.add_argument("--memory", metavar="NAME", help="memory of a simulation: hbm2-u280, hbm2-u280-all, ddr4 or ddr4-one")
@@ -84,6 +86,7 @@ def run(args):
     if len(text) < args.tokens:
         raise ValueError(f"--tokens must be at most {len(text)}, the bytes of the text, not {args.tokens}")
     try:
+        from intaglio.gen.checkpoint import load_checkpoint
         from intaglio.gen.model import ModelConfig
         from intaglio.sim.prefill.picture import block_map_svg
         from intaglio.sim.prefill.report import traffic
@@ -91,6 +94,7 @@ def run(args):
         raise Error(f"the command needs the Python module {fault.name!r}: pip install 'intaglio[sim]'") from fault
 
     layers = _layers(args.layers, ModelConfig.from_json(Path(args.model) / "config.json").num_hidden_layers)
+    args.model = load_checkpoint(args.model, allow_constant=args.allow_constant)
     rows, keeps = [], []
     for found in (_device if args.device else _exact)(args, text, layers):
         keeps.append(found.keep)

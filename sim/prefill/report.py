@@ -71,7 +71,7 @@ def _judged(layer, kv_head, queries, keys, values, got, keep, aware, block):
 
 
 def layer_reports(model, text, *, tokens, layer, block, gamma16, threshold):
-    """Reports of the KV heads of a layer of the checkpoint folder ``model`` on ``text`` (bytes), by the exact model."""
+    """Reports of the KV heads of a layer of ``model`` (a checkpoint folder, or a Checkpoint) on ``text`` (bytes), by the exact model."""
     for kv_head, queries, keys, values in _groups(model, text, tokens, layer):
         z = quantise(queries.numpy(), keys.numpy(), values.numpy(), block=block)
         out, keep, aware = exact_run(z, block=block, gamma16=gamma16, threshold=threshold)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,7 +15,7 @@ from intaglio.gen.collateral import lint_waivers
 from intaglio.gen.model import ModelConfig
 from intaglio.gen.synthetic import random_checkpoint
 from intaglio.rtl.kernel import ARGUMENTS, KERNEL_TOP
-from intaglio.sim.verilator import find_tools
+from intaglio.sim.tools import find_program, find_tools
 
 MODEL = ModelConfig(vocab_size=61, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
                     head_dim=16)
@@ -83,13 +82,13 @@ def test_connectivity(name):
         f"sp={KERNEL_TOP}_1.operations:HBM[0]", f"sp={KERNEL_TOP}_1.answers:HBM[1]"]
 
 
-@pytest.mark.skipif(not shutil.which("tclsh"), reason="needs tclsh (apt install tcl)")
+@pytest.mark.skipif(find_program("tclsh") is None, reason="needs tclsh (apt install tcl)")
 def test_tcl_runs_to_its_end(packed):
     """With a stand-in for every command of Vivado, which prints its words; any other command is an error."""
-    whole = subprocess.run(["tclsh"], cwd=packed, text=True, capture_output=True,
+    whole = subprocess.run([find_program("tclsh")], cwd=packed, text=True, capture_output=True,
                            input="set f [open package.tcl]; puts [info complete [read $f]]")
     assert whole.stdout.strip() == "1"
-    done = subprocess.run(["tclsh"], input=VIVADO, cwd=packed, text=True, capture_output=True)
+    done = subprocess.run([find_program("tclsh")], input=VIVADO, cwd=packed, text=True, capture_output=True)
     calls = done.stdout.splitlines()
     assert done.stderr == "" and calls[0].startswith("create_project -force pack")
     assert calls[-1].startswith("package_xo ") and f"-kernel_name {KERNEL_TOP}" in calls[-1] and "kernel.xml" in calls[-1]

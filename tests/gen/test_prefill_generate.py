@@ -102,7 +102,8 @@ def test_core_file_and_header(small_prefill, tmp_path):
     checks += [f'_Static_assert({name.upper()}_{register.upper()} == {found.offset}, "{register}");'
                for register, found in manifest.registers.items()]
     (tmp_path / "header.c").write_text("\n".join(checks) + "\n")
-    subprocess.run(["gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", tmp_path / "header.c"], check=True)
+    options = ["-x", "c", "-std=c11", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
+    subprocess.run([find_tools().compiler, *options, tmp_path / "header.c"], check=True)
 
 
 def test_only_an_earlier_output_is_replaced(small_prefill, tmp_path):

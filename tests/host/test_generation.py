@@ -37,6 +37,13 @@ def test_ends_at_the_end_token(device):
     assert device.last["finish"] == "eos" and device.last["generated_tokens"] == 0
 
 
+def test_ends_at_any_of_several_end_tokens(double):
+    for end in (0xFE, 0x80):
+        with Device(double.PythonDevice(double.describe(eos=[0xFE, 0x80]))) as device:
+            assert list(device.generate_tokens([end - 3], 9)) == [end - 2, end - 1]
+            assert device.last["finish"] == "eos" and device.last["generated_tokens"] == 2
+
+
 def test_a_model_without_beginning_and_end(double):
     with Device(double.PythonDevice(double.describe(bos=None, eos=None))) as device:
         assert list(device.generate_tokens([0xFF], 2)) == [0, 1]

@@ -33,8 +33,9 @@ def test_refuses(double, change, message):
 
 @pytest.mark.parametrize("change, message", [
     ({"vocab_size": 257}, "at most 256 for the byte tokenizer"), ({"vocab_size": "x"}, "non-negative integer"),
-    ({"context": 1}, "context must be in 2..65535"), ({"eos": 256}, "eos must be below vocab_size"),
-    ({"tokenizer": "x"}, "tokenizer must be"), ({"bos": "a"}, "bos must be a non-negative integer"),
+    ({"context": 1}, "context must be in 2..65535"), ({"eos": 256}, r"eos must be a token in 0..255, not 256"),
+    ({"eos": [0, 256]}, "eos must be a token in 0..255, not 256"), ({"eos": [True]}, "eos must be a token in 0..255, not True"),
+    ({"tokenizer": "x"}, "tokenizer must be"), ({"bos": "a"}, "bos must be a token in 0..255, not 'a'"),
 ])
 def test_refuses_a_model(double, change, message):
     with pytest.raises(ManifestError, match=message):

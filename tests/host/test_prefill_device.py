@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import intaglio.host as host
 from intaglio import Error
@@ -99,6 +100,13 @@ BAD = [
       for n in range(3) for x in (np.nan, np.inf, -np.inf)),
     (lambda: [x.astype(np.int64) for x in arrays()], {}, "q must be of a floating type, not int64"),
     (lambda: [x.astype(complex) for x in arrays()], {}, "q must be of a floating type, not complex128"),
+    (lambda: [torch.tensor(x).int() for x in arrays()], {}, "q must be of a floating type, not int32"),
+    (lambda: [torch.tensor(x) > 0 for x in arrays()], {}, "q must be of a floating type, not bool"),
+    (lambda: [torch.tensor(x).cfloat() for x in arrays()], {}, "q must be of a floating type, not complex64"),
+    (lambda: [torch.tensor(x).to_sparse() for x in arrays()], {}, "q must be a dense array or tensor of numbers, not Tensor"),
+    (lambda: [torch.tensor(x, device="meta") for x in arrays()], {}, "q must be a dense array or tensor of numbers, not Tensor"),
+    (lambda: [[[0.5], [0.5, 1.0]]] * 3, {}, "q must be a dense array or tensor of numbers, not list"),
+    (lambda: [None] * 3, {}, "q must be of a floating type, not object"),
     (lambda: [x * 100 for x in arrays()], {}, "the largest query magnitude must be at most .* scores are too large"),
     *((arrays, {"gamma": x}, rf"gamma must be above 0 and at most 1, not {x!r}")
       for x in (0, -0.1, 1.0001, float("nan"), float("inf"), "0.9", None, True)),
@@ -178,6 +186,34 @@ def test_results_in_any_order(device, recorder):
     two = device.attention(*arrays())
     assert one.shape == (2, 40, 16) and one.dtype == np.float32 and not np.array_equal(one, two)
     assert len(device.runs) == 1 and device.runs[0].map is None
+
+
+def strided(x):
+    """The same numbers, heads last in memory."""
+    return torch.tensor(x).permute(1, 2, 0).contiguous().permute(2, 0, 1)
+
+
+TENSORS = {  # what a tensor is made of by numbers that bfloat16 holds
+    "bfloat16": lambda x: torch.tensor(x).bfloat16(), "float16": lambda x: torch.tensor(x).half(),
+    "float32": lambda x: torch.tensor(x).float(),
+    "float64": torch.tensor, "with a gradient": lambda x: torch.nn.Parameter(torch.tensor(x).bfloat16()),
+    "from a model": lambda x: torch.nn.Parameter(torch.tensor(x).bfloat16()) * 1, "in another order": lambda x: strided(x).bfloat16(),
+    "heads in a list": lambda x: [torch.nn.Parameter(torch.tensor(head).bfloat16()) for head in x], "negated view": lambda x: torch.complex(
+        torch.tensor(x), -torch.tensor(x)).conj().imag, "numpy's float16": lambda x: x.astype(np.float16), "lists": lambda x: x.tolist(),
+}
+
+
+@pytest.mark.parametrize("kind", TENSORS)
+def test_tensors_of_every_floating_type(device, recorder, monkeypatch, kind):
+    """The same numbers arrive as from numpy's arrays, and the result is numpy's float32."""
+    seen = []
+    monkeypatch.setattr(recorder, "write_memory", lambda data, origin: seen.append(data.tobytes()))
+    numbers = [np.round(x * 16) / 16 for x in arrays()]
+    for values in (numbers, [TENSORS[kind](x) for x in numbers]):
+        recorder.script = packets()
+        out = device.attention(*values)
+        assert isinstance(out, np.ndarray) and out.dtype == np.float32
+    assert seen[0] == seen[1]
 
 
 @pytest.mark.parametrize("script", [
