@@ -62,7 +62,7 @@ def test_a_long_step_is_told_off_a_terminal(tmp_path, capsys, monkeypatch):
         time.sleep(0.5)
         raise Error("enough")
 
-    monkeypatch.setattr("intaglio.gen.prefill.generate.convert", slow)
+    monkeypatch.setattr("intaglio.gen.prefill.generate.PrefillShell", slow)
     assert main(["gen", "prefill", "--preset", "small", "-o", str(tmp_path / "out")]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) >= 2 and lines[0].startswith("intaglio:   0% Verilog (") and lines[-1] == "intaglio: error: enough"
