@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-__all__ = ["BOARDS", "Board", "Pin", "board"]
+__all__ = ["BOARDS", "PREFIX", "Board", "Pin", "board"]
+
+PREFIX = "intaglio"  # of the decoder's modules: a board or a card has one design, and reports are easier to compare under one name
 
 ECP5_DEVICES = ("25k", "45k", "85k", "um-25k", "um-45k", "um-85k", "um5g-25k", "um5g-45k", "um5g-85k")
 

@@ -4,11 +4,11 @@ A case is a name and one or several banks of the same size; every figure is the 
 """
 
 import statistics
-from pathlib import Path
 
 import numpy as np
 
 from intaglio import Error
+from intaglio.gen import output
 from intaglio.gen.area import check_period, measure
 from intaglio.gen.checkpoint import load_checkpoint
 from intaglio.gen.fpga import FAMILIES, measure_fpga
@@ -18,7 +18,7 @@ from intaglio.rtl.logicrom import STRATEGIES, bank
 from intaglio.rtl.ternary.hardwired import adder_graph, hardwired_verilog
 from intaglio.rtl.ternary.packing import execution_order, pack
 
-__all__ = ["asic_table", "fpga_table", "library", "model_cases", "random_cases", "random_trits", "write_banks"]
+__all__ = ["asic_table", "check_banks", "fpga_table", "library", "model_cases", "random_cases", "random_trits", "write_banks"]
 
 
 def random_trits(rows, inputs, zeros, seed=7):
@@ -115,15 +115,19 @@ def _drawn(cases):
     return f", medians of {len(cases[0][1])} banks" if len(cases[0][1]) > 1 else ""
 
 
+def check_banks(folder):
+    """The path of a folder to which :func:`write_banks` may write; raises ``Error``."""
+    return output.check_folder(folder, "rom-banks")
+
+
 def write_banks(rows, folder):
-    """``bank_<i>.v``, and ``bank_<i>_mapped.v`` where there is a netlist, of the last strategy of each case."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    last = {row["case"]: row for row in rows}
+    """Write ``bank_<i>.v``, and ``bank_<i>_mapped.v`` where there is a netlist, of the last strategy of each case."""
+    content, last = {}, {row["case"]: row for row in rows}
     for number, row in enumerate(last.values()):
         for suffix, text in row["texts"].items():
             if text is not None:
-                (folder / f"bank_{number}{suffix}.v").write_text(f"// {row['case']}: {row['description']}\n{text}")
+                content[f"bank_{number}{suffix}.v"] = f"// {row['case']}: {row['description']}\n{text}".encode()
+    output.write(check_banks(folder), content, {"kind": "rom-banks"})
 
 
 def fpga_table(cases, strategies, family, progress):

@@ -53,9 +53,9 @@ def run(args):
         if target != "ecp5":
             raise Error(f"--folder needs --target ecp5, not {target}")
         _alone(args, "folder", DEFAULTS)
-        from intaglio.gen.synthesis import synthesise_ecp5, table
+        from intaglio.gen.synthesis import decoder_table
 
-        sys.stdout.write(table(synthesise_ecp5(args.folder, "intaglio_decoder", flatten=["intaglio_lane_lane*"])) + "\n")
+        sys.stdout.write(decoder_table(args.folder) + "\n")
         return
     if target in FPGA and args.out:
         raise Error(f"--out is for cell libraries, not for the FPGA family {target}")
@@ -63,6 +63,8 @@ def run(args):
         raise Error(f"--liberty must be given without --target, not with --target {args.target}")
     if args.model:
         _alone(args, "model", ("zeros", "seed"))
+    if args.out:
+        rom_report.check_banks(args.out)
     strategies = (args.strategy or (FPGA_STRATEGIES if target in FPGA else ASIC_STRATEGIES)).split(",")
     seeds = _seeds(args.seed)
     if args.out and len(seeds) > 1:

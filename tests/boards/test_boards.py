@@ -8,11 +8,15 @@ import pytest
 
 from intaglio import Error
 from intaglio.boards import cli, tools
+from intaglio.boards.alveo import CARDS, package
+from intaglio.boards.arty import archive
 from intaglio.boards.build import build, critical_path
 from intaglio.boards.config import BOARDS, Board, Pin, board
 from intaglio.boards.ecp5 import Pll, constraints, pll, top_verilog
+from intaglio.boards.lane import build_lane
 from intaglio.boards.tools import Stamp, run_yowasp
 from intaglio.cli import main
+from intaglio.gen import output
 
 COMMANDS = {"board": lambda: cli.register}
 PIN = Pin(ball="A1")
@@ -87,7 +91,11 @@ def test_a_step_is_done_once(tmp_path):
     source.write_text("a")
     step = Stamp(tmp_path / "step", source, "option")
     assert not step.done
-    step.begin()
+    (tmp_path / "step").mkdir()
+    for name in ("notes.txt", "result"):
+        (tmp_path / "step" / name).write_text("mine")
+    step.begin("result")
+    assert [path.name for path in (tmp_path / "step").iterdir()] == ["notes.txt"]  # what the step does not make stays
     (tmp_path / "step" / "result").write_text("made")
     assert not step.done
     step.finish("result")
@@ -191,9 +199,11 @@ def test_a_seed_that_does_not_route_is_left_out(tmp_path, monkeypatch):
 
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "router.py").write_text(ROUTER)
-    (tmp_path / "netlist.json").write_text("{}")
-    (tmp_path / "sources").mkdir()
-    (tmp_path / "sources" / "ulx3s.lpf").write_text("")
+    out = tmp_path / "out"
+    output.mark(out, "board")
+    (out / "netlist.json").write_text("{}")
+    (out / "sources").mkdir()
+    (out / "sources" / "ulx3s.lpf").write_text("")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lib"))
     for module in (tools, flow):
         monkeypatch.setattr(module, "version", lambda package: "1")
@@ -201,11 +211,23 @@ def test_a_seed_that_does_not_route_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(flow, "PATIENCE", 10)
     monkeypatch.setattr(flow, "generate", lambda *_, **__: {"digest": "0"})
     monkeypatch.setattr(flow, "write_sources", lambda *_: [])
-    monkeypatch.setattr(flow, "synthesised", lambda *_: ([], tmp_path / "netlist.json"))
-    monkeypatch.setattr(flow, "pack", lambda *_: None)
+    monkeypatch.setattr(flow, "synthesised", lambda *_: ([], out / "netlist.json"))
+    monkeypatch.setattr(flow, "pack", lambda *_: out / "netlist.json")
     for _ in range(2):
         with pytest.raises(Error, match="at least one seed must route, not none of 1: try others"):
-            build(board("ulx3s"), "model", tmp_path, seeds=(1,))
-        result = build(board("ulx3s"), "model", tmp_path, seeds=(1, 2))
+            build(board("ulx3s"), "model", out, seeds=(1,))
+        result = build(board("ulx3s"), "model", out, seeds=(1, 2))
+        (out / "seed_2" / "notes.txt").write_text("mine")
         assert result["unrouted"] == {"1": 500} and list(result["seeds"]) == ["2"] and result["best_seed"] == 2
-    assert (tmp_path / "runs").read_text() == "12"
+    assert (out / "runs").read_text() == "12" and (out / "seed_2" / "notes.txt").is_file()
+    assert json.loads((out / "manifest.json").read_text())["content"].keys() == {"board.json", "ulx3s.bit"}
+
+
+def test_a_folder_of_another_kind_is_refused(tmp_path):
+    """Before anything is made; its manifest is not written over by that of the board."""
+    output.write(tmp_path / "desk", {"rtl/a.v": b"a"}, {"kind": "decoder"})
+    for run in (lambda out: build(board("ulx3s"), "/nowhere", out), lambda out: build_lane("/nowhere", out),
+                lambda out: archive("/nowhere", out), lambda out: package(CARDS["u280"], "/nowhere", out)):
+        with pytest.raises(Error, match="its manifest.json is that of a decoder: choose another folder"):
+            run(tmp_path / "desk")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.v", "desk", "manifest.json", "rtl"]

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -24,7 +25,7 @@ set calls {}
 foreach name {create_project add_files set_property get_files current_fileset update_compile_order close_project package_xo get_property
               ipx::package_project ipx::unload_core ipx::edit_ip_in_project ipx::current_core ipx::get_user_parameters
               ipx::remove_user_parameter ipx::associate_bus_interfaces ipx::create_xgui_files ipx::update_checksums ipx::check_integrity
-              ipx::save_core} {
+              ipx::save_core ipx::add_bus_parameter ipx::get_bus_interfaces} {
     namespace eval [namespace qualifiers ::$name] {}
     proc ::$name args "puts \\"$name \\$args\\"; return {}"
 }
@@ -95,6 +96,20 @@ def test_tcl_runs_to_its_end(packed):
     added = " ".join(call for call in calls if call.startswith("add_files"))
     for path in [*packed.glob("rtl/*.v"), *packed.glob("rom/*.hex")]:
         assert str(path) in added
+    (frequency,) = (number for number, call in enumerate(calls) if call.startswith("ipx::add_bus_parameter -quiet FREQ_HZ"))
+    assert calls[frequency - 1].startswith("ipx::get_bus_interfaces ap_clk")
+    assert calls[frequency + 1].startswith("set_property value 200000000")
+    assert frequency < next(number for number, call in enumerate(calls) if call.startswith("ipx::check_integrity"))
+    assert "set_property xpm_libraries XPM_CDC XPM_MEMORY XPM_FIFO" in " ".join(call.replace("{", "").replace("}", "") for call in calls)
+
+
+def test_files_of_the_user_are_neither_packed_nor_removed(checkpoint, packed, tmp_path):
+    folder = shutil.copytree(packed, tmp_path / "u280")
+    (folder / "rtl" / "bench.v").write_text("module bench; endmodule\n")
+    described = alveo.package(alveo.CARDS["u280"], checkpoint, folder, preset="small")
+    assert (folder / "rtl" / "bench.v").is_file() and "bench.v" not in (folder / "package.tcl").read_text()
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert files == {*described["content"], "manifest.json", "rtl/bench.v"} and "rtl/intaglio_kernel.v" in described["files"]["verilog"]
 
 
 def test_lint(packed, tmp_path):
@@ -125,9 +140,12 @@ def test_arty_archive(checkpoint, tmp_path):
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
         script, constraints = (archive.read(f"intaglio_arty.{kind}").decode() for kind in ("tcl", "xdc"))
-    assert {"build_intaglio_arty.sh", "intaglio_decoder.v", "intaglio_serial.v", "rom/weights_0.hex"} <= names
+    assert {"build_intaglio_arty.sh", "intaglio_decoder.v", "intaglio_serial.v", "rom/intaglio_decoder_weights_0.hex"} <= names
     for name in names:
         if name.endswith(".v") and name != "intaglio_arty.debug.v":
             assert f'"{name}"' in script or f" {name}" in script, name
+    images = " ".join(sorted(name for name in names if name.endswith(".hex")))
+    assert f"set images [list {images}]\nadd_files -norecurse $images\n" in script
+    assert script.index("{Memory Initialization Files} [get_files $images]") < script.index("synth_design")
     for ball in ("E3", "A9", "D10", "C2"):
         assert f"set_property LOC {ball} " in constraints

@@ -63,7 +63,7 @@ class Bench:
 
     def __init__(self, case, folder):
         self.case, self.folder = case, folder
-        generate(self.scaled(self.checkpoint(0)), "small", folder / "generated", **case.widths)
+        self.top = generate(self.scaled(self.checkpoint(0)), "small", folder / "generated", **case.widths)["top"]
         self.library = build(folder / "generated", cache=CACHE, rom="rom")
         self.used = 0
 
@@ -86,7 +86,7 @@ class Bench:
         folder = self.folder / f"model_{self.used}"
         (folder / "rom").mkdir(parents=True)
         for name, image in roms.items():
-            (folder / "rom" / f"{name}.hex").write_bytes(hex_text(image))
+            (folder / "rom" / f"{self.top}_{name}.hex").write_bytes(hex_text(image))
         with contextlib.chdir(folder):
             return Simulation(self.library)
 
