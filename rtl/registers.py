@@ -8,7 +8,8 @@ from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.program import PHASES
 
-__all__ = ["ADAPTER_REGISTERS", "ADDRESS_BITS", "AXI_LITE", "MAGIC", "REGISTER_MAP", "VERSION", "AxiLite", "Register", "register_map", "writable"]
+__all__ = ["ADAPTER_REGISTERS", "ADDRESS_BITS", "AXI_LITE", "MAGIC", "OKAY", "REGISTER_MAP", "SLVERR", "VERSION", "AxiLite", "Register",
+           "register_map", "writable"]
 
 MAGIC = 0x494E5447  # "INTG"
 VERSION = 1
@@ -81,8 +82,8 @@ AXI_LITE = {
 class AxiLite(wiring.Component):
     """AXI4-Lite slave, one access at a time. Every output is a register.
 
-    Each of the three channels that bring something takes one word, whatever the others do: address and data of a write come in any order, and
-    a read passes a write that is not whole. Where a read and a write wait, they take turns.
+    Each of the three channels that bring something takes one word, whatever the others do: address and data of a write come in any
+    order, and a read passes a write that is not whole. Where a read and a write wait, they take turns.
 
     A read of an offset without a register answers 0 and OKAY. A write changes a whole register or nothing: it is answered SLVERR where its
     strobes are some of the four, or where nothing takes it (no register, one that is read-only, or one that takes no writes at that time),
@@ -106,8 +107,9 @@ class AxiLite(wiring.Component):
 
     Latency
     -------
-    Four cycles from the one that takes an address, of a write also its data, to its answer; the next access is taken from the second cycle after
-    the one that takes the answer. What a write does in the cycle of ``write`` or the next is done before anything that follows the answer.
+    Four cycles from the one that takes an address, of a write also its data, to the one that has the answer; a channel takes its next
+    word from the cycle after the answer is taken. What a write does in the cycle of ``write`` or the next is done before anything that
+    follows the answer.
     """
 
     def __init__(self, offsets):
@@ -129,8 +131,8 @@ class AxiLite(wiring.Component):
         return self.write & self.at[offset]
 
     def answer(self, m, values, takes):
-        """Answer reads with ``values``, a dict of byte offset to value, and 0 elsewhere; writes by ``takes``, a dict of byte offset to whether
-        the register there takes what is written in that cycle, and SLVERR elsewhere.
+        """Answer reads with ``values``, a dict of byte offset to value, and 0 elsewhere; writes by ``takes``, a dict of byte offset to
+        whether the register there takes what is written in that cycle, and SLVERR elsewhere.
         """
         word, taken = Const(0, 32), Const(0, 1)
         for offset, value in values.items():

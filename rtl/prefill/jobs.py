@@ -1,6 +1,6 @@
 """From visits to tiles: the jobs of a visit, their row groups, their key tiles."""
 
-from amaranth.hdl import Array, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Array, Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
