@@ -15,9 +15,7 @@ __all__ = ["adapter_layout", "c_header", "core_file", "lint_waivers", "manifest"
 _WAIVERS = (
     ("CASEOVERLAP", "Amaranth writes If and Elif as a case statement, in which the first condition that holds counts"),
     ("UNUSEDSIGNAL", "Amaranth gives every field of a structure a wire of its own, read or not"),
-    ("WIDTHEXPAND", "Amaranth's operators have exact widths; assignments to wider signals extend on purpose"),
-    ("WIDTHTRUNC", "Amaranth truncates explicitly by the width of the target"),
-    ("PROCASSINIT", "registers have reset values and are assigned in clocked processes"),
+    ("WIDTH", "Amaranth's operators have exact widths; assignments to wider signals extend, to narrower ones truncate on purpose"),
     ("VARHIDDEN", "inner names are Amaranth's"),
 )
 

@@ -14,6 +14,7 @@ _ATTRIBUTES = "-remove generator -remove top -remove src -remove amaranth.hierar
 
 _HEADER = re.compile(r"^module (\\\S+ |\w+)", re.MULTILINE)
 _TRIGGER = re.compile(r"\\\$auto\$verilog_backend\.cc:\d+:dump_module\$\d+ ")  # Yosys' aid for event-driven simulators, numbered anew
+_INITIAL = re.compile(r"^  reg ((?:\[\d+:\d+\] )?)(\\\S+ |\w+) = (.+;)$", re.MULTILINE)
 _INNER = re.compile(r"\\\$(?:procmux|procdff|auto)\S* ")  # names that Yosys numbers through the whole design
 _PORT = re.compile(r"\\port\$\d+\$\d+ ")
 _CONNECTED = re.compile(r"\.(\\port\$\d+\$\d+ )\(")
@@ -50,6 +51,7 @@ def modules_of(text, top):
         start = _HEADER.search(part)
         body = escaped.sub(lambda match: re.sub(r"\W", "_", match["path"]), part[start.start():]) + "endmodule\n"
         body = _TRIGGER.sub("initial_trigger ", body)
+        body = _INITIAL.sub(r"  reg \1\2;\n  initial \2 = \3", body)  # new linters object to both in one line, old ones cannot waive it
         name = _HEADER.search(body).group(1).strip()
         if name in found:
             raise ValueError(f"module names must differ after escaping, but {name} comes twice")

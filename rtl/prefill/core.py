@@ -101,7 +101,7 @@ class PrefillCore(wiring.Component):
         index, block_map, schedule, cache, jobs, queries, engine, stores = units.values()
         m.submodules.fetch = fetch = Fetch(c)
         attending = self.phase == Phase.ATTEND
-        m.d.comb += blocks.eq((self.tokens + c.block - 1) >> (c.block.bit_length() - 1))
+        m.d.comb += blocks.eq((self.tokens + (c.block - 1))[c.block.bit_length() - 1:])
 
         # Parameters and counters.
         for name in ("dense", "tokens", "gamma16", "threshold", "inverse", "kv_base", "last_base", "pooled_q_base", "pooled_k_base"):

@@ -78,6 +78,7 @@ def test_lint_is_clean(folders, preset):
 def test_every_waiver_is_needed(folders, tmp_path):
     (tmp_path / "none.vlt").write_text("`verilator_config\n")
     found = set().union(*(lint(folders / preset, tmp_path / "none.vlt")[0] for preset in WIDTHS))
+    found = {re.sub("^WIDTH.*", "WIDTH", name) for name in found}  # new versions have several, old ones that alone
     waived = re.findall(r"^lint_off -rule (\w+)$", (folders / "desk" / "lint.vlt").read_text(), re.MULTILINE)
     assert sorted(waived) == sorted(found)
 

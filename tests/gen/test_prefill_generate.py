@@ -51,7 +51,7 @@ def test_lint(small_prefill, tmp_path):
     (tmp_path / "none.vlt").write_text("`verilator_config\n")
     waived = re.findall(r"^lint_off -rule (\w+)$", (small_prefill / "lint.vlt").read_text(), re.MULTILINE)
     without = lint(small_prefill, tmp_path / "none.vlt")[0]
-    assert without and without <= set(waived)  # the list is that of all tops
+    assert without and {re.sub("^WIDTH.*", "WIDTH", name) for name in without} <= set(waived)  # the list is that of all tops
 
 
 def test_yosys_reads_it(small_prefill):
