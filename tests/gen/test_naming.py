@@ -18,7 +18,7 @@ from intaglio.gen.naming import checked_prefix, renamed, top_name
 from intaglio.gen.prefill.generate import generate as generate_prefill
 from intaglio.gen.synthetic import random_checkpoint
 from intaglio.rtl.rom import ROM_VERILOG
-from intaglio.sim.verilator import find_tools
+from intaglio.sim.tools import find_program, find_tools
 
 MODEL = ModelConfig(vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
                     head_dim=8)
@@ -85,7 +85,7 @@ def bench(folders, tops):
     return "\n".join([*lines, "`ifndef YOSYS", f"initial begin #1 clk = 1; #1 {shown} $finish; end", "`endif", "endmodule"]) + "\n"
 
 
-@pytest.mark.skipif(not shutil.which("iverilog"), reason="needs iverilog (apt install iverilog)")
+@pytest.mark.skipif(find_program("iverilog") is None, reason="needs iverilog (apt install iverilog)")
 @pytest.mark.parametrize("gathered", [False, True])
 def test_images_are_found_from_another_folder(designs, tmp_path, gathered):
     """By a macro for each design, or by one for all where the images lie together."""
@@ -97,10 +97,10 @@ def test_images_are_found_from_another_folder(designs, tmp_path, gathered):
         defines = [f'-DINTAGLIO_ROM_DIR="{tmp_path}/images/"']
     else:
         defines = [f'-D{top.upper()}_ROM_DIR="{folder}/rom/"' for folder, top in zip(folders, tops, strict=True)]
-    subprocess.run(["iverilog", "-g2005-sv", "-o", "bench", *defines, "bench.v",
+    subprocess.run([find_program("iverilog"), "-g2005-sv", "-o", "bench", *defines, "bench.v",
                     *(folder / "rtl" / f"{top}_rom.v" for folder, top in zip(folders, tops, strict=True))], cwd=tmp_path, check=True)
     (tmp_path / "elsewhere").mkdir()
-    done = subprocess.run(["vvp", "../bench"], cwd=tmp_path / "elsewhere", check=True, capture_output=True, text=True)
+    done = subprocess.run([find_program("vvp"), "../bench"], cwd=tmp_path / "elsewhere", check=True, capture_output=True, text=True)
     assert done.stdout.split() == [(folder / "rom" / f"{top}_gains.hex").read_text().split()[0]
                                    for folder, top in zip(folders, tops, strict=True)]
 

@@ -8,6 +8,7 @@ from intaglio import Error
 from intaglio.gen.decoder import generate
 from intaglio.gen.link import SERIAL_TOP, serial_verilog
 from intaglio.gen.model import ModelConfig
+from intaglio.gen.output import described
 from intaglio.gen.paths import combinational_paths
 from intaglio.gen.synthetic import random_checkpoint
 from intaglio.gen.verilog import convert
@@ -40,7 +41,7 @@ def test_decoder(decoders, name):
 
 @pytest.mark.slow
 def test_prefill(small_prefill):
-    assert combinational_paths(sorted(small_prefill.glob("rtl/*.v")), "intaglio_prefill", ignore={"aclk"}) == []
+    assert combinational_paths(sorted(small_prefill.glob("rtl/*.v")), described(small_prefill)["top"], ignore={"aclk"}) == []
 
 
 def test_kernel_and_serial_top(decoders, tmp_path):

@@ -1,6 +1,5 @@
 """Generated Verilog in Icarus: a second simulator, event-driven, reads it and gives the same tokens at the same cycles."""
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,14 +8,17 @@ import pytest
 from intaglio.gen.cycles import token_cycles
 from intaglio.gen.decoder import generate
 from intaglio.gen.model import ModelConfig
+from intaglio.gen.output import described
 from intaglio.gen.prefill.generate import generate as generate_prefill
 from intaglio.gen.presets import PRESETS, config_for
 from intaglio.gen.quantised import quantise
 from intaglio.gen.synthetic import random_checkpoint
 from intaglio.host.protocol import command
 from intaglio.sim.reference import ReferenceDevice
+from intaglio.sim.tools import find_program
 
-pytestmark = pytest.mark.skipif(not (shutil.which("iverilog") and shutil.which("vvp")), reason="needs Icarus Verilog: apt install iverilog")
+IVERILOG, VVP = find_program("iverilog"), find_program("vvp")
+pytestmark = pytest.mark.skipif(not (IVERILOG and VVP), reason="needs Icarus Verilog: apt install iverilog")
 
 SHIPPED = Path(__file__).parents[2] / "models" / "burin"
 MODEL = ModelConfig(vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
@@ -55,7 +57,7 @@ endmodule
 def icarus(folder, top, out, files=()):
     """Read a generated folder with every warning; the compiled simulation is ``out``."""
     sources = [*sorted(str(path.relative_to(folder)) for path in folder.glob("rtl/*.v")), *map(str, files)]
-    done = subprocess.run(["iverilog", "-g2005", "-Wall", "-s", top, "-o", str(out), *sources], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run([IVERILOG, "-g2005", "-Wall", "-s", top, "-o", str(out), *sources], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
     return done.stderr
 
@@ -71,7 +73,7 @@ def test_a_prompts_tokens_and_cycles(tmp_path):
     (folder / "commands.hex").write_text("".join(f"{word:08x}\n" for word in commands))
     (tmp_path / "bench.v").write_text(BENCH.format(last=last, limit=limit, top=manifest["top"]))
     icarus(folder, "bench", tmp_path / "bench.vvp", [tmp_path / "bench.v"])
-    done = subprocess.run(["vvp", "-n", str(tmp_path / "bench.vvp")], cwd=folder, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([VVP, "-n", str(tmp_path / "bench.vvp")], cwd=folder, capture_output=True, text=True, timeout=120)
     words = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("WORD ")]
     packets, times = [[]], []
     for cycle, word, ends in words:
@@ -94,7 +96,7 @@ def test_the_shipped_model_is_read(preset, tmp_path):
 
 
 def test_the_prefill_unit_is_read(small_prefill, tmp_path):
-    assert icarus(small_prefill, "intaglio_prefill", tmp_path / "out.vvp") == ""
+    assert icarus(small_prefill, described(small_prefill)["top"], tmp_path / "out.vvp") == ""
 
 
 @pytest.mark.slow
