@@ -55,7 +55,9 @@ def run(args):
         _alone(args, "folder", DEFAULTS)
         from intaglio.gen.synthesis import decoder_table
 
-        sys.stdout.write(decoder_table(args.folder) + "\n")
+        with Progress() as progress:
+            text = decoder_table(args.folder, progress=progress)
+        sys.stdout.write(text + "\n")
         return
     if target in FPGA and args.out:
         raise Error(f"--out is for cell libraries, not for the FPGA family {target}")

@@ -149,12 +149,12 @@ def synthesise_ecp5(folder, top, *, flatten=(), sources=(), netlist=None, progre
             for name, n in counts.items()]
 
 
-def decoder_table(folder):
-    """:func:`table` of the decoder that was generated into ``folder``; raises ``Error`` where there is none."""
+def decoder_table(folder, *, progress=None):
+    """:func:`table` of the decoder that was generated into ``folder``; ``progress`` as above; raises ``Error`` where there is none."""
     found = described(folder) or {}
     if found.get("kind") != "decoder" or found["format"] != FORMAT:
         raise Error(f"{folder} must hold the output of 'intaglio gen decoder'")
-    return table(synthesise_ecp5(folder, found["top"], flatten=[f"{found['top']}_lane_lane*"]))
+    return table(synthesise_ecp5(folder, found["top"], flatten=[f"{found['top']}_lane_lane*"], progress=progress))
 
 
 def _verilog(folder):
