@@ -5,9 +5,11 @@ import hashlib
 import json
 from dataclasses import dataclass
 
+from intaglio.rtl.prefill.numerics import MASS_FRACTION
+
 __all__ = ["PrefillConfig"]
 
-FORMAT = 1  # raised when the hardware changes, so that old digests no longer match
+FORMAT = 2  # raised when the hardware changes, so that old digests no longer match
 
 
 def _power(name, value, low, high):
@@ -125,8 +127,8 @@ class PrefillConfig:
 
     @property
     def sum_bits(self) -> int:
-        """Unsigned bits of l: the sum of 16-bit probabilities over all tokens, which exceeds that of 7-bit weights with 4 fraction bits."""
-        return 16 + self.context.bit_length()
+        """Unsigned bits of l: the sum of 28-bit probabilities over all tokens, which exceeds that of 7-bit weights with 4 fraction bits."""
+        return MASS_FRACTION + self.context.bit_length()
 
     @property
     def value_bits(self) -> int:

@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.prefill.accumulate import Accumulators
 from intaglio.rtl.prefill.drain import Drain, results
-from intaglio.rtl.prefill.numerics import SCORE_BITS
+from intaglio.rtl.prefill.numerics import MASS_FRACTION, SCORE_BITS
 from intaglio.rtl.prefill.ports import Mode, mass_tag, retired, tile_command
 from intaglio.rtl.prefill.softmax import TileSoftmax
 from intaglio.rtl.prefill.states import RowStates
@@ -62,7 +62,7 @@ class TileEngine(wiring.Component):
             "v_read": Out(1), "v_row": Out(index_bits(c.block)), "v_data": In(beat),
             "x_read": Out(1), "x_tile": Out(index_bits(c.tiles)), "x_data": In(beat),
             "q_read": Out(1), "q_slot": Out(index_bits(c.slots)), "q_beat": Out(index_bits(c.block + c.exponent_beats)), "q_data": In(beat),
-            "mass_valid": Out(1), "mass_p": Out(16).array(c.columns), "mass_t": Out(signed(SCORE_BITS)).array(c.columns),
+            "mass_valid": Out(1), "mass_p": Out(MASS_FRACTION).array(c.columns), "mass_t": Out(signed(SCORE_BITS)).array(c.columns),
             "mass_key": Out(index_bits(c.head_dim)), "mass_tag": Out(mass_tag(c)),
             "o": Out(stream.Signature(results(c))), "o_retired": Out(retired(c)), "idle": Out(1),
         })

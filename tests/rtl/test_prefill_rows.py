@@ -57,8 +57,8 @@ def softmax_of(tile, base, bias=256):
         open_ = [x for x, hidden in zip(t, masked, strict=True) if not hidden]
         e.append((max(open_) >> 8) + 1 if open_ else UNREACHED)
         reference = tile["log"][lane] if tile["mode"] == Mode.MASS else 256 * e[-1]
-        p = [0 if hidden else numerics.exp2(max(0, reference - x)) for x, hidden in zip(t, masked, strict=True)]
-        weight = [min(127, (x + bias) >> 9) for x in p]
+        p = [0 if hidden else numerics.mass_exp2(max(0, reference - x)) for x, hidden in zip(t, masked, strict=True)]
+        weight = [min(127, ((x >> numerics.MASS_FRACTION - 16) + bias) >> 9) for x in p]
         sums.append(sum(weight) << 4 if tile["mode"] == Mode.ATTEND else sum(p))
         columns.append((p, weight, t))
     return (e, *([list(row) for row in zip(*(c[i] for c in columns), strict=True)] for i in range(3)), sums)
@@ -278,11 +278,11 @@ def test_merge_and_drain(kind, count, stall):
 
 
 def test_norm():
-    """L of merged sums of 16-bit probabilities, and of rows without any."""
+    """L of merged sums of 28-bit probabilities, and of rows without any."""
     picks, dut, tiles = random.Random(3), Accumulating(SMALL), []
     for n in range(9):
         tiles.append([(UNREACHED, 0, []) if lane == 3 or picks.random() < 0.2 else
-                      (picks.choice([-511, 0, 3, 4, 512]) if lane % 2 else 7, picks.randint(1, 65535 * SMALL.head_dim) if n else 1, [])
+                      (picks.choice([-511, 0, 3, 4, 512]) if lane % 2 else 7, picks.randint(1, (65535 << 12) * SMALL.head_dim) if n else 1, [])
                       for lane in range(SMALL.columns)])
     seen = []
 
@@ -314,7 +314,7 @@ def test_norm():
 
     def log(lane, half):
         e, (total,) = merge_rows([tile[lane] for tile in tiles])
-        return 256 * e + ((numerics.log2(total) + half) >> 4) - 4096 if total else numerics.MASKED_L
+        return 256 * e + ((numerics.log2(total) + half) >> 4) - 256 * numerics.MASS_FRACTION if total else numerics.MASKED_L
 
     assert seen == [log(lane, 8) for lane in range(SMALL.columns)]
     assert seen != [log(lane, 0) for lane in range(SMALL.columns)] and seen[3] == numerics.MASKED_L
