@@ -154,7 +154,7 @@ class AttentionDevice:
             run = self.run(z, gamma16=gamma16, threshold=threshold, dense=dense, tenant=tenant, kv_head=head,
                            hot_threshold=hot_threshold, maps=maps, progress=tell)
             self.runs.append(run)
-            out[head * group:(head + 1) * group] = run.values.astype(np.float32) / 256 * z.value_scale.astype(np.float32)
+            out[head * group:(head + 1) * group] = z.results(run.values)
         return out
 
     def _checked(self, q, k, v):

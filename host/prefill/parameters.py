@@ -27,7 +27,8 @@ def run_parameters(image, *, tokens, block, base, gamma16, threshold, dense=Fals
     """Values of the parameter registers by name, for an :class:`~intaglio.host.prefill.quantise.Image`; docs/prefill.md has them."""
     values = {
         "dense": int(dense or tokens < block), "tokens": tokens, "gamma16": gamma16, "threshold": threshold,
-        "inverse": 65536 // ((tokens - 1) % block + 1), "base": base, "tenant": tenant, "kv_head": kv_head, "hot_threshold": hot_threshold,
+        "inverse": 65536 // ((tokens - 1) % block + 1), "base": base & 31,
+        "tenant": tenant, "kv_head": kv_head, "hot_threshold": hot_threshold,
         "timeout": timeout,
     }
     for name in ("kv_base", "q_base", "last_base", "pooled_q_base", "pooled_k_base"):

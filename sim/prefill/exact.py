@@ -31,7 +31,7 @@ def log2(n):
 class HeadGroup:
     """What a run reads: one KV head and its query heads, N tokens, as integers with exponents.
 
-    q int8 [G, N, D], xq int8 [G, N]; k, v int8 [N, D], xk int8 [N]; base 0..15; pooled_q int8 [G, nb, D], pooled_xq [G, nb];
+    q int8 [G, N, D], xq int8 [G, N]; k, v int8 [N, D], xk int8 [N]; base -8..15; pooled_q int8 [G, nb, D], pooled_xq [G, nb];
     pooled_k int8 [nb, D], pooled_xk [nb]. Elements are in -127..127, exponents in 0..7. torch tensors of any integer dtype.
     """
 
@@ -50,9 +50,9 @@ class HeadGroup:
 def scores(q, xq, k, xk, base):
     """Scores int64 [..., rows, keys] of queries [..., rows, D] and keys [keys, D] with their exponents."""
     dot = (q.float() @ k.float().transpose(-1, -2)).long()  # below 2^24, hence exact
-    shift = base + xq.long()[..., :, None] + xk.long()
+    shift = base + numerics.SCORE_FRACTION + xq.long()[..., :, None] + xk.long()
     half = (1 << shift) >> 1
-    return ((dot + half) >> shift).clamp(-numerics.SCORE_MAX - 1, numerics.SCORE_MAX)
+    return (((dot << numerics.SCORE_FRACTION) + half) >> shift).clamp(-numerics.SCORE_MAX - 1, numerics.SCORE_MAX)
 
 
 def _shifted(x, amount):
@@ -186,8 +186,8 @@ def _attend_rows(group, head, rows, keys, head_dim):
     tiles = len(keys) // head_dim
     t, hidden = (x.reshape(len(rows), tiles, head_dim) for x in (t, hidden))
     e = (t.masked_fill(hidden, _NONE).amax(-1) >> numerics.FRACTION) + 1
-    p = exp2(((e << numerics.FRACTION)[..., None] - t).masked_fill(hidden, _GONE)) >> numerics.MASS_FRACTION - 16
-    weights = ((p + 256) >> 9).clamp(max=numerics.WEIGHT_MAX)
+    p = exp2(((e << numerics.FRACTION)[..., None] - t).masked_fill(hidden, _GONE)) >> numerics.MASS_FRACTION - 9
+    weights = ((p + 1) >> 1).clamp(max=numerics.WEIGHT_MAX)
     values = group.v[held].reshape(tiles, head_dim, head_dim)
     sums = torch.einsum("rtk,tkd->rtd", weights.float(), values.float()).long()
     sums = torch.cat([sums, weights.sum(-1, keepdim=True)], -1) << numerics.MERGE_SHIFT  # the last column is l

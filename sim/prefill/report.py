@@ -75,7 +75,7 @@ def layer_reports(model, text, *, tokens, layer, block, gamma16, threshold):
     for kv_head, queries, keys, values in _groups(model, text, tokens, layer):
         z = quantise(queries.numpy(), keys.numpy(), values.numpy(), block=block)
         out, keep, aware = exact_run(z, block=block, gamma16=gamma16, threshold=threshold)
-        got = out.double() / 256 * torch.as_tensor(z.value_scale)
+        got = torch.as_tensor(z.results(out.numpy()))
         yield _judged(layer, kv_head, queries, keys, values, got, keep, aware, block)
 
 

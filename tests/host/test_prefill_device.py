@@ -99,7 +99,6 @@ BAD = [
       for n in range(3) for x in (np.nan, np.inf, -np.inf)),
     (lambda: [x.astype(np.int64) for x in arrays()], {}, "q must be of a floating type, not int64"),
     (lambda: [x.astype(complex) for x in arrays()], {}, "q must be of a floating type, not complex128"),
-    (lambda: [x * 100 for x in arrays()], {}, "the largest query magnitude must be at most .* scores are too large"),
     *((arrays, {"gamma": x}, rf"gamma must be above 0 and at most 1, not {x!r}")
       for x in (0, -0.1, 1.0001, float("nan"), float("inf"), "0.9", None, True)),
     *((arrays, {"tau": x}, rf"tau must be in 0..0.8326, not {x!r}") for x in (-1e-9, 0.8327, float("nan"), "0", None)),
@@ -117,8 +116,8 @@ def test_bad_input_is_told_before_anything_is_sent(device, recorder, make, param
 
 def test_a_bad_second_head_is_told_before_the_first_runs(device, recorder):
     q, k, v = arrays(heads=4, kv_heads=2)
-    k[1] *= 1e6
-    with pytest.raises(ValueError, match="scores are too large"):
+    k[1, 3, 3] = np.inf
+    with pytest.raises(ValueError, match="k must be finite, not NaN or infinite"):
         device.attention(q, k, v)
     assert recorder.sent == []
 

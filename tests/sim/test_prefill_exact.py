@@ -29,8 +29,8 @@ def group_of(seed, *, tokens, heads=2, head_dim=16, block=32, base=6, spread=127
 
 def score(group, head, row, key):
     dot = sum(int(a) * int(b) for a, b in zip(group.q[head, row], group.k[key], strict=True))
-    s = group.base + int(group.xq[head, row]) + int(group.xk[key])
-    return max(-(1 << 17), min((1 << 17) - 1, (dot + ((1 << s) >> 1)) >> s))
+    s = 8 + group.base + int(group.xq[head, row]) + int(group.xk[key])
+    return max(-(1 << 17), min((1 << 17) - 1, ((dot << 8) + ((1 << s) >> 1)) >> s))
 
 
 def attended(group, head, row, blocks, block):
@@ -43,7 +43,7 @@ def attended(group, head, row, blocks, block):
             continue
         t = {key: score(group, head, row, key) for key in keys}
         e = (max(t.values()) >> 8) + 1
-        p = {key: min(127, ((numerics.mass_exp2(256 * e - t[key]) >> 12) + 256) >> 9) for key in keys}
+        p = {key: min(254, ((numerics.mass_exp2(256 * e - t[key]) >> 19) + 1) >> 1) for key in keys}
         sums = [sum(p[key] * int(group.v[key, d]) for key in keys) << 4 for d in range(head_dim)] + [sum(p.values()) << 4]
         if state is None:
             state = e, sums
@@ -68,7 +68,7 @@ def test_tables():
     assert all(numerics.mass_exp2(i) >> 12 == numerics.exp2(i) for i in range(9000))
 
 
-@pytest.mark.parametrize(("tokens", "base"), [(96, 6), (70, 0), (128, 15), (33, 3)])
+@pytest.mark.parametrize(("tokens", "base"), [(96, 6), (70, 0), (128, 15), (33, 3), (40, -8)])
 def test_attention_row_by_row(tokens, base):
     group = group_of(tokens, tokens=tokens, base=base)
     count = -(-tokens // 32)
