@@ -62,7 +62,7 @@ def _check(args):
         value = getattr(args, name)
         if value and not value.endswith(suffix):
             raise ValueError(f"--{name} must end in {suffix}, not {value!r}")
-    share(args.gamma), divergence_threshold(args.tau)
+    share(args.gamma, args.tokens), divergence_threshold(args.tau)
 
 
 def _layers(text, count):
@@ -135,8 +135,8 @@ def _exact(args, text, layers):
     sys.stdout.write(f"exact model, {args.tokens} tokens, blocks of {args.block}, gamma {args.gamma:g}, tau {args.tau:g}\n{_HEAD}\n")
     for layer in layers:
         _tell(f"layer {layer}")
-        for found in layer_reports(args.model, text, tokens=args.tokens, layer=layer, block=args.block, gamma16=share(args.gamma),
-                                   threshold=divergence_threshold(args.tau)):
+        for found in layer_reports(args.model, text, tokens=args.tokens, layer=layer, block=args.block,
+                                   gamma16=share(args.gamma, args.tokens), threshold=divergence_threshold(args.tau)):
             _tell("")
             sys.stdout.write(_line(found) + "\n")
             yield found

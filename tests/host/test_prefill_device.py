@@ -129,9 +129,17 @@ def test_what_is_sent(device, recorder):
         device.attention(q, k, v, gamma=0.5, tau=0.25, tenant=7, hot_threshold=3)
     sent = dict(recorder.sent)
     assert recorder.sent[0][0] == "memory" and recorder.sent[1] == ("control", 4)
-    assert sent["tokens"] == 40 and sent["gamma16"] == 33024 and sent["tenant"] == 7 and sent["hot_threshold"] == 3
+    assert sent["tokens"] == 40 and sent["gamma16"] == 33793 and sent["tenant"] == 7 and sent["hot_threshold"] == 3
     assert sent["threshold"] == int(2 * 0.0625 / np.log(2) * 2**28) and sent["inverse"] == 65536 // 8 and sent["dense"] == 0
     assert sent["timeout"] == 65536 and sent["kv_base_high"] == 0
+
+
+@pytest.mark.parametrize(("gamma", "dense"), [(0.9999, 0), (0.99999, 1), (1, 1)])
+def test_a_share_of_everything_runs_dense(device, recorder, gamma, dense):
+    with pytest.raises(DeviceTimeout):
+        device.attention(*arrays(tokens=64), gamma=gamma)
+    sent = dict(recorder.sent)
+    assert (sent["dense"], sent["gamma16"] == 65536) == (dense, bool(dense))
 
 
 def test_silence_ends_at_the_time_limit(device, recorder):

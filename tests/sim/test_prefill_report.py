@@ -18,7 +18,7 @@ from intaglio.sim.prefill.report import head_group, layer_reports, traffic
 
 MODEL = Path(__file__).parents[2] / "models" / "burin"
 TEXT = Path(argparse.__file__)
-GAMMA16, THRESHOLD = share(0.9), divergence_threshold(0.1)
+GAMMA16, THRESHOLD = share(0.9, 4096), divergence_threshold(0.1)
 ERROR_BUDGET = 0.02  # relative error of the exact model's results against float attention over the same blocks, shipped model
 RANDOM_BUDGET = 0.03  # the same for random heads with sharp scores
 
@@ -110,6 +110,12 @@ def test_command(tmp_path, capsys):
     for line in lines[2:6]:
         assert 0 < float(line.split()[2]) <= 1 and 0.9 <= float(line.split()[3]) <= 1 and float(line.split()[7]) < 0.03
     assert len(ElementTree.parse(picture).getroot().findall("{*}text")) == 24
+
+
+def test_command_for_a_share_of_everything(capsys):
+    assert main(["attention", "--model", str(MODEL), "--text", str(TEXT), "--tokens", "64", "--block", "32", "--gamma", "1"]) == 0
+    for line in capsys.readouterr().out.splitlines()[2:6]:
+        assert line.split()[2:4] == ["1.000", "1.0000"]
 
 
 @pytest.mark.parametrize(("options", "message"), [
