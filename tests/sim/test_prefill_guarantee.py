@@ -14,7 +14,7 @@ from intaglio.sim.prefill.heads import MASSES, mass_head, mixture
 
 CONTEXT = 131072  # the longest that a unit may have
 # docs/prefill.md, "What is guaranteed", in its words:
-TABLE, LOG_ERROR, STEP = 2.0**-16, 0.21, 1 / 256  # of EXP; of LOG, in steps of L; a step of L and t, in octaves
+TABLE, LOG_ERROR, STEP = 2.0**-16, 0.125, 1 / 256  # of EXP; of LOG, in steps of L; a step of L and t, in octaves
 LEAST = 2 ** (-(LOG_ERROR + 0.5) * STEP) * (1 - TABLE) / (1 + TABLE)  # a
 MOST = 2 ** ((LOG_ERROR + 0.5) * STEP) * (1 + TABLE) / (1 - TABLE - CONTEXT * (1 + 1 / 16) * 2.0**-27)  # b
 GAMMAS = (0.001, 0.5, 0.9, 0.95, 0.99, 0.999, 0.9999, 1.0)
@@ -37,7 +37,7 @@ def truncate(monkeypatch):
 def test_tables_are_as_good_as_the_argument_says():
     assert max(abs(value / 65536 / 2 ** (-f / 256) - 1) for f, value in enumerate(numerics.EXP)) <= TABLE
     for m, value in enumerate(numerics.LOG_TABLE):  # the ends of the interval of n / 2^msb that an entry stands for
-        assert 256 * max(abs(value / 4096 - math.log2(1 + (m + end) / 1024)) for end in (0, 1)) <= LOG_ERROR
+        assert 256 * max(abs(value / 4096 - math.log2(1 + (m + end) / len(numerics.LOG_TABLE))) for end in (0, 1)) <= LOG_ERROR
 
 
 @pytest.mark.parametrize("tokens", [32, 4096, CONTEXT])
