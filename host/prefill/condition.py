@@ -6,6 +6,10 @@ import numpy as np
 
 __all__ = ["Conditioning", "calibrate", "condition", "hadamard"]
 
+# Rotary embedding turns slow channels in thousands of tokens, so a few tokens say little of their means and of how the two of a pair
+# share their range. Only what stands out is taken for a property of the channel.
+MEAN_LEAST = 4  # standard deviations
+RANGE_LEAST = 3  # powers of two between keys and queries
 BALANCE_MAX = 12  # largest power of two, either way, that a channel gives from keys to queries
 
 
@@ -35,13 +39,15 @@ def calibrate(q, k):
 
     Returns
     -------
-    Conditioning : the mean key, and powers of two that make the root mean square of each channel about the same in queries and keys.
+    Conditioning : the mean key in the channels whose mean is above 4 standard deviations, else 0; and powers of two that make the root
+        mean square of a channel about the same in queries and keys, where they differ by a factor of 8 or more.
     """
     mean = k.mean(0)
+    mean = np.where(np.abs(mean) > MEAN_LEAST * k.std(0), mean, 0)
     of_q, of_k = np.sqrt((q**2).mean((0, 1))), np.sqrt(((k - mean)**2).mean(0))
     known = (of_q > 0) & (of_k > 0)
-    ratio = np.divide(of_k, of_q, out=np.ones_like(of_k), where=known)
-    balance = np.rint(np.log2(ratio) / 2).clip(-BALANCE_MAX, BALANCE_MAX).astype(np.int64)
+    apart = np.log2(np.divide(of_k, of_q, out=np.ones_like(of_k), where=known))
+    balance = np.where(np.abs(apart) >= RANGE_LEAST, np.rint(apart / 2), 0).clip(-BALANCE_MAX, BALANCE_MAX).astype(np.int64)
     return Conditioning(key_mean=mean, balance=balance)
 
 
