@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bench import adapter, attention, decoder, gating, generator, link, matrix, rom, scale
+from bench import adapter, attention, decoder, gating, generator, guarantee, link, matrix, rom, scale
 from bench.common import Job, Progress, table
 from intaglio import Error
 
@@ -46,7 +46,8 @@ def main(argv=None):
     layers = job.checkpoint.config.num_hidden_layers
     figures = [*decoder.figures(job), *adapter.figures(job), *gating.figures(job, args.preset), *generator.figures(progress),
                *matrix.figures(progress), *link.figures(args.build, progress), *scale.figures(progress, args.build),
-               *attention.figures(args.model, layers, args.build, progress), *rom.figures(args.model, args.pdk, progress)]
+               *attention.figures(args.model, layers, args.build, progress), *guarantee.figures(progress),
+               *rom.figures(args.model, args.pdk, progress)]
     progress.say("measured")
     (args.build / "bench.json").write_text(json.dumps({"commit": commit(), "figures": figures}, indent=2) + "\n")
     verdict = {None: "", True: "met", False: "MISSED"}
