@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bench import adapter, attention, decoder, gating, generator, link, matrix, rom, scale, verilog
+from bench import adapter, attention, decoder, gating, generator, guarantee, link, matrix, rom, scale, verilog
 from bench.common import Job, Progress, table
 from intaglio import Error
 from intaglio.sim.tools import find_program, use_all
@@ -50,7 +50,7 @@ def main(argv=None):
         figures = [*decoder.figures(job), *adapter.figures(job), *gating.figures(job, args.preset), *generator.figures(progress),
                    *verilog.figures(job.checkpoint, progress), *matrix.figures(progress), *link.figures(args.build, progress),
                    *scale.figures(progress, args.build), *attention.figures(args.model, layers, args.build, progress),
-                   *rom.figures(args.model, args.pdk, progress)]
+                   *guarantee.figures(progress), *rom.figures(args.model, args.pdk, progress)]
         progress.say("measured")
     (args.build / "bench.json").write_text(json.dumps({"commit": commit(), "figures": figures}, indent=2) + "\n")
     verdict = {None: "", True: "met", False: "MISSED"}

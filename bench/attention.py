@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.guarantee import worst_kept_mass
 from intaglio.gen.prefill.cycles import Memory, index_bound, index_cycles, run_cycles
 from intaglio.gen.prefill.generate import generate
 from intaglio.host import open_attention
@@ -90,10 +91,10 @@ def figures(model, layers, build, progress):
         spent = time.process_time() - began
         dense = bench.dense(TOKENS, LONG_LAYER)
         long_report, long = bench.layer(LONG, LONG_LAYER)
-        return _lines(bench, found, dense, long_report, long, spent)
+        return _lines(bench, found, dense, long_report, long, spent, worst_kept_mass(progress))
 
 
-def _lines(bench, found, dense, long_report, long, spent):
+def _lines(bench, found, dense, long_report, long, spent, made):
     c, reports, shapes = bench.config, [report for report, _ in found], [shape for _, shape in found]
     every = [*shapes, dense, long]
     bound = {tokens: index_bound(c, tokens // c.block) for tokens in (TOKENS, LONG)}
@@ -107,8 +108,9 @@ def _lines(bench, found, dense, long_report, long, spent):
     macs = sum(shape.run.counters["rows"] for shape in shapes) * c.columns * c.head_dim
     rows = (
         ("attention.equal_share", sum(bench.equal) / len(bench.equal), "", "= 1", f"{len(bench.equal)} runs: results, blocks, decisions"),
-        ("attention.kept_mass_worst_head", min(report.kept_mass.min().item() for report in reports), "", ">= 0.9", short),
-        ("attention.density", sum(report.density.sum().item() for report in reports) / heads, "", "", short),
+        ("attention.kept_mass_worst_head", min(made, *(report.kept_mass.min().item() for report in [*reports, long_report])), "", ">= 0.9",
+         f"hardware: {short}; {LONG} tokens; exact model, heads made to lose mass: up to 131072 tokens"),
+        ("attention.density", sum(report.density.sum().item() for report in reports) / heads, "", "<= 0.455", short),
         ("attention.query_aware_heads", sum(int(report.query_aware.sum()) for report in reports), f"of {heads}", "", short),
         ("attention.worst_error", max(report.error for report in reports), "relative", "<= 0.02", f"{short}, against float"),
         ("attention.index_cycles_over_bound", max(shape.index / bound[shape.tokens] for shape in [*shapes, long]), "ratio", "<= 1.2",

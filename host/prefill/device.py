@@ -9,7 +9,7 @@ import numpy as np
 from intaglio import Error
 from intaglio.host.manifest import MAGIC
 from intaglio.host.prefill.manifest import MAP_VERSION, PrefillManifest
-from intaglio.host.prefill.parameters import divergence_threshold, run_parameters, share
+from intaglio.host.prefill.parameters import WHOLE, divergence_threshold, run_parameters, share
 from intaglio.host.prefill.quantise import image, quantise
 from intaglio.host.protocol import ConfigMismatchError, DeviceError, DeviceTimeout
 from intaglio.host.tensors import real_array
@@ -120,7 +120,8 @@ class AttentionDevice:
             numpy arrays, torch tensors or lists of either, of any floating type, after rotary embedding; q is not scaled. H / Hkv is the
             unit's group, D its head_dim, N at most its context. Query head h uses KV head ``h * Hkv // H``.
         gamma : float
-            Share of the estimated attention mass that the chosen blocks keep, above 0 to 1.
+            Share of the last block's attention mass that the chosen blocks keep at least, above 0 to 1; so near to 1 that nothing
+            may be left out, the run is dense.
         tau : float
             Bound on the square root of the divergence below which a head chooses blocks row by row; 0: none does.
         dense : bool
@@ -145,7 +146,7 @@ class AttentionDevice:
         """
         c = self.manifest.config
         q, k, v = self._checked(q, k, v)
-        gamma16, threshold = share(gamma), divergence_threshold(tau)
+        gamma16, threshold = share(gamma, q.shape[1]), divergence_threshold(tau)
         for name, value, most in (("tenant", tenant, 255), ("hot_threshold", hot_threshold, 65535)):
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
                 raise ValueError(f"{name} must be an integer in 0..{most}, not {value!r}")
@@ -158,10 +159,10 @@ class AttentionDevice:
                 if progress:
                     progress(f"KV head {head + 1} of {heads}: {text}", (head + done) / heads)
 
-            run = self.run(z, gamma16=gamma16, threshold=threshold, dense=dense, tenant=tenant, kv_head=head,
+            run = self.run(z, gamma16=gamma16, threshold=threshold, dense=dense or gamma16 == WHOLE, tenant=tenant, kv_head=head,
                            hot_threshold=hot_threshold, maps=maps, progress=tell)
             self.runs.append(run)
-            out[head * group:(head + 1) * group] = run.values.astype(np.float32) / 256 * z.value_scale.astype(np.float32)
+            out[head * group:(head + 1) * group] = z.results(run.values)
         return out
 
     def _checked(self, q, k, v):

@@ -68,7 +68,7 @@ def _check(args):
             raise ValueError(f"--{name} must end in {suffix}, not {value!r}")
         if value:
             check_output(value, f"--{name}")
-    share(args.gamma), divergence_threshold(args.tau)
+    share(args.gamma, 1), divergence_threshold(args.tau)
 
 
 def _layers(text, count):
@@ -156,7 +156,7 @@ def _exact(args, text, layers, show):
     sys.stdout.write(f"exact model, {tokens} tokens, blocks of {args.block}, gamma {args.gamma:g}, tau {args.tau:g}\n{_HEAD}\n")
     for done, layer in enumerate(layers):
         show(f"layer {layer}", done / len(layers))
-        for found in layer_reports(args.model, text, tokens=tokens, layer=layer, block=args.block, gamma16=share(args.gamma),
+        for found in layer_reports(args.model, text, tokens=tokens, layer=layer, block=args.block, gamma16=share(args.gamma, tokens),
                                    threshold=divergence_threshold(args.tau)):
             show.clear()
             sys.stdout.write(_line(found) + "\n")

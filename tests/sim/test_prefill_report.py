@@ -25,7 +25,7 @@ from intaglio.sim.prefill.report import head_group, layer_reports, traffic
 
 MODEL = Path(__file__).parents[2] / "models" / "burin"
 TEXT = Path(argparse.__file__)
-GAMMA16, THRESHOLD = share(0.9), divergence_threshold(0.1)
+GAMMA16, THRESHOLD = share(0.9, 4096), divergence_threshold(0.1)
 ERROR_BUDGET = 0.02  # relative error of the exact model's results against float attention over the same blocks, shipped model
 RANDOM_BUDGET = 0.03  # the same for random heads with sharp scores
 
@@ -39,7 +39,11 @@ def random_heads(seed, *, heads=2, tokens=200, head_dim=32):
 def integers(q, k, v, block, **wrong):
     z = quantise(q.numpy(), k.numpy(), v.numpy(), block=block)
     run = head_group(z)
-    return exact.HeadGroup(**{**vars(run), **wrong}), torch.as_tensor(z.value_scale)
+
+    def results(keep):
+        return torch.as_tensor(z.results(exact.attend(exact.HeadGroup(**{**vars(run), **wrong}), keep, block=block).numpy())).double()
+
+    return run, results
 
 
 def error(a, b):
@@ -52,21 +56,22 @@ def test_exact_model_within_budget_and_mutation():
     keep = torch.ones(2, 7, 7, dtype=torch.bool).tril()
     keep[:, 4:, 1] = False
     want = attention.sparse(q, k[None], v[None], keep, block=32).double()
-    run, scale = integers(q, k, v, 32)
-    assert error(exact.attend(run, keep, block=32).double() / 256 * scale, want) < RANDOM_BUDGET
-    wrong, scale = integers(q, k, v, 32, base=run.base + 1)
-    assert error(exact.attend(wrong, keep, block=32).double() / 256 * scale, want) > RANDOM_BUDGET
+    run, results = integers(q, k, v, 32)
+    assert error(results(keep), want) < RANDOM_BUDGET
+    _, wrong = integers(q, k, v, 32, base=run.base + 1)
+    assert error(wrong(keep), want) > RANDOM_BUDGET
 
 
 def test_quiet_tiles_keep_their_mass():
     """One loud key and a thousand quiet ones that together outweigh it: weights relative to a global maximum would all round to 0."""
     tokens, block = 1056, 32
-    q, k, v = torch.zeros(1, tokens, 32), torch.zeros(tokens, 32), torch.randn(tokens, 32, generator=torch.Generator().manual_seed(2))
-    q[..., 0], k[0, 0] = 1.0, 6.2 * math.sqrt(32)  # e^6.2 = 493 times any other key
+    q, k, v = random_heads(2, heads=1, tokens=tokens)
+    q, k = q / 4, k / 4
+    q[..., 0], k[:, 0], k[0, 0] = 1.0, 0.0, 6.2 * math.sqrt(32)  # e^6.2 = 493 times any other key
     keep = torch.ones(1, 33, 33, dtype=torch.bool).tril()
-    run, scale = integers(q, k, v, block)
+    _, results = integers(q, k, v, block)
     want = attention.sparse(q, k[None], v[None], keep, block=block).double()
-    assert error((exact.attend(run, keep, block=block).double() / 256 * scale)[:, -32:], want[:, -32:]) < 0.03
+    assert error(results(keep)[:, -32:], want[:, -32:]) < 0.03
     assert error((v[0] * torch.ones(1, 32, 32)).double(), want[:, -32:]) > 0.3  # the loud key alone is far off
 
 
@@ -112,6 +117,12 @@ def test_command(tmp_path, capsys):
     for line in lines[2:6]:
         assert 0 < float(line.split()[2]) <= 1 and 0.9 <= float(line.split()[3]) <= 1 and float(line.split()[7]) < 0.03
     assert len(ElementTree.parse(picture).getroot().findall("{*}text")) == 24
+
+
+def test_command_for_a_share_of_everything(capsys):
+    assert main(["attention", "--model", str(MODEL), "--text", str(TEXT), "--tokens", "64", "--block", "32", "--gamma", "1"]) == 0
+    for line in capsys.readouterr().out.splitlines()[2:6]:
+        assert line.split()[2:4] == ["1.000", "1.0000"]
 
 
 @pytest.mark.parametrize(("options", "message"), [
