@@ -10,6 +10,8 @@ FIRST := 3000x16x512,1200x8x1024,100x2x4096
 SPREAD := 120x2x2048@16384,100x2x2048@24576
 MIXED := $(SPREAD)$(shell printf ',6x1x4096,5x2x2048@24576,1x1x16384%.0s' $$(seq 15))
 LONG := -m intaglio.sim.train --out $(BUILD)/train-16k --warmup 20 --eager --threads 2
+# Other programs than the environment's own: make test VERILATOR=/usr/local/bin/verilator CXX=g++-13
+TOOLS := $(if $(VERILATOR),--tool verilator=$(VERILATOR)) $(if $(filter-out default,$(origin CXX)),--tool g++=$(CXX))
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-quick bench board bench-board lint train train-long clean
 
@@ -20,23 +22,23 @@ setup: $(VENV)/.ready  ## make the virtual environment and install the project w
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "intaglio needs Python 3.11 or later, not " + sys.version.split()[0])'
-	@command -v g++ >/dev/null || { echo "intaglio needs g++: apt install g++"; exit 2; }
+	@command -v $(CXX) >/dev/null || { echo "intaglio needs a C++ compiler, and there is no $(CXX): apt install g++"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
 run: setup  ## the main job: the shipped model as Verilog, generating text in simulation, compared with the exact model
-	@$(BIN)/python -m bench.main_job --model $(MODEL) --preset $(PRESET) --build $(BUILD)
+	@$(BIN)/python -m bench.main_job --model $(MODEL) --preset $(PRESET) --build $(BUILD) $(TOOLS)
 
 test: setup lint  ## all tests
-	@$(BIN)/python -m pytest -q --durations=10
+	@$(BIN)/python -m pytest -q --durations=10 $(TOOLS)
 
 test-quick: setup  ## the tests that need no compiler run
-	@$(BIN)/python -m pytest -q -m "not verilator and not slow"
+	@$(BIN)/python -m pytest -q -m "not verilator and not slow" $(TOOLS)
 
 bench: setup  ## measure every figure afresh; writes build/bench.json (PDK=DIR: also those that need a cell library)
-	@$(BIN)/python -m bench --build $(BUILD) $(if $(PDK),--pdk $(PDK))
+	@$(BIN)/python -m bench --build $(BUILD) $(TOOLS) $(if $(PDK),--pdk $(PDK))
 
 board: setup  ## place and route a board's bitstream with pip's tools: BOARD=ulx3s or ecpix5; up to half an hour for each seed the first time
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[boards]'

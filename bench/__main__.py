@@ -2,16 +2,16 @@
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
-from bench import adapter, attention, decoder, gating, generator, link, long_context, matrix, rom, scale
+from bench import adapter, attention, decoder, gating, generator, guarantee, link, long_context, matrix, rom, scale, verilog
 from bench.common import Job, Progress, table
 from intaglio import Error
+from intaglio.sim.tools import find_program, use_all
 
 _HOLDS = {"=": lambda value, goal: value == goal, ">=": lambda value, goal: value >= goal, "<=": lambda value, goal: value <= goal}
 
@@ -26,9 +26,10 @@ def holds(figure):
 
 def commit():
     """The commit of the working tree; None outside of git."""
-    if not shutil.which("git"):
+    git = find_program("git")
+    if git is None:
         return None
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    done = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
 
 
@@ -39,18 +40,21 @@ def main(argv=None):
     parser.add_argument("--preset", default="desk")
     parser.add_argument("--build", type=Path, default=Path("build"))
     parser.add_argument("--pdk", type=Path, help="folder with the ASAP7 cell library, for the figures that need one")
+    parser.add_argument("--tool", action="append", default=[], metavar="NAME=PROGRAM", help="use this program for verilator or g++")
     args = parser.parse_args(argv)
+    use_all(args.tool)
     torch.set_num_threads(2)
     args.build.mkdir(parents=True, exist_ok=True)
-    progress = Progress()
-    job = Job(args.model, args.preset, args.build, progress)
-    layers = job.checkpoint.config.num_hidden_layers
-    figures = [*decoder.figures(job), *long_context.figures(args.long_model, args.model, progress), *adapter.figures(job),
-               *gating.figures(job, args.preset), *generator.figures(progress), *matrix.figures(progress),
-               *link.figures(args.build, progress), *scale.figures(progress, args.build),
-               *attention.figures(args.model, args.long_model, layers, args.build, progress),
-               *rom.figures(args.model, args.pdk, progress)]
-    progress.say("measured")
+    with Progress() as progress:
+        job = Job(args.model, args.preset, args.build, progress)
+        layers = job.checkpoint.config.num_hidden_layers
+        figures = [*decoder.figures(job), *long_context.figures(args.long_model, args.model, progress), *adapter.figures(job),
+                   *gating.figures(job, args.preset), *generator.figures(progress),
+                   *verilog.figures(job.checkpoint, progress), *matrix.figures(progress), *link.figures(args.build, progress),
+                   *scale.figures(progress, args.build),
+                   *attention.figures(args.model, args.long_model, layers, args.build, progress),
+                   *guarantee.figures(progress), *rom.figures(args.model, args.pdk, progress)]
+        progress.say("measured")
     (args.build / "bench.json").write_text(json.dumps({"commit": commit(), "figures": figures}, indent=2) + "\n")
     verdict = {None: "", True: "met", False: "MISSED"}
     rows = [("figure", "value", "unit", "goal", "", "class", "anchor")]

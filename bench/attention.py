@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.guarantee import worst_kept_mass
 from intaglio.gen.prefill.cycles import Memory, index_bound, index_cycles, run_cycles
 from intaglio.gen.prefill.generate import generate
 from intaglio.host import open_attention
@@ -92,10 +93,10 @@ def figures(model, long_model, layers, build, progress):
         spent = time.process_time() - began
         dense = bench.dense(TOKENS, LONG_LAYER)
         long_report, long = bench.layer(LONG, LONG_LAYER, long_model)
-        return _lines(bench, found, dense, long_report, long, spent)
+        return _lines(bench, found, dense, long_report, long, spent, worst_kept_mass(progress))
 
 
-def _lines(bench, found, dense, long_report, long, spent):
+def _lines(bench, found, dense, long_report, long, spent, made):
     c, reports, shapes = bench.config, [report for report, _ in found], [shape for _, shape in found]
     every = [*shapes, dense, long]
     bound = {tokens: index_bound(c, tokens // c.block) for tokens in (TOKENS, LONG)}
@@ -109,8 +110,9 @@ def _lines(bench, found, dense, long_report, long, spent):
     macs = sum(shape.run.counters["rows"] for shape in shapes) * c.columns * c.head_dim
     rows = (
         ("attention.equal_share", sum(bench.equal) / len(bench.equal), "", "= 1", f"{len(bench.equal)} runs: results, blocks, decisions"),
-        ("attention.kept_mass_worst_head", min(report.kept_mass.min().item() for report in reports), "", ">= 0.9", short),
-        ("attention.density", sum(report.density.sum().item() for report in reports) / heads, "", "", short),
+        ("attention.kept_mass_worst_head", min(made, *(report.kept_mass.min().item() for report in [*reports, long_report])), "", ">= 0.9",
+         f"hardware: {short}; {LONG} tokens; exact model, heads made to lose mass: up to 131072 tokens"),
+        ("attention.density", sum(report.density.sum().item() for report in reports) / heads, "", "<= 0.455", short),
         ("attention.query_aware_heads", sum(int(report.query_aware.sum()) for report in reports), f"of {heads}", "", short),
         ("attention.worst_error", max(report.error for report in reports), "relative", "<= 0.02", f"{short}, against float"),
         ("attention.index_cycles_over_bound", max(shape.index / bound[shape.tokens] for shape in [*shapes, long]), "ratio", "<= 1.2",
@@ -129,10 +131,12 @@ def _lines(bench, found, dense, long_report, long, spent):
         ("attention.cycles_over_closed_form", max(max(s.ratio, 1 / s.ratio) for s in every), "", "<= 1.03",
          f"worst of {len(every)} runs, up to {LONG} tokens"),
         ("attention.simulated_macs_per_second", macs / spent / 1e6, "M", "", "CPU seconds, comparison with the models included"),
-        ("kvcache.bytes_over_belady", read["ours"] / read["belady"], "ratio", "<= 1.05", f"{short}, cache's model, {CACHE['lines']} lines"),
+        ("kvcache.bytes_over_belady", read["ours"] / read["belady"], "ratio", "<= 1.05",
+         f"{short}, cache's model, windows of {CACHE['window']}, {CACHE['lines']} lines (of drawn maps it holds from 28 lines on)"),
         ("kvcache.lru_over_belady", read["lru"] / read["belady"], "ratio", "", "the same"),
         ("kvcache.uncached_over_belady", read["visits"] / read["belady"], "ratio", "", "each visit reads its block"),
-        ("kvcache.bytes_over_belady_16k", misses / cache.belady(sequence, c.lines), "ratio", "<= 1.05", f"hardware, {c.lines} lines"),
+        ("kvcache.bytes_over_belady_16k", misses / cache.belady(sequence, c.lines), "ratio", "<= 1.05",
+         f"hardware, windows of {c.window}, {c.lines} lines"),
         ("kvcache.lru_over_belady_16k", cache.lru(sequence, c.lines) / cache.belady(sequence, c.lines), "ratio", "", "the same visits"),
         ("kvcache.hit_rate_16k", hits / (hits + misses), "", "", "of visits; paper 0.65 of jobs"),
         ("kvcache.job_hit_rate_16k", 1 - misses / cache.uncached(cache.visits(long_report.keep.numpy(), c.window), shared=False), "", "",

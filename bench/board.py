@@ -88,7 +88,8 @@ def main(argv=None):
     parser.add_argument("--model", type=Path, default=Path("models/burin"))
     parser.add_argument("--build", type=Path, default=Path("build"))
     args = parser.parse_args(argv)
-    found = figures(args.board, args.model, args.build / args.board, Progress())
+    with Progress() as progress:
+        found = figures(args.board, args.model, args.build / args.board, progress)
     rows = [("figure", "value", "unit", "goal", "class", "note")]
     rows += [(f["name"], round(f["value"], 2), f["unit"], f["goal"], f["class"], f["anchor"]) for f in found]
     sys.stdout.write(table(rows) + "\n")

@@ -13,23 +13,22 @@ from intaglio.gen.presets import config_for
 from intaglio.gen.quantised import quantise
 from intaglio.host import open as open_device
 from intaglio.host.sampling import Sampler
+from intaglio.progress import Progress as Shown
 from intaglio.sim.exact import ExactDecoder
 from intaglio.sim.loading import float_decoder
 
 __all__ = ["Job", "Progress", "equal_to_exact", "generate_tokens", "prompts_of", "quality", "table"]
 
 
-class Progress:
-    """One changing line on a terminal, nothing elsewhere but the steps named in ``say``."""
+class Progress(Shown):
+    """As everywhere, and the steps named in :meth:`say` stay."""
 
     def __call__(self, text, share=None):
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[K{text}")
-            sys.stderr.flush()
+        """``share``, or the seconds of a build, are not shown."""
+        super().__call__(text)
 
     def say(self, text):
-        if sys.stderr.isatty():
-            sys.stderr.write("\r\x1b[K")
+        self.clear()
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
@@ -43,6 +42,8 @@ class Job:
         if (config.vocab_size, config.bos_token_id) != (256, 0):
             raise ValueError(f"the model must have bytes for tokens and begin with token 0, not {config.vocab_size} tokens "
                              f"and {config.bos_token_id}")
+        if isinstance(config.eos_token_id, tuple):
+            raise ValueError(f"the model must have one end token, not {config.eos_token_id}")
         self.quantised = quantise(self.checkpoint, config_for(self.checkpoint.config, preset))
         self.folder = build / preset
         began = time.monotonic()

@@ -20,7 +20,7 @@ PROMPT, TOKENS = [0, *b"def main("], 6
 def figures(job, preset):
     """All figures, as dicts of name, value, unit, goal, anchor and class."""
     folder = job.folder.with_name(f"{job.folder.name}-gated")
-    generate(job.checkpoint, preset, folder, reuse=True, progress=job.progress, **GATE)
+    top = generate(job.checkpoint, preset, folder, reuse=True, progress=job.progress, **GATE)["top"]
     with job.open() as device:
         plain = _run(device, job)
     trace = folder.with_suffix(".saif")
@@ -32,7 +32,7 @@ def figures(job, preset):
     program = layer_program(model)
     tokens = [token_cycles(model, position, want=position >= len(PROMPT) - 1, program=program) for position in range(gated["count"])]
     expected = bank_activity(model.config, tokens)
-    energy = estimate_energy(model.config, read_saif(trace, "intaglio_decoder"), ASAP7, assumptions_with({}))
+    energy = estimate_energy(model.config, read_saif(trace, top), ASAP7, assumptions_with({}))
     words = f"{model.config.gate_banks} columns of {GATE['gate_words']} words, wake-up {GATE['gate_wake']} cycles"
     return [
         _figure("gating.throughput_ratio", plain["cycles"] / gated["cycles"], "ratio", ">= 0.99", words),

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from amaranth.lib.wiring import In, Out
 
-from intaglio.gen.decoder import TOP
 from intaglio.gen.link import SERIAL_TOP, serial_verilog
 from intaglio.gen.synthesis import CELLS, synthesise_ecp5
 from intaglio.host import open as open_device
@@ -137,12 +136,12 @@ def cells():
     ------
     Error
     """
-    modules = serial_verilog({"top": TOP, "digest": 64 * "5e"}, clock_hz=80_000_000, baud=2_000_000)
+    modules = serial_verilog({"top": "decoder", "digest": 64 * "5e"}, clock_hz=80_000_000, baud=2_000_000)
     streams = {"aclk": In(1), "aresetn": In(1), "s_axis_tdata": In(32), "s_axis_tvalid": In(1), "s_axis_tready": Out(1),
                "s_axis_tlast": In(1), "m_axis_tdata": Out(32), "m_axis_tvalid": Out(1), "m_axis_tready": In(1), "m_axis_tlast": Out(1)}
     bus = {f"s_axil_{name}": member for name, member in register_bus(ADDRESS_BITS).flip().members.items()}
     ports = [f"{'input' if member.flow is In else 'output'} [{member.shape - 1}:0] {name}" for name, member in (streams | bus).items()]
-    modules[TOP] = f"(* blackbox *) module {TOP}(\n  " + ",\n  ".join(ports) + "\n);\nendmodule\n"
+    modules["decoder"] = "(* blackbox *) module decoder(\n  " + ",\n  ".join(ports) + "\n);\nendmodule\n"
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "rtl").mkdir()
         for name, text in modules.items():

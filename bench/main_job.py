@@ -17,6 +17,7 @@ from bench.common import Job, Progress, equal_to_exact, generate_tokens, quality
 from intaglio import Error
 from intaglio.gen.cycles import operations
 from intaglio.sim.corpus import Corpus, xz_bits_per_byte
+from intaglio.sim.tools import use_all
 
 RUNS = (  # prompts and how to continue them
     ("def read_header(self, stream):\n    \"\"\"Read ", {}),
@@ -32,15 +33,18 @@ def main(argv=None):
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--preset", default="desk")
     parser.add_argument("--build", type=Path, default=Path("build"))
+    parser.add_argument("--tool", action="append", default=[], metavar="NAME=PROGRAM", help="use this program for verilator or g++")
     args = parser.parse_args(argv)
+    use_all(args.tool)
     torch.set_num_threads(2)
     args.build.mkdir(parents=True, exist_ok=True)
-    progress, began = Progress(), time.monotonic()
-    job = Job(args.model, args.preset, args.build, progress)
-    progress.say(f"Verilog in {job.folder}: {len(job.manifest['files']['verilog'])} modules, "
-                 f"{job.manifest['model']['ternary_weights']:,} ternary weights ({job.generate_seconds:.1f} s)")
-    run = generate_text(job, progress)
-    bits = cached_quality(args.model, job, args.build, progress)
+    began = time.monotonic()
+    with Progress() as progress:
+        job = Job(args.model, args.preset, args.build, progress)
+        progress.say(f"Verilog in {job.folder}: {len(job.manifest['files']['verilog'])} modules, "
+                     f"{job.manifest['model']['ternary_weights']:,} ternary weights ({job.generate_seconds:.1f} s)")
+        run = generate_text(job, progress)
+        bits = cached_quality(args.model, job, args.build, progress)
     rows, record = report(job, run, bits)
     record["seconds"] = round(time.monotonic() - began, 1)
     (args.build / "run.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -67,7 +71,7 @@ def generate_text(job, progress):
             total["processed"] += counters["tokens"]
             total["prefill_cycles"] += device.last["cycles_prefill"]
             total["decode_cycles"] += device.last["cycles_decode"]
-            total["decode_results"] += len(generated) - 1
+            total["decode_results"] += device.last["tokens_decode"]
             for name, cycles in counters["phases"].items():
                 total["phases"][name] = total["phases"].get(name, 0) + cycles
         total["clock_hz"] = device.manifest.clock_hz

@@ -1,6 +1,7 @@
 """Figures of the read-only memory as logic: area against the synthesiser's own sharing, hardwired matrices against da4ml."""
 
 import importlib.util
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ DEPTH, LANE_WIDTH, ZEROS = 1024, 64, 0.40
 HARDWIRED = {"rows": 64, "inputs": 64, "zeros": 0.42}
 ASAP7_DONT_USE = ("*x1p*", "*xp*", "SDF*", "ICG*")  # of its flow in OpenROAD-flow-scripts
 PERIOD_PS = 2000
+SEEDS = (7, 8, 9)  # of the random weights: every figure of them is the median
+DRAWN = "median of seeds " + ", ".join(map(str, SEEDS))
 
 
 def da4ml_verilog(weights):
@@ -44,9 +47,9 @@ def da4ml_verilog(weights):
     return "\n".join([*parts, *(comb_logic_gen(stage, f"stage{i}") for i, stage in enumerate(stages)), *lines, ""])
 
 
-def hardwired_cells():
+def hardwired_cells(seed):
     """LUTs on UltraScale+ of a hardwired matrix: ours, da4ml's (None if it is not installed)."""
-    weights = random_trits(**HARDWIRED)
+    weights = random_trits(**HARDWIRED, seed=seed)
     ours = measure_fpga(hardwired_verilog(adder_graph(weights), "top"), "top", "xcup")
     theirs = da4ml_verilog(weights)
     if theirs is None:
@@ -81,30 +84,45 @@ def figures(model, pdk, progress):
     def add(name, value, unit, goal, anchor):
         out.append({"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": "synthesised"})
 
-    nangate = read_liberty("nangate45")
-    progress("mapping a bank of random weights, Nangate45")
-    areas = _areas(random_trits(DEPTH, LANE_WIDTH, ZEROS), nangate)
-    add("rom.abc_over_ours", areas["code"].area / areas["structured"].area, "", ">= 1.25", "40 % zero weights; a first form 1.27")
-    add("rom.nangate45_um2_per_bit", areas["structured"].area / (2 * DEPTH * LANE_WIDTH), "um2", "", "1024 x 128 bit, 40 % zero weights")
-    name, trits = model_cases(model, DEPTH, 2 * LANE_WIDTH)[-1]
+    def of_seeds(what, function):
+        found = []
+        for seed in SEEDS:
+            progress(f"{what}, seed {seed}")
+            found.append(function(seed))
+        return found
+
+    nangate, banks = read_liberty("nangate45"), {seed: random_trits(DEPTH, LANE_WIDTH, ZEROS, seed) for seed in SEEDS}
+    size, bits = f"{DEPTH} x {2 * LANE_WIDTH} bit, {ZEROS:.0%} zero weights, {DRAWN}", 2 * DEPTH * LANE_WIDTH
+    areas = of_seeds("mapping a bank of random weights, Nangate45", lambda seed: _areas(banks[seed], nangate))
+    add("rom.abc_over_ours", statistics.median(found["code"].area / found["structured"].area for found in areas), "", ">= 1.25",
+        f"{size}; a first form 1.27 (seed 7)")
+    add("rom.nangate45_um2_per_bit", statistics.median(found["structured"].area for found in areas) / bits, "um2", "", size)
+    name, (trits,) = model_cases(model, DEPTH, 2 * LANE_WIDTH)[-1]
     progress(f"mapping {name}, Nangate45")
     areas = _areas(trits, nangate)
     add("rom.abc_over_ours_model", areas["code"].area / areas["structured"].area, "", ">= 1.25",
         f"{name}, {100 * (trits == 0).mean():.0f} % zero weights")
-    progress("mapping a hardwired matrix, UltraScale+")
-    ours, theirs = hardwired_cells()
-    add("rom.lut_per_weight", ours / (HARDWIRED["rows"] * HARDWIRED["inputs"]), "LUT", "", "64 x 64, 42 % zero weights")
-    if theirs is None:
+    luts = of_seeds("mapping a hardwired matrix, UltraScale+", hardwired_cells)
+    matrix = f"{HARDWIRED['rows']} x {HARDWIRED['inputs']}, {HARDWIRED['zeros']:.0%} zero weights, {DRAWN}"
+    weights = HARDWIRED["rows"] * HARDWIRED["inputs"]
+    add("rom.lut_per_weight", statistics.median(ours for ours, _ in luts) / weights, "LUT", "", matrix)
+    if None in luts[0]:
         progress.say("rom.lut_per_weight_over_da4ml is left out: pip install 'intaglio[bench]'")
     else:
-        add("rom.lut_per_weight_over_da4ml", ours / theirs, "", "<= 1.0", f"da4ml {theirs / 4096:.2f} LUT a weight in the same run")
+        theirs = statistics.median(theirs for _, theirs in luts) / weights
+        add("rom.lut_per_weight_over_da4ml", statistics.median(ours / theirs for ours, theirs in luts), "", "<= 1.0",
+            f"da4ml {theirs:.2f} LUT a weight in the same run; {matrix}")
     if pdk is not None:
         parts = sorted(Path(pdk).glob("asap7_*.lib*"))
         if not parts:
             raise Error(f"PDK folder {pdk} must have the parts of ASAP7, asap7_*.lib.gz")
         for name, dont_use, goal, anchor in (("rom.asap7_mb_per_mm2", (), ">= 21.3", "TOM, 7 nm: 15.0; ABC 16.7"),
                                              ("rom.asap7_legal_mb_per_mm2", ASAP7_DONT_USE, ">= 15.9", "ABC 12.0")):
-            progress(f"mapping a bank, ASAP7 without {len(dont_use)} kinds of cells")
-            found = _areas(random_trits(DEPTH, LANE_WIDTH, ZEROS), read_liberty(parts, dont_use), PERIOD_PS, ("structured",))["structured"]
-            add(name, found.mb_per_mm2(2 * DEPTH * LANE_WIDTH), "MB/mm2", goal, f"{anchor}; {found.delay_ps:.0f} ps without wires")
+            library = read_liberty(parts, dont_use)
+            found = [one["structured"] for one in of_seeds(
+                f"mapping a bank, ASAP7 without {len(dont_use)} kinds of cells",
+                lambda seed, library=library: _areas(banks[seed], library, PERIOD_PS, ("structured",)))]
+            delay = statistics.median(one.delay_ps for one in found)
+            add(name, statistics.median(one.mb_per_mm2(bits) for one in found), "MB/mm2", goal,
+                f"{anchor}; {delay:.0f} ps without wires; {DRAWN}")
     return out

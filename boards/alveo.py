@@ -3,16 +3,15 @@
 Formats: UG1393 (Vitis application acceleration), "RTL kernels", ``package_xo`` and the linker's configuration file.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from xml.etree import ElementTree
 
-from intaglio import Error
-from intaglio.gen.decoder import generate
+from intaglio.boards.config import PREFIX
+from intaglio.gen import output
+from intaglio.gen.decoder import contents
 from intaglio.gen.verilog import convert
 from intaglio.rtl.kernel import ARGUMENTS, KERNEL_TOP, Kernel
-from intaglio.rtl.rom import ROM_MODULE
+from intaglio.rtl.rom import ROM_DIR
 
 __all__ = ["CARDS", "Card", "connectivity", "kernel_verilog", "kernel_xml", "package", "package_tcl"]
 
@@ -70,15 +69,23 @@ def kernel_xml():
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def package_tcl(card):
-    """Script for ``vivado -mode batch -source package.tcl``: packs the sources beside it as ``intaglio_kernel.xo``."""
+def package_tcl(card, manifest):
+    """Script for ``vivado -mode batch -source package.tcl``: packs the sources beside it as ``intaglio_kernel.xo``.
+
+    Files are named one by one, as ``manifest`` lists them: what else lies in the folders is not packed. Of the clock the IP states the
+    frequency that the linker is asked for; its value may be changed there. The XPM libraries are those that Vitis' own wizard names.
+    """
+    def listed(kind):
+        return " ".join(f"$here/{name}" for name in manifest["files"][kind])
+
     return f"""\
 # Packs the kernel for {card.name}: vivado -mode batch -source package.tcl
 set here [file dirname [file normalize [info script]]]
 set name {KERNEL_TOP}
 create_project -force pack $here/pack -part {card.part}
-add_files -norecurse [lsort [glob $here/rtl/*.v]]
-set images [lsort [glob $here/rom/*.hex]]
+add_files -norecurse [list {listed("verilog")}]
+# $readmemh finds them by their names alone, in the project and in the packed IP
+set images [list {listed("rom")}]
 add_files -norecurse $images
 set_property file_type {{Memory Initialization Files}} [get_files $images]
 set_property top $name [current_fileset]
@@ -94,7 +101,11 @@ foreach parameter [ipx::get_user_parameters -of_objects $core] {{
 foreach bus {{s_axi_control m_axi_gmem0 m_axi_gmem1}} {{
     ipx::associate_bus_interfaces -busif $bus -clock ap_clk $core
 }}
-set_property xpm_libraries {{}} $core
+ipx::associate_bus_interfaces -clock ap_clk -reset ap_rst_n $core
+set frequency [ipx::add_bus_parameter -quiet FREQ_HZ [ipx::get_bus_interfaces ap_clk -of_objects $core]]
+set_property value {card.clock_hz} $frequency
+set_property value_resolve_type user $frequency
+set_property xpm_libraries {{XPM_CDC XPM_MEMORY XPM_FIFO}} $core
 set_property sdx_kernel true $core
 set_property sdx_kernel_type rtl $core
 ipx::create_xgui_files $core
@@ -135,7 +146,7 @@ def package(card, model, out, *, preset="desk-4k", progress=None):
     model : path of a checkpoint folder
     out : path
         Gets ``rtl/``, ``rom/``, ``kernel.xml``, ``package.tcl``, ``connectivity.cfg``, ``build.sh`` and ``manifest.json``, which the
-        host needs beside the xclbin. Must not exist, be empty, or hold an earlier package.
+        host needs beside the xclbin. Must not exist, be empty, or hold an earlier package, whose files are replaced.
 
     Returns
     -------
@@ -146,21 +157,18 @@ def package(card, model, out, *, preset="desk-4k", progress=None):
     Error, ValueError
         The folder holds something else; the checkpoint or the widths do not fit.
     """
-    out = Path(out).resolve()
-    manifest = generate(model, preset, out, reuse=False, clock_hz=card.clock_hz, progress=progress)
-    files = {f"rtl/{name}.v": text for name, text in kernel_verilog(manifest).items()}
+    out = output.check_folder(out, "kernel")
+    content, manifest = contents(model, preset, prefix=PREFIX, clock_hz=card.clock_hz, progress=progress)
+    kernel = {f"rtl/{name}.v": text.encode() for name, text in kernel_verilog(manifest).items()}
+    del content[manifest["files"].pop("core")[0]]  # images are found otherwise here than it says
+    manifest["files"]["verilog"] = sorted([*manifest["files"]["verilog"], *kernel])
     # A packaged IP finds the images by their names alone.
-    rom = out / "rtl" / f"{ROM_MODULE}.v"
-    files[f"rtl/{ROM_MODULE}.v"] = '`define INTAGLIO_ROM_DIR ""\n' + rom.read_text()
-    files |= {"kernel.xml": kernel_xml(), "package.tcl": package_tcl(card), "connectivity.cfg": connectivity(card),
-              "build.sh": _build_script(card)}
-    try:
-        for name, text in files.items():
-            (out / name).write_text(text)
-        (out / "build.sh").chmod(0o755)
-        described = json.loads((out / "manifest.json").read_text())
-        described["kernel"] = {"name": KERNEL_TOP, "card": card.name, "arguments": [name for name, *_ in ARGUMENTS]}
-        (out / "manifest.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
-    except OSError as fault:
-        raise Error(f"cannot write the package in {out}: {fault}") from fault
+    rom = f"rtl/{manifest['top']}_rom.v"
+    content |= kernel | {rom: f'`define {ROM_DIR} ""\n'.encode() + content[rom]}
+    content |= {name: text.encode() for name, text in (
+        ("kernel.xml", kernel_xml()), ("package.tcl", package_tcl(card, manifest)), ("connectivity.cfg", connectivity(card)),
+        ("build.sh", _build_script(card)))}
+    manifest["kernel"] = {"name": KERNEL_TOP, "card": card.name, "arguments": [name for name, *_ in ARGUMENTS]}
+    described = output.write(out, content, manifest)
+    (out / "build.sh").chmod(0o755)
     return described

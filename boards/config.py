@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-__all__ = ["BOARDS", "Board", "Pin", "board"]
+__all__ = ["BOARDS", "PREFIX", "Board", "Pin", "board"]
+
+PREFIX = "intaglio"  # of the decoder's modules: a board or a card has one design, and reports are easier to compare under one name
 
 ECP5_DEVICES = ("25k", "45k", "85k", "um-25k", "um-45k", "um-85k", "um5g-25k", "um5g-45k", "um5g-85k")
 
@@ -36,6 +38,8 @@ class Board:
         Of the serial line; at most a quarter of ``clock_hz``.
     preset : str
         Widths of the decoder.
+    high : tuple of (str, Pin)
+        Lines by name that the design must hold high, lest something else on the board takes it for silence.
 
     Raises
     ------
@@ -55,6 +59,7 @@ class Board:
     clock_hz: int = 80_000_000
     baud: int = 2_000_000
     preset: str = "ulx3s"
+    high: tuple = ()
 
     def __post_init__(self):
         if self.device not in ECP5_DEVICES:
@@ -68,8 +73,8 @@ class Board:
             raise ValueError(f"baud must be in 1..clock_hz / 4 = {self.clock_hz // 4}, not {self.baud!r}")
 
 
-def _from_platform(platform, **fields):
-    """A board with the pins of a platform of amaranth-boards."""
+def _from_platform(platform, high=(), **fields):
+    """A board with the pins of a platform of amaranth-boards; ``high``: (name, resource, line) of lines to hold high."""
     found = {(resource.name, resource.number): resource for resource in platform.resources}
     uart, clock = found["uart", 0], found[platform.default_clk, 0]
     lines = {line.name: line for line in uart.ios}
@@ -81,15 +86,18 @@ def _from_platform(platform, **fields):
         return Pin(ball=ball, attributes=tuple(sorted((key, str(value)) for key, value in attributes.items())))
 
     (clock_pins,) = clock.ios
-    return Board(clock=pin(clock, clock_pins), rx=pin(uart, lines["rx"]), tx=pin(uart, lines["tx"]),
+    held = tuple((name, pin(found[resource, 0], next(io for io in found[resource, 0].ios if io.name == line)))
+                 for name, resource, line in high)
+    return Board(clock=pin(clock, clock_pins), rx=pin(uart, lines["rx"]), tx=pin(uart, lines["tx"]), high=held,
                  input_hz=round(clock.clock.frequency), speed=platform.speed, **fields)
 
 
 def _ulx3s():
     from amaranth_boards.ulx3s import ULX3S_85F_Platform
 
+    # The ESP32 reads its GPIO0 as it starts: low, it waits for a new program or loads another bitstream over this one.
     return _from_platform(ULX3S_85F_Platform, name="ulx3s", description="ULX3S with an LFE5U-85F", device="85k", package="CABGA381",
-                          clock_hz=65_000_000)
+                          clock_hz=65_000_000, high=[("wifi_gpio0", "esp32", "gpio0")])
 
 
 def _ecpix5():

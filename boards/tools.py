@@ -48,11 +48,11 @@ class Stamp:
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             return False
 
-    def begin(self):
-        """Empty the folder."""
+    def begin(self, *names):
+        """Make the folder, and remove the files that the step makes; others stay."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in self.folder.iterdir():
-            path.unlink()
+        for name in ("stamp.json", *names):
+            (self.folder / name).unlink(missing_ok=True)
 
     def finish(self, *names):
         """Record the files that the step made."""

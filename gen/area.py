@@ -5,16 +5,17 @@ script. With delay tables and a clock period, ABC buffers and sizes the mapped g
 """
 
 import json
+import math
 import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from intaglio import Error
-from intaglio.gen.yosys import abc_program, run_tool, run_yosys
+from intaglio.gen.yosys import GATE_LEVEL, abc_program, library_cells, run_tool, run_yosys
 from intaglio.rtl.logicrom.netlist import ONE
 
-__all__ = ["Measured", "mapped_blif", "measure"]
+__all__ = ["Measured", "check_period", "mapped_blif", "measure"]
 
 TIMEOUT = 1800  # seconds of one run
 # What Yosys' pass abc does without a clock period, and what follows with one.
@@ -67,10 +68,7 @@ def measure(bank, liberty, period_ps=None, *, timeout=TIMEOUT):
     Error
         pyosys is missing, a tool fails or takes too long, or a period is given for a library without delay tables.
     """
-    if period_ps is not None and not liberty.timed:
-        raise Error(f"cell library {liberty.name} must have delay tables for a period of {period_ps:g} ps; it has areas only")
-    if period_ps is not None and not period_ps > 0:
-        raise Error(f"the clock period must be more than 0 ps, not {period_ps:g}")
+    check_period(liberty, period_ps)
     inputs = max(1, (bank.depth - 1).bit_length())
     registers = bank.width if bank.strategy == "plain" else inputs
     with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +80,7 @@ def measure(bank, liberty, period_ps=None, *, timeout=TIMEOUT):
             found = Measured(area=bank.netlist.area(gates), gates=len(bank.netlist.kinds), registers=registers)
             script = ""
         else:
-            area, count = _by_yosys(bank, folder, timeout)
+            area, count = _by_yosys(bank, liberty, folder, timeout)
             found = Measured(area=area, gates=count, registers=registers)
             script = MAPPED
         if not liberty.timed or not found.gates:
@@ -94,6 +92,17 @@ def measure(bank, liberty, period_ps=None, *, timeout=TIMEOUT):
         sized = BUFFERED.format(period=f"{period_ps:g}")
         area, delay = _by_abc(f"read_constr constraints; read_blif bank.blif; {script}{sized}", folder, timeout)
         return replace(found, area=area, delay_ps=delay, buffered=True)
+
+
+def check_period(liberty, period_ps):
+    """:class:`Error` if the library cannot be timed or the period (float, or None for no timing) is out of range."""
+    if period_ps is None:
+        return
+    if not liberty.timed:
+        raise Error(f"cell library {liberty.name} must have delay tables for a period of {period_ps:g} ps; it has areas only")
+    if not 0 < period_ps < math.inf:
+        raise Error(f"the clock period must be a finite number of picoseconds above 0, not {period_ps:g}")
+    liberty.inverters()
 
 
 def mapped_blif(netlist, cells):
@@ -117,11 +126,7 @@ def mapped_blif(netlist, cells):
 
 def _constraints(liberty):
     """Every address bit is driven by a middling inverter, every output by one small gate's input."""
-    inverters = sorted((c for c in liberty.cells.values() if not c.sequential and len(c.inputs) == 1 and len(c.functions) == 1
-                        and next(iter(c.functions.values())).replace(" ", "").strip("()") in (f"!{c.inputs[0]}", f"{c.inputs[0]}'")),
-                       key=lambda c: (c.area, c.name))
-    if not inverters:
-        raise Error(f"cell library {liberty.name} must have an inverter")
+    inverters = liberty.inverters()
     return f"set_driving_cell {inverters[len(inverters) // 2].name}\nset_load 1.0 [all_outputs]\n"
 
 
@@ -134,14 +139,13 @@ def _by_abc(script, folder, timeout):
     return float(found[-1][0]), float(found[-1][1])
 
 
-def _by_yosys(bank, folder, timeout):
+def _by_yosys(bank, liberty, folder, timeout):
     """Area and number of gates; leaves the logic before mapping in ``bank.blif``."""
     (folder / "bank.v").write_text(bank.combinational())
     steps = ["read_verilog bank.v", f"hierarchy -check -top {bank.name}", "proc", "flatten", "opt -full", "memory_map", "opt -full",
-             "techmap", "opt -full", "write_blif bank.blif", "abc -liberty cells.lib", "opt_clean",
-             "tee -q -o stat.json stat -json -liberty cells.lib"]
+             *GATE_LEVEL, "write_blif bank.blif", "abc -liberty cells.lib", "opt_clean", "tee -q -o stat.json stat -json"]
     output = run_yosys(steps, folder, bank.name, timeout=timeout)
     if not (folder / "stat.json").is_file():
         raise Error(f"Yosys must map {bank.name}; it ends with: {output[-1000:]}")
-    whole = json.loads((folder / "stat.json").read_text())["design"]
-    return float(whole.get("area", 0)), int(whole["num_cells"])
+    counts = library_cells(json.loads((folder / "stat.json").read_text()), liberty, bank.name)
+    return sum(n * liberty.cells[name].area for name, n in counts.items()), sum(counts.values())

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from intaglio.gen import tensorfile
+from intaglio.gen.constant import layer_constants, norm_constants, only_packed_value, only_value, refuse_constant
 from intaglio.gen.model import CheckpointError, ModelConfig
 from intaglio.gen.packing import ROWS_PER_BYTE, check_codes, pack, unpack
 from intaglio.gen.weights import (
@@ -27,9 +28,9 @@ from intaglio.gen.weights import (
 )
 
 __all__ = ["MATRIX_TENSORS", "NORM_TENSORS", "Checkpoint", "CheckpointReader", "Layer", "Ternary", "absmean_ternary", "base_digest",
-           "load_checkpoint", "loaded_scale", "save_checkpoint", "stored_scale"]
+           "end_constants", "load_checkpoint", "loaded_scale", "save_checkpoint", "stored_scale"]
 
-EMBEDDING, FINAL_NORM = "model.embed_tokens.weight", "model.norm.weight"
+EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 FLOATS = ("F32", "BF16", "F16")
 LARGEST_SCALE = 16.0  # of the median matrix; see CheckpointReader
 EMBED_ROWS = 4096  # rows of the embedding that are looked at together
@@ -43,7 +44,8 @@ class CheckpointReader:
     folder : path
         Holds ``config.json`` and either ``model.safetensors`` or ``model.safetensors.index.json`` with its shards.
         A matrix is stored packed (uint8 ``weight``) or, for ``autobitlinear``, as floats: ternary ones with a ``weight_scale``
-        (mode ``offline``) or latent ones without (mode ``online``), which are rounded here.
+        (mode ``offline``) or latent ones without (mode ``online``), which are rounded here. A stored ``lm_head.weight`` must equal the
+        embedding, whose memory the head reads.
 
     Members
     -------
@@ -66,6 +68,8 @@ class CheckpointReader:
         c, left = self.config, dict(self._files.entries)
         self._expect(left, EMBEDDING, (c.vocab_size, c.hidden_size))
         self._expect(left, FINAL_NORM, (c.hidden_size,))
+        if HEAD in left:
+            self._expect(left, HEAD, (c.vocab_size, c.hidden_size))
         self.scales = {}
         for index in range(c.num_hidden_layers):
             prefix = f"model.layers.{index}."
@@ -114,15 +118,12 @@ class CheckpointReader:
             raise CheckpointError(f"tensor {name} must be finite, but {np.count_nonzero(~np.isfinite(values))} values are not")
         return values
 
-    def matrix(self, index, name, check=False):
-        """Matrix ``name`` of layer ``index`` as :class:`Ternary`; with ``check``, only raise what reading it would raise."""
+    def matrix(self, index, name):
+        """Matrix ``name`` of layer ``index`` as :class:`Ternary`."""
         stem = f"model.layers.{index}.{MATRIX_TENSORS[name]}"
         name = f"{stem}.weight"
         if self._files.entries[name].dtype == "U8":
-            packed = self._files.read(name).to_uint8()
-            if check:
-                return check_codes(packed, f"tensor {name}")
-            weights = unpack(packed, f"tensor {name}")
+            weights = unpack(self._files.read(name).to_uint8(), f"tensor {name}")
         else:
             values = self._floats(name)
             if self.config.quantization_mode == "online":
@@ -133,11 +134,24 @@ class CheckpointReader:
             weights = values.astype(np.int8)
         return Ternary(weights=weights, scale=self.scales[stem])
 
-    def layer(self, index, check=False):
-        """Read layer ``index`` as :class:`Layer`; with ``check``, only raise what reading it would raise."""
-        matrices = {name: self.matrix(index, name, check) for name in self.config.matrix_shapes}
-        norms = self.norms(index)
-        return None if check else Layer(matrices=matrices, norms=norms)
+    def layer(self, index):
+        """Read layer ``index`` as :class:`Layer`."""
+        return Layer(matrices={name: self.matrix(index, name) for name in self.config.matrix_shapes}, norms=self.norms(index))
+
+    def check_layer(self, index):
+        """Raise what reading layer ``index`` would raise; returns its suspect tensors, as ``{tensor: its only value}``."""
+        found = {}
+        for name in self.config.matrix_shapes:
+            tensor = f"model.layers.{index}.{MATRIX_TENSORS[name]}.weight"
+            if self._files.entries[tensor].dtype == "U8":  # not unpacked, which takes four times the memory
+                packed = self._files.read(tensor).to_uint8()
+                check_codes(packed, f"tensor {tensor}")
+                value = only_packed_value(packed)
+            else:
+                value = only_value(self.matrix(index, name).weights)
+            if value is not None:
+                found[tensor] = value
+        return found | norm_constants(index, self.norms(index))
 
     def norms(self, index):
         """Gains of layer ``index`` by norm, float32."""
@@ -152,6 +166,17 @@ class CheckpointReader:
         for start in range(0, self.config.vocab_size, EMBED_ROWS):
             yield start, self.embed(start, min(start + EMBED_ROWS, self.config.vocab_size))
 
+    def check_head(self):
+        """Raise unless a stored head equals the embedding."""
+        if HEAD not in self._files.entries:
+            return
+        different = 0
+        for start, rows in self.embed_blocks():
+            different += np.count_nonzero(rows != self._floats(HEAD, start, start + len(rows)))
+        if different:
+            raise CheckpointError(f"tensor {HEAD} must equal {EMBEDDING}, whose memory the head reads, but {different} values differ: "
+                                  "the model is not tied, whatever tie_word_embeddings says")
+
     def final_norm(self):
         """Gains of the final norm, float32."""
         return self._floats(FINAL_NORM)
@@ -164,17 +189,24 @@ class CheckpointReader:
                 yield name, self._files.read(name).data
 
 
+def end_constants(embedding, final_norm):
+    """The suspect ones of embedding (``embedding`` is its only value, or None) and final norm, as ``{tensor: its only value}``."""
+    return ({} if embedding is None else {EMBEDDING: embedding}) | ({} if final_norm.any() else {FINAL_NORM: 0})
+
+
 def _either(kinds):
     return kinds[0] if len(kinds) == 1 else ", ".join(kinds[:-1]) + " or " + kinds[-1]
 
 
-def load_checkpoint(folder):
+def load_checkpoint(folder, *, allow_constant=False):
     """Load a checkpoint folder whole.
 
     Parameters
     ----------
     folder : path
         See :class:`CheckpointReader`.
+    allow_constant : bool
+        Accept matrices of one value throughout and norms of zeros.
 
     Returns
     -------
@@ -183,11 +215,18 @@ def load_checkpoint(folder):
     Raises
     ------
     CheckpointError
-        See :class:`CheckpointReader`; or a weight is not ternary, or a value not finite.
+        See :class:`CheckpointReader`; or a weight is not ternary, or a value not finite, or a stored head is not the embedding, or a tensor
+        cannot be a trained model's.
     """
     reader = CheckpointReader(folder)
     embed, final_norm = reader.embed(), reader.final_norm()
+    reader.check_head()
     layers = tuple(reader.layer(index) for index in range(reader.config.num_hidden_layers))
+    if not allow_constant:
+        suspect = end_constants(only_value(embed), final_norm)
+        for index, layer in enumerate(layers):
+            suspect |= layer_constants(index, layer)
+        refuse_constant(suspect)
     return Checkpoint(config=dataclasses.replace(reader.config, quantization_mode="offline"), embed=embed, layers=layers,
                       final_norm=final_norm)
 

@@ -15,9 +15,7 @@ __all__ = ["adapter_layout", "c_header", "core_file", "lint_waivers", "manifest"
 _WAIVERS = (
     ("CASEOVERLAP", "Amaranth writes If and Elif as a case statement, in which the first condition that holds counts"),
     ("UNUSEDSIGNAL", "Amaranth gives every field of a structure a wire of its own, read or not"),
-    ("WIDTHEXPAND", "Amaranth's operators have exact widths; assignments to wider signals extend on purpose"),
-    ("WIDTHTRUNC", "Amaranth truncates explicitly by the width of the target"),
-    ("PROCASSINIT", "registers have reset values and are assigned in clocked processes"),
+    ("WIDTH", "Amaranth's operators have exact widths; assignments to wider signals extend, to narrower ones truncate on purpose"),
     ("VARHIDDEN", "inner names are Amaranth's"),
 )
 
@@ -46,25 +44,28 @@ def adapter_layout(checkpoint, config):
     }}
 
 
-def manifest(model, *, bos, eos, preset, digest, files, zero_share, inputs, content, adapter):
-    """The manifest as a dict.
+def manifest(model, *, bos, eos, preset, top, digest, files, zero_share, inputs, adapter):
+    """The manifest as a dict, to which :func:`intaglio.gen.output.write` adds the list of files.
 
     Parameters
     ----------
     model : QuantisedModel
-    bos, eos : int or None
+    bos : int or None
+    eos : int, tuple of int, or None
         The tokens that begin and end a text.
+    top : str
+        Name of the top module.
     files : dict
-        Lists of relative paths under verilog, rom, lint.
-    inputs, content : str
-        Digests of what the output was made of and of all its other files.
+        Lists of relative paths under verilog, rom, lint, core, header and, with gated banks, power.
+    inputs : str
+        Digest of what the output was made of.
     adapter : dict
         Of :func:`adapter_layout`.
     """
     c = model.config
     return {
         "format": FORMAT, "format_version": 1, "generator": __version__, "kind": "decoder",
-        "top": "intaglio_decoder", "digest": digest, "clock": "aclk", "reset": "aresetn", "clock_hz": c.clock_hz, "preset": preset,
+        "top": top, "digest": digest, "clock": "aclk", "reset": "aresetn", "clock_hz": c.clock_hz, "preset": preset,
         "streams": {
             "command": {"prefix": "s_axis", "direction": "in", "width": 32, "fields": {
                 "token": [0, c.token_bits], "run": [c.token_bits, 24 - c.token_bits], "top": [24, 5],
@@ -76,10 +77,10 @@ def manifest(model, *, bos, eos, preset, digest, files, zero_share, inputs, cont
         "registers": register_fields(register_map(c)),
         "phases": list(PHASES),
         "model": {"vocab_size": c.vocab, "context": c.context, "layers": c.layers, "hidden": c.hidden, "top_k": c.top_k,
-                  "bos": bos, "eos": eos, "tokenizer": "bytes" if c.vocab <= 256 else "none",
+                  "bos": bos, "eos": list(eos) if isinstance(eos, tuple) else eos, "tokenizer": "bytes" if c.vocab <= 256 else "none",
                   "ternary_weights": c.layers * c.layer_weights, "zero_weight_share": round(zero_share, 6)},
         "config": c.to_json(), "files": files,
-        "tools": tools(), "inputs": inputs, "content": content, **adapter,
+        "tools": tools(), "inputs": inputs, **adapter,
     }
 
 
@@ -90,17 +91,17 @@ def lint_waivers():
     return "\n".join(lines) + "\n"
 
 
-def core_file(files, kind, top, description):
-    """FuseSoC core description (CAPI2) of files, lists under verilog and rom."""
+def core_file(files, top, description):
+    """FuseSoC core description (CAPI2) of files, lists under verilog and rom; the core has the name of the top."""
     rom = files["rom"]
     sets = "[rom, rtl]" if rom else "[rtl]"
-    lines = ["CAPI=2:", "", f"name: intaglio:generated:{kind}:{__version__}", f"description: {description}", "",
+    lines = ["CAPI=2:", "", f"name: intaglio:generated:{top}:{__version__}", f"description: {description}", "",
              "filesets:", "  rtl:", "    files:"]
     lines += [f"      - {name}" for name in files["verilog"]]
     lines += ["    file_type: verilogSource"]
     if rom:
         lines += ["  rom:", "    files:"]
-        lines += [f"      - {name}: {{file_type: user, copyto: {name}}}" for name in rom]
+        lines += [f"      - {name}: {{file_type: mem, copyto: {name}}}" for name in rom]
     lines += ["  lint:", "    files:", "      - lint.vlt: {file_type: vlt}", "", "targets:",
               "  default: &default", f"    filesets: {sets}", f"    toplevel: {top}",
               "  lint:", "    <<: *default", "    default_tool: verilator", f"    filesets: [lint, {sets[1:]}",
@@ -109,11 +110,11 @@ def core_file(files, kind, top, description):
 
 
 def c_header(digest, top, registers):
-    """C header of the registers of a top."""
+    """C header of the registers of a top; every macro begins with its name."""
     name = top.upper()
     lines = [f"/* Registers of {top}: byte offsets on the AXI4-Lite port. */", f"#ifndef {name}_H",
-             f"#define {name}_H", "", f"#define INTAGLIO_EXPECTED_DIGEST 0x{digest[:8]}u /* value of the register digest */"]
+             f"#define {name}_H", "", f"#define {name}_EXPECTED_DIGEST 0x{digest[:8]}u /* value of the register digest */"]
     for r in registers:
-        lines.append(f"#define INTAGLIO_{r.name.upper()} 0x{r.offset:02x}u /* {r.access}: {r.description} */")
+        lines.append(f"#define {name}_{r.name.upper()} 0x{r.offset:02x}u /* {r.access}: {r.description} */")
     lines += ["", "#endif", ""]
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Cell libraries in the Liberty format: areas, logic functions, leakage and which cells are registers; no timing is interpreted here.
 
-A file may be compressed (``.gz``). Several files are one library. The functions become kinds of gates
-(:mod:`intaglio.rtl.logicrom.cells`) by their truth tables, however they are written.
+A file may be compressed (``.gz``). Several files are one library. Cells are told by the truth tables of their functions
+(:mod:`intaglio.gen.liberty_function`), however these are written and whatever the cells are called.
 """
 
 import fnmatch
@@ -13,23 +13,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from intaglio import Error
-from intaglio.rtl.logicrom.cells import Cell, CellSet
+from intaglio.gen.liberty_function import gate_kind, truth_table
+from intaglio.rtl.logicrom.cells import INV, Cell, CellSet
 
-__all__ = ["BUILT_IN", "Liberty", "LibertyCell", "read_liberty"]
+__all__ = ["BUILT_IN", "NAND2", "Liberty", "LibertyCell", "read_liberty"]
 
 BUILT_IN = {"nangate45": Path(__file__).parent / "cells" / "nangate45.lib"}
 """Libraries that come with the project: areas only."""
 
-_GROUP = re.compile(r"(?:\b(library|cell|ff|latch|statetable|pin)\s*\(([^)]*)\)\s*\{)|([{}])|\"[^\"]*\"|(/\*)")
+_GROUP = re.compile(r"(?:\b(library|cell|ff|latch|statetable|pin)\s*\(([^)]*)\)\s*\{)|([{}])|\"[^\"\\]*(?:\\.[^\"\\]*)*\"|(/\*)", re.DOTALL)
 _LIBRARY = re.compile(r"\blibrary\s*\(")
 _AREA = re.compile(r"\barea\s*:\s*\"?([-+.\deE]+)")
-_FUNCTION = re.compile(r"\bfunction\s*:\s*\"([^\"]*)\"")
+_FUNCTION = re.compile(r"\bfunction\s*:\s*(?:\"([^\"\\]*(?:\\.[^\"\\]*)*)\"|([^\";\s][^\";]*);)", re.DOTALL)
+_THREE_STATE = re.compile(r"\bthree_state\s*:")
+_DONT_USE = re.compile(r"\bdont_use\s*:\s*\"?true\b")
 _DIRECTION = re.compile(r"\bdirection\s*:\s*\"?(\w+)")
 _TIMING = re.compile(r"\bcell_rise\s*\(")
 _LEAKAGE = re.compile(r"leakage_power\s*\(\)\s*\{\s*value\s*:\s*([\d.eE+-]+);\s*when[^;]*;\s*related_pg_pin\s*:\s*\"?VDD")
 _PIN = re.compile(r"\bpin\s*\(")
 _CAPACITANCE = re.compile(r"\bcapacitance\s*:\s*([\d.eE+-]+)")
-_TOKEN = re.compile(r"\s*([A-Za-z_][\w\[\]]*|[01]|[!~()'*&+|^])")
+NAND2 = ("oai", (1, 1))
 INPUTS = 9  # of a gate whose function is looked at
 
 
@@ -47,6 +50,14 @@ class LibertyCell:
     @property
     def sequential(self):
         return self.state is not None
+
+    @functools.cached_property
+    def gate(self):
+        """``(kind, pins in its order)`` of :func:`~intaglio.gen.liberty_function.gate_kind`; None if it is no gate of one output."""
+        if self.sequential or len(self.functions) != 1 or not 1 <= len(self.inputs) <= INPUTS:
+            return None
+        table = truth_table(next(iter(self.functions.values())), self.inputs)
+        return None if table is None else gate_kind(table, self.inputs)
 
     @property
     def leakage(self):
@@ -105,30 +116,27 @@ class Liberty:
         """
         found = {}
         for cell in sorted(self.cells.values(), key=lambda c: (c.area, c.name)):
-            if cell.sequential or len(cell.functions) != 1 or not 1 <= len(cell.inputs) <= INPUTS:
-                continue
-            output, text = next(iter(cell.functions.items()))
-            kind = _kind(text, cell.inputs)
-            if kind is not None and kind[0] not in found:
-                found[kind[0]] = Cell(name=cell.name, area=cell.area, pins=kind[1], output=output)
+            if cell.gate and cell.gate[0] not in found:
+                kind, pins = cell.gate
+                found[kind] = Cell(name=cell.name, area=cell.area, pins=pins, output=next(iter(cell.functions)))
         try:
             return CellSet(self.name, found)
         except ValueError as fault:
             raise Error(str(fault)) from fault
 
-    def nand2(self):
-        """Area of the smallest NAND2, the unit of gate counts.
+    def of_kind(self, kind, what):
+        """The gates of a kind of :mod:`intaglio.rtl.logicrom.cells` by area; :class:`Error`, which says ``what``, if there is none."""
+        found = sorted((c for c in self.cells.values() if c.gate and c.gate[0] == kind), key=lambda c: (c.area, c.name))
+        if not found:
+            raise Error(f"cell library {self.name} must have {what}")
+        return found
 
-        Raises
-        ------
-        Error
-            There is none.
-        """
-        areas = [c.area for c in self.cells.values() if len(c.inputs) == 2 and len(c.functions) == 1 and not c.sequential
-                 and (kind := _kind(next(iter(c.functions.values())), c.inputs)) and kind[0] == ("oai", (1, 1))]
-        if not areas:
-            raise Error(f"cell library {self.name} must have a NAND2")
-        return min(areas)
+    def inverters(self):
+        return self.of_kind(INV, "an inverter")
+
+    def nand2(self):
+        """The smallest NAND2, whose area is the unit of gate counts."""
+        return self.of_kind(NAND2, "a NAND2")[0]
 
     def flip_flop(self):
         """The smallest register, or None."""
@@ -143,7 +151,7 @@ def read_liberty(paths, dont_use=()):
     ----------
     paths : path, name of a built-in library, or sequence of these
     dont_use : sequence of str
-        Patterns (``*xp*``) of cells to leave out.
+        Patterns (``*xp*``) of cells to leave out, besides those that the library itself marks ``dont_use``.
 
     Raises
     ------
@@ -159,7 +167,8 @@ def read_liberty(paths, dont_use=()):
         found = _cells(text, path)
         timed = timed or bool(_TIMING.search(text))
         cells.update(found)
-    kept = {name: cell for name, cell in cells.items() if not any(fnmatch.fnmatchcase(name, pattern) for pattern in dont_use)}
+    kept = {name: cell for name, cell in cells.items()
+            if not _DONT_USE.search(cell.body) and not any(fnmatch.fnmatchcase(name, pattern) for pattern in dont_use)}
     if not kept:
         raise Error(f"cell library {'+'.join(names)} must have cells that may be used; all {len(cells)} are left out")
     return Liberty(name=names[0] if len(names) == 1 else "+".join(names), paths=tuple(Path(BUILT_IN.get(str(p), p)) for p in paths),
@@ -232,92 +241,14 @@ def _cell(name, text, inner):
     if area is None:
         return None
     inputs, functions = [], {}
-    for _, pin, body in (item for item in inner if item[0] == "pin"):
+    for _, names, body in (item for item in inner if item[0] == "pin"):
+        pins = [name.strip().strip('"') for name in names.split(",")]
         direction = _DIRECTION.search(body)
         function = _FUNCTION.search(body)
         if direction and direction[1] == "input":
-            inputs.append(pin)
-        elif function:
-            functions[pin] = function[1]
+            inputs += pins
+        elif function and not _THREE_STATE.search(body):
+            functions |= dict.fromkeys(pins, function[1] or function[2])
     return LibertyCell(name=name, area=float(area[1]), inputs=tuple(inputs), functions=functions,
                        state=next((item[0] for item in inner if item[0] != "pin"), None), body=text)
 
-
-def _kind(function, inputs):
-    """Kind and pins in its order of a function of the given inputs; None if no gate of two levels computes it."""
-    size = 1 << len(inputs)
-    table = _truth(function, inputs)
-    if table is None or table in (0, (1 << size) - 1):
-        return None
-    for inverting in (True, False):
-        values = table ^ ((1 << size) - 1) if inverting else table
-        bits = [values >> i & 1 for i in range(size)]
-        full = size - 1
-        if any(bits[i] > bits[i | 1 << k] for i in range(size) for k in range(len(inputs))):
-            continue  # not monotone
-        false = [i for i in range(size) if not bits[i] and all(i >> k & 1 or bits[i | 1 << k] for k in range(len(inputs)))]
-        true = [i for i in range(size) if bits[i] and all(not i >> k & 1 or not bits[i & ~(1 << k)] for k in range(len(inputs)))]
-        for form, masks in ((("oai" if inverting else "oa"), [full & ~i for i in false]), (("aoi" if inverting else "ao"), true)):
-            if sum(masks) == full and all(a & b == 0 for n, a in enumerate(masks) for b in masks[:n]):
-                groups = sorted(([pin for k, pin in enumerate(inputs) if mask >> k & 1] for mask in masks), key=lambda g: (-len(g), g))
-                return (form, tuple(map(len, groups))), tuple(pin for group in groups for pin in group)
-    return None
-
-
-def _truth(text, inputs):
-    """Truth table as an integer; None if the text is not an expression of the inputs."""
-    size = 1 << len(inputs)
-    ones = (1 << size) - 1
-    variables = {pin: sum(1 << i for i in range(size) if i >> k & 1) for k, pin in enumerate(inputs)}
-    variables |= {"0": 0, "1": ones}
-    tokens, place = [], 0
-    while place < len(text.rstrip()):
-        match = _TOKEN.match(text, place)
-        if not match:
-            return None
-        tokens.append(match[1])
-        place = match.end()
-    tokens.append("")
-
-    def either():
-        value = both()
-        while tokens[0] in ("+", "|"):
-            tokens.pop(0)
-            value |= both()
-        return value
-
-    def both():
-        value = exclusive()
-        while tokens[0] and tokens[0] not in ("+", "|", ")", "^"):
-            if tokens[0] in ("*", "&"):
-                tokens.pop(0)
-            value &= exclusive()
-        return value
-
-    def exclusive():
-        value = single()
-        while tokens[0] == "^":
-            tokens.pop(0)
-            value ^= single()
-        return value
-
-    def single():
-        token = tokens.pop(0)
-        if token in ("!", "~"):
-            value = single() ^ ones
-        elif token == "(":
-            value = either()
-            if tokens.pop(0) != ")":
-                raise KeyError
-        else:
-            value = variables[token]
-        while tokens[0] == "'":
-            tokens.pop(0)
-            value ^= ones
-        return value
-
-    try:
-        value = either()
-    except (KeyError, IndexError):
-        return None
-    return value if tokens == [""] else None

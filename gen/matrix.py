@@ -9,13 +9,43 @@ __all__ = ["TARGETS", "Split", "Target", "split"]
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What an FPGA has: Xilinx DS963 (Alveo U280), DS180 (Artix-7 100T)."""
+    """What an FPGA and the memory beside it have.
+
+    Members
+    -------
+    dsp, lut : int
+    pair_dsp : int
+        DSP slices of one packed product, 27 x 8 bits: 1 of 27 x 18 (DSP48E2), 2 of 25 x 18 (DSP48E1); as Yosys maps it too.
+    clock_hz : int
+        An assumption.
+    ram_bits : int
+        Memory on chip: block RAM and UltraRAM.
+    memory : str
+        What the memory beside it is.
+    memory_bytes : int
+    bytes_per_second, latency_ns : float
+        Of that memory: its peak, and an assumption.
+    """
 
     dsp: int
     lut: int
+    pair_dsp: int
+    clock_hz: int
+    ram_bits: int
+    memory: str
+    memory_bytes: int
+    bytes_per_second: float
+    latency_ns: float
 
 
-TARGETS = {"u280": Target(dsp=9024, lut=1_304_000), "a7-100t": Target(dsp=240, lut=63_400)}
+# Xilinx DS963 (Alveo U280: 2,016 block RAMs, 960 UltraRAMs), DS180 (Artix-7 100T: 135 block RAMs), Digilent's manual of the Arty A7.
+TARGETS = {
+    "u280": Target(dsp=9024, lut=1_304_000, pair_dsp=1, clock_hz=300_000_000, ram_bits=2016 * 36_864 + 960 * 294_912, memory="HBM2",
+                   memory_bytes=8 << 30, bytes_per_second=460e9, latency_ns=120.0),
+    "a7-100t": Target(dsp=240, lut=63_400, pair_dsp=2, clock_hz=100_000_000, ram_bits=135 * 36_864,
+                      memory="DDR3L of the board Arty A7-100T, 16 bits at 667 MT/s", memory_bytes=256 << 20, bytes_per_second=2 * 667e6,
+                      latency_ns=150.0),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,9 @@ class ModelConfig:
     rms_norm_eps, rope_theta : float
     tie_word_embeddings : bool
         Must be true: the generated head reads the embedding's memory.
-    bos_token_id, eos_token_id : int or None
+    bos_token_id : int or None
+    eos_token_id : int, tuple of int, or None
+        Any of several ends a text.
     linear_class : str
         How a stored ``weight_scale`` s is meant: ``bitlinear`` divides by it, ``autobitlinear`` multiplies by it.
     quantization_mode : str
@@ -56,7 +58,7 @@ class ModelConfig:
     max_position_embeddings: int = 2048
     tie_word_embeddings: bool = True
     bos_token_id: int | None = None
-    eos_token_id: int | None = None
+    eos_token_id: int | tuple | None = None
     linear_class: str = "bitlinear"
     quantization_mode: str = "offline"
 
@@ -69,10 +71,11 @@ class ModelConfig:
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 < value < math.inf:
                 raise CheckpointError(f"{name} must be a finite number above 0, not {value!r}")
-        for name in ("bos_token_id", "eos_token_id"):
+        for name, many in (("bos_token_id", ""), ("eos_token_id", ", or several,")):
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or not 0 <= value < self.vocab_size):
-                raise CheckpointError(f"{name} must be null or one token id in 0..{self.vocab_size - 1}, not {value!r}")
+            tokens = value if many and type(value) is tuple and value else (value,)
+            if value is not None and not all(type(token) is int and 0 <= token < self.vocab_size for token in tokens):
+                raise CheckpointError(f"{name} must be null or one token id{many} in 0..{self.vocab_size - 1}, not {value!r}")
         if self.num_attention_heads * self.head_dim != self.hidden_size:
             raise CheckpointError(f"hidden_size must be num_attention_heads * head_dim = {self.num_attention_heads} * "
                                   f"{self.head_dim} = {self.num_attention_heads * self.head_dim}, not {self.hidden_size}")
@@ -151,11 +154,12 @@ class ModelConfig:
             if type(hidden) is not int or type(heads) is not int or heads < 1 or hidden % heads:
                 raise CheckpointError(f"hidden_size must be a multiple of num_attention_heads = {heads!r}, not {hidden!r}")
             fields["head_dim"] = hidden // heads
-        for name in ("rms_norm_eps", "max_position_embeddings", "bos_token_id"):
+        for name in ("rms_norm_eps", "max_position_embeddings"):
             if name in data:
                 fields[name] = data[name]
-        eos = data.get("eos_token_id")
-        fields["eos_token_id"] = eos[0] if isinstance(eos, list) and len(eos) == 1 else eos
+        for name in ("bos_token_id", "eos_token_id"):
+            value = data.get(name)
+            fields[name] = value if not isinstance(value, list) else value[0] if len(value) == 1 else tuple(value)
         return cls(rope_theta=_rope_theta(data), tie_word_embeddings=data.get("tie_word_embeddings", False),
                    linear_class=quantization.get("linear_class", "bitlinear"),
                    quantization_mode=quantization.get("quantization_mode", "offline"), **fields)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from intaglio.gen.quantised import decoder_config
 
-__all__ = ["PRESETS", "Preset", "config_for"]
+__all__ = ["PRESETS", "Preset", "config_for", "widths_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,26 @@ PRESETS = {
 }
 
 
+def widths_of(model, preset, **changes):
+    """Widths of a preset's name for a model, with some changed: all that the preset says in words is a number.
+
+    Raises
+    ------
+    ValueError
+        The preset is unknown.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"the preset must be one of {', '.join(PRESETS)}, not {preset!r}")
+    widths = {**PRESETS[preset].widths, **changes}
+    group = model.num_attention_heads // model.num_key_value_heads
+    if widths["attention_heads"] == "all":
+        widths["attention_heads"] = group
+    elif "attention_heads" not in changes:
+        widths["attention_heads"] = max(heads for heads in range(1, widths["attention_heads"] + 1) if group % heads == 0)
+    widths.setdefault("top_k", min(16, model.vocab_size))
+    return widths
+
+
 def config_for(model, preset, **changes):
     """The :class:`~intaglio.rtl.config.DecoderConfig` of a model and a preset's name.
 
@@ -40,20 +60,12 @@ def config_for(model, preset, **changes):
     ValueError
         The preset is unknown, a change is not a width, or the widths do not fit the model.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"the preset must be one of {', '.join(PRESETS)}, not {preset!r}")
     allowed = ("context", "lanes", "lane_width", "packing", "dot", "vector_width", "attention_heads", "top_k", "clock_hz", "rank",
                "adapters", "adapter_trits", "adapter_targets", "gate_words", "gate_wake", "gate_isolation")
+    widths = widths_of(model, preset, **changes)
     if unknown := sorted(set(changes) - set(allowed)):
         raise ValueError(f"a width must be one of {', '.join(allowed)}, not {unknown[0]!r}")
-    widths = {**PRESETS[preset].widths, **changes}
-    group = model.num_attention_heads // model.num_key_value_heads
-    if widths["attention_heads"] == "all":
-        widths["attention_heads"] = group
-    elif "attention_heads" not in changes:
-        widths["attention_heads"] = max(heads for heads in range(1, widths["attention_heads"] + 1) if group % heads == 0)
     if isinstance(widths["context"], int) and widths["context"] > model.max_position_embeddings:
         raise ValueError(f"context must be at most the model's max_position_embeddings = {model.max_position_embeddings}, "
                          f"not {widths['context']}")
-    widths.setdefault("top_k", min(16, model.vocab_size))
     return decoder_config(model, **widths)

@@ -3,6 +3,7 @@
     python -m intaglio.gen.rom_picture docs/rom_structure.svg
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -10,12 +11,16 @@ __all__ = ["comparison_svg", "structure_svg"]
 
 COLOURS = {"plain": "#999", "code": "#259", "planes": "#5a5", "structured": "#c60", "polished": "#a00", "hardwired": "#a3a"}
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 640, 400, 70, 30, 130, 60
+RADIUS = 3  # of a point
 
 
 def comparison_svg(rows):
-    """Area a bit (or LUTs a weight) over the share of zero weights, one line a strategy; rows of :mod:`intaglio.gen.rom_report`."""
+    """Area a bit (or LUTs a weight) over the share of zero weights, one line a strategy; rows of :mod:`intaglio.gen.rom_report`.
+
+    Points that lie on one another are rings around the first, and a line along another one is dashed, so that nothing hides anything.
+    """
     key, label = ("per_bit", "um2 a bit") if "per_bit" in rows[0] else ("lut_per_weight", "LUTs a weight")
-    greatest = 1.1 * max(row[key] for row in rows)
+    greatest = 1.1 * max(row[key] for row in rows) or 1.0
     least_x, most_x = min(row["zeros"] for row in rows), max(row["zeros"] for row in rows)
     span = (most_x - least_x) or 1
 
@@ -35,13 +40,19 @@ def comparison_svg(rows):
                    f'<text x="{x(share):.1f}" y="{HEIGHT - BOTTOM + 32}" text-anchor="middle" fill="#777">{(1 + share) / 2:.2f}</text>')
     out.append(f'<text x="{LEFT}" y="{HEIGHT - 10}">share of zero weights (grey: of zero bits)</text>')
     out.append(f'<text x="{LEFT}" y="18">{label}</text>')
+    paths, points = [], []  # points: place, ring and colour
     for place, strategy in enumerate(dict.fromkeys(row["strategy"] for row in rows)):
-        points = sorted((row["zeros"], row[key]) for row in rows if row["strategy"] == strategy)
+        places = [(x(a), y(b)) for a, b in sorted((row["zeros"], row[key]) for row in rows if row["strategy"] == strategy)]
         colour = COLOURS.get(strategy, "#000")
-        path = "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in points)
-        out.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        out += [f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="3" fill="{colour}"/>' for a, b in points]
+        path = "L".join(f"{a:.1f} {b:.1f}" for a, b in places)
+        dash = f' stroke-dasharray="6 {6 * paths.count(path)}"' if path in paths else ""
+        paths.append(path)
+        out.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
+        for at in places:
+            points.append((at, sum(math.dist(at, other) < RADIUS for other, *_ in points), colour))
         out.append(f'<text x="{WIDTH - RIGHT + 12}" y="{TOP + 20 + 18 * place}" fill="{colour}">{strategy}</text>')
+    out += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="{RADIUS * (ring + 1)}" fill="{colour}" stroke="white" stroke-width="{min(ring, 1)}"/>'
+            for (a, b), ring, colour in sorted(points, key=lambda point: -point[1])]  # the widest first
     return "\n".join([*out, "</svg>", ""])
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from intaglio import Error
 from intaglio.gen.dsp import absorb_registers
+from intaglio.gen.output import FORMAT, described
 from intaglio.gen.yosys import run_yosys
 
-__all__ = ["CELLS", "ECP5_85F", "SHIFTS", "Usage", "block_rams", "netlist_ice40", "synthesise_ecp5", "table"]
+__all__ = ["CELLS", "ECP5_85F", "SHIFTS", "Usage", "block_rams", "decoder_table", "netlist_ice40", "synthesise_ecp5", "table"]
 
 CELLS = ("LUT4", "CCU2C", "TRELLIS_DPR16X4", "TRELLIS_FF", "DP16KD", "MULT18X18D")
 # Lattice FPGA-DS-02012: 84k LUT4 and as many registers, 208 EBR of 18 kbit, 156 multipliers of 18 x 18.
@@ -55,7 +56,7 @@ _LABELS = ("begin", "coarse", "map_ram", "map_ffram", "map_gates", "map_ffs", "m
 class Usage:
     """Cells of one module, without its submodules, and how often it occurs in the design.
 
-    A module with parameters (``intaglio_rom``, ``intaglio_ram``) has the name of the module it is first found in.
+    A module with parameters (``.._rom``, ``.._ram``) has the name of the module it is first found in.
     """
 
     name: str
@@ -73,7 +74,7 @@ def block_rams(width, depth):
 
 
 def synthesise_ecp5(folder, top, *, flatten=(), sources=(), netlist=None, progress=None, timeout=7200):
-    """Map the Verilog of ``folder`` (``rtl/*.v``, with the images in ``rom/``) to ECP5 cells.
+    """Map the Verilog of ``folder`` (what its manifest lists, else ``rtl/*.v``, with the images in ``rom/``) to ECP5 cells.
 
     Parameters
     ----------
@@ -101,7 +102,7 @@ def synthesise_ecp5(folder, top, *, flatten=(), sources=(), netlist=None, progre
         pyosys is not installed, Yosys refuses the design, or it takes too long.
     """
     folder = Path(folder).resolve()
-    files = [f"rtl/{path.name}" for path in sorted((folder / "rtl").glob("*.v"))] + [str(Path(path).resolve()) for path in sources]
+    files = [*_verilog(folder), *(str(Path(path).resolve()) for path in sources)]
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "stat.json"
         steps = [f"read_verilog -defer {' '.join(files)}", "read_verilog -lib +/lattice/cells_bb_ecp5.v",
@@ -148,11 +149,24 @@ def synthesise_ecp5(folder, top, *, flatten=(), sources=(), netlist=None, progre
             for name, n in counts.items()]
 
 
+def decoder_table(folder, *, progress=None):
+    """:func:`table` of the decoder that was generated into ``folder``; ``progress`` as above; raises ``Error`` where there is none."""
+    found = described(folder) or {}
+    if found.get("kind") != "decoder" or found["format"] != FORMAT:
+        raise Error(f"{folder} must hold the output of 'intaglio gen decoder'")
+    return table(synthesise_ecp5(folder, found["top"], flatten=[f"{found['top']}_lane_lane*"], progress=progress))
+
+
+def _verilog(folder):
+    """Names of the Verilog files of a folder; the user may have put others beside those that a manifest lists."""
+    listed = (described(folder) or {}).get("files", {}).get("verilog")
+    return sorted(f"rtl/{path.name}" for path in (folder / "rtl").glob("*.v")) if listed is None else listed
+
+
 def netlist_ice40(folder, top, netlist, *, timeout=3600):
     """Map the Verilog of ``folder`` to iCE40 cells, flattened, and write the netlist for nextpnr; raises as the function above."""
     folder = Path(folder).resolve()
-    files = " ".join(f"rtl/{path.name}" for path in sorted((folder / "rtl").glob("*.v")))
-    steps = [f"read_verilog {files}", f"synth_ice40 -top {top} -json {Path(netlist).resolve()}"]
+    steps = [f"read_verilog {' '.join(_verilog(folder))}", f"synth_ice40 -top {top} -json {Path(netlist).resolve()}"]
     run_yosys(steps, folder, f"{top} in {folder}", timeout=timeout)
 
 
@@ -176,8 +190,7 @@ def _number(value):
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m intaglio.gen.synthesis", description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="output of `intaglio gen decoder`")
-    sys.stdout.write(table(synthesise_ecp5(parser.parse_args(arguments).folder, "intaglio_decoder",
-                                           flatten=["intaglio_lane_lane*"])) + "\n")
+    sys.stdout.write(decoder_table(parser.parse_args(arguments).folder) + "\n")
 
 
 if __name__ == "__main__":

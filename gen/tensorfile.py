@@ -5,6 +5,7 @@ A folder is opened by its headers; the bytes of a tensor are read when it is ask
 
 import json
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,10 +128,10 @@ class TensorFolder:
 
     def __init__(self, folder):
         folder = Path(folder)
-        if (folder / _SINGLE).exists():
+        if os.path.lexists(folder / _SINGLE):
             self.entries = _entries(folder / _SINGLE)
             return
-        if not (folder / _INDEX).exists():
+        if not os.path.lexists(folder / _INDEX):
             raise CheckpointError(f"{folder} must hold {_SINGLE} or {_INDEX} (pickle files are not read)")
         try:
             index = json.loads((folder / _INDEX).read_bytes())
@@ -173,9 +174,7 @@ class TensorFolder:
 def _entries(path):
     """``{name: Entry}`` of one file, whose header the safetensors library has checked against the file's length."""
     try:
-        with safe_open(path, "np"):
-            pass
-        with open(path, "rb") as file:
+        with open(path, "rb") as file, safe_open(path, "np"):  # opened here first: safetensors takes every fault for a missing file
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
     except OSError as error:

@@ -2,10 +2,10 @@
 
 import re
 
-from amaranth._toolchain.yosys import find_yosys
+from amaranth._toolchain.yosys import _BuiltinYosys
 from amaranth.back import rtlil
 
-__all__ = ["convert", "merge_equal", "modules_of"]
+__all__ = ["convert", "merge_equal", "modules_of", "whole"]
 
 # Unlike verilog.convert's passes, these keep clock enables: `if (en) q <= d`, where a compiled simulation would otherwise copy every
 # register in every cycle.
@@ -14,6 +14,7 @@ _ATTRIBUTES = "-remove generator -remove top -remove src -remove amaranth.hierar
 
 _HEADER = re.compile(r"^module (\\\S+ |\w+)", re.MULTILINE)
 _TRIGGER = re.compile(r"\\\$auto\$verilog_backend\.cc:\d+:dump_module\$\d+ ")  # Yosys' aid for event-driven simulators, numbered anew
+_INITIAL = re.compile(r"^  reg ((?:\[\d+:\d+\] )?)(\\\S+ |\w+) = (.+;)$", re.MULTILINE)
 _INNER = re.compile(r"\\\$(?:procmux|procdff|auto)\S* ")  # names that Yosys numbers through the whole design
 _PORT = re.compile(r"\\port\$\d+\$\d+ ")
 _CONNECTED = re.compile(r"\.(\\port\$\d+\$\d+ )\(")
@@ -26,12 +27,20 @@ def convert(design, name, ports):
 
     Modules with the same logic become one; the name of the first one stays. The same design gives the same text.
     """
+    passes = (*_PASSES, f"attrmap {_ATTRIBUTES}", f"attrmap -modattr {_ATTRIBUTES}")
+    return merge_equal(plain_ports(modules_of(_written(design, name, ports, passes), name)))
+
+
+def whole(design, name, ports):
+    """Verilog of ``design`` in one text, by the passes of Amaranth's own back end."""
+    return _written(design, name, ports, ("proc -nomux -norom", "memory_collect"))
+
+
+def _written(design, name, ports, passes):
     ilang = rtlil.convert(design, name=name, ports=ports, emit_src=False)
-    script = [f"read_rtlil <<rtlil\n{ilang}\nrtlil", *_PASSES, f"attrmap {_ATTRIBUTES}", f"attrmap -modattr {_ATTRIBUTES}",
-              "write_verilog -norename"]
-    yosys = find_yosys(lambda version: version >= (0, 40))
-    text = yosys.run(["-q", "-"], "\n".join(script), ignore_warnings=True)
-    return merge_equal(plain_ports(modules_of(text, name)))
+    script = [f"read_rtlil <<rtlil\n{ilang}\nrtlil", *passes, "write_verilog -norename"]
+    # The wheel's Yosys, which the manifest states. Amaranth's own look-up would prefer one on the path, of whatever version.
+    return _BuiltinYosys.run(["-q", "-"], "\n".join(script), ignore_warnings=True)
 
 
 def modules_of(text, top):
@@ -42,6 +51,7 @@ def modules_of(text, top):
         start = _HEADER.search(part)
         body = escaped.sub(lambda match: re.sub(r"\W", "_", match["path"]), part[start.start():]) + "endmodule\n"
         body = _TRIGGER.sub("initial_trigger ", body)
+        body = _INITIAL.sub(r"  reg \1\2;\n  initial \2 = \3", body)  # new linters object to both in one line, old ones cannot waive it
         name = _HEADER.search(body).group(1).strip()
         if name in found:
             raise ValueError(f"module names must differ after escaping, but {name} comes twice")

@@ -9,7 +9,11 @@ from pathlib import Path
 
 from intaglio import Error
 
-__all__ = ["abc_program", "run_tool", "run_yosys"]
+__all__ = ["GATE_LEVEL", "abc_program", "library_cells", "run_tool", "run_yosys"]
+
+GATE_LEVEL = ("techmap", "opt -full", "techmap", "opt_clean", "select -assert-none t:$* t:$_* %d t:$scopeinfo %d")
+"""From cells of words to gates of bits, for ABC. ``opt -full`` joins gates to words again here and there (a ``$mux``), which ABC does not
+know and no library has: hence the second ``techmap``, and the check."""
 
 
 def run_yosys(steps, folder, what, *, timeout, progress=None):
@@ -61,6 +65,29 @@ def run_yosys(steps, folder, what, *, timeout, progress=None):
     if code:
         raise Error(f"Yosys must map {what}; it ends with: {text}")
     return text
+
+
+def library_cells(stat, liberty, what):
+    """Number of cells by name of what ``stat -json`` found.
+
+    Parameters
+    ----------
+    stat : dict
+    liberty : Liberty
+    what : str
+        What was mapped, for faults.
+
+    Raises
+    ------
+    Error
+        A cell is none of the library's: it would have no area.
+    """
+    counts = {name: int(count["count"] if isinstance(count, dict) else count)
+              for name, count in stat["design"]["num_cells_by_type"].items() if name != "$scopeinfo"}
+    for name in counts:
+        if name not in liberty.cells:
+            raise Error(f"cell library {liberty.name} must have every cell that {what} needs, and lacks {name}")
+    return counts
 
 
 def abc_program():

@@ -4,7 +4,6 @@ Nothing is ever unpickled. Everything is checked before the first word goes to a
 """
 
 import hashlib
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -12,20 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from intaglio import Error
+from intaglio.host.adapter_config import AdapterError, read_config, scaling
+from intaglio.host.adapter_targets import matched_modules
 from intaglio.host.tensors import read_tensors, to_float32
 
 __all__ = ["AdapterError", "Factors", "LowRank", "QuantisedAdapter", "quantise_adapter", "quantise_factor", "read_adapter"]
 
-_NAME = re.compile(r"base_model\.model\.(?:model\.)?layers\.(\d+)\.([\w.]+)\.lora_([AB])\.weight")
-# Settings that change what is computed, and the only value that the hardware computes.
-_PLAIN = {"bias": "none", "fan_in_fan_out": False, "modules_to_save": None, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {},
-          "layers_to_transform": None, "layer_replication": None, "lora_bias": False, "trainable_token_indices": None}
-_BASE_CHANGING = ("pissa", "olora", "corda", "loftq")  # beginnings of init_lora_weights that change the base matrices
-
-
-class AdapterError(Error, ValueError):
-    """An adapter that is damaged, or does not fit the device."""
+_NAME = re.compile(r"base_model\.model\.((?:model\.)?)layers\.(\d+)\.([\w.]+)\.lora_([AB])\.weight")
+# Linear layers of a BitNet decoder layer, those that a device has no room for too.
+_LINEAR = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,7 +57,7 @@ class QuantisedAdapter:
 
 
 def read_adapter(folder, layout):
-    """Read and check ``adapter_config.json`` and ``adapter_model.safetensors``.
+    """Read and check ``adapter_config.json`` and ``adapter_model.safetensors``; matrices that they are not for stay as they are.
 
     Parameters
     ----------
@@ -78,72 +72,60 @@ def read_adapter(folder, layout):
     Raises
     ------
     AdapterError, TensorError
-        A file is missing or damaged, or the adapter is of another rank, base, kind, shape or dtype, or not finite.
+        A file is missing or damaged, or the adapter is of another rank, base, kind, shape or dtype, or not finite, or its arithmetic is
+        not known to be plain LoRA.
     """
     folder = Path(folder)
-    config = _config(folder / "adapter_config.json")
-    rank, scaling = _scaling(config, layout)
+    config = read_config(folder / "adapter_config.json")
+    rank, scale = layout["rank"], scaling(config, layout["rank"])
     path = folder / "adapter_model.safetensors"
     if not path.is_file() and (folder / "adapter_model.bin").exists():
         raise AdapterError(f"{folder} must hold adapter_model.safetensors (adapter_model.bin is a pickle, which is not read)")
     tensors, metadata = read_tensors(path)
     _check_metadata(path, tensors, metadata, layout)
     names = {module: name for name, module in layout["modules"].items()}
-    short = {module.rpartition(".")[2]: name for name, module in layout["modules"].items()}
-    targets = config.get("target_modules")
-    if not isinstance(targets, list) or not targets or not all(isinstance(target, str) for target in targets):
-        raise AdapterError(f"target_modules must be a list of names, not {targets!r}")
-    wanted = set()
-    for target in targets:
-        name = short.get(target.rpartition(".")[2])
-        if name is None or name not in layout["targets"]:
-            room = ", ".join(layout["modules"][name].rpartition(".")[2] for name in layout["targets"])
-            raise AdapterError(f"target_modules must be among those that the device has room for ({room}), not {target!r}")
-        wanted |= {(layer, name) for layer in range(layout["layers"])}
-    found = {}
-    for tensor, stored in tensors.items():
-        match = _NAME.fullmatch(tensor)
-        if not match or match[2] not in names:
+    matches = {tensor: _NAME.fullmatch(tensor) for tensor in tensors}
+    for tensor, match in matches.items():
+        if not match or match[3] not in names:
             raise AdapterError(f"every tensor must be lora_A or lora_B of a layer's matrix, not {tensor!r}")
-        key = (int(match[1]), names[match[2]])
+    prefixes = {match[1] for match in matches.values()} or {"model."}
+    if len(prefixes) > 1:
+        raise AdapterError("the tensors must be of one model, and some names have 'model.' before 'layers' while others have not")
+    wanted = _wanted(config, layout, prefixes.pop())
+    found = {}
+    for tensor, match in matches.items():
+        key = (int(match[2]), names[match[3]])
         if key not in wanted:
-            raise AdapterError(f"tensor {tensor!r} must belong to one of {layout['layers']} layers and to a target module "
-                               f"({', '.join(targets)})")
+            raise AdapterError(f"tensor {tensor!r} must belong to one of {layout['layers']} layers and to a target module")
         out, inputs = layout["shapes"][key[1]]
-        found.setdefault(key, {})[match[3]] = _values(tensor, stored, (rank, inputs) if match[3] == "A" else (out, rank))
+        found.setdefault(key, {})[match[4]] = _values(tensor, tensors[tensor], (rank, inputs) if match[4] == "A" else (out, rank))
     for layer, name in sorted(wanted):
         if set(found.get((layer, name), ())) != {"A", "B"}:
             raise AdapterError(f"layer {layer} must have lora_A and lora_B of {layout['modules'][name]}, "
                                f"and has {' and '.join(sorted(found.get((layer, name), ()))) or 'neither'}")
-    return LowRank(rank=rank, scaling=scaling, factors={key: (pair["A"], pair["B"]) for key, pair in sorted(found.items())})
+    return LowRank(rank=rank, scaling=scale, factors={key: (pair["A"], pair["B"]) for key, pair in sorted(found.items())})
 
 
-def _config(path):
+def _wanted(config, layout, prefix):
+    """The matrices that the adapter is for, as a set of (layer, name)."""
+    places = {f"{prefix}layers.{layer}.{module}": (layer, module) for layer in range(layout["layers"]) for module in _LINEAR}
+    others = [f"{prefix}embed_tokens", *(["lm_head"] if prefix else [])]
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as fault:
-        raise AdapterError(f"{path} must be a readable JSON file: {fault}") from fault
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise AdapterError(f"peft_type must be 'LORA', not {config.get('peft_type') if isinstance(config, dict) else config!r} ({path})")
-    return config
-
-
-def _scaling(config, layout):
-    rank, alpha, rooted = config.get("r"), config.get("lora_alpha"), config.get("use_rslora", False)
-    if type(rank) is not int or rank != layout["rank"]:
-        raise AdapterError(f"the adapter's rank must be the device's, {layout['rank']}, not {rank!r}")
-    if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
-        raise AdapterError(f"lora_alpha must be a finite number above 0, not {alpha!r}")
-    if type(rooted) is not bool:
-        raise AdapterError(f"use_rslora must be true or false, not {rooted!r}")
-    for name, plain in _PLAIN.items():
-        value = config.get(name, plain)
-        if value != plain and value not in (None, [], {}, False):
-            raise AdapterError(f"{name} must be {plain!r}, the only one that the hardware computes, not {value!r}")
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_BASE_CHANGING):
-        raise AdapterError(f"init_lora_weights must leave the base as it is, which {start!r} does not: its weights are read-only")
-    return rank, alpha / (math.sqrt(rank) if rooted else rank)
+        matched = matched_modules(config, [*places, *others], list(places))
+    except ValueError as fault:
+        raise AdapterError(str(fault)) from fault
+    room = {layout["modules"][name]: name for name in layout["targets"]}
+    wanted = set()
+    for full in matched:
+        layer, module = places.get(full, (None, full))
+        if module not in room:
+            raise AdapterError(f"target_modules must be among those that the device has room for "
+                               f"({', '.join(one.rpartition('.')[2] for one in room)}), not {module.rpartition('.')[2]!r}")
+        wanted.add((layer, room[module]))
+    if not wanted:
+        raise AdapterError(f"target_modules must mean at least one matrix of the device's {layout['layers']} layers, and "
+                           f"{config['target_modules']!r} means none")
+    return wanted
 
 
 def _check_metadata(path, tensors, metadata, layout):

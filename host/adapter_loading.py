@@ -4,7 +4,7 @@ from intaglio.host.adapter import AdapterError, quantise_adapter, read_adapter
 from intaglio.host.adapter_image import adapter_image, image_crc
 from intaglio.host.protocol import DeviceError
 
-__all__ = ["load_adapter"]
+__all__ = ["adapter_words", "load_adapter"]
 
 LOADING, LOADED = 1, 2
 REFUSALS = {3: "the slot does not exist", 4: "the token under way still reads the memory", 5: "the image is for another device",
@@ -36,9 +36,8 @@ def load_adapter(device, folder, *, slot=None):
     DeviceError
         The device refused the image.
     """
+    words = adapter_words(device.manifest, folder)
     layout = device.manifest.adapter
-    if layout is None:
-        raise AdapterError("a device must have adapter hardware to load an adapter: generate it with --set rank=8")
     if slot is None:
         free = [s for s in range(layout["slots"]) if s not in device.adapters]
         if not free:
@@ -46,9 +45,6 @@ def load_adapter(device, folder, *, slot=None):
         slot = free[0]
     if type(slot) is not int or not 0 <= slot < layout["slots"]:
         raise AdapterError(f"slot must be in 0..{layout['slots'] - 1}, not {slot!r}")
-    words = adapter_image(quantise_adapter(read_adapter(folder, layout), layout), layout, device.manifest.digest_word)
-    if len(words) != layout["image_words"]:
-        raise AdapterError(f"the image must have {layout['image_words']} words, not {len(words)}: host and generator differ in version")
     device.drain()
     device.write_register("adapter_begin", slot)
     _expect(device, LOADING)
@@ -57,6 +53,17 @@ def load_adapter(device, folder, *, slot=None):
     device.write_register("adapter_commit", image_crc(words))
     _expect(device, LOADED)
     return slot
+
+
+def adapter_words(manifest, folder):
+    """The image uint32 [n] of the adapter in ``folder`` for a device of this manifest; errors as :func:`load_adapter`."""
+    layout = manifest.adapter
+    if layout is None:
+        raise AdapterError("a device must have adapter hardware to load an adapter: generate it with --set rank=8")
+    words = adapter_image(quantise_adapter(read_adapter(folder, layout), layout), layout, manifest.digest_word)
+    if len(words) != layout["image_words"]:
+        raise AdapterError(f"the image must have {layout['image_words']} words, not {len(words)}: host and generator differ in version")
+    return words
 
 
 def _expect(device, outcome):

@@ -1,9 +1,10 @@
 """``intaglio run``: a prompt in, text out."""
 
 import sys
-import time
 
-__all__ = ["Progress", "register"]
+from intaglio.progress import Progress
+
+__all__ = ["register"]
 
 
 def register(subparsers):
@@ -44,33 +45,63 @@ def run(args):
         raise ValueError("a prompt must have at least one byte: give --prompt TEXT or text on standard input")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # for terminals that cannot show every character
-    if args.max_tokens < 1:  # told before a simulation is built
-        raise ValueError(f"max_tokens must be at least 1, not {args.max_tokens}")
     if args.use is not None and not 0 <= args.use <= len(args.adapter):
         raise ValueError(f"--use must be in 0..{len(args.adapter)}, the adapters given, not {args.use}")
+    sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
     options = {name: value for name in ("cache", "trace") if (value := getattr(args, name)) is not None}
-    with open(args.device, timeout=args.timeout, manifest=args.manifest, progress=Progress(), **options) as device:
-        slots = [device.load_adapter(folder) for folder in args.adapter]
-        for folder, slot in zip(args.adapter, slots, strict=True):
-            _note(f"adapter {folder} in slot {slot}")
+    with Progress() as show, open(args.device, timeout=args.timeout, manifest=args.manifest, progress=lambda text, _: show(text),
+                                  accept=lambda manifest: _check(manifest, args, prompt, sampling), **options) as device:
+        slots = []
+        for folder in args.adapter:
+            show(f"loading the adapter {folder}")
+            slots.append(device.load_adapter(folder))
+            show.clear()
+            _note(f"adapter {folder} in slot {slots[-1]}")
         use = args.use if args.use is not None else min(1, len(slots))
         chosen = slots[use - 1] if use else None
-        pieces = device.generate(prompt, args.max_tokens, adapter=chosen, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
-                                 seed=args.seed, stop=args.stop)
-        meter = _Meter(device)
-        try:
-            for piece in pieces:
-                sys.stdout.write(piece)
-                sys.stdout.flush()
-                meter.show()
-        finally:
-            meter.clear()
-            sys.stdout.write("\n")
-            sys.stdout.flush()
-            pieces.close()
+        _generate(device, show, prompt, args, chosen, sampling)
         _report(device)
         if args.counters:
             _report_counters(device.counters())
+
+
+def _check(manifest, args, prompt, sampling):
+    """Everything that can be told before a simulation is built."""
+    from intaglio.host.adapter_loading import adapter_words
+    from intaglio.host.generation import check_request, check_stops, prompt_tokens
+
+    check_request(manifest, prompt_tokens(manifest, prompt), args.max_tokens, **sampling)
+    check_stops(args.stop)
+    for folder in args.adapter:
+        adapter_words(manifest, folder)
+    if len(args.adapter) > (slots := manifest.adapter["slots"] if manifest.adapter else 0):
+        raise ValueError(f"--adapter must be given at most {slots} times, the adapters that the device has memory for, "
+                         f"not {len(args.adapter)}")
+
+
+def _generate(device, show, prompt, args, adapter, sampling):
+    """The text to standard output as it comes; before it, and where it goes elsewhere than to the terminal, what the device is at."""
+    from intaglio.host.generation import prompt_tokens
+
+    count = len(prompt_tokens(device.manifest, prompt))
+    show(f"prompt of {count} tokens")
+    pieces = device.generate(prompt, args.max_tokens, adapter=adapter, stop=args.stop, **sampling,
+                             progress=lambda taken: show(f"prompt, {taken} of {count} tokens", taken / count))
+    terminal = sys.stdout.isatty()
+    try:
+        for piece in pieces:
+            if terminal:
+                show.clear()
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+            if not terminal:
+                rate = device.last["wall_tokens_per_second"]
+                show(f"{device.last['generated_tokens']} tokens" + (f", {rate:.1f} tokens/s" if rate else ""))
+    finally:
+        show.clear()
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+        pieces.close()
 
 
 def _note(text):
@@ -78,59 +109,25 @@ def _note(text):
     sys.stderr.flush()
 
 
-class _Meter:
-    """Tokens and their speed in one changing line, where the text goes elsewhere than to the terminal; at most five times a second."""
-
-    def __init__(self, device):
-        self.device, self.shown = device, 0.0
-        self.wanted = sys.stderr.isatty() and not sys.stdout.isatty()
-        if self.wanted:
-            sys.stderr.write("intaglio: waiting for the first token")
-            sys.stderr.flush()
-
-    def show(self):
-        if not self.wanted or time.monotonic() - self.shown < 0.2:
-            return
-        self.shown = time.monotonic()
-        rate = self.device.last.get("wall_tokens_per_second")
-        sys.stderr.write(f"\r\x1b[Kintaglio: {self.device.last['generated_tokens']} tokens" + (f", {rate:.1f} tokens/s" if rate else ""))
-        sys.stderr.flush()
-
-    def clear(self):
-        if self.wanted:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-
-
-class Progress:
-    """Steps of a build: one line that changes on a terminal, else a line for each step."""
-
-    def __call__(self, text, seconds):
-        line = f"intaglio: {text} ({seconds:.0f} s)"
-        if sys.stderr.isatty():
-            sys.stderr.write("\r\x1b[K" + line + ("\n" if text.endswith("built") else ""))
-            sys.stderr.flush()
-        else:
-            _note(line)
-
-
 def _report(device):
     last, clock = device.last, f"{device.manifest.clock_hz / 1e6:g} MHz"
-    lines = [f"prompt: {last['prompt_tokens']} tokens"]
-    if "cycles_prefill" in last:
+    lines = [f"prompt: {last['prompt_tokens']} tokens", f"generated: {last['generated_tokens']} tokens (end: {last['finish']})"]
+    if last["cycles_prefill"] is not None:
         lines[0] += (f", first token after {last['first_token_seconds'] * 1e3:.3f} ms at {clock} "
                      f"({last['cycles_prefill']} cycles, {last['seconds_prefill']:.2f} s wall)")
-    lines.append(f"generated: {last['generated_tokens']} tokens (end: {last['finish']})")
-    if last.get("tokens_per_second"):
-        wall = last["wall_tokens_per_second"] or 0.0
-        lines[1] += f", {last['tokens_per_second']:.1f} tokens/s at {clock}, {wall:.1f} tokens/s wall"
+    if last["tokens_per_second"] is not None:
+        lines[1] += f", {last['tokens_per_second']:.1f} tokens/s at {clock}"
+    if last["wall_tokens_per_second"] is not None:
+        lines[1] += f", {last['wall_tokens_per_second']:.1f} tokens/s wall"
     for line in lines:
         _note(line)
 
 
 def _report_counters(counters):
+    """Shares are of the cycles in which the device was at work; ``cycles`` and ``stall_in`` run on while it waits for the host."""
     phases = counters.pop("phases")
-    for name, value in counters.items():
+    work = sum(phases.values())
+    for name, value in [*counters.items(), ("at work", work)]:
         _note(f"{name:<24}{value:>16}")
     for name, value in phases.items():
-        _note(f"phase {name:<18}{value:>16}{100 * value / max(counters['cycles'], 1):>8.1f} %")
+        _note(f"phase {name:<18}{value:>16}{100 * value / max(work, 1):>8.1f} %")

@@ -9,7 +9,8 @@ def register_devices(subparsers):
     """Add the command ``devices``."""
     parser = subparsers.add_parser("devices", help="list the serial ports, and ask what is behind them",
                                    description="List the serial ports of this computer. With --probe each is opened and asked for its "
-                                   "digest, which resets an intaglio device and sends a few bytes to whatever else is there.")
+                                   "digest, which resets an intaglio device and sends a few bytes to whatever else is there. Exit code 1 "
+                                   "if what was asked for is missing: the device of a --manifest, one at every --port, any at all.")
     parser.add_argument("--probe", action="store_true", help="ask each port whether an intaglio device is behind it")
     parser.add_argument("--port", action="append", metavar="PORT", help="ask this port only; may be repeated")
     parser.add_argument("--baud", type=int, default=1_000_000, metavar="N", help="baud rate to ask at, default 1000000")
@@ -19,32 +20,45 @@ def register_devices(subparsers):
 
 
 def devices(args):
-    """List serial ports; one line each on standard output."""
+    """List serial ports, one line each on standard output; 1 if a device that was asked for is not there."""
     from intaglio.host.manifest import Manifest
     from intaglio.host.protocol import DeviceError
-    from intaglio.host.transport.serial import ports, probe
+    from intaglio.host.transport.serial import Port, delay, ports, probe
 
+    asking = args.probe or bool(args.port)
+    if args.manifest and not asking:
+        raise ValueError("--manifest needs --probe or --port, which ask for its digest")
     known = {manifest.digest_word: f"{path} ({manifest.top})" for path in args.manifest for manifest in [Manifest.read(path)]}
-    rows = [(port.port, "-" if port.vendor is None else f"{port.vendor:04x}:{port.product:04x}", port.description or "-")
-            for port in ports()]
+    rows = ports()
     if args.port:
-        found = {row[0]: row for row in rows}
-        rows = [found.get(port, (port, "-", "-")) for port in args.port]
+        found = {row.port: row for row in rows}
+        rows = [found.get(port, Port(port=port, description="", vendor=None, product=None)) for port in args.port]
+    answers = []
+    for row in rows:
+        line = [row.port, "-" if row.vendor is None else f"{row.vendor:04x}:{row.product:04x}", row.description or "-"]
+        if asking:
+            try:
+                answers.append(probe(row.port, args.baud))
+                line.append(f"intaglio device, digest {answers[-1]:08x}" + (f": {known[answers[-1]]}" if answers[-1] in known else ""))
+                line += [slow] if (slow := delay(row)) else []
+            except DeviceError as fault:
+                line.append(str(fault))
+        sys.stdout.write("\t".join(line) + "\n")
+        sys.stdout.flush()
     if not rows:
         sys.stdout.write("no serial ports\n")
-        return
-    for port, usb, description in rows:
-        answer = []
-        if args.probe or args.port:
-            try:
-                digest = probe(port, args.baud)
-                answer = [f"intaglio device, digest {digest:08x}" + (f": {known[digest]}" if digest in known else "")]
-            except DeviceError as fault:
-                answer = [str(fault)]
-        sys.stdout.write("\t".join([port, usb, description, *answer]) + "\n")
-        sys.stdout.flush()
-    if not (args.probe or args.port):
-        sys.stderr.write("intaglio: --probe asks each port for its device\n")
+    if not asking:
+        if rows:
+            sys.stderr.write("intaglio: --probe asks each port for its device\n")
+        return 0
+    missing = [text for digest, text in known.items() if digest not in answers]
+    if args.port and len(answers) < len(rows):
+        missing.append(f"a device at {len(rows) - len(answers)} of {len(rows)} ports")
+    elif not answers and not missing:
+        missing.append("any device")
+    for text in missing:
+        _note(f"not found: {text}")
+    return int(bool(missing))
 
 
 def register_serve(subparsers):
@@ -62,15 +76,19 @@ def register_serve(subparsers):
 
 def serve(args):
     """Serve until Ctrl-C."""
-    from intaglio.host.cli import Progress
     from intaglio.host.device import Device
-    from intaglio.host.server import Server, is_loopback
+    from intaglio.host.manifest import Manifest
+    from intaglio.host.server import Server, is_loopback, listener
     from intaglio.host.transport import open_transport
     from intaglio.host.transport.tcp import address_of
+    from intaglio.progress import Progress
 
-    host, _ = address_of(args.listen)  # told before anything is built
+    host, _ = address_of(args.listen)
+    listener(args.listen).close()  # told before anything is built
     options = {} if args.cache is None else {"cache": args.cache}
-    transport = open_transport(args.device, manifest=args.manifest, progress=Progress(), **options)
+    with Progress() as show:
+        transport = open_transport(args.device, manifest=args.manifest, progress=lambda text, _: show(text), accept=Manifest.from_dict,
+                                   **options)
     try:
         described = Device(transport).info  # a wrong bitstream is refused here
         with Server(transport, args.listen, tell=_note) as server:

@@ -7,7 +7,7 @@ import numpy as np
 
 from intaglio.host.adapter import AdapterError
 from intaglio.host.adapter_loading import load_adapter
-from intaglio.host.generation import generate_pieces, generate_tokens
+from intaglio.host.generation import check_tokens, generate_pieces, generate_tokens
 from intaglio.host.manifest import MAGIC, MAP_VERSION, Manifest
 from intaglio.host.protocol import ConfigMismatchError, DeviceError, DeviceTimeout, Owed, Result, command, selection, token_bits
 from intaglio.host.transport import open_transport
@@ -15,7 +15,7 @@ from intaglio.host.transport import open_transport
 __all__ = ["Device", "open"]
 
 
-def open(target, *, timeout=60.0, manifest=None, progress=None, **options) -> "Device":
+def open(target, *, timeout=60.0, manifest=None, progress=None, accept=None, **options) -> "Device":
     """Open the device at ``SCHEME:REST``, for example ``sim:OUT`` with a generated folder.
 
     Parameters
@@ -27,6 +27,8 @@ def open(target, *, timeout=60.0, manifest=None, progress=None, **options) -> "D
         The manifest, for transports that do not bring it.
     progress : callable or None
         Called with a text and seconds while something long is prepared, such as the build of a simulation.
+    accept : callable or None
+        Called with the :class:`Manifest` before that; raises where the device does not suit.
     options
         Passed to the transport, for example ``cache=FOLDER``.
 
@@ -38,7 +40,13 @@ def open(target, *, timeout=60.0, manifest=None, progress=None, **options) -> "D
     """
     if not timeout > 0:
         raise ValueError(f"timeout must be a positive number of seconds, not {timeout}")
-    transport = open_transport(target, manifest=manifest, progress=progress, **options)
+
+    def judge(described):
+        found = Manifest.from_dict(described)
+        if accept is not None:
+            accept(found)
+
+    transport = open_transport(target, manifest=manifest, progress=progress, accept=judge, **options)
     try:
         return Device(transport, timeout=timeout)
     except BaseException:
@@ -278,17 +286,8 @@ class Device:
         return results
 
     def check_tokens(self, tokens) -> list:
-        """``tokens`` as a list of int; ValueError unless the device can take them as one prompt."""
-        tokens = [int(token) for token in tokens]
-        vocabulary, context = self.manifest.model["vocab_size"], self.manifest.model["context"]
-        if not tokens:
-            raise ValueError("a prompt must have at least one token")
-        for token in tokens:
-            if not 0 <= token < vocabulary:
-                raise ValueError(f"tokens must be in 0..{vocabulary - 1}, not {token}")
-        if len(tokens) > context:
-            raise ValueError(f"a prompt must have at most {context} tokens, the device's context, not {len(tokens)}")
-        return tokens
+        """``tokens``, integers of any kind, as a list of int; ValueError unless the device can take them as one prompt."""
+        return check_tokens(self.manifest, tokens)
 
     def generate_tokens(self, tokens, max_tokens, **sampling):
         """Generate tokens after ``tokens``; see :func:`intaglio.host.generation.generate_tokens`."""

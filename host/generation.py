@@ -1,21 +1,25 @@
 """Generation: the loop that feeds tokens to a device, and its text form for byte tokenizers."""
 
 import codecs
-import time
+import operator
+from contextlib import suppress
 
 from intaglio import Error
+from intaglio.host.measure import Measure, watched
 from intaglio.host.sampling import Sampler
 
-__all__ = ["generate_pieces", "generate_tokens"]
+__all__ = ["check_request", "check_stops", "check_tokens", "generate_pieces", "generate_tokens", "prompt_tokens"]
 
 BURST = 8  # tokens that the device generates by itself for one command
 
 
-def generate_tokens(device, tokens, max_tokens, *, temperature=0.0, top_k=None, top_p=1.0, seed=0, burst=BURST, adapter=None):
+def generate_tokens(device, tokens, max_tokens, *, temperature=0.0, top_k=None, top_p=1.0, seed=0, burst=BURST, adapter=None,
+                    progress=None):
     """Generate tokens after ``tokens``.
 
-    Greedy generation runs on the device in bursts. With a temperature the device returns its greatest logits and the host
-    draws from them. Arguments are checked by the call, before the first token is asked for.
+    Greedy generation runs on the device in bursts, after the first token, which is asked for alone: the counters are read when it has come
+    and the device rests. With a temperature the device returns its greatest logits and the host draws from them. Arguments are checked by
+    the call, before the first token is asked for.
 
     Parameters
     ----------
@@ -30,19 +34,19 @@ def generate_tokens(device, tokens, max_tokens, *, temperature=0.0, top_k=None, 
         Tokens for each command of greedy generation, 1 to 256.
     adapter : int or None
         The slot of the adapter to compute with.
+    progress : callable or None
+        Called now and then until the first token comes, with the tokens of the prompt that the device has taken.
 
     Yields
     ------
     int
-        Tokens, without the end token.
+        Tokens, without the end token (any of those that the model has).
 
     Notes
     -----
     While it runs, ``device.last`` has ``prompt_tokens``, ``generated_tokens``, ``wall_tokens_per_second`` so far, and ``finish`` None.
-    Afterwards it has ``prompt_tokens``, ``generated_tokens``, ``finish`` ("eos", "length", "context", or "closed"
-    if the generator was left early), ``cycles_prefill`` (to the first token), ``cycles_decode`` (from it to the last),
-    ``seconds_prefill``, ``seconds_decode`` (wall), and ``first_token_seconds`` at the manifest's clock; ``tokens_per_second``
-    (at that clock) and ``wall_tokens_per_second`` count decoding alone, and are None after fewer than two tokens.
+    Afterwards ``finish`` is "eos", "length", "context", or "closed" if the generator was left early, and there are the figures of
+    :class:`~intaglio.host.measure.Measure`.
 
     Raises
     ------
@@ -50,89 +54,96 @@ def generate_tokens(device, tokens, max_tokens, *, temperature=0.0, top_k=None, 
         A prompt that is empty, too long or outside the vocabulary, or an argument out of range.
     DeviceTimeout, DeviceError
     """
-    tokens = device.check_tokens(tokens)
+    tokens, sampler = check_request(device.manifest, tokens, max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+                                    burst=burst)
+    return _generate(device, tokens, max_tokens, sampler, burst, device.selection(adapter), progress)
+
+
+def check_tokens(manifest, tokens) -> list:
+    """``tokens``, integers of any kind, as a list of int; ValueError unless a device of this manifest can take them as one prompt."""
+    try:
+        tokens = [operator.index(token) for token in tokens]
+    except TypeError as fault:
+        raise ValueError(f"a prompt must be one sequence of integers, not {type(tokens).__name__} ({fault})") from fault
+    vocabulary, context = manifest.model["vocab_size"], manifest.model["context"]
+    if not tokens:
+        raise ValueError("a prompt must have at least one token")
+    for token in tokens:
+        if not 0 <= token < vocabulary:
+            raise ValueError(f"tokens must be in 0..{vocabulary - 1}, not {token}")
+    if len(tokens) > context:
+        raise ValueError(f"a prompt must have at most {context} tokens, the device's context, not {len(tokens)}")
+    return tokens
+
+
+def check_request(manifest, tokens, max_tokens, *, temperature=0.0, top_k=None, top_p=1.0, seed=0, burst=BURST):
+    """The tokens as a list and a :class:`Sampler`; ValueError unless a device of this manifest can generate so."""
+    tokens = check_tokens(manifest, tokens)
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
     if not 1 <= burst <= 256:
         raise ValueError(f"burst must be in 1..256, not {burst}")
-    limit = device.manifest.model["top_k"]
-    sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, limit=limit)
-    return _generate(device, tokens, max_tokens, sampler, burst, device.selection(adapter))
+    return tokens, Sampler(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, limit=manifest.model["top_k"])
 
 
-def _generate(device, tokens, max_tokens, sampler, burst, selection):
-    model = device.manifest.model
-    room = model["context"] - len(tokens) + 1  # the last token is never fed
+def prompt_tokens(manifest, prompt) -> list:
+    """The tokens of a prompt, text or bytes, the model's beginning token first; ValueError unless its tokens are bytes."""
+    model = manifest.model
+    if model["tokenizer"] != "bytes":
+        raise ValueError("text needs a model whose tokenizer is 'bytes': use generate_tokens")
+    data = prompt.encode("utf-8", "surrogateescape") if isinstance(prompt, str) else bytes(prompt)
+    if not data:
+        raise ValueError("a prompt must have at least one byte")
+    return [*([] if model["bos"] is None else [model["bos"]]), *data]
+
+
+def _generate(device, tokens, max_tokens, sampler, burst, selection, progress):
+    ends = device.manifest.ends
+    room = device.manifest.model["context"] - len(tokens) + 1  # the last token is never fed
     limit = min(max_tokens, room)
-    record = _Record(device, len(tokens))
+    measure = Measure(device, len(tokens))
     finish = "closed"
     try:
-        for token in _results(device, tokens, limit, sampler, burst, selection):
-            record.count(token != model["eos"])
-            if token == model["eos"]:
+        for token in _results(device, tokens, limit, sampler, burst, selection, progress):
+            measure.count(token not in ends)
+            if token in ends:
                 finish = "eos"
                 return
             yield token
         finish = "length" if max_tokens <= room else "context"
+    except _StopError:
+        finish = "stop"
     except Error:  # the device's, or its transport's: nothing more is read from it
         finish = "error"
         raise
     finally:
-        device.last = record.close(finish)
+        device.last = measure.close(finish)
 
 
-def _results(device, tokens, limit, sampler, burst, selection):
+class _StopError(Exception):
+    """Thrown into the generator of tokens by that of text: its end is there."""
+
+
+def _results(device, tokens, limit, sampler, burst, selection, progress):
     """Yield the next token ``limit`` times."""
     words = selection + [device.command(token, first=i == 0) for i, token in enumerate(tokens[:-1])]
-    token, first, produced = tokens[-1], len(tokens) == 1, 0
+    top = 0 if sampler.greedy else sampler.top_k
+
+    def draw(result):
+        return result.token if sampler.greedy else sampler.draw(result.tokens, result.logits * result.scale)
+
+    with watched(device.transport, progress, len(tokens)):
+        device.submit([*words, device.command(tokens[-1], first=len(tokens) == 1, want=True, top=top)])
+        token = draw(device.receive())
+    yield token
+    produced = 1
     while produced < limit:
         run = min(burst, limit - produced, 1 << 24 - device.token_bits) - 1 if sampler.greedy else 0
-        top = 0 if sampler.greedy else sampler.top_k
-        device.submit([*words, device.command(token, first=first, want=True, top=top, run=run)])
-        words, first = [], False
+        device.submit([device.command(token, want=True, top=top, run=run)])
         for _ in range(run + 1):
-            result = device.receive()
-            token = result.token if sampler.greedy else sampler.draw(result.tokens, result.logits * result.scale)
+            token = draw(device.receive())
             produced += 1
             yield token
-
-
-class _Record:
-    """Statistics of one generation."""
-
-    def __init__(self, device, prompt_tokens):
-        self.device, self.prompt_tokens = device, prompt_tokens
-        self.generated = self.results = 0
-        device.drain()
-        device.clear_counters()
-        self.began = self.first = time.monotonic()
-        self.began_cycles = self.first_cycles = device.read_cycles()
-
-    def count(self, counted):
-        self.results += 1
-        self.generated += counted
-        self.latest = time.monotonic()
-        if self.results == 1:
-            self.first, self.first_cycles = self.latest, self.device.read_cycles()
-        seconds = self.latest - self.first
-        self.device.last = {"prompt_tokens": self.prompt_tokens, "generated_tokens": self.generated, "finish": None,
-                            "wall_tokens_per_second": (self.results - 1) / seconds if seconds else None}
-
-    def close(self, finish):
-        row = {"prompt_tokens": self.prompt_tokens, "generated_tokens": self.generated, "finish": finish}
-        if not self.results or finish == "error" or self.device.closed:
-            return row
-        clock = self.device.manifest.clock_hz
-        decode = self.device.read_cycles() - self.first_cycles
-        seconds = self.latest - self.first
-        many = self.results > 1
-        return row | {
-            "cycles_prefill": self.first_cycles - self.began_cycles, "cycles_decode": decode,
-            "seconds_prefill": self.first - self.began, "seconds_decode": seconds,
-            "first_token_seconds": (self.first_cycles - self.began_cycles) / clock,
-            "tokens_per_second": (self.results - 1) * clock / decode if many and decode else None,
-            "wall_tokens_per_second": (self.results - 1) / seconds if many and seconds else None,
-        }
 
 
 def generate_pieces(device, prompt, max_tokens, *, stop=None, **sampling):
@@ -148,7 +159,7 @@ def generate_pieces(device, prompt, max_tokens, *, stop=None, **sampling):
     stop : str, sequence of str, or None
         Texts that end the generation and are not yielded; ``device.last["finish"]`` is then "stop".
     sampling
-        ``temperature``, ``top_k``, ``top_p``, ``seed``, ``burst`` and ``adapter`` as for :func:`generate_tokens`.
+        ``temperature``, ``top_k``, ``top_p``, ``seed``, ``burst``, ``adapter`` and ``progress`` as for :func:`generate_tokens`.
 
     Yields
     ------
@@ -159,17 +170,16 @@ def generate_pieces(device, prompt, max_tokens, *, stop=None, **sampling):
     ------
     ValueError, DeviceTimeout, DeviceError
     """
-    model = device.manifest.model
-    if model["tokenizer"] != "bytes":
-        raise ValueError("text needs a model whose tokenizer is 'bytes': use generate_tokens")
-    data = prompt.encode("utf-8", "surrogateescape") if isinstance(prompt, str) else bytes(prompt)
-    if not data:
-        raise ValueError("a prompt must have at least one byte")
+    tokens = prompt_tokens(device.manifest, prompt)
+    return _pieces(device, generate_tokens(device, tokens, max_tokens, **sampling), check_stops(stop))
+
+
+def check_stops(stop) -> tuple:
+    """The texts of ``stop``; ValueError if one is empty."""
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if "" in stops:
         raise ValueError("stop must not be an empty text")
-    begin = [] if model["bos"] is None else [model["bos"]]
-    return _pieces(device, generate_tokens(device, [*begin, *data], max_tokens, **sampling), stops)
+    return stops
 
 
 def _pieces(device, tokens, stops):
@@ -181,8 +191,8 @@ def _pieces(device, tokens, stops):
             found = [at for at in (held.find(stop) for stop in stops) if at >= 0]
             if found:
                 held = held[:min(found)]
-                tokens.close()
-                device.last["finish"] = "stop"
+                with suppress(StopIteration):
+                    tokens.throw(_StopError())
                 break
             keep = _overlap(held, stops)
             piece, held = held[:len(held) - keep], held[len(held) - keep:]

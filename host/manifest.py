@@ -7,10 +7,12 @@ from pathlib import Path
 
 from intaglio import Error
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "MAGIC", "MAP_VERSION", "Manifest", "ManifestError", "Register"]
+__all__ = ["FORMAT", "FORMAT_VERSION", "MAGIC", "MAP_VERSION", "Manifest", "ManifestError", "Register", "check_kind", "read_json"]
 
 FORMAT, FORMAT_VERSION = "intaglio-manifest", 1
 MAGIC, MAP_VERSION = 0x494E5447, 1  # "INTG"; version of the register map and of the protocol
+KINDS = {"decoder": "a decoder, which `intaglio run` and intaglio.host.open take",
+         "prefill-attention": "a prefill attention unit, which `intaglio attention` and intaglio.host.open_attention take"}
 REQUIRED_REGISTERS = ("magic", "version", "digest", "capabilities", "status", "position", "control", "cycles_lo", "cycles_hi",
                       "stall_in", "stall_out", "tokens")
 REQUIRED_ADAPTER = {"rank": int, "slots": int, "trits": int, "targets": list, "lanes": int, "lane_width": int, "layers": int,
@@ -52,8 +54,9 @@ class Manifest:
     phases : tuple of str
         Names of phase counters; each has the register ``phase_<name>``.
     model : dict
-        ``vocab_size``, ``context`` (positions), ``top_k`` (most logits in one result), ``bos``, ``eos`` (tokens or None),
-        ``tokenizer`` ("bytes", or "none" for tokens alone) and what else the generator states.
+        ``vocab_size``, ``context`` (positions), ``top_k`` (most logits in one result), ``bos`` (a token or None), ``eos`` (a token, a
+        list of tokens, any of which ends a text, or None), ``tokenizer`` ("bytes", or "none" for tokens alone) and what else the
+        generator states.
     adapter : dict or None
         What an adapter must be to be loaded; None for a device without adapters.
 
@@ -82,17 +85,16 @@ class Manifest:
         for name in REQUIRED_MODEL:
             if name not in self.model:
                 raise ManifestError(f"model must state {name!r}")
-        tokens = tuple(name for name in ("bos", "eos") if self.model[name] is not None)
-        for name in ("vocab_size", "context", "top_k", *tokens):
-            if not isinstance(self.model[name], int) or self.model[name] < 0:
+        for name in ("vocab_size", "context", "top_k"):
+            if type(self.model[name]) is not int or self.model[name] < 0:
                 raise ManifestError(f"model.{name} must be a non-negative integer, not {self.model[name]!r}")
         if not 1 < self.model["vocab_size"] <= 0xFFFFF or not 1 < self.model["context"] <= 0xFFFF:
             raise ManifestError("model.vocab_size must be in 2..1048575 and context must be in 2..65535, "
                                 f"not {self.model['vocab_size']} and {self.model['context']}")
-        for name in tokens:
-            if self.model[name] >= self.model["vocab_size"]:
-                raise ManifestError(f"model.{name} must be below vocab_size {self.model['vocab_size']}, "
-                                    f"not {self.model[name]}")
+        for name, tokens in (("bos", () if self.model["bos"] is None else (self.model["bos"],)), ("eos", self.ends)):
+            for token in tokens:
+                if type(token) is not int or not 0 <= token < self.model["vocab_size"]:
+                    raise ManifestError(f"model.{name} must be a token in 0..{self.model['vocab_size'] - 1}, not {token!r}")
         if self.model["tokenizer"] not in ("bytes", "none"):
             raise ManifestError(f"model.tokenizer must be 'bytes' or 'none', not {self.model['tokenizer']!r}")
         if self.model["tokenizer"] == "bytes" and self.model["vocab_size"] > 256:
@@ -105,6 +107,12 @@ class Manifest:
             for name in ADAPTER_REGISTERS:
                 if name not in self.registers:
                     raise ManifestError(f"registers must include {name!r} where there are adapters")
+
+    @property
+    def ends(self) -> tuple:
+        """The tokens that end a text."""
+        eos = self.model["eos"]
+        return () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
 
     @property
     def digest_word(self) -> int:
@@ -120,6 +128,7 @@ class Manifest:
         if raw.get("format_version") != FORMAT_VERSION:
             raise ManifestError(f"a manifest's format_version must be {FORMAT_VERSION}, not {raw.get('format_version')!r}: "
                                 "generate the device again with this version of intaglio")
+        check_kind(raw, "decoder")
         kinds = {"top": str, "digest": str, "generator": str, "clock_hz": int, "registers": dict, "phases": list, "model": dict}
         for name, kind in kinds.items():
             if not isinstance(raw.get(name), kind):
@@ -141,13 +150,28 @@ class Manifest:
         return cls.from_dict(read_json(path))
 
 
+def check_kind(raw, wanted):
+    """Refuse a manifest of another kind of device than ``wanted``, and say what takes it.
+
+    Raises
+    ------
+    ManifestError
+    """
+    found = raw.get("kind", "decoder")
+    if found != wanted:
+        raise ManifestError(f"the device must be {KINDS[wanted]}, but it is "
+                            + (KINDS[found] if isinstance(found, str) and found in KINDS else f"of the kind {found!r}"))
+
+
 def read_json(path) -> dict:
     """Read a manifest's JSON without judging it; ``path`` is the file or its folder."""
     path = Path(path)
-    path = path / "manifest.json" if path.is_dir() else path
     try:
+        path = path / "manifest.json" if path.is_dir() else path
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ManifestError(f"no manifest at {path}: the target must be a folder written by the generator") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as fault:
-        raise ManifestError(f"the manifest {path} cannot be read: {fault}") from fault
+    except OSError as fault:
+        raise ManifestError(f"the manifest {path} cannot be read: {fault.strerror or fault}") from fault
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as fault:
+        raise ManifestError(f"{path} is not a manifest ({fault}): generate it again") from fault

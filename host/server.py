@@ -1,12 +1,14 @@
 """A server that puts one device behind TCP: greets with the manifest, then is the device's end of the link (docs/link.md).
 
-One client at a time; the next one begins with a session of its own, which resets the device.
+One client at a time; the next one begins with a session of its own, which resets the device. A client that begins none within 10 s is sent
+away, so that nobody holds the device by connecting alone.
 """
 
 import ipaddress
 import json
 import select
 import socket
+import time
 
 import numpy as np
 
@@ -16,9 +18,10 @@ from intaglio.host.transport.peer import Peer
 from intaglio.host.transport.session import LinkLost
 from intaglio.host.transport.tcp import GREETING_VERSION, SocketChannel, address_of
 
-__all__ = ["DeviceEnd", "Server", "is_loopback"]
+__all__ = ["DeviceEnd", "Server", "is_loopback", "listener"]
 
 DEPTH = 128  # words of each direction in the server
+SILENT_SECONDS = 10.0  # for which a client may hold the device without beginning a session
 POLL_SECONDS = 0.02  # for which the device is waited for while the client is not served
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # a client whose computer has vanished frees the device in 25 s
 
@@ -29,6 +32,15 @@ def is_loopback(host) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def listener(listen) -> socket.socket:
+    """A socket that listens at ``HOST:PORT``; errors as of :class:`Server`."""
+    host, port = address_of(listen)
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=4)
+    except OSError as fault:
+        raise DeviceError(f"the address to listen at must be free and this computer's, not {listen}: {fault.strerror or fault}") from fault
 
 
 class Server:
@@ -44,16 +56,15 @@ class Server:
 
     Raises
     ------
-    ValueError, OSError
+    ValueError, DeviceError
         The address is not one, or cannot be listened at.
     """
 
     def __init__(self, transport, listen="127.0.0.1:7000", *, tell=lambda text: None):
-        host, port = address_of(listen)
         self.transport, self.tell = transport, tell
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server((host, port), family=family, backlog=4)
-        self.address = "{}:{}".format(f"[{host}]" if ":" in host else host, self._listener.getsockname()[1])
+        self._listener = listener(listen)
+        host, port = self._listener.getsockname()[:2]
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._client = None
 
     def __enter__(self):
@@ -122,7 +133,7 @@ class _Client:
             if hasattr(socket, option):
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
         self._channel, self._end = SocketChannel(connection, name), DeviceEnd(transport)
-        self._outgoing = _line(manifest=transport.manifest)
+        self._outgoing, self._came = _line(manifest=transport.manifest), time.monotonic()
 
     def close(self):
         self.socket.close()
@@ -133,6 +144,8 @@ class _Client:
         return bool(self._outgoing) or self._end.busy
 
     def step(self, readable):
+        if self._end.peer.session is None and time.monotonic() - self._came > SILENT_SECONDS:
+            raise _ClientGone(f": it began no session within {SILENT_SECONDS:g} s")
         try:
             self._end.feed(self._channel.read(0) if readable else b"")
             self._outgoing += self._end.step()

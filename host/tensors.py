@@ -1,4 +1,4 @@
-"""Safetensors files with numpy alone, read strictly: nothing in them is ever run."""
+"""Safetensors files with numpy alone, read strictly: nothing in them is ever run; and torch's tensors as numpy's arrays, without torch."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import numpy as np
 
 from intaglio import Error
 
-__all__ = ["TensorError", "read_tensors", "to_float32"]
+__all__ = ["TensorError", "read_tensors", "real_array", "to_float32"]
 
 _WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _HEADER_LIMIT = 100_000_000
@@ -79,6 +79,42 @@ def to_float32(dtype, shape, data):
     else:
         return None
     return values.reshape(shape)
+
+
+def real_array(name, values):
+    """Real numbers from numpy, torch, or lists of either, as an array of a floating type.
+
+    Parameters
+    ----------
+    name : str
+        What errors call them.
+    values : array, tensor or nested lists
+        A tensor may be of any floating type, on any device, need a gradient, and lie in memory in any order. Types that numpy lacks
+        (bfloat16) become float32, which holds them exactly.
+
+    Raises
+    ------
+    ValueError
+        They are not numbers of a floating type (integers would be numbers that somebody has quantised already), or not one dense array.
+    """
+    try:
+        values = _dense(values)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as fault:  # torch's are of many kinds
+        raise ValueError(f"{name} must be a dense array or tensor of numbers, not {type(values).__name__} ({fault})") from fault
+    if values.dtype.kind != "f":
+        raise ValueError(f"{name} must be of a floating type, not {values.dtype}")
+    return values
+
+
+def _dense(values):
+    if isinstance(values, list | tuple) and any(isinstance(one, list | tuple) or hasattr(one, "detach") for one in values):
+        return np.asarray([_dense(one) for one in values])
+    if not hasattr(values, "detach"):
+        return np.asarray(values)
+    values = values.detach().cpu().resolve_conj().resolve_neg()
+    if values.is_floating_point() and values.element_size() < 4:  # numpy lacks some of them
+        values = values.float()
+    return values.numpy()
 
 
 def _unique(pairs):

@@ -38,6 +38,8 @@ def main(argv=None, commands=None) -> int:
         commands = {found.name: found.load for found in entry_points(group=GROUP)}
     parser = argparse.ArgumentParser(prog="intaglio", description="A decoder language model as synthesizable Verilog.")
     parser.add_argument("--version", action="version", version=f"intaglio {__version__}")
+    parser.add_argument("--tool", action="append", default=[], metavar="NAME=PROGRAM",
+                        help="use this program in place of the environment's own: verilator, g++; may be given again")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     chosen = argv[0] if argv and argv[0] in commands else None
     for name in sorted(commands):
@@ -48,6 +50,10 @@ def main(argv=None, commands=None) -> int:
         parser.print_help(sys.stderr)
         return BAD_USE
     try:
+        if args.tool:
+            from intaglio.sim.tools import use_all
+
+            use_all(args.tool)
         return args.run(args) or 0
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -175,7 +175,7 @@ class DecoderCore(wiring.Component):
                 (r, Destination.RESULT, narrow, linear.r_wr_en, linear.r_wr_addr, linear.r_wr_data)):
             m.d.sync += [
                 buffer.write_en.eq(Mux(to[destination], -1, en)), buffer.write_addr.eq(Mux(to[destination], vector.w_index, addr)),
-                buffer.write_data.eq(Mux(to[destination], Cat(*words), data_)),
+                buffer.write_data.eq(Mux(to[destination], Cat(*words), data_.replicate(v // c.lanes))),
             ]
         parts = c.lane_width // v
         part, word = Signal(range(parts)), Signal.like(a.write_addr)

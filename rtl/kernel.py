@@ -26,6 +26,8 @@ class Operation(IntEnum):
     COMMAND, LAST_COMMAND, READ, WRITE, RESET = range(5)
 
 
+INTERRUPTS = (0x04, 0x08, 0x0C)  # of ap_ctrl_hs, which software may write to any kernel; there are none here
+
 # Name, byte offset in the control registers, bytes, memory port or None. Vitis' ap_ctrl_hs has its own registers below 0x10.
 ARGUMENTS = (("operations", 0x10, 8, "gmem0"), ("count", 0x1C, 4, None), ("answers", 0x24, 8, "gmem1"), ("wanted", 0x30, 4, None),
              ("patience", 0x38, 4, None))
@@ -57,6 +59,7 @@ class Mover(wiring.Component):
         ``done`` for one cycle, when the last answer is in memory.
     gmem0, gmem1 : AXI4 masters, one that reads and one that writes; single words of 64 bits, one at a time.
     commands, results : streams of 33 bits to and from the decoder, a word and above it the end of a packet
+        ``results.ready`` is a register; a word that no run wants yet waits here.
     registers : AXI4-Lite master to the decoder
     reset : Out(1)
         Reset of the decoder, for ``RESET_CYCLES`` cycles.
@@ -87,7 +90,11 @@ class Mover(wiring.Component):
             master.write.eq(kind == Operation.WRITE),
         ]
         taking, tired = Signal(), Signal()
-        m.d.comb += [taking.eq(self.results.valid & (received != self.wanted)), tired.eq(still >= self.patience)]
+        result, full = Signal(33), Signal()  # a word that has come, so that ready is a register
+        m.d.comb += self.results.ready.eq(~full)
+        with m.If(self.results.valid & ~full):
+            m.d.sync += [result.eq(self.results.payload), full.eq(1)]
+        m.d.comb += [taking.eq(full & (received != self.wanted)), tired.eq(still >= self.patience)]
         m.d.sync += still.eq(still + 1)
 
         def answer(data, *, of_header=0):
@@ -98,11 +105,10 @@ class Mover(wiring.Component):
             m.next = "STORE"
 
         def take_result(came_from_command):
-            m.d.comb += self.results.ready.eq(1)
-            m.d.sync += [received.eq(received + 1), back.eq(came_from_command), still.eq(0)]
-            with m.If(self.results.payload[32]):
+            m.d.sync += [full.eq(0), received.eq(received + 1), back.eq(came_from_command), still.eq(0)]
+            with m.If(result[32]):
                 m.d.sync += ended.eq(1)
-            answer(self.results.payload)
+            answer(result)
 
         def carried_out():
             m.d.sync += [taken.eq(taken + 1), still.eq(0)]
@@ -137,7 +143,7 @@ class Mover(wiring.Component):
                         m.next = "REGISTER"
                     with m.Case(Operation.RESET):
                         m.d.comb += self.reset.eq(1)
-                        m.d.sync += resetting.eq(resetting + 1)
+                        m.d.sync += [resetting.eq(resetting + 1), full.eq(0)]
                         with m.If(resetting == RESET_CYCLES - 1):
                             m.d.sync += resetting.eq(0)
                             carried_out()
@@ -203,8 +209,10 @@ class Kernel(wiring.Component):
         m = Module()
         m.domains.sync = ClockDomain()
         m.d.comb += [ClockSignal().eq(self.ap_clk), ResetSignal().eq(~self.ap_rst_n)]
-        m.submodules.control = lite = AxiLite()
         m.submodules.mover = mover = Mover()
+        words = {offset + 4 * part: getattr(mover, name)[32 * part:32 * part + 32]
+                 for name, offset, size, _ in ARGUMENTS for part in range(size // 4)}
+        m.submodules.control = lite = AxiLite([0, *INTERRUPTS, *words])
         for name, member in self.control.items():
             outer, inner = getattr(self, f"s_axi_control_{name}"), getattr(lite, name)
             m.d.comb += inner.eq(outer) if member.flow is In else outer.eq(inner)
@@ -215,7 +223,7 @@ class Kernel(wiring.Component):
 
         # ap_ctrl_hs: bit 0 start (until the run is done), 1 done (cleared by reading), 2 idle, 3 ready
         start, done, running = Signal(), Signal(), Signal()
-        at_control = lite.address == 0
+        at_control = lite.at[0]
         m.d.comb += mover.start.eq(start & mover.idle & ~running)
         m.d.sync += running.eq(start & ~mover.done)
         values = {0: Cat(start, done, mover.idle & ~start, done)}
@@ -223,17 +231,14 @@ class Kernel(wiring.Component):
             m.d.sync += [start.eq(0), done.eq(1)]
         with m.Elif(lite.read & at_control):
             m.d.sync += done.eq(0)
-        with m.If(lite.write & at_control & lite.write_data[0]):
+        with m.If(lite.written(0) & lite.write_data[0]):
             m.d.sync += start.eq(1)
-        for name, offset, size, _ in ARGUMENTS:
-            for part in range(size // 4):
-                word = getattr(mover, name)[32 * part:32 * part + 32]
-                held = Signal(32, name=f"{name}_{part}")
-                m.d.comb += word.eq(held)
-                values[offset + 4 * part] = held
-                with m.If(lite.write & (lite.address == offset + 4 * part)):
-                    m.d.sync += held.eq(lite.write_data)
-        lite.answer(m, values)
+        for offset, word in words.items():
+            values[offset] = held = Signal(32, name=f"argument_{offset:02x}")
+            m.d.comb += word.eq(held)
+            with m.If(lite.written(offset)):
+                m.d.sync += held.eq(lite.write_data)
+        lite.answer(m, values, dict.fromkeys([*values, *INTERRUPTS], 1))
 
         running_n = Signal()
         m.d.comb += running_n.eq(self.ap_rst_n & ~mover.reset)

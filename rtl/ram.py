@@ -25,9 +25,17 @@ module intaglio_ram #(
     input wire [(DEPTH > 1 ? $clog2(DEPTH) : 1) - 1:0] read_addr,
     output reg [WIDTH - 1:0] read_data
 );
-    (* no_rw_check, ram_style = DEPTH <= 64 ? "distributed" : "auto" *) reg [WIDTH - 1:0] mem [0:DEPTH - 1];
-    always @(posedge clk) if (write_en) mem[write_addr] <= write_data;
-    always @(posedge clk) if (read_en) read_data <= mem[read_addr];
+    generate  // attributes are literals: not every tool evaluates a parameter there
+        if (DEPTH <= 64) begin : few
+            (* no_rw_check, ram_style = "distributed" *) reg [WIDTH - 1:0] mem [0:DEPTH - 1];
+            always @(posedge clk) if (write_en) mem[write_addr] <= write_data;
+            always @(posedge clk) if (read_en) read_data <= mem[read_addr];
+        end else begin : many
+            (* no_rw_check *) reg [WIDTH - 1:0] mem [0:DEPTH - 1];
+            always @(posedge clk) if (write_en) mem[write_addr] <= write_data;
+            always @(posedge clk) if (read_en) read_data <= mem[read_addr];
+        end
+    endgenerate
 endmodule
 """
 

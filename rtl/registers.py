@@ -8,11 +8,13 @@ from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.program import PHASES
 
-__all__ = ["ADAPTER_REGISTERS", "ADDRESS_BITS", "AXI_LITE", "MAGIC", "REGISTER_MAP", "VERSION", "AxiLite", "Register", "register_map"]
+__all__ = ["ADAPTER_REGISTERS", "ADDRESS_BITS", "AXI_LITE", "MAGIC", "OKAY", "REGISTER_MAP", "SLVERR", "VERSION", "AxiLite", "Register",
+           "register_map", "writable"]
 
 MAGIC = 0x494E5447  # "INTG"
 VERSION = 1
 ADDRESS_BITS = 12
+OKAY, SLVERR = 0, 2  # answers of AXI
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,11 @@ GATE_REGISTERS = tuple(Register(name=n, offset=o, access=a, description=d) for n
 ))
 
 
+def writable(registers):
+    """Offsets of the registers that take writes."""
+    return [register.offset for register in registers if register.access != "ro"]
+
+
 def register_map(config):
     """The registers of a decoder."""
     return REGISTER_MAP + (ADAPTER_REGISTERS if config.rank else ()) + (GATE_REGISTERS if config.gate_words else ())
@@ -73,28 +80,45 @@ AXI_LITE = {
 
 
 class AxiLite(wiring.Component):
-    """AXI4-Lite slave, one access at a time.
+    """AXI4-Lite slave, one access at a time. Every output is a register.
+
+    Each of the three channels that bring something takes one word, whatever the others do: address and data of a write come in any
+    order, and a read passes a write that is not whole. Where a read and a write wait, they take turns.
+
+    A read of an offset without a register answers 0 and OKAY. A write changes a whole register or nothing: it is answered SLVERR where its
+    strobes are some of the four, or where nothing takes it (no register, one that is read-only, or one that takes no writes at that time),
+    and OKAY where it has no strobe at all. Bits 1:0 of an address do not count.
+
+    Parameters
+    ----------
+    offsets : iterable of int
+        Byte offsets of all registers.
 
     Members
     -------
     aw*, w*, b*, ar*, r* : the five channels, without protection bits.
-    address : byte address of the access, a register; ``read`` and ``write`` are high for one cycle each.
-        A write without all four strobes, and a write to a register that is read-only, is answered OKAY and changes nothing.
-    read_data : answer to ``read``, sampled in the same cycle; ``address`` is there one cycle before, see :meth:`answer`.
-    write_data : valid with ``write``, a register.
+    address : byte address of the access, from the cycle before ``read`` or ``write`` on.
+    read, write : high for one cycle each; a write of other than four strobes has no ``write``.
+    read_data : answer to ``read``, sampled in the same cycle, see :meth:`answer`.
+    write_data : valid with ``write``.
+    at : dict of int to Signal
+        Whether ``read`` and ``write`` are of the register at that offset: a register itself, so that little is behind the strobes.
+    taken : what is written is a register that takes it, sampled with ``write``, see :meth:`answer`.
 
     Latency
     -------
-    A read is answered three cycles after its address, a write two cycles after both address and data are there. What a write does in the
-    cycle of ``write`` or the next is done before anything that follows the answer.
+    Four cycles from the one that takes an address, of a write also its data, to the one that has the answer; a channel takes its next
+    word from the cycle after the answer is taken. What a write does in the cycle of ``write`` or the next is done before anything that
+    follows the answer.
     """
 
-    def __init__(self):
+    def __init__(self, offsets):
         super().__init__({
             **AXI_LITE,
             "address": Out(ADDRESS_BITS), "read": Out(1), "write": Out(1),
-            "read_data": In(32), "write_data": Out(32),
+            "read_data": In(32), "write_data": Out(32), "taken": In(1),
         })
+        self.at = {offset: Signal(name=f"at_{offset:03x}") for offset in offsets}
 
     def connect(self, m, top):
         """Tie the channels to the ports ``s_axil_*`` of a top."""
@@ -102,45 +126,57 @@ class AxiLite(wiring.Component):
             ours, theirs = getattr(self, name), getattr(top, f"s_axil_{name}")
             m.d.comb += ours.eq(theirs) if member.flow is In else theirs.eq(ours)
 
-    def answer(self, m, values):
-        """Answer reads of ``values``, a dict of byte offset to value, and 0 elsewhere.
+    def written(self, offset):
+        """High for the cycle in which ``write_data`` is for the register at ``offset``, if :meth:`answer` has it as one that takes it."""
+        return self.write & self.at[offset]
 
-        Offsets are compared in the cycle before ``read``: the path from address to answer is cut in two.
+    def answer(self, m, values, takes):
+        """Answer reads with ``values``, a dict of byte offset to value, and 0 elsewhere; writes by ``takes``, a dict of byte offset to
+        whether the register there takes what is written in that cycle, and SLVERR elsewhere.
         """
-        word = Const(0, 32)
+        word, taken = Const(0, 32), Const(0, 1)
         for offset, value in values.items():
-            chosen = Signal(name=f"chosen_{offset:03x}")
-            m.d.sync += chosen.eq(self.address[2:] == offset >> 2)
-            word |= Mux(chosen, value, 0)
-        m.d.comb += self.read_data.eq(word)
+            word |= Mux(self.at[offset], value, 0)
+        for offset, able in takes.items():
+            taken |= self.at[offset] & able
+        m.d.comb += [self.read_data.eq(word), self.taken.eq(taken)]
 
     def elaborate(self, platform):
         m = Module()
+        read_address, write_address = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)
+        whole, empty = Signal(), Signal()  # all strobes, none
+        writing = Signal()  # the access under way, or the last one
+        for valid, ready, held in ((self.awvalid, self.awready, ((write_address, self.awaddr),)),
+                                   (self.wvalid, self.wready, ((self.write_data, self.wdata), (whole, self.wstrb.all()),
+                                                               (empty, ~self.wstrb.any()))),
+                                   (self.arvalid, self.arready, ((read_address, self.araddr),))):
+            with m.If(valid & ready):
+                m.d.sync += [ready.eq(0), *(register.eq(value) for register, value in held)]
         m.d.sync += [self.read.eq(0), self.write.eq(0)]
+        m.d.sync += [at.eq(self.address[2:] == offset >> 2) for offset, at in self.at.items()]
         with m.FSM(name="state"):
+            with m.State("RESET"):
+                m.d.sync += [self.awready.eq(1), self.wready.eq(1), self.arready.eq(1)]
+                m.next = "IDLE"
             with m.State("IDLE"):
-                m.d.sync += [self.address.eq(Mux(self.awvalid & self.wvalid, self.awaddr, self.araddr)), self.write_data.eq(self.wdata)]
-                with m.If(self.awvalid & self.wvalid):
-                    m.d.comb += [self.awready.eq(1), self.wready.eq(1)]
-                    m.d.sync += self.write.eq(self.wstrb == 0xF)
-                    m.next = "WRITE"
-                with m.Elif(self.arvalid):
-                    m.d.comb += self.arready.eq(1)
+                write, read = ~self.awready & ~self.wready, ~self.arready
+                writes = write & ~(read & writing)
+                m.d.sync += self.address.eq(Mux(writes, write_address, read_address))
+                with m.If(write | read):
+                    m.d.sync += writing.eq(writes)
                     m.next = "SELECT"
             with m.State("SELECT"):
-                m.d.sync += self.read.eq(1)
-                m.next = "READ"
-            with m.State("READ"):
-                m.d.sync += self.rdata.eq(self.read_data)
+                m.d.sync += [self.read.eq(~writing), self.write.eq(writing & whole)]
+                m.next = "ACCESS"
+            with m.State("ACCESS"):
+                m.d.sync += [self.rdata.eq(self.read_data), self.rvalid.eq(~writing), self.bvalid.eq(writing),
+                             self.bresp.eq(Mux(empty | (whole & self.taken), OKAY, SLVERR))]
                 m.next = "ANSWER"
             with m.State("ANSWER"):
-                m.d.comb += self.rvalid.eq(1)
-                with m.If(self.rready):
+                with m.If(self.rvalid & self.rready):
+                    m.d.sync += [self.rvalid.eq(0), self.arready.eq(1)]
                     m.next = "IDLE"
-            with m.State("WRITE"):
-                m.next = "WRITTEN"
-            with m.State("WRITTEN"):
-                m.d.comb += self.bvalid.eq(1)
-                with m.If(self.bready):
+                with m.If(self.bvalid & self.bready):
+                    m.d.sync += [self.bvalid.eq(0), self.awready.eq(1), self.wready.eq(1)]
                     m.next = "IDLE"
         return m

@@ -6,15 +6,17 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-__all__ = ["ROM_MODULE", "ROM_VERILOG", "Rom", "hex_text", "words_to_bytes"]
+__all__ = ["ROM_DIR", "ROM_DIR_DEFAULT", "ROM_MODULE", "ROM_VERILOG", "Rom", "hex_text", "words_to_bytes"]
 
 ROM_MODULE = "intaglio_rom"
-
-ROM_VERILOG = """\
-`ifndef INTAGLIO_ROM_DIR
-`define INTAGLIO_ROM_DIR "rom/"
+ROM_DIR = "INTAGLIO_ROM_DIR"  # macro: the folder of the images
+ROM_DIR_DEFAULT = f"""\
+`ifndef {ROM_DIR}
+`define {ROM_DIR} "rom/"
 `endif
+"""
 
+ROM_VERILOG = ROM_DIR_DEFAULT + """
 // Read-only memory with one read port, latency 1; its image is `INTAGLIO_ROM_DIR followed by FILE, one word a line.
 module intaglio_rom #(
     parameter WIDTH = 8,

@@ -143,8 +143,9 @@ class Sequencer(wiring.Component):
             m.d.sync += [self.shift.eq(self.vector_shift), self.q_base.eq(self.q_scale.e + self.vector_shift + OPERAND_SHIFT)]
 
         # -- scalar ALU
-        shift2 = Signal(signed(10))
-        m.d.comb += [shift2.eq(-(self.shift << 1)), alu.a.eq(ra), alu.b.eq(rb), alu.n.eq(self.m_value)]
+        twice = -(self.shift << 1)
+        shift2 = Signal.like(twice, name="shift2")
+        m.d.comb += [shift2.eq(twice), alu.a.eq(ra), alu.b.eq(rb), alu.n.eq(self.m_value)]
         with m.Switch(word.op):
             for op, alu_op in ALU_OPS.items():
                 with m.Case(op):

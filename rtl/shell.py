@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from intaglio.rtl.activity import BankActivity
 from intaglio.rtl.core import DecoderCore
 from intaglio.rtl.program import PHASES, Phase
-from intaglio.rtl.registers import AXI_LITE, MAGIC, VERSION, AxiLite, register_map
+from intaglio.rtl.registers import AXI_LITE, MAGIC, VERSION, AxiLite, register_map, writable
 
 __all__ = ["DecoderShell"]
 
@@ -42,7 +42,9 @@ class DecoderShell(wiring.Component):
         m.domains.sync = ClockDomain()
         m.d.comb += [ClockSignal().eq(self.aclk), ResetSignal().eq(~self.aresetn)]
         m.submodules.core = core = DecoderCore(self.config, self.length, digest=self.digest)
-        m.submodules.registers = lite = AxiLite()
+        registers = register_map(self.config)
+        offsets = {register.name: register.offset for register in registers}
+        m.submodules.registers = lite = AxiLite(offsets.values())
         lite.connect(m, self)
         m.d.comb += [
             core.command_valid.eq(self.s_axis_tvalid), core.command_data.eq(self.s_axis_tdata),
@@ -51,7 +53,6 @@ class DecoderShell(wiring.Component):
             self.m_axis_tlast.eq(core.result_last), core.result_ready.eq(self.m_axis_tready),
         ]
 
-        offsets = {register.name: register.offset for register in register_map(self.config)}
         clear, active, overflow = Signal(), Signal(), Signal()
         cycles, latched = Signal(64), Signal(32)
         counters = {name: Signal(32, name=name) for name in
@@ -70,12 +71,12 @@ class DecoderShell(wiring.Component):
             m.d.sync += counted.eq(counts[name])
             with m.If(counted):
                 m.d.sync += counter.eq(counter + 1)
-        m.d.sync += clear.eq(lite.write & (lite.address == offsets["control"]) & lite.write_data[0])
+        m.d.sync += clear.eq(lite.written(offsets["control"]) & lite.write_data[0])
         with m.If(clear):
             m.d.sync += [cycles.eq(0), *(counter.eq(0) for counter in counters.values())]
         with m.If(core.overflow):
             m.d.sync += overflow.eq(1)
-        with m.Elif(lite.write & (lite.address == offsets["status"]) & lite.write_data[1]):
+        with m.Elif(lite.written(offsets["status"]) & lite.write_data[1]):
             m.d.sync += overflow.eq(0)
 
         values = {
@@ -89,12 +90,12 @@ class DecoderShell(wiring.Component):
         if self.config.gate_words:
             m.submodules.activity = activity = BankActivity(self.config.gate_banks)
             m.d.comb += [activity.power.eq(core.gate_power), activity.reads.eq(core.gate_reads), activity.clear.eq(clear)]
-            with m.If(lite.write & (lite.address == offsets["gate_bank"])):
+            with m.If(lite.written(offsets["gate_bank"])):
                 m.d.sync += activity.bank.eq(lite.write_data)
             values |= {"gate_bank": Const(self.config.gate_banks, 32), "gate_powered": activity.powered, "gate_reads": activity.read,
                        "gate_wakes": activity.wakes}
-        lite.answer(m, {offsets[name]: value for name, value in values.items()})
-        with m.If(lite.read & (lite.address == offsets["cycles_lo"])):
+        lite.answer(m, {offsets[name]: value for name, value in values.items()}, dict.fromkeys(writable(registers), 1))
+        with m.If(lite.read & lite.at[offsets["cycles_lo"]]):
             m.d.sync += latched.eq(cycles[32:])
         return m
 
@@ -102,11 +103,11 @@ class DecoderShell(wiring.Component):
         """Writes to the loader; what its registers read as."""
         m.d.comb += core.adapter_value.eq(lite.write_data)
         for name in ("begin", "data", "commit"):
-            m.d.comb += getattr(core, f"adapter_{name}").eq(lite.write & (lite.address == offsets[f"adapter_{name}"]))
+            m.d.comb += getattr(core, f"adapter_{name}").eq(lite.written(offsets[f"adapter_{name}"]))
         refused, zero = Signal(), Const(0, 32)
         with m.If(core.adapter_refused):
             m.d.sync += refused.eq(1)
-        with m.Elif(lite.write & (lite.address == offsets["adapter_status"]) & lite.write_data[8]):
+        with m.Elif(lite.written(offsets["adapter_status"]) & lite.write_data[8]):
             m.d.sync += refused.eq(0)
         return {"adapter_slots": Cat(Const(self.config.adapters, 16), core.adapter_loaded),
                 "adapter_status": Cat(core.adapter_outcome.as_value(), Const(0, 4), refused),

@@ -1,15 +1,20 @@
-"""Agents for cocotb benches: AXI4-Stream source and sink, AXI4-Lite master, AXI4 memory; with random pauses and checks of the contract.
+"""Agents for cocotb benches: those of cocotbext-axi with random pauses, and what it lacks: checks that a bus keeps its rules, and a memory
+with latency and faults.
 
-Every agent drives its signals at the falling edge and looks at the settled signals right after it: what it sees is what the
-next rising edge takes.
+What is here looks at settled signals right after the falling edge, and sees what the next rising edge takes.
 """
 
-import cocotb
-from cocotb.triggers import Event, FallingEdge, ReadOnly
+import logging
+from itertools import repeat
 
-__all__ = ["AxiMemory", "AxilMaster", "AxisSink", "AxisSource", "ContractError", "reset"]
+import cocotb
+from cocotb.triggers import FallingEdge, ReadOnly, with_timeout
+from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiRamRead, AxiReadBus, AxiStreamBus, AxiStreamFrame, AxiStreamSink, AxiStreamSource
+
+__all__ = ["AxiMemory", "AxilMaster", "AxisSink", "AxisSource", "ContractError", "ram", "reset", "set_pauses"]
 
 PAGE = 4096  # bytes; no burst crosses a multiple
+LIMIT = (3, "us")  # that an access to a register may take
 
 
 class ContractError(AssertionError):
@@ -26,6 +31,166 @@ async def reset(clock, signal, cycles=4):
     await FallingEdge(clock)
 
 
+def set_pauses(agents, rng, share):
+    """Let each agent (or channel) of cocotbext-axi pause in a share of the cycles."""
+    for agent in agents:
+        if share:
+            agent.set_pause_generator(rng.random() < share for _ in repeat(None))
+        else:
+            agent.set_pause_generator(None)
+            agent.pause = False
+
+
+def _arguments(dut):
+    logging.getLogger(f"cocotb.{dut._name}").setLevel(logging.WARNING)  # not a line for each transfer
+    return {"clock": dut.aclk, "reset": dut.aresetn, "reset_active_level": False}
+
+
+def ram(dut, prefix, base, image):
+    """cocotbext-axi's memory behind a read port, with an image of bytes at address ``base``."""
+    memory = AxiRamRead(AxiReadBus.from_prefix(dut, prefix), **_arguments(dut), size=1 << len(getattr(dut, f"{prefix}_araddr")))
+    memory.write(base, image)
+    return memory
+
+
+class AxisSource:
+    """Offers words in packets, each word until it is taken. A reset forgets them."""
+
+    def __init__(self, dut, prefix):
+        self.agent = AxiStreamSource(AxiStreamBus.from_prefix(dut, prefix), **_arguments(dut), byte_lanes=1)
+
+    def send(self, words):
+        self.agent.send_nowait(AxiStreamFrame(words))
+
+    def idle(self):
+        return self.agent.idle()
+
+    def clear(self):
+        self.agent.clear()
+
+
+class _Monitor:
+    """Looks at signals ``prefix_suffix`` of a design in each cycle."""
+
+    def __init__(self, dut, prefix):
+        self.dut, self.prefix, self.cycle = dut, prefix, 0
+        self.held = {}  # by channel: what waits to be taken
+        cocotb.start_soon(self._run())
+
+    def __getattr__(self, suffix):
+        return getattr(self.dut, f"{self.prefix}_{suffix}")
+
+    async def _run(self):
+        while True:
+            await FallingEdge(self.dut.aclk)
+            self.cycle += 1
+            await ReadOnly()
+            if self.dut.aresetn.value:
+                self.look()
+            else:
+                self.held.clear()
+                self.forget()
+
+    def forget(self):
+        """There is a reset."""
+
+    def taken(self, channel, fields):
+        """The values of a channel that are taken in this cycle, or None. Checks that one that waits neither goes nor changes."""
+        there, ready = (getattr(self, channel + name).value for name in ("valid", "ready"))
+        seen = {field: int(getattr(self, field).value) for field in fields} if there else None
+        if self.held.get(channel) is not None and seen != self.held[channel]:
+            raise ContractError(f"{self.prefix}_{channel} must hold {self.held[channel]} until it is taken, not show {seen} "
+                                f"(cycle {self.cycle})")
+        self.held[channel] = None if ready else seen
+        return seen if ready else None
+
+
+class AxisSink(_Monitor):
+    """Takes packets: :attr:`packets` are lists of words, with ``user`` of pairs of tdata and tuser.
+
+    :attr:`partial` has the words so far of a packet under way, ``times`` the cycle of each packet's last word.
+    """
+
+    def __init__(self, dut, prefix, *, user=False):
+        self.agent = AxiStreamSink(AxiStreamBus.from_prefix(dut, prefix), **_arguments(dut), byte_lanes=1)
+        self.user, self.partial, self.times, self._packets = user, 0, [], []
+        super().__init__(dut, prefix)
+
+    @property
+    def packets(self):
+        while not self.agent.empty():
+            frame = self.agent.recv_nowait(compact=False)
+            self._packets.append(list(zip(frame.tdata, frame.tuser, strict=True)) if self.user else list(frame.tdata))
+        return self._packets
+
+    @property
+    def waiting(self):
+        """The word that waits to be taken, as a dict of its signals, or None."""
+        return self.held.get("t")
+
+    def stop(self, stopped):
+        """Take no more, or take again, without pauses."""
+        set_pauses([self.agent], None, 0)
+        self.agent.pause = stopped
+
+    def clear(self):
+        self.packets.clear()
+        self.times.clear()
+
+    def forget(self):
+        self.partial = 0
+
+    def look(self):
+        word = self.taken("t", ("tdata", "tlast", *(["tuser"] if self.user else ())))
+        if word is not None:
+            self.partial = 0 if word["tlast"] else self.partial + 1
+            if word["tlast"]:
+                self.times.append(self.cycle)
+
+
+class AxilMaster(_Monitor):
+    """Reads and writes registers; with pauses, address and data come in any order.
+
+    Checks that an answer waits to be taken, and that none comes that was not asked for.
+    """
+
+    def __init__(self, dut, prefix):
+        self.agent = AxiLiteMaster(AxiLiteBus.from_prefix(dut, prefix), **_arguments(dut))
+        writes, reads = self.agent.write_if, self.agent.read_if
+        self.channels = [writes.aw_channel, writes.w_channel, writes.b_channel, reads.ar_channel, reads.r_channel]
+        self.forget()
+        super().__init__(dut, prefix)
+
+    async def write(self, address, value, strobe=0xF):
+        """Write ``value``; returns the response. Strobes are neighbours."""
+        first, count = (strobe & -strobe).bit_length() - 1, strobe.bit_count()
+        if strobe != (1 << count) - 1 << first:
+            raise ValueError(f"strobes must be neighbours, not {strobe:04b}")
+        part = value.to_bytes(4, "little")[first:first + count]
+        return int((await with_timeout(self.agent.write(address + first, part), *LIMIT)).resp)
+
+    async def read(self, address):
+        """The value at ``address``."""
+        answer = await with_timeout(self.agent.read(address, 4), *LIMIT)
+        assert int(answer.resp) == 0
+        return int.from_bytes(answer.data, "little")
+
+    def forget(self):
+        self.asked = {"aw": 0, "w": 0, "ar": 0}
+
+    def look(self):
+        answers = {"b": self.taken("b", ("bresp",)), "r": self.taken("r", ("rdata", "rresp"))}
+        for channel, before in (("b", ("aw", "w")), ("r", ("ar",))):
+            if self.held[channel] is not None or answers[channel] is not None:
+                if not all(self.asked[name] for name in before):
+                    raise ContractError(f"{self.prefix}_{channel} must not answer what was not asked (cycle {self.cycle})")
+            if answers[channel] is not None:
+                for name in before:
+                    self.asked[name] -= 1
+        for name in self.asked:
+            self.asked[name] += self.taken(name, ()) is not None
+
+
 class _Agent:
     """Signals ``prefix_suffix`` of a design, its clock and reset, and a random share of cycles in which it pauses."""
 
@@ -38,130 +203,6 @@ class _Agent:
 
     def pausing(self):
         return self.rng.random() < self.pause
-
-
-class AxisSource(_Agent):
-    """Offers the words of :attr:`queue`, each until it is taken; ``taken`` counts them. A reset forgets the queue."""
-
-    def __init__(self, dut, prefix, rng, pause=0.0):
-        self.queue, self.taken, self.offering = [], 0, False
-        super().__init__(dut, prefix, rng, pause)
-
-    async def _run(self):
-        while True:
-            await FallingEdge(self.dut.aclk)
-            if not self.dut.aresetn.value:
-                self.queue.clear()
-                self.offering = False
-            self.offering = bool(self.queue) and (self.offering or not self.pausing())
-            self.tvalid.value = self.offering
-            self.tdata.value = self.queue[0] if self.offering else self.rng.getrandbits(32)
-            self.tlast.value = self.offering and len(self.queue) == 1
-            await ReadOnly()
-            if self.offering and self.tready.value and self.dut.aresetn.value:
-                self.queue.pop(0)
-                self.taken += 1
-                self.offering = False
-
-
-class AxisSink(_Agent):
-    """Collects packets (lists of words) in :attr:`packets`, the unfinished one in :attr:`partial`; ``cycle`` counts cycles and
-    ``times`` has the cycle of each packet's last word. Checks that a word that waits neither goes nor changes.
-    With ``user`` a word is a pair of tdata and tuser."""
-
-    def __init__(self, dut, prefix, rng, pause=0.0, *, user=False):
-        self.packets, self.partial, self.times, self.cycle, self.waiting = [], [], [], 0, None
-        self.stopped, self.user = False, user
-        super().__init__(dut, prefix, rng, pause)
-
-    def _word(self):
-        return (int(self.tdata.value), int(self.tuser.value)) if self.user else int(self.tdata.value)
-
-    async def _run(self):
-        while True:
-            await FallingEdge(self.dut.aclk)
-            ready = not self.stopped and not self.pausing()
-            self.tready.value = ready
-            self.cycle += 1
-            await ReadOnly()
-            if not self.dut.aresetn.value:
-                self.partial, self.waiting = [], None
-                continue
-            seen = (self._word(), bool(self.tlast.value)) if self.tvalid.value else None
-            if self.waiting is not None and seen != self.waiting:
-                raise ContractError(f"{self.prefix} must hold {self.waiting} until it is taken, not show {seen} "
-                                    f"(cycle {self.cycle})")
-            self.waiting = None if ready else seen
-            if ready and seen:
-                self.partial.append(seen[0])
-                if seen[1]:
-                    self.packets.append(self.partial)
-                    self.times.append(self.cycle)
-                    self.partial = []
-
-
-class AxilMaster(_Agent):
-    """Reads and writes registers; the channels of one access pause independently, so address and data come in any order."""
-
-    LIMIT = 300  # cycles that an access may take
-
-    def __init__(self, dut, prefix, rng, pause=0.0):
-        self.requests = {name: [] for name in ("aw", "w", "b", "ar", "r")}
-        self.held = {}
-        for name in ("awvalid", "wvalid", "bready", "arvalid", "rready"):
-            getattr(dut, f"{prefix}_{name}").value = 0
-        super().__init__(dut, prefix, rng, pause)
-
-    async def write(self, address, value, strobe=0xF):
-        """Write ``value``; returns the response."""
-        _, _, answer = self._ask("aw", awaddr=address), self._ask("w", wdata=value, wstrb=strobe), self._ask("b")
-        return (await self._wait(answer))["bresp"]
-
-    async def read(self, address):
-        """The value at ``address``."""
-        _, answer = self._ask("ar", araddr=address), self._ask("r")
-        found = await self._wait(answer)
-        assert found["rresp"] == 0
-        return found["rdata"]
-
-    def _ask(self, channel, **values):
-        request = {"values": values, "done": Event(), "found": None}
-        self.requests[channel].append(request)
-        return request
-
-    async def _wait(self, request):
-        for _ in range(self.LIMIT):
-            if request["done"].is_set():
-                return request["found"]
-            await FallingEdge(self.dut.aclk)
-        raise ContractError(f"{self.prefix} must answer within {self.LIMIT} cycles")
-
-    async def _run(self):
-        active = dict.fromkeys(self.requests, False)
-        while True:
-            await FallingEdge(self.dut.aclk)
-            for name, queue in self.requests.items():
-                inward = name in ("b", "r")
-                active[name] = bool(queue) and (active[name] and not inward or not self.pausing())
-                getattr(self, name + ("ready" if inward else "valid")).value = active[name]
-                for signal, value in (queue[0]["values"] if active[name] else {}).items():
-                    getattr(self, signal).value = value
-            await ReadOnly()
-            for name, queue in self.requests.items():
-                inward = name in ("b", "r")
-                fields = {"b": ("bresp",), "r": ("rdata", "rresp")}.get(name, ())
-                there = bool(getattr(self, name + ("valid" if inward else "ready")).value)
-                found = {field: int(getattr(self, field).value) for field in fields} if there else None
-                if inward:
-                    if self.held.get(name) is not None and found != self.held[name]:
-                        raise ContractError(f"{self.prefix}_{name} must hold {self.held[name]} until it is taken, "
-                                            f"not show {found}")
-                    self.held[name] = None if active[name] else found
-                if active[name] and there:
-                    request = queue.pop(0)
-                    request["found"] = found
-                    request["done"].set()
-                    active[name] = False
 
 
 class AxiMemory(_Agent):

@@ -6,7 +6,6 @@
 """
 
 import ctypes
-import json
 import os
 import queue
 import tempfile
@@ -16,6 +15,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from intaglio.gen.link import serial_verilog
+from intaglio.host.manifest import read_json
 from intaglio.sim.library import SimulationError
 from intaglio.sim.verilator import build
 
@@ -53,7 +53,7 @@ def build_board(folder, *, clock_hz, baud, depth=32, cache=None, progress=None) 
     ------
     BuildError, ValueError
     """
-    manifest = json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))
+    manifest = read_json(folder)
     return build(folder, cache=cache, board=serial_verilog(manifest, clock_hz=clock_hz, baud=baud, depth=depth), progress=progress)
 
 

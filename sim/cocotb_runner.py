@@ -16,7 +16,8 @@ from xml.etree import ElementTree
 from cocotb_tools.check_results import get_results
 from cocotb_tools.runner import Verilator
 
-from intaglio.sim.verilator import BuildError, default_cache, find_tools
+from intaglio.sim.tools import BuildError, find_tools
+from intaglio.sim.verilator import default_cache
 
 __all__ = ["build_bench", "run_bench"]
 
@@ -34,7 +35,7 @@ class _Runner(Verilator):
 
     def _set_env_common(self):
         super()._set_env_common()
-        self.env["VERILATOR_ROOT"] = str(self.tools.root)
+        self.env.update(self.tools.environment)
         self.env["PYTHONPATH"] = os.pathsep.join([str(self.modules), self.env["PYTHONPATH"]])
 
     def _simulator_in_path_build_only(self):
@@ -42,7 +43,8 @@ class _Runner(Verilator):
 
     def _build_command(self):
         translate, make = super()._build_command()
-        return [[word for word in translate if word != "--public-flat-rw"], [*make, f"PYTHON3={sys.executable}", *_LEVELS]]
+        programs = [f"PYTHON3={sys.executable}", f"CXX={self.tools.compiler}", f"LINK={self.tools.compiler}"]
+        return [[word for word in translate if word != "--public-flat-rw"], [*make, *programs, *_LEVELS]]
 
 
 def build_bench(folder, *, cache=None):

@@ -1,13 +1,14 @@
 """The transport ``sim:FOLDER``: a generated folder, built by Verilator and run in this process."""
 
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 
+from intaglio.files import check_output
+from intaglio.host.manifest import read_json
 from intaglio.sim.library import Simulation
-from intaglio.sim.prefill.transport import open_prefill
+from intaglio.sim.prefill.transport import memory_model, open_prefill
 from intaglio.sim.verilator import TRACES, build
 
 __all__ = ["SimulationTransport", "open_simulation"]
@@ -15,7 +16,7 @@ __all__ = ["SimulationTransport", "open_simulation"]
 FIRST_CHUNK, CHUNK_SECONDS = 1 << 10, 0.05  # cycles run at first, and seconds to aim at, between looks at clock and Ctrl-C
 
 
-def open_simulation(rest, *, manifest=None, progress=None, cache=None, trace=None, max_cycles=None, memory=None):
+def open_simulation(rest, *, manifest=None, progress=None, accept=None, cache=None, trace=None, max_cycles=None, memory=None):
     """Open the generated folder ``rest``; the entry point of the scheme ``sim``.
 
     Parameters
@@ -25,6 +26,8 @@ def open_simulation(rest, *, manifest=None, progress=None, cache=None, trace=Non
         Not used: the folder has its own.
     progress : callable or None
         Called with a text and seconds while the simulation is built.
+    accept : callable or None
+        Called with the manifest before that.
     cache : str or Path or None
         Folder for built simulations.
     trace : str or Path or None
@@ -36,19 +39,25 @@ def open_simulation(rest, *, manifest=None, progress=None, cache=None, trace=Non
 
     Raises
     ------
-    BuildError, SimulationError
+    BuildError, ManifestError, SimulationError
     """
     kind = None if trace is None else Path(trace).suffix.lstrip(".")
     if kind not in TRACES:
         raise ValueError(f"a trace file must end in .vcd, .fst or .saif, not {str(trace)!r}")
     if manifest is not None:
         raise ValueError("the transport 'sim' takes no manifest: the folder has its own")
+    if trace is not None:
+        check_output(trace, "a trace")
+    described = read_json(rest)
+    if accept is not None:
+        accept(described)
+    prefill = isinstance(described, dict) and described.get("kind") == "prefill-attention"
+    if memory is not None and not prefill:
+        raise ValueError("only a prefill unit takes the option 'memory', not a decoder")
+    model = memory_model(described, **({} if memory is None else {"memory": memory})) if prefill else None
     library = build(rest, cache=cache, trace=kind, progress=progress)
-    described = json.loads((Path(rest) / "manifest.json").read_text(encoding="utf-8"))
-    if described["kind"] == "prefill-attention":
-        opened = open_prefill(library, described, **({} if memory is None else {"memory": memory}))
-    elif memory is not None:
-        raise ValueError(f"only a prefill unit takes the option 'memory', not a {described['kind']}")
+    if prefill:
+        opened = open_prefill(library, described, memory=model)
     else:
         opened = SimulationTransport(Simulation(library), described, max_cycles=max_cycles)
     if trace is not None:
@@ -64,7 +73,7 @@ class SimulationTransport:
     """A :class:`Simulation` as a transport (see ``intaglio.host.transport``)."""
 
     def __init__(self, simulation, manifest, *, max_cycles=None):
-        self.simulation, self.manifest, self.max_cycles = simulation, manifest, max_cycles
+        self.simulation, self.manifest, self.max_cycles, self.watch = simulation, manifest, max_cycles, None
         self._chunk = FIRST_CHUNK
 
     @property
@@ -88,6 +97,8 @@ class SimulationTransport:
             first = self.cycles
             got, ends = self.simulation.run(capacity, chunk)
             now, left = time.monotonic(), self.pending
+            if self.watch is not None:
+                self.watch()
             if self.cycles - first == chunk == self._chunk:  # a whole chunk: its time tells the speed
                 self._chunk = int(max(1, min(8, CHUNK_SECONDS / max(now - began, 1e-6)) * chunk))
             if len(got) or left != pending:

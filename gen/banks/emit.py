@@ -2,14 +2,16 @@
 
 Everything is checked before anything is written. A part (a layer, the embedding) is written beside its place and renamed with its
 description, ``banks.json``, which names its inputs and the digest of every file; a part is kept by a later run if both still hold. So what
-a killed run leaves is either whole or not there. ``manifest.json`` is written last.
+a killed run leaves is either whole or does not look so. ``manifest.json`` is written last. Files that no run wrote stay where they are.
 """
 
 import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -20,8 +22,9 @@ from intaglio.gen.banks.forms import FORMS
 from intaglio.gen.banks.job import peak_kib
 from intaglio.gen.banks.pool import Pool
 from intaglio.gen.checkpoint import CheckpointReader
+from intaglio.gen.constant import refuse_constant
 from intaglio.gen.images import EXECUTION
-from intaglio.gen.output import json_text
+from intaglio.gen.output import check_folder, described, json_text
 from intaglio.gen.quantised import embedding_scales, head_constants, layer_constants
 from intaglio.rtl.config import logit_shift
 from intaglio.rtl.rom import hex_text
@@ -38,7 +41,7 @@ def matrix_shapes(config):
     return {name: (sum(shapes[part][0] for part in parts), shapes[parts[0]][1]) for name, parts in EXECUTION.items()}
 
 
-def emit(model, out, *, layout, layers=None, form="image", processes=2, progress=None):
+def emit(model, out, *, layout, layers=None, form="image", processes=2, progress=None, allow_constant=False):
     """Write banks to the folder ``out``.
 
     Parameters
@@ -53,6 +56,8 @@ def emit(model, out, *, layout, layers=None, form="image", processes=2, progress
     processes : int, 1 to 64
     progress : callable or None
         Called with a text and the share done (0 to 1).
+    allow_constant : bool
+        Accept matrices of one value throughout and norms of zeros.
 
     Returns
     -------
@@ -61,7 +66,8 @@ def emit(model, out, *, layout, layers=None, form="image", processes=2, progress
     Raises
     ------
     Error, ValueError
-        The checkpoint is damaged or not ternary; an argument is out of range; the folder holds something else, is in use, or lacks room.
+        The checkpoint is damaged, not ternary or not tied, or has tensors that no trained model has; an argument is out of range; the
+        folder holds something else, is in use, or lacks room.
     """
     reader = CheckpointReader(model)
     config = reader.config
@@ -79,7 +85,7 @@ def emit(model, out, *, layout, layers=None, form="image", processes=2, progress
     run = _Run(reader, layout, form, Path(out).resolve(), progress or (lambda text, share: None))
     _acceptable(run.out, run.about())  # before the checkpoint is read
     with Pool(processes, model, layout, form) as pool:
-        run.check(pool, layers, everything)
+        run.check(pool, layers, everything, allow_constant)
         with _locked(run.out, run.about()):
             run.keep(pool)
             run.need_room()
@@ -96,8 +102,12 @@ def _acceptable(out, about):
         if marker.is_file():
             if marker.read_bytes() != about:
                 raise Error(f"the output folder must hold banks of the same model, layout and form, and {out} holds others")
-        elif out.exists() and (not out.is_dir() or any(path.name != ".lock" for path in out.iterdir())):
-            raise Error(f"the output folder must be empty or hold banks, and {out} is neither")
+            if os.path.lexists(out / "manifest.json") and (described(out) or {}).get("format") != FORMAT:
+                raise Error(f"files that no generator wrote must not be in the way in {out}: move manifest.json")
+        elif not out.is_dir():
+            check_folder(out, "banks")
+        elif others := sorted(path.name for path in out.iterdir() if path.name != ".lock"):
+            raise Error(f"the output folder {out} must be empty or hold banks, and holds {', '.join(others[:3])}: choose another folder")
     except OSError as fault:
         raise Error(f"cannot read the output folder {out}: {fault}") from fault
 
@@ -116,15 +126,20 @@ def _locked(out, about):
             _acceptable(out, about)
             if not marker.is_file():
                 _replace(marker, about)
-            for left in out.glob(".*.partial"):  # of a run that was killed
+            for left in _partial(out):  # of a run that was killed
                 shutil.rmtree(left)
             try:
                 yield
             finally:
-                for left in out.glob(".*.partial"):
+                for left in _partial(out):
                     shutil.rmtree(left, ignore_errors=True)
     except OSError as fault:
         raise Error(f"cannot write the output folder {out}: {fault}") from fault
+
+
+def _partial(out):
+    """Folders of parts that are being written."""
+    return [path for path in out.glob(".*.partial") if path.is_dir() and re.fullmatch(r"\.(layer_\d+|embedding)\.partial", path.name)]
 
 
 def _replace(path, data):
@@ -153,21 +168,26 @@ class _Run:
         return json_text({"format": FORMAT, "format_version": 1, "generator": __version__, "form": self.form,
                           "layout": dataclasses.asdict(layout), "model": config.to_json(), "banks_of_a_unit": banks}).encode()
 
-    def check(self, pool, layers, everything):
-        tasks = [(index, "check_layer", index) for index in layers] + [("embedding", "check_embedding")] * everything
+    def check(self, pool, layers, everything, allow_constant):
+        tasks, suspect = [(index, "check_layer", index) for index in layers] + [("embedding", "check_embedding")] * everything, {}
         for count, (key, result) in enumerate(pool.run(tasks), 1):
             if key == "embedding":
-                self.inputs["embedding"], self.largest = result
+                self.inputs["embedding"], suspect[key], self.largest = result
                 embedding_scales(self.largest)
             else:
-                self.inputs[_part(key)] = result
+                self.inputs[_part(key)], suspect[_part(key)] = result
             self.tell(f"checkpoint: {count} of {len(tasks)} parts checked", 0.2 * count / len(tasks))
+        if not allow_constant:
+            refuse_constant({name: value for part in sorted(suspect) for name, value in suspect[part].items()})
 
     def keep(self, pool):
         """Find the parts of an earlier run that are whole."""
-        tasks = [(part, "whole", str(self.out / part), inputs) for part, inputs in self.inputs.items() if (self.out / part).exists()]
-        for part, described in pool.run(tasks):
-            if described:
+        there = [part for part in self.inputs if os.path.lexists(self.out / part)]
+        if wrong := [part for part in there if not (self.out / part).is_dir()]:
+            raise Error(f"files that no generator wrote must not be in the way in {self.out}: move {wrong[0]}")
+        tasks = [(part, "whole", str(self.out / part), self.inputs[part]) for part in there]
+        for part, whole in pool.run(tasks):
+            if whole:
                 self.kept.append(part)
                 self.tell(f"{part} kept", 0.2)
         self.kept.sort()
@@ -213,16 +233,29 @@ class _Run:
     def _complete(self, part, results):
         """Describe a part, and put it in its place."""
         partial = self.out / f".{part}.partial"
-        described, extra = self._embedding(results) if part == "embedding" else self._layer(_index(part), results)
+        about, extra = self._embedding(results) if part == "embedding" else self._layer(_index(part), results)
         for name, data in extra.items():
             (partial / name).write_bytes(data)
-            described["files"][name] = hashlib.sha256(data).hexdigest()
-        (partial / "banks.json").write_bytes(json_text(described | {"part": part, "inputs": self.inputs[part]}).encode())
+            about["files"][name] = hashlib.sha256(data).hexdigest()
+        (partial / "banks.json").write_bytes(json_text(about | {"part": part, "inputs": self.inputs[part]}).encode())
         self.bytes += sum(path.stat().st_size for path in partial.iterdir())
         if (self.out / part).exists():
-            shutil.rmtree(self.out / part)
-        partial.rename(self.out / part)
+            self._exchange(partial, self.out / part)
+        else:
+            partial.rename(self.out / part)
         self.written.append(part)
+
+    def _exchange(self, partial, place):
+        """Put the files of a part where an earlier one is that is not whole, its description last; other files there stay."""
+        try:
+            former = [name for name in json.loads((place / "banks.json").read_bytes())["files"] if Path(name).name == name]
+        except (OSError, ValueError, KeyError, TypeError):
+            former = []
+        for name in ("banks.json", *former):
+            (place / name).unlink(missing_ok=True)
+        for path in sorted(partial.iterdir(), key=lambda path: path.name == "banks.json"):
+            path.replace(place / path.name)
+        partial.rmdir()
 
     def _layer(self, index, results):
         scales, files, zeros, weights = {}, {}, 0, 0

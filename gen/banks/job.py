@@ -8,7 +8,8 @@ import numpy as np
 
 from intaglio.gen.banks.forms import FORMS
 from intaglio.gen.banks.layout import byte_banks, matrix_banks
-from intaglio.gen.checkpoint import CheckpointReader
+from intaglio.gen.checkpoint import CheckpointReader, end_constants
+from intaglio.gen.constant import only_value
 from intaglio.gen.images import EXECUTION, execution_matrix
 from intaglio.gen.output import sources_digest
 from intaglio.gen.quantised import hardware_order, quantise_embedding
@@ -33,21 +34,23 @@ class Job:
         return sources_digest(self.layout, self.form, self.reader.config)
 
     def check_layer(self, index):
-        """Raise what reading the layer would raise; the digest of everything that its banks depend on."""
-        self.reader.layer(index, check=True)
+        """Raise what reading the layer would raise; the digest of everything that its banks depend on, and its suspect tensors."""
+        suspect = self.reader.check_layer(index)
         key = self._digest()
         for name, data in self.reader.stored(index):
             key.update(name.encode() + len(data).to_bytes(8, "little") + data)
-        return key.hexdigest()
+        return key.hexdigest(), suspect
 
     def check_embedding(self):
-        """As :meth:`check_layer`, of embedding and final norm; and the largest magnitude of the embedding."""
-        key, largest = self._digest(), 0.0
-        key.update(self.reader.final_norm().tobytes())
+        """As :meth:`check_layer`, of embedding, head and final norm; and the largest magnitude of the embedding."""
+        key, extremes, norm = self._digest(), [], self.reader.final_norm()
+        self.reader.check_head()
+        key.update(norm.tobytes())
         for _, rows in self.reader.embed_blocks():
-            largest = max(largest, float(np.abs(rows).max()))
+            extremes += [float(rows.min()), float(rows.max())]
             key.update(rows.tobytes())
-        return key.hexdigest(), largest
+        extremes = np.array(extremes)
+        return key.hexdigest(), end_constants(only_value(extremes), norm), float(np.abs(extremes).max())
 
     def write_matrix(self, index, name, folder):
         """Write the banks of one of EXECUTION's matrices; return the files' digests, the multipliers, zeros and weights."""
@@ -80,11 +83,11 @@ class Job:
         return digests
 
     def whole(self, folder, inputs):
-        """The description of ``folder`` if it was made of ``inputs`` and every file of it is as it was written; else None."""
+        """The description of ``folder`` if it was made of ``inputs`` and every file that it lists is as it was written; else None."""
         folder = Path(folder)
         try:
             described = json.loads((folder / "banks.json").read_bytes())
-            if described["inputs"] != inputs or {path.name for path in folder.iterdir()} != {"banks.json", *described["files"]}:
+            if described["inputs"] != inputs:
                 return None
             for name, digest in described["files"].items():
                 if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:

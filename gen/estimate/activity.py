@@ -1,11 +1,11 @@
 """Inputs of the energy model: transitions from SAIF, and what a NAND2 of a Liberty file costs."""
 
-import gzip
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from intaglio import Error
+from intaglio.gen.liberty import NAND2, read_liberty
 
 __all__ = ["ASAP7", "Cells", "Net", "Saif", "read_cells", "read_saif"]
 
@@ -91,37 +91,22 @@ def read_cells(path):
     Error
         The file is missing, or has no NAND2 with area, leakage and capacitance (an area-only library).
     """
-    try:
-        raw = Path(path).read_bytes()
-        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8", "replace")
-    except (OSError, EOFError) as fault:
-        raise Error(f"cell library {path} cannot be read: {fault}") from fault
+    library = read_liberty(path)
+    text = library.text
     power = re.search(r'leakage_power_unit\s*:\s*"?\s*([\d.]+)\s*([munpf]?)W', text)
     load = re.search(r'capacitive_load_unit\s*\(\s*([\d.]+)\s*,\s*"?\s*([munpf]?)f"?\s*\)', text, re.IGNORECASE)
     volt = re.search(r"nom_voltage\s*:\s*([\d.]+)", text)
     found = []
-    for cell in re.finditer(r'\bcell\s*\(\s*"?(\w*nand2_?x?\w*)"?\s*\)\s*\{', text, re.IGNORECASE):
-        body = _group(text, cell.end())
-        area = re.search(r"\barea\s*:\s*\"?([\d.]+)", body)
-        leakage = re.search(r"\bcell_leakage_power\s*:\s*\"?([-\d.eE+]+)", body)
-        values = [float(v) for v in re.findall(r"leakage_power\s*\(\s*\)\s*\{[^}]*?value\s*:\s*\"?([-\d.eE+]+)", body) if float(v) > 0]
-        pins = [float(v) for v in re.findall(r"\bcapacitance\s*:\s*\"?([\d.eE+-]+)", body) if float(v) > 0]
-        if area and (leakage or values) and pins:
-            mean = float(leakage[1]) if leakage else sum(values) / len(values)
-            found.append((float(area[1]), cell[1], mean, sum(pins[:2]) / len(pins[:2])))
+    for cell in library.of_kind(NAND2, "a NAND2"):
+        leakage = re.search(r"\bcell_leakage_power\s*:\s*\"?([-\d.eE+]+)", cell.body)
+        values = [float(v) for v in re.findall(r"leakage_power\s*\(\s*\)\s*\{[^}]*?value\s*:\s*\"?([-\d.eE+]+)", cell.body)]
+        values = [value for value in values if value > 0]
+        if (leakage or values) and cell.capacitance > 0:
+            found.append((float(leakage[1]) if leakage else sum(values) / len(values), cell))
     if not found or not power or not load or not volt:
         raise Error(f"cell library {path} must have a NAND2 with area, leakage and input capacitance, units and a voltage; an area-only "
                     "library has none: leave it out and the anchors count")
-    _, name, leakage, pin = min(found)
+    leakage, cell = found[0]
+    pin = cell.capacitance / 2
     return Cells(leakage=leakage * float(power[1]) * _UNITS[power[2]], pin=pin * float(load[1]) * _UNITS[load[2]], volt=float(volt[1]),
-                 source=f"{name} of {Path(path).name}")
-
-
-def _group(text, start):
-    """The text of a group from behind its opening brace."""
-    depth = 1
-    for brace in re.finditer(r"[{}]", text[start:]):
-        depth += 1 if brace[0] == "{" else -1
-        if not depth:
-            return text[start:start + brace.start()]
-    return text[start:]
+                 source=f"{cell.name} of {Path(path).name}")

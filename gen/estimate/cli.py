@@ -25,7 +25,8 @@ def _add_decoder(kinds):
         "confirmed; every assumption is printed."))
     decoder.add_argument("--model", required=True, metavar="NAME|DIR", help="a published model (bitnet-2b4t) or a checkpoint folder")
     decoder.add_argument("--preset", default="tom", metavar="NAME",
-                         help="tom (the default: 16 lanes x 10 units x 128 weights, 500 MHz), or a preset of the decoder")
+                         help="tom (the default: 16 lanes x 10 units x 128 weights, 500 MHz, no vector wider than a head), or a preset of "
+                         "the decoder: desk, desk-4k, ulx3s or small")
     decoder.add_argument("--context", type=int, metavar="N", help="tokens in the KV cache; the last one is projected")
     decoder.add_argument("--set", action="append", default=[], metavar="WIDTH=VALUE", help="change one width of the machine")
     decoder.add_argument("--cost", action="append", default=[], metavar="NAME=VALUE", help="change one cost, e.g. weight_um2=0.00588")
@@ -34,10 +35,12 @@ def _add_decoder(kinds):
 
 
 def pairs(option, texts, convert):
-    """``{name: value}`` of texts ``NAME=VALUE``."""
+    """``{name: value}`` of texts ``NAME=VALUE``, each name once."""
     out = {}
     for text in texts:
         name, separator, value = text.partition("=")
+        if name in out:
+            raise ValueError(f"{option} must give each name once, not {name} twice")
         try:
             out[name] = convert(value)
         except ValueError:
@@ -63,7 +66,11 @@ def run_decoder(args):
         model = ModelConfig.from_json(Path(args.model) / "config.json")
     else:
         raise Error(f"the model must be a checkpoint folder or one of {', '.join(MODELS)}, not {args.model!r}")
-    widths = pairs("--set", args.set, int) | ({} if args.context is None else {"context": args.context})
+    widths = pairs("--set", args.set, int)
+    if args.context is not None:
+        if "context" in widths:
+            raise ValueError("context must be given by --context or by --set, not by both")
+        widths["context"] = args.context
     machine = machine_for(model, args.preset, **widths)
     costs = costs_with(pairs("--cost", args.cost, float))
     estimate = estimate_decoder(machine, costs)

@@ -18,14 +18,14 @@ class Cost:
     source: str
 
 
-_ROM = "bank of 1,024 words of 64 random trits, 40 % zeros (70 % zero bits), ABC's own sharing"
-_EMBEDDING = "bank of 1,024 words of 16 INT8 numbers, Gaussian with the largest at 5.5 deviations"
+_ROM = "bank of 1,024 words of 64 random trits, 40 % zeros (70 % zero bits), ABC's own sharing, median of three seeds"
+_EMBEDDING = "bank of 1,024 words of 16 INT8 numbers, Gaussian with the largest at 5.5 deviations, median of three seeds"
 _LANE = "intaglio_lane of 128 weights with its accumulator"
 _MULTIPLIER = "8 products of 16 x 8 bits with registers and adder tree"
 
 COSTS = {
-    "weight_um2": Cost(0.00682, "um2/bit", f"synthesised: {_ROM}"),
-    "embedding_um2": Cost(0.00643, "um2/bit", f"synthesised: {_EMBEDDING}"),
+    "weight_um2": Cost(0.00675, "um2/bit", f"synthesised: {_ROM}"),
+    "embedding_um2": Cost(0.00644, "um2/bit", f"synthesised: {_EMBEDDING}"),
     "lane_um2": Cost(7.50, "um2/weight", f"synthesised: {_LANE}"),
     "multiplier_um2": Cost(81.7, "um2", f"synthesised: {_MULTIPLIER}"),
     "sram_um2": Cost(0.043, "um2/bit", "anchor: ASAP7's synthetic fakeram7 macros in OpenROAD-flow-scripts, area of the LEF"),
@@ -37,12 +37,14 @@ COSTS = {
     "volt": Cost(0.7, "V", "nominal of ASAP7"),
     "wires": Cost(2.0, "", "assumed: capacitance of pins and wires over that of the pins"),
     "activity": Cost(0.15, "", "assumed: transitions of a pin a use, up and down each counting half"),
-    "weight_ff": Cost(0.1374, "fF/bit", f"synthesised, pins that may move when a word of 1,024 is read: {_ROM}"),
+    "weight_ff": Cost(0.1355, "fF/bit", f"synthesised, pins that may move when a word of 1,024 is read: {_ROM}"),
     "embedding_ff": Cost(0.1311, "fF/bit", f"synthesised: {_EMBEDDING}"),
     "lane_ff": Cost(92.3, "fF/weight", f"synthesised: {_LANE}"),
     "multiplier_ff": Cost(1160.0, "fF", f"synthesised: {_MULTIPLIER}"),
     "sram_pj": Cost(0.08, "pJ/bit", "assumed: a small macro; half of the 10 pJ for 64 bits of 8 KiB in 45 nm (Horowitz, ISSCC 2014)"),
 }
+
+SHARES = ("utilisation", "gated_leakage")
 
 
 def costs_with(changes):
@@ -53,5 +55,9 @@ def costs_with(changes):
             raise ValueError(f"a cost must be one of {', '.join(COSTS)}, not {name!r}")
         if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
             raise ValueError(f"the cost {name} must be a finite number of at least 0, not {value!r}")
+        if name in SHARES and value > 1:
+            raise ValueError(f"the cost {name} is a share and must be at most 1, not {value!r}")
+        if name == "utilisation" and not value:
+            raise ValueError("the cost utilisation must be more than 0")
         out[name] = Cost(float(value), COSTS[name].unit, "given")
     return out

@@ -117,7 +117,8 @@ def _assumptions(m):
     head = -(-m.vocab * m.head_groups // m.attention_tokens)
     return (
         f"One token after the other, at position {m.context - 1:,} (the last of the context); prompts are not sped up.",
-        f"Ternary matrices: {m.lanes} rows at once, {m.lane_width} inputs a cycle each; rows and inputs are filled up with zeros.",
+        (f"Ternary matrices: {m.lanes} rows at once, {m.lane_width} inputs a cycle each; rows and inputs are filled up with zeros, a "
+         "weight takes 2 bits."),
         ("Pipelines are as deep as the RTL's whatever the widths; the result buffer takes all rows at once (the RTL wants their number to "
          "divide the vector width)."),
         f"{m.reach} further cycles for each operation of the ternary units or the attention units, for wires across the die.",

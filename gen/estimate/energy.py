@@ -159,6 +159,8 @@ def run_energy(args):
     changes = {}
     for text in args.set:
         name, separator, value = text.partition("=")
+        if name in changes:
+            raise ValueError(f"--set must give each name once, not {name} twice")
         try:
             changes[name] = float(value)
         except ValueError:

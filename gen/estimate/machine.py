@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 from intaglio.gen.cycles import Timing, token_cycles
 from intaglio.gen.model import ModelConfig
-from intaglio.gen.presets import config_for
+from intaglio.gen.presets import PRESETS, widths_of
 from intaglio.gen.program import layer_program
 from intaglio.rtl.attention.array import tree_stages
 from intaglio.rtl.attention.unit import HEAD_DRAIN, KEY_DRAIN, VALUE_DRAIN
@@ -71,7 +71,7 @@ class Machine:
     def __post_init__(self):
         for name, least, most in (("context", 2, self.model.max_position_embeddings), ("lanes", 2, 1 << 16), ("lane_width", 1, 1 << 16),
                                   ("vector_width", 2, self.head_dim), ("attention_heads", 1, self.heads // self.kv_heads),
-                                  ("attention_units", 1, self.heads), ("attention_tokens", 1, 1 << 16), ("top_k", 1, 31),
+                                  ("attention_units", 1, self.heads), ("attention_tokens", 1, 1 << 16), ("top_k", 1, min(31, self.vocab)),
                                   ("clock_hz", 1, 10**11), ("reach", 0, 1000)):
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
@@ -173,11 +173,14 @@ def machine_for(model, preset, **changes):
     known = [field.name for field in dataclasses.fields(Machine) if field.name != "model"]
     if unknown := sorted(set(changes) - set(known)):
         raise ValueError(f"a width must be one of {', '.join(known)}, not {unknown[0]!r}")
+    if preset not in MACHINES and preset not in PRESETS:
+        raise ValueError(f"the preset must be one of {', '.join([*MACHINES, *PRESETS])}, not {preset!r}")
     if preset not in MACHINES:
-        config = config_for(model, preset)  # tells what does not fit, and what the presets are
-        shape = {name: getattr(config, name) for name in known if hasattr(config, name)}
-        return Machine(model=model, **shape | changes)
-    widths = MACHINES[preset] | changes
+        widths = widths_of(model, preset, **changes)  # what is given is checked, and not what it replaces
+        return Machine(model=model, **{"clock_hz": DecoderConfig.clock_hz} | {name: widths[name] for name in known if name in widths})
+    fitting = {"vector_width": min(MACHINES[preset]["vector_width"], model.head_dim & -model.head_dim),  # no wider than a head
+               "context": min(MACHINES[preset]["context"], model.max_position_embeddings)}
+    widths = MACHINES[preset] | fitting | changes
     if widths["attention_heads"] == "all":
         widths["attention_heads"] = model.num_attention_heads // model.num_key_value_heads
     if widths["attention_units"] == "all":

@@ -14,19 +14,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from amaranth.back import verilog
 from amaranth.hdl import Elaboratable, Fragment, Module, Signal, signed
 
 from intaglio import Error
 from intaglio.gen.liberty import read_liberty
-from intaglio.gen.yosys import run_yosys
+from intaglio.gen.verilog import whole
+from intaglio.gen.yosys import library_cells, run_yosys
 from intaglio.rtl.attention.array import add_tree, product_bits, tree_stages
 from intaglio.rtl.ternary.lane import Lane
 from intaglio.rtl.ternary.packing import pack
 
 __all__ = ["PARTS", "measure"]
 
-HEIGHT, LANE_WIDTH, PRODUCTS = 1024, 128, 8
+HEIGHT, LANE_WIDTH, PRODUCTS, SEEDS = 1024, 128, 8, (7, 8, 9)
 
 
 def _rom(name, words):
@@ -37,23 +37,23 @@ def _rom(name, words):
                       "    default: d = 'x;", "  endcase", "endmodule", ""])
 
 
-def _weights(name):
-    trits = np.random.default_rng(7).choice(np.array([0, 1, -1], np.int8), (HEIGHT, 64), p=(0.4, 0.3, 0.3))
+def _weights(name, seed):
+    trits = np.random.default_rng(seed).choice(np.array([0, 1, -1], np.int8), (HEIGHT, 64), p=(0.4, 0.3, 0.3))
     return _rom(name, pack(trits, "2bit"))
 
 
-def _embedding(name):
-    values = np.random.default_rng(7).normal(size=(HEIGHT, 16)) * 127 / 5.5
+def _embedding(name, seed):
+    values = np.random.default_rng(seed).normal(size=(HEIGHT, 16)) * 127 / 5.5
     return _rom(name, np.clip(np.round(values), -127, 127).astype(np.int8).view(np.uint8))
 
 
-def _lane(name):
+def _lane(name, seed):
     lane = Lane(SimpleNamespace(lane_width=LANE_WIDTH, packing="2bit", dot="planes", rank=0, weight_word_bits=2 * LANE_WIDTH,
                                 lane_sum_bits=(127 * 6912).bit_length() + 1))
     m = Module()
     m.submodules.lane = lane
     m.d.comb += [lane.masks[k].eq(mask) for k, mask in enumerate(Lane.MASKS)]
-    return verilog.convert(m, name=name, ports=[lane.word, *(lane.x[b] for b in range(8)), lane.enable, lane.first, lane.sum])
+    return whole(m, name, [lane.word, *(lane.x[b] for b in range(8)), lane.enable, lane.first, lane.sum])
 
 
 class _Products(Elaboratable):
@@ -70,46 +70,49 @@ class _Products(Elaboratable):
         return m
 
 
-def _products(name):
+def _products(name, seed):
     part = _Products()
-    return verilog.convert(Fragment.get(part, None), name=name, ports=[*part.a, *part.b, part.enable, part.sum])
+    return whole(Fragment.get(part, None), name, [*part.a, *part.b, part.enable, part.sum])
 
 
-# Verilog, and how many units (bits, weights, multipliers) the part has.
-PARTS = {"weight": (_weights, HEIGHT * 128), "embedding": (_embedding, HEIGHT * 128), "lane": (_lane, LANE_WIDTH),
-         "multiplier": (_products, PRODUCTS)}
+# Verilog, how many units (bits, weights, multipliers) the part has, and the seeds of what is drawn in it.
+PARTS = {"weight": (_weights, HEIGHT * 128, SEEDS), "embedding": (_embedding, HEIGHT * 128, SEEDS), "lane": (_lane, LANE_WIDTH, (None,)),
+         "multiplier": (_products, PRODUCTS, (None,))}
 
 
 def measure(part, libraries, timeout=1800):
-    """Area, leakage and pin capacitance of one of PARTS, for each of its units, as ``(um2, uW, fF)``.
+    """Area, leakage and pin capacitance of one of PARTS, for each of its units, as ``(um2, uW, fF)``; medians over its seeds.
 
     Raises
     ------
     Error
         pyosys is missing, the libraries lack what the part needs, or it takes too long.
     """
-    make, units = PARTS[part]
+    make, units, seeds = PARTS[part]
     library = read_liberty(libraries)
+    found = np.array([_mapped(part, make("part", seed), library, timeout) for seed in seeds]) / units
+    area, leakage, capacitance = np.median(found, axis=0)
+    return area, leakage * 1e-6, capacitance
+
+
+def _mapped(part, verilog, library, timeout):
+    """Sums over the cells of a part: area, leakage, capacitance in the library's units."""
     options = "-liberty cells.lib"
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "cells.lib").write_text(library.text)
-        (Path(scratch) / "part.v").write_text(make("part"))
+        (Path(scratch) / "part.v").write_text(verilog)
         steps = ["read_verilog part.v", "hierarchy -top part", "proc", "flatten", "opt", "wreduce", "alumacc", "opt", "memory", "opt -full",
-                 "techmap", "opt", f"dfflibmap {options}", f"abc {options}", "opt_clean", "tee -q -o stat.json stat -json"]
+                 "techmap", "opt", "techmap", f"dfflibmap {options}", f"abc {options}", "opt_clean", "tee -q -o stat.json stat -json"]
         told = run_yosys(steps, scratch, f"the part {part}", timeout=timeout)
         stat = Path(scratch) / "stat.json"
         if not stat.is_file():
             raise Error(f"Yosys must map the part {part}; it ends with: {told}")
-        counts = json.loads(stat.read_text())["design"]["num_cells_by_type"]
+        counts = library_cells(json.loads(stat.read_text()), library, f"the part {part}")
     total = np.zeros(3)
     for name, count in counts.items():
-        if name == "$scopeinfo":
-            continue
-        if name not in library.cells:
-            raise Error(f"the libraries must have every cell that the part {part} needs, and lack {name}")
         cell = library.cells[name]
-        total += int(count["count"] if isinstance(count, dict) else count) * np.array([cell.area, cell.leakage, cell.capacitance])
-    return total[0] / units, total[1] / units * 1e-6, total[2] / units
+        total += count * np.array([cell.area, cell.leakage, cell.capacitance])
+    return total
 
 
 def main(arguments=None):

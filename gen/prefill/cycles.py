@@ -13,14 +13,15 @@ from intaglio.rtl.prefill.decide import decide_cycles
 from intaglio.rtl.prefill.drain import drain_cycles
 from intaglio.rtl.prefill.fetch import request_beats
 from intaglio.rtl.prefill.jobs import job_tiles
+from intaglio.rtl.prefill.numerics import MASS_FRACTION, SCORE_WORD
 from intaglio.rtl.prefill.passes import pass_tiles
 from intaglio.rtl.prefill.ports import FetchKind
 from intaglio.rtl.prefill.select import select_cycles
 
 __all__ = ["Memory", "attend_cycles", "dense_cycles", "index_bound", "index_cycles", "run_cycles"]
 
-MASS_BITS = 24  # of the largest block score: 128 rows of 16-bit probabilities, and one more
-ROW_BITS = 17
+MASS_BITS = SCORE_WORD  # of the largest block score
+ROW_BITS = MASS_FRACTION + 1
 PASS = 40  # from the arrival of the first keys to the first tile, and from the last row to what follows
 SETTLE = 26  # until the last masses are in the block scores
 DECISION = 8  # from the schedule's count to the first visit
@@ -201,7 +202,7 @@ def run_cycles(c, block_map, aware, misses, memory, *, dense=False):
     return phases | {"attend": attend_cycles(c, block_map, misses, memory)}
 
 
-def dense_cycles(c, blocks):
-    """Cycles of a dense run, by the closed form, from a memory that is never slower than the arithmetic."""
+def dense_cycles(c, blocks, misses=0, memory=None):
+    """Cycles of a dense run, by the closed form; without ``memory`` from one that is never slower than the arithmetic."""
     keep = np.broadcast_to(np.tril(np.ones((blocks, blocks), bool)), (c.group, blocks, blocks))
-    return sum(run_cycles(c, keep, 0, 0, Memory(latency=40), dense=True).values())
+    return sum(run_cycles(c, keep, 0, misses, memory or Memory(latency=40), dense=True).values())

@@ -9,15 +9,13 @@ import sys
 from dataclasses import asdict, dataclass
 
 from intaglio import Error
-from intaglio.gen.matrix import TARGETS, split
-from intaglio.rtl.prefill.config import PrefillConfig
+from intaglio.gen.matrix import TARGETS
+from intaglio.progress import Progress
 
-__all__ = ["LENGTHS", "MODELS", "AttentionEstimate", "Model", "add_parser", "estimate", "synthetic_map", "unit_config"]
+__all__ = ["LENGTHS", "MODELS", "AttentionEstimate", "Model", "add_parser", "estimate", "least_density", "synthetic_map"]
 
 LENGTHS = (4096, 8192, 16384, 32768, 65536, 131072)
-LUT_PER_MAC, LUT_PER_PACKED_MAC = 59.9, 26.4  # synthesised, `make bench`, docs/prefill.md
-HBM_BYTES, HBM_NS = 460e9, 120  # of a U280: data sheet, and the latency that the memory model assumes
-SEED = 2602_20515
+SEED, BLOCK = 2602_20515, 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,29 +43,32 @@ MODELS = {
 }
 
 
-def unit_config(model, *, tokens, columns=64, clock_hz=300_000_000):
-    """The unit that the estimate takes for a model: blocks of 128, windows of 16 query blocks, a tenth of the blocks on chip."""
-    blocks = -(-tokens // 128)
-    return PrefillConfig(head_dim=model.head_dim, group=model.heads // model.kv_heads, block=128, columns=columns, context=blocks * 128,
-                         window=16, lines=max(16, blocks // 10), lookahead=4, drain=min(32, columns), clock_hz=clock_hz)
+def least_density(blocks):
+    """Share of the causal blocks that are always kept: those of the first column (the sink) and of the diagonal."""
+    return (2 * blocks - 1) / (blocks * (blocks + 1) / 2)
 
 
 def synthetic_map(heads, blocks, density):
-    """A block map bool [heads, blocks, blocks] of about this share of the causal blocks: sink, diagonal, and verticals and slashes, drawn
-    with a fixed seed until the share is reached."""
+    """A block map bool [heads, blocks, blocks] of this share of the causal blocks, rounded to a block (:func:`least_density` at the least).
+
+    Sink and diagonal, and verticals and slashes (these of the nearer half of the distances) by turns, drawn with a fixed seed; the last
+    one drawn has only as many blocks as are wanted. When all slashes are drawn the rest are verticals.
+    """
     import numpy as np
 
     picks = np.random.default_rng(SEED)
     row, column = np.indices((blocks, blocks))
     causal = column <= row
-    wanted = density * causal.sum()
+    wanted = round(density * causal.sum())
     out = np.empty((heads, blocks, blocks), bool)
     for head in range(heads):
-        keep = causal & ((column == 0) | (column == row))
-        for number, choice in enumerate(picks.permutation(blocks)):
+        keep, order = causal & ((column == 0) | (column == row)), picks.permutation(blocks)
+        for number, choice in enumerate([*order, *order]):
+            slash = number % 2 == 0 and number < blocks
+            more = np.flatnonzero(causal & ~keep & ((row - column == choice % max(1, blocks // 2)) if slash else (column == choice)))
+            keep.flat[more[:max(0, wanted - keep.sum())]] = True
             if keep.sum() >= wanted:
                 break
-            keep |= causal & ((column == choice) if number % 2 else (row - column == choice % max(1, blocks // 2)))
         out[head] = keep
     return out
 
@@ -90,52 +91,49 @@ class AttentionEstimate:
     linear_seconds: float
 
 
-def estimate(model, tokens, *, units, columns, density, aware, clock_hz):
+def estimate(model, tokens, *, units, config, target, density, aware):
     """Project prefill attention of a prompt.
 
     Parameters
     ----------
     model : Model
     tokens : int
+        A multiple of the block.
     units : int
         Prefill units side by side, each with a KV head at a time.
-    columns : int
-        Columns of the matrix unit of each.
-    density, aware : float
-        Shares: of causal blocks kept, of heads that are query-aware.
-    clock_hz : int
+    config : PrefillConfig
+        Of each.
+    target : Target
+        Whose memory the units share.
+    density : float
+        Share of causal blocks kept.
+    aware : int
+        Query-aware heads of each KV head.
 
     Returns
     -------
     AttentionEstimate
     """
     from intaglio.gen.prefill.cycles import Memory, dense_cycles, index_bound, run_cycles
+    from intaglio.rtl.prefill.jobs import job_tiles
 
-    c = unit_config(model, tokens=tokens, columns=columns, clock_hz=clock_hz)
-    blocks = tokens // c.block
+    c, blocks, clock = config, tokens // config.block, config.clock_hz
     keep = synthetic_map(c.group, blocks, density)
-    rate = HBM_BYTES / units / clock_hz / c.head_dim
-    memory = Memory(latency=math.ceil(HBM_NS * clock_hz / 1e9), rate=rate)
+    memory = Memory(latency=math.ceil(target.latency_ns * clock / 1e9), rate=target.bytes_per_second / units / clock / c.head_dim)
     visits = sum(int(keep[:, first:first + c.window].any((0, 1)).sum()) for first in range(0, blocks, c.window))
-    phases = run_cycles(c, keep, round(aware * c.group), visits, memory)
+    every = sum(min(first + c.window, blocks) for first in range(0, blocks, c.window))  # visits of a dense run
+    phases = run_cycles(c, keep, aware, visits, memory)
     cycles, index = sum(phases.values()), sum(value for name, value in phases.items() if name != "attend")
     turns = model.layers * math.ceil(model.kv_heads / units)
-    tiles = int(keep.sum()) * c.row_groups * c.tiles * 2 * c.head_dim
+    diagonal = c.group * blocks
+    tiles = 2 * c.head_dim * ((int(keep.sum()) - diagonal) * job_tiles(c, False) + diagonal * job_tiles(c, True))
     beats = 2 * blocks * (c.block + c.exponent_beats) + visits * (2 * c.block + c.exponent_beats) + c.group * blocks * c.block
     return AttentionEstimate(
         tokens=tokens, density=float(keep.sum() / (c.group * blocks * (blocks + 1) / 2)), cycles=phases,
-        seconds=turns * cycles / clock_hz, dense_seconds=turns * dense_cycles(c, blocks) / clock_hz, index_share=index / cycles,
+        seconds=turns * cycles / clock, dense_seconds=turns * dense_cycles(c, blocks, every, memory) / clock, index_share=index / cycles,
         index_over_bound=index / index_bound(c, blocks), utilisation=(tiles + index_bound(c, blocks)) / cycles,
         read_gb=model.layers * model.kv_heads * beats * c.head_dim / 1e9,
-        linear_seconds=tokens * model.linear_macs / (units * columns * c.head_dim * clock_hz))
-
-
-def units_of(target, head_dim, columns, reserved):
-    """Units whose multipliers fit a target, and the columns of each on LUTs."""
-    found = split(TARGETS[target].dsp, TARGETS[target].lut, head_dim, lut_per_column=round(LUT_PER_MAC * head_dim),
-                  lut_per_pair=round(2 * LUT_PER_PACKED_MAC * head_dim), reserved=reserved)
-    units = max(1, found.columns // columns)
-    return units, max(0, columns - 2 * (found.dsp // head_dim // units))
+        linear_seconds=tokens * model.linear_macs / (units * c.columns * c.head_dim * clock))
 
 
 def add_parser(kinds):
@@ -148,8 +146,10 @@ def add_parser(kinds):
     parser.add_argument("--columns", type=int, default=64, metavar="C", help="columns of each unit, default 64")
     parser.add_argument("--density", type=float, default=0.2, help="share of the causal blocks kept, default 0.2")
     parser.add_argument("--aware", type=float, default=0.5, help="share of query-aware heads, default 0.5")
-    parser.add_argument("--reserved", type=float, default=0.3, help="share of DSP slices and LUTs not given to multipliers, default 0.3")
-    parser.add_argument("--clock-mhz", type=float, default=300.0, metavar="F", help="default 300")
+    parser.add_argument("--reserved", type=float, default=0.3,
+                        help="share of DSP slices, LUTs and memory on chip left to everything else, default 0.3")
+    parser.add_argument("--clock-mhz", type=float, metavar="F", help="default "
+                        + ", ".join(f"{target.clock_hz / 1e6:g} ({name})" for name, target in TARGETS.items()))
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -162,7 +162,7 @@ def _checked(args):
         value = getattr(args, name)
         if not low < value <= 1 or value < 0:
             raise ValueError(f"--{name} must be a share {'above 0' if low == 0 else 'of 0'} to 1, not {value:g}")
-    if not 1 <= args.clock_mhz <= 2000:
+    if args.clock_mhz is not None and not 1 <= args.clock_mhz <= 2000:
         raise ValueError(f"--clock-mhz must be in 1..2000, not {args.clock_mhz:g}")
     try:
         lengths = LENGTHS if args.tokens is None else tuple(int(part) for part in args.tokens.split(","))
@@ -170,6 +170,10 @@ def _checked(args):
         lengths = (0,)
     if any(length < 256 or length > 131072 or length % 128 for length in lengths):
         raise ValueError(f"--tokens must be multiples of 128 in 256..131072 with commas between them, not {args.tokens!r}")
+    for length in lengths:
+        if args.density < least_density(length // BLOCK):
+            raise ValueError(f"--density must be at least {least_density(length // BLOCK):.4f} at {length:,} tokens, where sink and "
+                             f"diagonal alone are that, not {args.density:g}")
     return lengths
 
 
@@ -179,32 +183,37 @@ def run(args):
     except ModuleNotFoundError as fault:
         raise Error(f"the estimate needs the Python module {fault.name!r}: pip install 'intaglio[gen]'") from fault
 
+    from intaglio.gen.prefill.fit import LUT_PER_MAC, LUT_PER_PACKED_MAC, fit_units, memory_bits
+
     lengths = _checked(args)
-    model, clock = MODELS[args.model], round(args.clock_mhz * 1e6)
-    units, lut_columns = units_of(args.target, model.head_dim, args.columns, args.reserved)
-    macs = units * args.columns * model.head_dim
+    model, target = MODELS[args.model], TARGETS[args.target]
+    clock = target.clock_hz if args.clock_mhz is None else round(args.clock_mhz * 1e6)
+    fit = fit_units(model, args.target, tokens=max(lengths), columns=args.columns, reserved=args.reserved, clock_hz=clock)
+    units, c = fit.units, fit.config
+    macs, aware = units * c.columns * c.head_dim, round(args.aware * c.group)
     assumptions = (
-        (f"{units} units of {args.columns} x {model.head_dim} multipliers ({macs:,} in all): what the DSP slices and LUTs of {args.target} "
-         f"hold with {args.reserved:.0%} of both left to everything else, {lut_columns} columns of each on LUTs ({LUT_PER_MAC} and "
-         f"{LUT_PER_PACKED_MAC} LUTs a multiply-accumulate, synthesised); not placed"),
+        (f"{units} unit{'s' if units > 1 else ''} of {c.columns} x {c.head_dim} multipliers ({macs:,} in all): what the DSP slices and "
+         f"LUTs of {args.target} hold with {args.reserved:.0%} of both left to everything else, {fit.lut_columns} columns of each on "
+         f"LUTs ({LUT_PER_MAC} and {LUT_PER_PACKED_MAC} LUTs a multiply-accumulate, synthesised); not placed"),
+        (f"on chip {units * memory_bits(c) / 1e6:.0f} of {target.ram_bits / 1e6:.0f} Mbit: {c.lines} blocks of K and V and windows of "
+         f"{c.window} query blocks in each unit, the same at every length; bits, not filled up to the shapes of RAM blocks"),
         f"{clock / 1e6:g} MHz: an assumption, no unit of this size was placed",
         (f"density {args.density:g} of the causal blocks in every head (sink, diagonal, verticals, slashes drawn with a fixed seed); "
-         f"{args.aware:.0%} of the heads query-aware"),
+         f"{aware} of the {c.group} heads of each KV head query-aware"),
         "KV heads in turns on the units; no two phases overlap; linear layers, norms and the sampling of tokens are not in it",
-        f"HBM: {HBM_BYTES / 1e9:g} GB/s shared by the units (data sheet), {HBM_NS} ns; every visit reads its block (no hits counted)",
+        (f"memory: {target.memory}, {target.bytes_per_second / 1e9:g} GB/s shared by the units (data sheet, its peak), "
+         f"{target.latency_ns:g} ns (assumed); every visit reads its block (no hits counted)"),
         "linear: multiplications of the linear layers over those of the same multipliers, a bound and not an estimate",
     )
     rows = []
-    for length in lengths:
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[K{length:,} tokens")
-            sys.stderr.flush()
-        rows.append(estimate(model, length, units=units, columns=args.columns, density=args.density, aware=args.aware, clock_hz=clock))
-    if sys.stderr.isatty():
-        sys.stderr.write("\r\x1b[K")
+    with Progress() as progress:
+        for length in lengths:
+            progress(f"{length:,} tokens")
+            rows.append(estimate(model, length, units=units, config=c, target=target, density=args.density, aware=aware))
     if args.json:
         sys.stdout.write(json.dumps({"class": "projected", "model": args.model, "target": args.target, "clock_hz": clock, "units": units,
-                                     "assumptions": assumptions, "lengths": [asdict(row) for row in rows]}, indent=2) + "\n")
+                                     "unit": c.to_json(), "assumptions": assumptions, "lengths": [asdict(row) for row in rows]},
+                                    indent=2) + "\n")
         return
     out = [f"{args.model} on {args.target}: prefill attention of all {model.layers} layers. Every figure is *projected*.", "",
            "  tokens  density  attention s  dense s  dense / sparse  index share  index / bound  utilisation  GB read  linear s"]

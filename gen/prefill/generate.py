@@ -5,6 +5,7 @@ import json
 
 from intaglio import __version__
 from intaglio.gen import collateral, output
+from intaglio.gen.naming import checked_prefix, renamed, top_name
 from intaglio.gen.prefill.presets import prefill_config
 from intaglio.gen.verilog import convert
 from intaglio.rtl.prefill.core import MONITOR
@@ -14,24 +15,24 @@ from intaglio.rtl.prefill.shell import HEAD_BIT, USER_BITS, VOID_BIT, PrefillShe
 from intaglio.rtl.ram import RAM_MODULE, RAM_VERILOG
 from intaglio.rtl.registers import ADDRESS_BITS
 
-__all__ = ["KIND", "TOP", "generate"]
+__all__ = ["KIND", "generate"]
 
-TOP, KIND = "intaglio_prefill", "prefill-attention"
+KIND, NAME = "prefill-attention", "prefill"  # in the manifest; in the names of modules
 
 
-def generate(preset, out, *, progress=None, reuse=False, **changes):
+def generate(preset, out, *, prefix=None, progress=None, reuse=False, **changes):
     """Write a prefill attention unit to the folder ``out``.
 
     Parameters
     ----------
     preset : str
         A name of :data:`~intaglio.gen.prefill.presets.PRESETS`; ``changes`` change single fields.
-    out, progress, reuse
-        As in :func:`intaglio.gen.decoder.generate`.
+    out, prefix, progress, reuse
+        As in :func:`intaglio.gen.decoder.generate`; the top is ``<prefix>_prefill``.
 
     Returns
     -------
-    dict : the manifest. The same shape and tool versions give the same bytes in every file.
+    dict : the manifest. The same shape, prefix and tool versions give the same bytes in every file.
 
     Raises
     ------
@@ -42,30 +43,33 @@ def generate(preset, out, *, progress=None, reuse=False, **changes):
         if progress:
             progress(text, share)
 
-    out = output.check_folder(out)
+    out = output.check_folder(out, KIND)
+    checked_prefix(prefix)
     config = prefill_config(preset, **changes)
-    inputs = output.sources_digest(config.to_json(), preset, collateral.tools()).hexdigest()
+    inputs = output.sources_digest(config.to_json(), preset, prefix, collateral.tools()).hexdigest()
     if reuse and (kept := output.kept(out, inputs)):
         return kept
-    digest = hashlib.sha256(json.dumps({"config": config.digest(), "generator": __version__}).encode()).hexdigest()
+    made_of = {"config": config.digest(), "generator": __version__, "tools": collateral.tools()}
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    top = top_name(NAME, digest, prefix)
     tell("Verilog", 0.0)
     shell = PrefillShell(config, int(digest[:8], 16))
-    modules = convert(shell, TOP, shell.port_map()) | {RAM_MODULE: RAM_VERILOG}
+    modules = renamed(convert(shell, f"intaglio_{NAME}", shell.port_map()) | {RAM_MODULE: RAM_VERILOG}, NAME, top)
     tell("files", 0.95)
-    files = {"verilog": sorted(f"rtl/{name}.v" for name in modules), "rom": [], "lint": ["lint.vlt"]}
+    files = {"verilog": sorted(f"rtl/{name}.v" for name in modules), "rom": [], "lint": ["lint.vlt"], "core": [f"{top}.core"],
+             "header": [f"{top}.h"]}
     content = {f"rtl/{name}.v": text.encode() for name, text in modules.items()}
     content |= {"lint.vlt": collateral.lint_waivers().encode(),
-                f"{TOP}.core": collateral.core_file(files, "prefill", TOP, "Sparse prefill attention").encode(),
-                f"{TOP}.h": collateral.c_header(digest, TOP, REGISTER_MAP).encode()}
-    described = _manifest(config, preset, digest, files) | {"inputs": inputs, "content": output.content_digest(content)}
-    output.write(out, content, output.json_text(described).encode())
+                f"{top}.core": collateral.core_file(files, top, "Sparse prefill attention").encode(),
+                f"{top}.h": collateral.c_header(digest, top, REGISTER_MAP).encode()}
+    described = output.write(out, content, _manifest(config, preset, top, digest, files) | {"inputs": inputs})
     tell("written", 1.0)
     return described
 
 
-def _manifest(config, preset, digest, files):
+def _manifest(config, preset, top, digest, files):
     return {
-        "format": output.FORMAT, "format_version": 1, "generator": __version__, "kind": KIND, "top": TOP, "digest": digest,
+        "format": output.FORMAT, "format_version": 1, "generator": __version__, "kind": KIND, "top": top, "digest": digest,
         "clock": "aclk", "reset": "aresetn", "clock_hz": config.clock_hz, "preset": preset,
         "streams": {"result": {"prefix": "m_axis", "direction": "out", "width": 16 * config.drain, "user_width": USER_BITS,
                                "fields": {"values": [0, 16 * config.drain]},

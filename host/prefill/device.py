@@ -9,9 +9,10 @@ import numpy as np
 from intaglio import Error
 from intaglio.host.manifest import MAGIC
 from intaglio.host.prefill.manifest import MAP_VERSION, PrefillManifest
-from intaglio.host.prefill.parameters import divergence_threshold, run_parameters, share
+from intaglio.host.prefill.parameters import WHOLE, divergence_threshold, run_parameters, share
 from intaglio.host.prefill.quantise import image, quantise
 from intaglio.host.protocol import ConfigMismatchError, DeviceError, DeviceTimeout
+from intaglio.host.tensors import real_array
 from intaglio.host.transport import open_transport
 
 __all__ = ["AttentionDevice", "Run", "open_attention"]
@@ -39,11 +40,17 @@ class Run:
     map: np.ndarray | None = field(default=None)
 
 
-def open_attention(target, *, timeout=60.0, progress=None, **options) -> "AttentionDevice":
+def open_attention(target, *, timeout=60.0, progress=None, accept=None, **options) -> "AttentionDevice":
     """Open the prefill attention unit at ``SCHEME:REST``, for example ``sim:OUT``; arguments and errors as :func:`intaglio.host.open`."""
     if not timeout > 0:
         raise ValueError(f"timeout must be a positive number of seconds, not {timeout}")
-    transport = open_transport(target, progress=progress, **options)
+
+    def judge(described):
+        found = PrefillManifest.from_dict(described)
+        if accept is not None:
+            accept(found)
+
+    transport = open_transport(target, progress=progress, accept=judge, **options)
     try:
         return AttentionDevice(transport, timeout=timeout)
     except BaseException:
@@ -110,10 +117,11 @@ class AttentionDevice:
         Parameters
         ----------
         q : float [H, N, D]; k, v : float [Hkv, N, D]
-            numpy arrays or torch tensors, after rotary embedding; q is not scaled. H / Hkv is the unit's group, D its head_dim,
-            N at most its context. Query head h uses KV head ``h * Hkv // H``.
+            numpy arrays, torch tensors or lists of either, of any floating type, after rotary embedding; q is not scaled. H / Hkv is the
+            unit's group, D its head_dim, N at most its context. Query head h uses KV head ``h * Hkv // H``.
         gamma : float
-            Share of the estimated attention mass that the chosen blocks keep, above 0 to 1.
+            Share of the last block's attention mass that the chosen blocks keep at least, above 0 to 1; so near to 1 that nothing
+            may be left out, the run is dense.
         tau : float
             Bound on the square root of the divergence below which a head chooses blocks row by row; 0: none does.
         dense : bool
@@ -127,7 +135,7 @@ class AttentionDevice:
 
         Returns
         -------
-        float32 [H, N, D]. :attr:`runs` has what the runs told.
+        numpy array, float32 [H, N, D], whatever q is. :attr:`runs` has what the runs told.
 
         Raises
         ------
@@ -138,7 +146,7 @@ class AttentionDevice:
         """
         c = self.manifest.config
         q, k, v = self._checked(q, k, v)
-        gamma16, threshold = share(gamma), divergence_threshold(tau)
+        gamma16, threshold = share(gamma, q.shape[1]), divergence_threshold(tau)
         for name, value, most in (("tenant", tenant, 255), ("hot_threshold", hot_threshold, 65535)):
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
                 raise ValueError(f"{name} must be an integer in 0..{most}, not {value!r}")
@@ -151,26 +159,24 @@ class AttentionDevice:
                 if progress:
                     progress(f"KV head {head + 1} of {heads}: {text}", (head + done) / heads)
 
-            run = self.run(z, gamma16=gamma16, threshold=threshold, dense=dense, tenant=tenant, kv_head=head,
+            run = self.run(z, gamma16=gamma16, threshold=threshold, dense=dense or gamma16 == WHOLE, tenant=tenant, kv_head=head,
                            hot_threshold=hot_threshold, maps=maps, progress=tell)
             self.runs.append(run)
-            out[head * group:(head + 1) * group] = run.values.astype(np.float32) / 256 * z.value_scale.astype(np.float32)
+            out[head * group:(head + 1) * group] = z.results(run.values)
         return out
 
     def _checked(self, q, k, v):
         c = self.manifest.config
         arrays = []
         for name, x in (("q", q), ("k", k), ("v", v)):
-            if hasattr(x, "detach"):  # a torch tensor, of a type that numpy may lack
-                x = x.detach().float().cpu().numpy()
-            x = np.asarray(x)
+            x = real_array(name, x)
             if x.ndim != 3:
                 raise ValueError(f"{name} must be of shape [heads, tokens, head_dim], not {list(x.shape)}")
             if x.shape[2] != c["head_dim"]:
                 raise ValueError(f"head_dim of {name} must be {c['head_dim']}, the unit's, not {x.shape[2]}")
             if not 1 <= x.shape[1] <= c["context"]:
                 raise ValueError(f"tokens of {name} must be in 1..{c['context']}, the unit's context, not {x.shape[1]}")
-            if x.dtype.kind == "f" and not np.isfinite(x).all():
+            if not np.isfinite(x).all():
                 raise ValueError(f"{name} must be finite, not NaN or infinite")
             arrays.append(x)
         q, k, v = arrays

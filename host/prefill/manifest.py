@@ -3,7 +3,7 @@
 import string
 from dataclasses import dataclass
 
-from intaglio.host.manifest import FORMAT, FORMAT_VERSION, ManifestError, Register
+from intaglio.host.manifest import FORMAT, FORMAT_VERSION, ManifestError, Register, check_kind
 
 __all__ = ["KIND", "MAP_VERSION", "PrefillManifest"]
 
@@ -80,9 +80,10 @@ class PrefillManifest:
     @classmethod
     def from_dict(cls, raw) -> "PrefillManifest":
         """Validate a manifest read from JSON."""
-        for name, expected in (("format", FORMAT), ("format_version", FORMAT_VERSION), ("kind", KIND)):
+        for name, expected in (("format", FORMAT), ("format_version", FORMAT_VERSION)):
             if not isinstance(raw, dict) or raw.get(name) != expected:
                 raise ManifestError(f"the manifest's {name} must be {expected!r}, not {raw.get(name) if isinstance(raw, dict) else raw!r}")
+        check_kind(raw, KIND)
         kinds = {"top": str, "digest": str, "generator": str, "clock_hz": int, "registers": dict, "phases": list, "counters": list,
                  "config": dict, "monitor": dict}
         for name, kind in kinds.items():

@@ -3,17 +3,20 @@
 import math
 from numbers import Real
 
-__all__ = ["MARGIN", "TAU_MAX", "divergence_threshold", "run_parameters", "share"]
+__all__ = ["MARGIN", "TAU_MAX", "WHOLE", "divergence_threshold", "run_parameters", "share"]
 
-MARGIN = 1 / 256  # added to gamma: masses are estimated from 8-bit operands
+MARGIN = 1 / 32  # of what may be left out, not left out: covers the unit's logarithms, and errors of 8-bit operands as a rule
+LOST = 2.0**-27  # share of a row's mass, for each key, set aside for what is truncated: twice the most that it can be
+WHOLE = 1 << 16  # a share of 1: the run is dense
 TAU_MAX = math.sqrt(math.log(2))  # largest square root of a Jensen-Shannon divergence
 
 
-def share(gamma):
-    """``gamma16`` of the hardware for a share in (0, 1]: with a margin, so that ``gamma`` of the unquantised mass is kept."""
+def share(gamma, tokens):
+    """``gamma16`` of the hardware for a share in (0, 1], so that at least ``gamma`` of the mass is kept (docs/prefill.md, "What is
+    guaranteed"). It is :data:`WHOLE` where nothing may be left out: then the run must be dense."""
     if isinstance(gamma, bool) or not isinstance(gamma, Real) or not 0 < gamma <= 1:
         raise ValueError(f"gamma must be above 0 and at most 1, not {gamma!r}")
-    return math.ceil(65536 * min(1.0, gamma + MARGIN))
+    return WHOLE - max(0, math.floor(WHOLE * (1 - gamma - tokens * LOST) * (1 - MARGIN)))
 
 
 def divergence_threshold(tau):
@@ -27,7 +30,8 @@ def run_parameters(image, *, tokens, block, base, gamma16, threshold, dense=Fals
     """Values of the parameter registers by name, for an :class:`~intaglio.host.prefill.quantise.Image`; docs/prefill.md has them."""
     values = {
         "dense": int(dense or tokens < block), "tokens": tokens, "gamma16": gamma16, "threshold": threshold,
-        "inverse": 65536 // ((tokens - 1) % block + 1), "base": base, "tenant": tenant, "kv_head": kv_head, "hot_threshold": hot_threshold,
+        "inverse": 65536 // ((tokens - 1) % block + 1), "base": base & 31,
+        "tenant": tenant, "kv_head": kv_head, "hot_threshold": hot_threshold,
         "timeout": timeout,
     }
     for name in ("kv_base", "q_base", "last_base", "pooled_q_base", "pooled_k_base"):

@@ -5,20 +5,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["BASE_MAX", "EXPONENT_MAX", "Image", "Quantised", "image", "quantise", "read_image"]
+from intaglio.host.prefill.condition import calibrate, condition, hadamard
+
+__all__ = ["BASE_MAX", "BASE_MIN", "EXPONENT_MAX", "Image", "Quantised", "image", "quantise", "read_image"]
 
 EXPONENT_MAX = 7
-BASE_MAX = 15
+BASE_MIN, BASE_MAX = -8, 15
 ELEMENT_MAX = 127
 ALIGNMENT = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantised:
-    """Integers of one KV head and its G query heads: a row is ``integers * 2^-exponent * scale``.
+    """Integers of one KV head and its G query heads: a conditioned row is ``integers * 2^-exponent * scale``.
 
     q int8 [G, N, D], xq uint8 [G, N]; k int8 [N, D], xk uint8 [N]; v int8 [N, D]; pooled_q int8 [G, nb, D], pooled_xq [G, nb];
-    pooled_k int8 [nb, D], pooled_xk [nb]; base 0..15. Real values: query_scale, key_scale and value_scale [D].
+    pooled_k int8 [nb, D], pooled_xk [nb]; base -8..15. Real values: query_scale, key_scale and value_scale [D].
     """
 
     q: np.ndarray
@@ -34,6 +36,11 @@ class Quantised:
     query_scale: float
     key_scale: float
     value_scale: np.ndarray
+
+    def results(self, values):
+        """Real results float32 [..., D] of the unit's ``values``, int16 [..., D] with 8 fraction bits, in the channels of v."""
+        scaled = values.astype(np.float32) / 256 * self.value_scale.astype(np.float32)
+        return scaled @ hadamard(scaled.shape[-1]).astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,18 +85,19 @@ def _scales(q_peak, k_peak, head_dim):
     if k_peak < np.finfo(np.float32).tiny:  # all keys are 0, whatever their scale
         k_peak = ELEMENT_MAX * ELEMENT_MAX * 2.0**-BASE_MAX / (max(q_peak, 2.0**-100) * unit)
     key_scale = k_peak / ELEMENT_MAX
-    for base in range(BASE_MAX, -1, -1):
+    for base in range(BASE_MAX, BASE_MIN - 1, -1):
         query_scale = 2.0**-base / (key_scale * unit)
         if query_scale * ELEMENT_MAX >= q_peak:
-            return query_scale, key_scale, base
-    raise ValueError(f"the largest query magnitude must be at most {query_scale * ELEMENT_MAX:.6g} for keys up to {k_peak:.6g}, "
-                     f"not {q_peak:.6g}: scores are too large")
+            break
+    return query_scale, key_scale, base
 
 
 def _rows(x, scale):
-    """Integers [..., D] and exponents [...] of rows: the largest exponent at which the row still fits."""
+    """Integers [..., D] and exponents [...] of rows: the largest exponent at which the row still fits. A row beyond the scale is made
+    smaller until it fits: its scores are then far beyond what a softmax tells apart."""
     x = x / scale
     peak = np.abs(x).max(-1)
+    x = x * np.minimum(1.0, ELEMENT_MAX / np.maximum(peak, ELEMENT_MAX))[..., None]
     exponents = sum((np.rint(peak * 2.0**n) <= ELEMENT_MAX).astype(np.uint8) for n in range(1, EXPONENT_MAX + 1))
     integers = np.rint(x * 2.0**exponents[..., None]).clip(-ELEMENT_MAX, ELEMENT_MAX)
     return integers.astype(np.int8), exponents
@@ -114,19 +122,21 @@ def quantise(q, k, v, *, block=128):
 
     Returns
     -------
-    Quantised. The key scale covers the largest key, the query scale is the smallest of the form
-    ``2^-base / (key scale * log2(e) / sqrt(D) * 256)``, base 0..15, that covers the largest query. Block means keep these scales.
+    Quantised, of queries, keys and values conditioned by the first block (:mod:`intaglio.host.prefill.condition`). The key scale covers
+    the largest key, the query scale is the smallest of the form ``2^-base / (key scale * log2(e) / sqrt(D) * 256)``, base -8..15, that
+    covers the largest query. Block means keep these scales.
 
     Raises
     ------
     ValueError
-        A shape does not fit, a value is not finite, or scores are too large for base 0.
+        A shape does not fit, or a value is not finite.
     """
     q = _real("q", q, (None, None, None))
     _, tokens, head_dim = q.shape
     _power("head_dim", head_dim, 16, 128)
     _power("block", block, head_dim, 128)
     k, v = _real("k", k, (tokens, head_dim)), _real("v", v, (tokens, head_dim))
+    q, k, v = condition(q, k, v, calibrate(q[:, :block], k[:block]))
     query_scale, key_scale, base = _scales(np.abs(q).max(), np.abs(k).max(), head_dim)
     q_int, xq = _rows(q, query_scale)
     k_int, xk = _rows(k, key_scale)

@@ -3,7 +3,8 @@
 A transport is found by the scheme of its target, ``SCHEME:REST``. Schemes are entry points of the group
 ``intaglio.transports``; the value of each is a function ``open(rest, *, manifest=None, progress=None, **options)``:
 ``manifest`` is a path where the device does not bring its manifest, ``progress`` is called with a text and seconds while
-something long is prepared.
+something long is prepared. One that has a parameter ``accept`` calls it with the manifest before anything long is prepared; it raises to
+refuse the device.
 """
 
 import inspect
@@ -32,11 +33,15 @@ class Transport(Protocol):
         Command words that are known not to have been taken by the device yet; 0 where this cannot be known.
     cycles : int or None
         Clock cycles since the transport was opened, where they can be known without asking the device.
+    watch : callable or None
+        Set by whoever wants to know how a wait goes, ``pending`` for one: called now and then in :meth:`send` and :meth:`receive`, without
+        arguments. A transport that cannot look up while it waits leaves it alone.
     """
 
     manifest: dict
     pending: int
     cycles: int | None
+    watch: object
 
     def send(self, words: np.ndarray, last: np.ndarray, timeout: float) -> int:
         """Give the device command words ``uint32 [n]`` with flags ``bool [n]``; return how many were taken within
@@ -67,8 +72,8 @@ def register(scheme, opener):
         _registered[scheme] = opener
 
 
-def open_transport(target, *, manifest=None, progress=None, **options) -> Transport:
-    """Open ``SCHEME:REST``.
+def open_transport(target, *, manifest=None, progress=None, accept=None, **options) -> Transport:
+    """Open ``SCHEME:REST``; ``accept`` is called with the manifest, as early as the transport can, and raises to refuse it.
 
     Raises
     ------
@@ -88,7 +93,15 @@ def open_transport(target, *, manifest=None, progress=None, **options) -> Transp
         for name in options:
             if name not in signature.parameters:
                 raise ValueError(f"the transport {scheme!r} takes no option {name!r}")
-    return opener(rest, manifest=manifest, progress=progress, **options)
+    if accept is None or "accept" in signature.parameters:
+        return opener(rest, manifest=manifest, progress=progress, **options, **({} if accept is None else {"accept": accept}))
+    transport = opener(rest, manifest=manifest, progress=progress, **options)
+    try:
+        accept(transport.manifest)
+    except BaseException:
+        transport.close()
+        raise
+    return transport
 
 
 def options_of(rest, known):

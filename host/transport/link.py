@@ -45,6 +45,7 @@ class LinkTransport:
     """
 
     cycles = None  # the device must be asked
+    watch = None
 
     def __init__(self, channel, manifest, *, limit=ANSWER_SECONDS):
         self.channel, self.manifest, self.limit = channel, manifest, limit
@@ -236,6 +237,8 @@ class LinkTransport:
             if now - moved >= seconds:
                 return
             self._pump(moved + seconds - now)
+            if self.watch is not None:
+                self.watch()
 
     def send(self, words, last, timeout) -> int:
         """As :meth:`Transport.send`; returns when the device has accepted the words, not when its decoder has taken them. Words that were

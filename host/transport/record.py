@@ -8,6 +8,7 @@ import json
 
 import numpy as np
 
+from intaglio.files import check_output
 from intaglio.host.protocol import ConfigMismatchError, DeviceError, DeviceTimeout
 from intaglio.host.transport import open_transport
 from intaglio.host.transport.session import LinkLost
@@ -18,27 +19,28 @@ FORMAT, FORMAT_VERSION = "intaglio-recording", 1
 FAULTS = {kind.__name__: kind for kind in (DeviceError, DeviceTimeout, ConfigMismatchError, LinkLost)}
 
 
-def open_record(rest, *, manifest=None, progress=None, **options):
+def open_record(rest, *, manifest=None, progress=None, accept=None, **options):
     """Open another target and record the traffic; the entry point of the scheme ``record``.
 
     Parameters
     ----------
     rest : str
         ``FILE?target=TARGET``; everything after ``target=`` is the target, with its own options.
-    manifest, progress, options
+    manifest, progress, accept, options
         For the target.
 
     Raises
     ------
     ValueError
         There is no target, or what its transport raises.
-    DeviceError
+    Error
         The file cannot be written.
     """
     path, found, target = rest.partition("?target=")
     if not found or not path or not target:
         raise ValueError(f"a recording must name its target, record:FILE?target=SCHEME:REST, not {rest!r}")
-    transport = open_transport(target, manifest=manifest, progress=progress, **options)
+    check_output(path, "a recording")
+    transport = open_transport(target, manifest=manifest, progress=progress, accept=accept, **options)
     try:
         return Recorder(transport, path, target)
     except BaseException:
@@ -102,6 +104,14 @@ class Recorder:
     def cycles(self):
         return self.transport.cycles
 
+    @property
+    def watch(self):
+        return getattr(self.transport, "watch", None)
+
+    @watch.setter
+    def watch(self, call):
+        self.transport.watch = call
+
     def send(self, words, last, timeout):
         return self._call({"call": "send", "words": _text(words, last)}, lambda: self.transport.send(words, last, timeout),
                           lambda count: {"count": int(count)})
@@ -130,7 +140,7 @@ class Replayer:
     """A recording as a transport."""
 
     def __init__(self, path):
-        self._path, self._at, self._closed = path, 0, False
+        self._path, self._at, self._closed, self.watch = path, 0, False, None
         try:
             with open(path, encoding="utf-8") as file:
                 head, *self._rows = [json.loads(line) for line in file if line.endswith("\n")]

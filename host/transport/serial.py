@@ -1,8 +1,11 @@
 """The transport ``serial:PORT?baud=N&manifest=PATH``: a board behind a serial port (pyserial), and the list of ports."""
 
 import errno
+import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from intaglio import Error
 from intaglio.host.manifest import read_json
@@ -11,10 +14,12 @@ from intaglio.host.transport import options_of
 from intaglio.host.transport.link import LinkTransport
 from intaglio.host.transport.session import LinkLost, begin_session
 
-__all__ = ["Port", "SerialChannel", "open_serial", "ports", "probe"]
+__all__ = ["Port", "SerialChannel", "delay", "open_serial", "ports", "probe"]
 
 DEFAULT_BAUD = 1_000_000
 WRITE_SECONDS, POLL_SECONDS, PROBE_SECONDS = 5.0, 0.01, 0.6
+CONVERTERS = Path("/sys/bus/usb-serial/devices")  # of Linux
+FTDI = 0x0403  # the maker of the converters that hold bytes back
 
 
 def _pyserial():
@@ -26,7 +31,7 @@ def _pyserial():
     return serial
 
 
-def open_serial(rest, *, manifest=None, progress=None):
+def open_serial(rest, *, manifest=None, progress=None, accept=None):
     """Open the board at ``PORT?baud=N&manifest=PATH``; the entry point of the scheme ``serial``.
 
     Parameters
@@ -37,6 +42,8 @@ def open_serial(rest, *, manifest=None, progress=None):
         In place of the target's.
     progress : None
         Not used.
+    accept : callable or None
+        Called with the manifest before the port is opened.
 
     Raises
     ------
@@ -49,6 +56,8 @@ def open_serial(rest, *, manifest=None, progress=None):
     described = read_json(manifest)
     if not isinstance(described, dict) or len(str(described.get("digest"))) != 64:
         raise ValueError(f"the manifest {manifest} must state a digest of 64 hexadecimal digits")
+    if accept is not None:
+        accept(described)
     link = described.get("link") or {}
     return LinkTransport(SerialChannel(port, options.get("baud", link.get("baud", DEFAULT_BAUD))), described)
 
@@ -73,6 +82,8 @@ class SerialChannel:
         except (serial.SerialException, OSError, ValueError) as fault:
             raise DeviceError(_advice(port, baud, fault)) from fault
         self._late = serial.SerialTimeoutException
+        with suppress(AttributeError, ValueError, OSError):  # not on every system, and not for every port; see :func:`delay`
+            self._port.set_low_latency_mode(True)
         self._port.reset_input_buffer()
 
     def read(self, seconds) -> bytes:
@@ -115,7 +126,7 @@ def _advice(port, baud, fault):
                 "--reload` and plug the board in again; or join the port's group (`sudo usermod -aG dialout $USER`) and log in again")
     if number in (errno.EBUSY, errno.EAGAIN, errno.EWOULDBLOCK) or "exclusively lock" in text:
         return f"the serial port {port} is busy: another program has it open; close that one (`fuser {port}` tells which)"
-    if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO) or "could not open" in text:
+    if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO) or number is None and "FileNotFoundError" in text:  # Windows has no number
         there = ", ".join(found) or "none"
         return f"there is no serial port {port}; ports found: {there}. Is the board plugged in and powered?"
     return f"the serial port {port} cannot be opened at {baud} baud: {text}"
@@ -136,6 +147,25 @@ def ports() -> list:
     found = _pyserial().tools.list_ports.comports()
     return [Port(port=entry.device, description="" if entry.description == "n/a" else entry.description, vendor=entry.vid,
                  product=entry.pid) for entry in sorted(found, key=lambda entry: entry.device)]
+
+
+def delay(port) -> str | None:
+    """What to do about a converter that holds bytes back for long although the port has been opened, which asks it not to; else None.
+
+    Parameters
+    ----------
+    port : Port
+    """
+    if not sys.platform.startswith("linux"):
+        return None if port.vendor != FTDI else ("the converter's latency timer cannot be set from here, answers may wait for up to 16 ms: "
+                                                 "set it to 1 ms in the settings of its driver")
+    timer = CONVERTERS / Path(port.port).resolve().name / "latency_timer"
+    try:
+        milliseconds = int(timer.read_text())
+    except (OSError, ValueError):
+        return None  # not such a converter
+    return None if milliseconds <= 1 else (f"the converter's latency timer could not be set, answers wait for up to {milliseconds} ms: "
+                                           f"`echo 1 | sudo tee {timer}`")
 
 
 def probe(port, baud, seconds=PROBE_SECONDS):

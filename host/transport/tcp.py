@@ -32,7 +32,7 @@ def address_of(text):
     return host.strip("[]"), int(port)
 
 
-def open_tcp(rest, *, manifest=None, progress=None):
+def open_tcp(rest, *, manifest=None, progress=None, accept=None):
     """Open the device behind the server at ``HOST:PORT``; the entry point of the scheme ``tcp``.
 
     Parameters
@@ -42,6 +42,8 @@ def open_tcp(rest, *, manifest=None, progress=None):
         What the device must be; by default the manifest that the server has is taken as it is.
     progress : None
         Not used.
+    accept : callable or None
+        Called with the manifest before the device is asked anything.
 
     Raises
     ------
@@ -61,6 +63,8 @@ def open_tcp(rest, *, manifest=None, progress=None):
         if manifest is not None and (wanted := read_json(manifest).get("digest")) != described.get("digest"):
             raise ConfigMismatchError(f"the device at {channel.name} has the digest {described.get('digest')}, but the manifest {manifest} "
                                       f"says {wanted}")
+        if accept is not None:
+            accept(described)
         return LinkTransport(channel, described)
     except BaseException:
         channel.close()

@@ -24,7 +24,7 @@ REGISTER_SECONDS, GRACE_SECONDS = 1.0, 5.0
 LARGEST = (1 << 31) - 1  # pyxrt passes scalars as int
 
 
-def open_xrt(rest, *, manifest=None, progress=None):
+def open_xrt(rest, *, manifest=None, progress=None, accept=None):
     """Open the card ``INDEX?xclbin=PATH&manifest=PATH``; the entry point of the scheme ``xrt``.
 
     Parameters
@@ -35,6 +35,8 @@ def open_xrt(rest, *, manifest=None, progress=None):
         In place of the target's.
     progress : callable or None
         Called with a text and seconds.
+    accept : callable or None
+        Called with the manifest before the card is opened.
 
     Raises
     ------
@@ -51,6 +53,8 @@ def open_xrt(rest, *, manifest=None, progress=None):
     described = read_json(manifest or options.get("manifest") or xclbin.parent / "manifest.json")
     if not isinstance(described, dict) or "kernel" not in described:
         raise ValueError("the manifest must be that of a card's package (intaglio board u280 or u55c)")
+    if accept is not None:
+        accept(described)
     try:
         pyxrt = importlib.import_module("pyxrt")
     except ModuleNotFoundError as fault:
@@ -69,7 +73,7 @@ class XrtTransport:
         XRT refuses the card, the binary or the buffers.
     """
 
-    cycles, pending = None, 0
+    cycles, pending, watch = None, 0, None
 
     def __init__(self, pyxrt, index, xclbin, manifest):
         self.manifest, self._pyxrt = manifest, pyxrt

@@ -172,5 +172,5 @@ class Weights(wiring.Component):
                 m.d.sync += self.sum[a].eq(0)
             with m.Elif(scaled):
                 m.d.sync += self.sum[a].eq(self.sum[a] + p)
-            m.d.comb += [self.value[a].eq(p), self.weight[a].eq((self.scaled[a] + (1 << 15)) >> 16)]
+            m.d.comb += [self.value[a].eq(p), self.weight[a].eq((self.scaled[a] + (1 << 15))[16:32])]
         return m

@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.matrix.products import PACKED, SHIFT, BoothProduct, NibbleProduct, PackedProduct, extract, ones, pack
 
-__all__ = ["LUT_FORMS", "LutColumn", "MatrixUnit", "PackedPair", "dot_bits", "latency", "tree_groups"]
+__all__ = ["LUT_FORMS", "LutColumn", "MatrixUnit", "PackedPair", "add_stage", "dot_bits", "latency", "tree_groups"]
 
 LUT_FORMS = ("booth", "nibble")
 PRODUCT_MAX = 127 * 127

@@ -24,7 +24,7 @@ class Accumulators(wiring.Component):
     -------
     valid : In(1)
         The next channel of a tile, channels 0, 1, ... are counted: ``O' = (O >> kept) + ((o << 4) >> added)``.
-    o : In(signed(dot_bits)).array(columns)
+    o : In(signed(mean_bits)).array(columns)
     address : In
         Row group, as the state memory counts them. ``first``: O is 0.
     kept, added : In(6).array(columns)
@@ -42,7 +42,7 @@ class Accumulators(wiring.Component):
         self.config, self.simulate = config, simulate
         lanes, words = config.columns, config.slots * config.row_groups
         super().__init__({
-            "valid": In(1), "o": In(signed(config.dot_bits)).array(lanes), "address": In(index_bits(words)), "first": In(1),
+            "valid": In(1), "o": In(signed(config.mean_bits)).array(lanes), "address": In(index_bits(words)), "first": In(1),
             "kept": In(SHIFT_BITS).array(lanes), "added": In(SHIFT_BITS).array(lanes),
             "read": In(1), "read_address": In(index_bits(words)), "read_channel": In(index_bits(config.head_dim)),
             "word": Out(signed(config.value_bits)).array(lanes),
@@ -70,11 +70,11 @@ class Accumulators(wiring.Component):
             old = memory.read_data.word_select(i, width).as_signed()
             m.d.comb += self.word[i].eq(old)
             parts = []
-            o = Signal(signed(c.dot_bits), name=f"o_{i}", reset_less=True)
+            o = Signal(signed(c.mean_bits), name=f"o_{i}", reset_less=True)
             with m.If(self.valid):
                 m.d.sync += o.eq(self.o[i])
             sources = (("kept", self.kept[i], Mux(first, 0, old), width),
-                       ("added", self.added[i], o << MERGE_SHIFT, c.dot_bits + MERGE_SHIFT))
+                       ("added", self.added[i], o << MERGE_SHIFT, c.mean_bits + MERGE_SHIFT))
             for name, amount, value, bits in sources:
                 shift = Signal(SHIFT_BITS, name=f"{name}_{i}", reset_less=True)
                 fine = Signal(3, name=f"{name}_fine_{i}", reset_less=True)

@@ -5,9 +5,11 @@ import hashlib
 import json
 from dataclasses import dataclass
 
+from intaglio.rtl.prefill.numerics import MASS_FRACTION, MERGE_SHIFT, WEIGHT_MAX
+
 __all__ = ["PrefillConfig"]
 
-FORMAT = 1  # raised when the hardware changes, so that old digests no longer match
+FORMAT = 2  # raised when the hardware changes, so that old digests no longer match
 
 
 def _power(name, value, low, high):
@@ -124,14 +126,19 @@ class PrefillConfig:
         return (127 * 127 * self.head_dim).bit_length() + 1
 
     @property
+    def mean_bits(self) -> int:
+        """Signed bits of a tile's weighted sum of values: weights up to 254."""
+        return self.dot_bits + 1
+
+    @property
     def sum_bits(self) -> int:
-        """Unsigned bits of l: the sum of 16-bit probabilities over all tokens, which exceeds that of 7-bit weights with 4 fraction bits."""
-        return 16 + self.context.bit_length()
+        """Unsigned bits of l: the sum of 28-bit probabilities over all tokens, which exceeds that of 8-bit weights with 4 fraction bits."""
+        return MASS_FRACTION + self.context.bit_length()
 
     @property
     def value_bits(self) -> int:
-        """Signed bits of an accumulator O: 127 * 127 * tokens, 4 fraction bits."""
-        return (127 * 127 * self.context << 4).bit_length() + 1
+        """Signed bits of an accumulator O: 254 * 127 * tokens, 4 fraction bits."""
+        return (WEIGHT_MAX * 127 * self.context << MERGE_SHIFT).bit_length() + 1
 
     @property
     def maximum_bits(self) -> int:

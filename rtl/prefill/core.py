@@ -15,13 +15,14 @@ from intaglio.rtl.prefill.jobs import JobSequencer
 from intaglio.rtl.prefill.ports import ADDRESS_BITS, BLOCK_BITS, FetchKind, Phase
 from intaglio.rtl.prefill.queries import QueryLoader
 from intaglio.rtl.prefill.schedule import Schedule
+from intaglio.rtl.prefill.softmax import BASE_BITS
 from intaglio.rtl.prefill.stores import Stores
 from intaglio.rtl.ram import index_bits
 
 __all__ = ["AXI_READ", "MONITOR", "PARAMETERS", "PrefillCore"]
 
 PARAMETERS = {  # of a run: bits
-    "dense": 1, "tokens": 18, "gamma16": 17, "threshold": 32, "inverse": 17, "base": 4, "tenant": OWNER_BITS, "kv_head": OWNER_BITS,
+    "dense": 1, "tokens": 18, "gamma16": 17, "threshold": 32, "inverse": 17, "base": BASE_BITS, "tenant": OWNER_BITS, "kv_head": OWNER_BITS,
     "hot_threshold": 16, "timeout": 24,
     **{f"{name}_base": ADDRESS_BITS for name in ("kv", "q", "last", "pooled_q", "pooled_k")},
 }
@@ -101,7 +102,7 @@ class PrefillCore(wiring.Component):
         index, block_map, schedule, cache, jobs, queries, engine, stores = units.values()
         m.submodules.fetch = fetch = Fetch(c)
         attending = self.phase == Phase.ATTEND
-        m.d.comb += blocks.eq((self.tokens + c.block - 1) >> (c.block.bit_length() - 1))
+        m.d.comb += blocks.eq((self.tokens + (c.block - 1))[c.block.bit_length() - 1:])
 
         # Parameters and counters.
         for name in ("dense", "tokens", "gamma16", "threshold", "inverse", "kv_base", "last_base", "pooled_q_base", "pooled_k_base"):

@@ -5,7 +5,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.prefill.log import Logarithm, Power
-from intaglio.rtl.prefill.numerics import FRACTION, LOG_FRACTION, SCORE_BITS
+from intaglio.rtl.prefill.numerics import FRACTION, LOG_FRACTION, MASS_FRACTION, SCORE_BITS, SCORE_WORD
 from intaglio.rtl.prefill.ports import BLOCK_BITS
 from intaglio.rtl.ram import index_bits
 
@@ -49,7 +49,7 @@ class Decision(wiring.Component):
         0: never query-aware. ``count``, ``inverse`` and ``threshold`` are stable from ``start`` to ``done``.
     o_block : Out
         The block whose scores are read.
-    ver, pool : In(32), In(signed(pool_bits))
+    ver, pool : In(36), In(signed(pool_bits))
         Those of the block asked for in the cycle before. ``pool`` is a sum of block x (tokens of the block) scores.
     done : Out(1)
         High for a cycle; the results stay until the next ``start``.
@@ -64,7 +64,7 @@ class Decision(wiring.Component):
         self.config = config
         super().__init__({
             "start": In(1), "count": In(BLOCK_BITS), "inverse": In(INVERSE_BITS), "threshold": In(32),
-            "o_block": Out(index_bits(config.blocks)), "ver": In(32), "pool": In(signed(pool_bits(config))),
+            "o_block": Out(index_bits(config.blocks)), "ver": In(SCORE_WORD), "pool": In(signed(pool_bits(config))),
             "done": Out(1), "query_aware": Out(1), "divergence": Out(signed(DIVERGENCE_BITS)),
         })
 
@@ -86,8 +86,8 @@ class Decision(wiring.Component):
         mean, true, last_mean = Signal(signed(SCORE_BITS)), Signal(P_BITS, reset_less=True), Signal(signed(SCORE_BITS))
         product = Signal(signed(pool_bits(c) + 1))  # of the last block, less the bits that are shifted out
         inverse, multiplying = Signal(INVERSE_BITS, reset_less=True), Signal()
-        last_there, masses = Signal(), Signal(32 - block_log)
-        m.d.comb += masses.eq(self.ver >> block_log)
+        last_there, masses = Signal(), Signal(SCORE_WORD - block_log - MASS_FRACTION + P_BITS)
+        m.d.comb += masses.eq(self.ver >> block_log + MASS_FRACTION - P_BITS)
         m.d.sync += [last_there.eq(last_word), mean.eq(Mux(last_there, last_mean, self.pool >> (2 * block_log))),
                      true.eq(Mux(masses[P_BITS:].any(), (1 << P_BITS) - 1, masses))]
         with m.If(multiplying):

@@ -4,11 +4,12 @@ from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from intaglio.rtl.matrix.unit import add_stage
 from intaglio.rtl.prefill.accumulate import Accumulators
 from intaglio.rtl.prefill.drain import Drain, results
-from intaglio.rtl.prefill.numerics import SCORE_BITS
+from intaglio.rtl.prefill.numerics import MASS_FRACTION, SCORE_BITS, WEIGHT_OFFSET
 from intaglio.rtl.prefill.ports import Mode, mass_tag, retired, tile_command
-from intaglio.rtl.prefill.softmax import TileSoftmax
+from intaglio.rtl.prefill.softmax import BASE_BITS, TileSoftmax
 from intaglio.rtl.prefill.states import RowStates
 from intaglio.rtl.ram import index_bits
 
@@ -32,7 +33,7 @@ class TileEngine(wiring.Component):
 
     Members
     -------
-    base : In(4)
+    base : In(signed(5))
         Stable while not ``idle``.
     i_tile : In(stream of tile_command)
     k_read, k_row : Out
@@ -57,12 +58,12 @@ class TileEngine(wiring.Component):
         self.config, self.matrix, self.simulate = config, matrix, simulate
         c, beat = config, 8 * config.head_dim
         super().__init__({
-            "base": In(4), "i_tile": In(stream.Signature(tile_command(c))), "read_line": Out(index_bits(c.lines)),
+            "base": In(signed(BASE_BITS)), "i_tile": In(stream.Signature(tile_command(c))), "read_line": Out(index_bits(c.lines)),
             "k_read": Out(1), "k_row": Out(index_bits(c.block)), "k_data": In(beat),
             "v_read": Out(1), "v_row": Out(index_bits(c.block)), "v_data": In(beat),
             "x_read": Out(1), "x_tile": Out(index_bits(c.tiles)), "x_data": In(beat),
             "q_read": Out(1), "q_slot": Out(index_bits(c.slots)), "q_beat": Out(index_bits(c.block + c.exponent_beats)), "q_data": In(beat),
-            "mass_valid": Out(1), "mass_p": Out(16).array(c.columns), "mass_t": Out(signed(SCORE_BITS)).array(c.columns),
+            "mass_valid": Out(1), "mass_p": Out(MASS_FRACTION).array(c.columns), "mass_t": Out(signed(SCORE_BITS)).array(c.columns),
             "mass_key": Out(index_bits(c.head_dim)), "mass_tag": Out(mass_tag(c)),
             "o": Out(stream.Signature(results(c))), "o_retired": Out(retired(c)), "idle": Out(1),
         })
@@ -151,7 +152,7 @@ class TileEngine(wiring.Component):
             self.mass_tag.head.eq(out.head), self.mass_tag.row_group.eq(out.row_group), self.mass_tag.tile.eq(out.tile),
         ]
         with m.If(softmax.p_valid & (out.mode == Mode.ATTEND)):
-            m.d.comb += [data.eq(weight) for data, weight in zip(matrix.load_b_data, softmax.weight, strict=True)]
+            m.d.comb += [data.eq(weight - WEIGHT_OFFSET) for data, weight in zip(matrix.load_b_data, softmax.weight, strict=True)]
         with m.Else():
             m.d.comb += [data.eq(load) for data, load in zip(matrix.load_b_data, matrix.load_a_data, strict=True)]
             m.d.comb += matrix.load_b.eq(shift & into_b)
@@ -172,7 +173,7 @@ class TileEngine(wiring.Component):
         with m.Elif(read):
             m.d.comb += states.address.eq(late.state)
         pairs = ((softmax.log, states.log), (states.e, softmax.sums_e), (states.sums, softmax.sums), (values.kept, states.kept),
-                 (values.added, states.added), (values.o, matrix.dot), (drain.word, values.word), (self.mass_p, softmax.p),
+                 (values.added, states.added), (drain.word, values.word), (self.mass_p, softmax.p),
                  (self.mass_t, softmax.t), (softmax.dot, matrix.dot))
         m.d.comb += [a.eq(b) for left_, right in pairs for a, b in zip(left_, right, strict=True)]
 
@@ -217,6 +218,21 @@ class TileEngine(wiring.Component):
         m.d.comb += [data.eq(elements[8 * i:8 * i + 8]) for i, data in enumerate(self.matrix.load_a_data)]
         return shift, into_b
 
+    def _offset(self, m, channels):
+        """What sums of weights less 127 lack: 127 times the sum of a channel's values, the same in all lanes."""
+        dim = self.config.head_dim
+        terms, largest, stage = [self.v_data[8 * i:8 * i + 8].as_signed() for i in range(dim)], 127, 0
+        while len(terms) > 1:
+            largest *= 4
+            terms = add_stage(m, terms, 4, channels[stage], largest=largest, name=f"values_{stage}")
+            stage += 1
+        offset = terms[0] * WEIGHT_OFFSET
+        for late in range(stage, len(channels) - 1):
+            held = Signal(signed((127 * dim * WEIGHT_OFFSET).bit_length() + 1), name=f"offset_{late}", reset_less=True)
+            m.d.sync += held.eq(offset)
+            offset = held
+        return offset
+
     def _matrix(self, m, matrix, softmax, values, issue_keys, reading_keys, reading_values, place, next_, bank):
         """Rows to the matrix unit; exponents and mask of a tile at the place where its dot products leave. Returns the last channel."""
         c = self.config
@@ -230,6 +246,8 @@ class TileEngine(wiring.Component):
                      softmax.valid.eq(keys[-1]), values.valid.eq(channels[-1])]
         row = Mux(channels[0], self.v_data, self.k_data)
         m.d.comb += [data.eq(row[8 * i:8 * i + 8]) for i, data in enumerate(matrix.row)]
+        offset = self._offset(m, channels)
+        m.d.comb += [o.eq(dot + offset) for o, dot in zip(values.o, matrix.dot, strict=True)]
 
         limit, loads, group = Signal.like(softmax.limit), Signal(), Signal.like(next_.row_group)
         exponents = Signal(3 * c.head_dim, reset_less=True)

@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.prefill.decide import Decision
 from intaglio.rtl.prefill.masses import BlockMasses
-from intaglio.rtl.prefill.numerics import SCORE_BITS
+from intaglio.rtl.prefill.numerics import MASS_FRACTION, SCORE_BITS
 from intaglio.rtl.prefill.passes import IndexPass
 from intaglio.rtl.prefill.ports import ADDRESS_BITS, BLOCK_BITS, FetchKind, Mode, Phase, fetch_request, mass_tag, tile_command
 from intaglio.rtl.prefill.scores import ScoreStore
@@ -59,7 +59,7 @@ class IndexUnit(wiring.Component):
             "inverse": In(17), **{f"{name}_base": In(ADDRESS_BITS) for name in ("kv", "last", "pooled_q", "pooled_k")},
             "o_fetch": Out(stream.Signature(fetch_request(c))), "query_arrived": In(1), "key_arrived": In(1),
             "o_tile": Out(stream.Signature(tile_command(c))), "retired": In(1), "engine_idle": In(1),
-            "mass_valid": In(1), "mass_p": In(16).array(c.columns), "mass_t": In(signed(SCORE_BITS)).array(c.columns),
+            "mass_valid": In(1), "mass_p": In(MASS_FRACTION).array(c.columns), "mass_t": In(signed(SCORE_BITS)).array(c.columns),
             "mass_key": In(index_bits(c.head_dim)), "mass_tag": In(mass_tag(c)),
             "pick_en": Out(1), "pick_index": Out(block), "pick_vertical": Out(c.group), "pick_slash": Out(c.group),
             "row_en": Out(1), "row_head": Out(index_bits(c.group)), "row_batch": Out(index_bits(c.batches)), "row_index": Out(block),

@@ -1,6 +1,6 @@
 """From visits to tiles: the jobs of a visit, their row groups, their key tiles."""
 
-from amaranth.hdl import Array, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Array, Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -77,8 +77,9 @@ class JobSequencer(wiring.Component):
             last_tile.eq(key_tile == Mux(diagonal, tiles_here[group], c.tiles - 1)), last_group.eq(group == c.row_groups - 1),
             last_job.eq(left == 0),
         ]
-        offset = Signal(signed(c.block.bit_length() + 2))
-        m.d.comb += offset.eq(group * c.columns - key_tile * c.head_dim)
+        difference = group * c.columns - key_tile * c.head_dim
+        offset = Signal.like(difference, name="offset")
+        m.d.comb += offset.eq(difference)
         m.d.comb += [
             tile.mode.eq(Mode.ATTEND), tile.slot.eq(slot), tile.row_group.eq(group), tile.line.eq(self.line), tile.tile.eq(key_tile),
             tile.state.eq(slot * c.row_groups + group), tile.limit.eq(Mux(diagonal & (offset < c.head_dim), offset, c.head_dim)),

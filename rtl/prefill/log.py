@@ -12,7 +12,7 @@ __all__ = ["Logarithm", "Power"]
 
 
 class Logarithm(wiring.Component):
-    """``LOG(n)`` of docs/prefill.md: 4096 log2 n from the most significant bit and the 10 bits below it.
+    """``LOG(n)`` of docs/prefill.md: 4096 log2 n from the most significant bit and the 11 bits below it.
 
     Parameters
     ----------

@@ -4,7 +4,7 @@ from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from intaglio.rtl.prefill.numerics import SCORE_BITS
+from intaglio.rtl.prefill.numerics import MASS_FRACTION, SCORE_BITS, SCORE_WORD
 from intaglio.rtl.prefill.ports import mass_tag
 from intaglio.rtl.ram import index_bits
 
@@ -26,7 +26,7 @@ class BlockMasses(wiring.Component):
     Members
     -------
     valid : In(1)
-    p : In(16).array(columns)
+    p : In(28).array(columns)
         Probabilities of one key.
     t : In(signed(18)).array(columns)
         Its scores.
@@ -37,7 +37,7 @@ class BlockMasses(wiring.Component):
         ``blocks * block - tokens``: rows missing in the last block. Stable during a run.
     o_valid : Out(1)
     o_head : Out
-    o_mass : Out(32).array(3)
+    o_mass : Out(36).array(3)
         Sums of p by class.
     o_pool : Out(signed(40))
         Sum of t, all classes.
@@ -50,9 +50,9 @@ class BlockMasses(wiring.Component):
     def __init__(self, config):
         self.config = config
         super().__init__({
-            "valid": In(1), "p": In(16).array(config.columns), "t": In(signed(SCORE_BITS)).array(config.columns),
+            "valid": In(1), "p": In(MASS_FRACTION).array(config.columns), "t": In(signed(SCORE_BITS)).array(config.columns),
             "key": In(index_bits(config.head_dim)), "tag": In(mass_tag(config)), "pad": In(index_bits(config.block)),
-            "o_valid": Out(1), "o_head": Out(index_bits(config.group)), "o_mass": Out(32).array(3), "o_pool": Out(signed(40)),
+            "o_valid": Out(1), "o_head": Out(index_bits(config.group)), "o_mass": Out(SCORE_WORD).array(3), "o_pool": Out(signed(40)),
         })
 
     def elaborate(self, platform):
@@ -71,7 +71,7 @@ class BlockMasses(wiring.Component):
             scores.append(self.t[lane])
 
         summed, last, head = Signal(), Signal(2), Signal.like(self.o_head)
-        mass = [Signal(16 + c.columns.bit_length(), name=f"mass_{kind}", reset_less=True) for kind in range(3)]
+        mass = [Signal(MASS_FRACTION + c.columns.bit_length(), name=f"mass_{kind}", reset_less=True) for kind in range(3)]
         pool = Signal(signed(SCORE_BITS + c.columns.bit_length()), reset_less=True)
         m.d.sync += [summed.eq(self.valid), last[0].eq(self.valid & (self.key == c.head_dim - 1) & (self.tag.tile == c.tiles - 1)
                                                        & (self.tag.row_group == c.row_groups - 1))]
@@ -79,7 +79,7 @@ class BlockMasses(wiring.Component):
             m.d.sync += [total.eq(_tree(part)) for total, part in zip([*mass, pool], [*terms, scores], strict=True)]
             m.d.sync += head.eq(self.tag.head)
         m.d.sync += [last[1].eq(last[0]), self.o_valid.eq(last[1])]
-        totals = [Signal(32, name=f"total_{kind}") for kind in range(3)]
+        totals = [Signal(SCORE_WORD, name=f"total_{kind}") for kind in range(3)]
         total_pool = Signal(signed(40))
         for total, part, out in zip([*totals, total_pool], [*mass, pool], [*self.o_mass, self.o_pool], strict=True):
             with m.If(summed | last[1]):  # after the last key the sums start anew, with the key that follows at once

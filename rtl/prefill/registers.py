@@ -41,7 +41,7 @@ def _registers():
     for number, phase in enumerate(PHASES):
         yield f"phase_{phase.name.lower()}", 0x60 + 4 * number, "ro", f"cycles of the last run in phase {phase.name.lower()}"
     for number, (name, _) in enumerate(parameter_words()):
-        yield name, 0x100 + 4 * number, "rw", "parameter of a run; writes during a run are ignored"
+        yield name, 0x100 + 4 * number, "rw", "parameter of a run; a write during a run is refused"
     yield "map_select", 0x1C0, "rw", "word of the block map to read: key block in bits 13:0, batch in bits 23:14, head in bits 31:24"
     for number in range(MAP_WORDS):
         yield f"map_{number}", 0x1D0 + 4 * number, "ro", f"that word, query blocks {32 * number} to {32 * number + 31} of the batch"

@@ -5,8 +5,9 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.prefill.decide import pool_bits
+from intaglio.rtl.prefill.numerics import SCORE_WORD
 from intaglio.rtl.prefill.ports import BLOCK_BITS
-from intaglio.rtl.prefill.select import SCORE_WORD, addition
+from intaglio.rtl.prefill.select import addition
 from intaglio.rtl.ram import Ram, index_bits
 
 __all__ = ["ScoreStore"]
@@ -35,7 +36,7 @@ class ScoreStore(wiring.Component):
         ``n = blocks - 1 - b``, n - 1, n - 2 (those not below 0) ``sla[n - i] += mass[i]``.
     busy : Out(1)
         Additions are owed.
-    read_head, read_block : In; ver : Out(32), pool_sum : Out(signed(pool_bits))
+    read_head, read_block : In; ver : Out(36), pool_sum : Out(signed(pool_bits))
         One cycle later.
 
     Latency: the additions of a head and block take 8 cycles after ``valid`` if the selector is ready every other cycle.

@@ -4,12 +4,12 @@ from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from intaglio.rtl.prefill.numerics import SCORE_WORD
 from intaglio.rtl.prefill.ports import BLOCK_BITS
 from intaglio.rtl.ram import Ram, index_bits
 
-__all__ = ["GAMMA_BITS", "SCORE_WORD", "Selector", "addition", "select_cycles"]
+__all__ = ["GAMMA_BITS", "Selector", "addition", "select_cycles"]
 
-SCORE_WORD = 32  # bits of a score
 GAMMA_BITS = 17  # of a share in units of 2^-16, 1 included
 
 
@@ -48,10 +48,10 @@ class Selector(wiring.Component):
         Scores of a lane, 1..config.blocks.
     gamma16 : In(17)
         Share in units of 2^-16, 1..65536.
-    write_en, write_index, write_lanes (columns bits), write_data (32 bits, columns) : In
+    write_en, write_index, write_lanes (columns bits), write_data (36 bits, columns) : In
         Write the lanes that are set. Only while idle, and not in the two cycles after an addition is taken.
     i_add : In(stream of index, lane, addend)
-        Add ``addend`` (32 bits) to the score of ``lane``, 0..2 * group - 1, modulo 2^32. Not while the unit is busy. Ready every other
+        Add ``addend`` (36 bits) to the score of ``lane``, 0..2 * group - 1, modulo 2^36. Not while the unit is busy. Ready every other
         cycle. The score is written two cycles after it is taken; an addition that follows sees it.
     o_valid, o_index, o_keep (columns bits) : Out
         What is kept, a word a cycle, ascending. Nothing is kept in a lane of zeros.

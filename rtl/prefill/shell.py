@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 from intaglio.rtl.prefill.core import AXI_READ, MONITOR, PARAMETERS, PrefillCore
 from intaglio.rtl.prefill.ports import BLOCK_BITS, Phase
 from intaglio.rtl.prefill.registers import COUNTERS, MAP_WORDS, PHASES, REGISTER_MAP, VERSION, parameter_words
-from intaglio.rtl.registers import AXI_LITE, MAGIC, AxiLite
+from intaglio.rtl.registers import AXI_LITE, MAGIC, AxiLite, writable
 
 __all__ = ["USER_BITS", "PrefillShell"]
 
@@ -62,22 +62,22 @@ class PrefillShell(wiring.Component):
         m.domains.sync = ClockDomain()
         m.d.comb += [ClockSignal().eq(self.aclk), ResetSignal().eq(~self.aresetn)]
         m.submodules.core = core = PrefillCore(c, simulate=False)
-        m.submodules.registers = lite = AxiLite()
+        offsets = {register.name: register.offset for register in REGISTER_MAP}
+        m.submodules.registers = lite = AxiLite(offsets.values())
         lite.connect(m, self)
         for name, (direction, _) in AXI_READ(c).items():
             ours, theirs = getattr(self, f"m_axi_{name}"), getattr(core, name)
             m.d.comb += ours.eq(theirs) if direction is Out else theirs.eq(ours)
-        offsets = {register.name: register.offset for register in REGISTER_MAP}
 
         def written(name):
-            return lite.write & (lite.address == offsets[name])
+            return lite.written(offsets[name])
 
         # Parameters.
-        values = {}
+        values, takes = {}, dict.fromkeys(writable(REGISTER_MAP), 1)
         for name, low in parameter_words():
             whole = name.removesuffix("_high")
             held = Signal(min(32, PARAMETERS[whole] - low), name=name)
-            values[name] = held
+            values[name], takes[offsets[name]] = held, ~core.busy
             with m.If(written(name) & ~core.busy):
                 m.d.sync += held.eq(lite.write_data)
         for name, bits in PARAMETERS.items():
@@ -132,8 +132,8 @@ class PrefillShell(wiring.Component):
             **{f"phase_{phase.name.lower()}": counter for phase, counter in phases.items()},
             **{f"map_{number}": core.map_word[32 * number:32 * number + 32] for number in range(MAP_WORDS)},
         }
-        lite.answer(m, {offsets[name]: value for name, value in values.items()})
-        with m.If(lite.read & (lite.address == offsets["cycles_lo"])):
+        lite.answer(m, {offsets[name]: value for name, value in values.items()}, takes)
+        with m.If(lite.read & lite.at[offsets["cycles_lo"]]):
             m.d.sync += latched.eq(cycles[32:])
         assert len(Phase) <= 8 and len(result.head) <= VOID_BIT - 1 - HEAD_BIT
         return m

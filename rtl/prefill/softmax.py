@@ -1,23 +1,34 @@
 """Scores and weights of a tile: a lane for each query of a row group (docs/prefill.md, "Numerics")."""
 
-from amaranth.hdl import Cat, MemoryData, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, MemoryData, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from intaglio.rtl.prefill.numerics import EXP, FRACTION, MERGE_SHIFT, SCORE_BITS, SCORE_MAX, WEIGHT_MAX
+from intaglio.rtl.prefill.numerics import (
+    EXP,
+    FRACTION,
+    MASS_FRACTION,
+    MERGE_SHIFT,
+    SCORE_BITS,
+    SCORE_FRACTION,
+    SCORE_MAX,
+    WEIGHT_MAX,
+)
 from intaglio.rtl.prefill.ports import Mode
 from intaglio.rtl.ram import Ram, index_bits
 
-__all__ = ["LOG_BITS", "UNREACHED", "TileSoftmax", "tile_sum_bits"]
+__all__ = ["BASE_BITS", "LOG_BITS", "UNREACHED", "TileSoftmax", "tile_sum_bits"]
 
+BASE_BITS = 5  # signed
 LOG_BITS = SCORE_BITS + 1  # signed bits of L and of 256 e
+COARSE = 5  # bits of the whole powers of two by which a probability may fall
 UNREACHED = -1024  # E of a row that no tile has reached: below every other, its sums are zero
 
 
 def tile_sum_bits(config):
-    """Unsigned bits of a tile's sum of 16-bit probabilities, which exceeds that of 7-bit weights with 4 fraction bits."""
-    return (max(EXP) * config.head_dim).bit_length()
+    """Unsigned bits of a tile's sum of probabilities, which exceeds that of 8-bit weights with 4 fraction bits."""
+    return ((max(EXP) << MASS_FRACTION - 16) * config.head_dim).bit_length()
 
 
 class TileSoftmax(wiring.Component):
@@ -31,8 +42,8 @@ class TileSoftmax(wiring.Component):
 
     Members
     -------
-    base : In(4)
-        Stable during a run.
+    base : In(signed(5))
+        Stable during a run; -8 at least.
     valid : In(1)
         The next key of the tile; keys are counted, ``head_dim`` make a tile.
     dot : In(signed(dot_bits)).array(columns)
@@ -52,7 +63,7 @@ class TileSoftmax(wiring.Component):
     log : In(signed(19)).array(columns)
         L of the rows, with ``start`` in MASS.
     p_valid : Out(1), key : Out
-        A key's probabilities: ``p`` (16 bits), ``weight`` (7 bits, rounded) and its scores ``t``, 0 where masked (but for t).
+        A key's probabilities: ``p`` (28 bits), ``weight`` (8 bits, rounded) and its scores ``t``, 0 where masked (but for t).
     sums_valid : Out(1)
         The tile is complete.
     sums : Out.array(columns)
@@ -72,11 +83,12 @@ class TileSoftmax(wiring.Component):
         self.config, self.simulate = config, simulate
         lanes = config.columns
         super().__init__({
-            "base": In(4), "valid": In(1), "dot": In(signed(config.dot_bits)).array(lanes), "xq": In(3).array(lanes), "xk": In(3),
+            "base": In(signed(BASE_BITS)), "valid": In(1), "dot": In(signed(config.dot_bits)).array(lanes),
+            "xq": In(3).array(lanes), "xk": In(3),
             "limit": In(signed(config.head_dim.bit_length() + 2)),
             "e_valid": Out(1), "e": Out(signed(config.maximum_bits)).array(lanes),
             "start": In(1), "mode": In(2), "log": In(signed(LOG_BITS)).array(lanes),
-            "p_valid": Out(1), "key": Out(index_bits(config.head_dim)), "p": Out(16).array(lanes), "weight": Out(7).array(lanes),
+            "p_valid": Out(1), "key": Out(index_bits(config.head_dim)), "p": Out(MASS_FRACTION).array(lanes), "weight": Out(8).array(lanes),
             "t": Out(signed(SCORE_BITS)).array(lanes),
             "sums_valid": Out(1), "sums": Out(tile_sum_bits(config)).array(lanes),
             "sums_e": Out(signed(config.maximum_bits)).array(lanes),
@@ -104,16 +116,17 @@ class TileSoftmax(wiring.Component):
         m.d.sync += [self.e_valid.eq(valid[3] & last), half.eq(half ^ (valid[3] & last))]
         words = []
         for i in range(c.columns):
-            dot, shift = Signal(signed(c.dot_bits), name=f"dot_{i}", reset_less=True), Signal(5, name=f"shift_{i}", reset_less=True)
-            twice = Signal(signed(c.dot_bits + 1), name=f"twice_{i}", reset_less=True)
+            dot, shift = Signal(signed(c.dot_bits), name=f"dot_{i}", reset_less=True), Signal(6, name=f"shift_{i}", reset_less=True)
+            twice = Signal(signed(c.dot_bits + SCORE_FRACTION + 1), name=f"twice_{i}", reset_less=True)
             score = Signal(signed(SCORE_BITS), name=f"score_{i}", reset_less=True)
             masked = [Signal(name=f"masked_{i}_{stage}", reset_less=True) for stage in range(3)]
-            rounded = Signal(signed(c.dot_bits + 1), name=f"rounded_{i}")
+            rounded = Signal(signed(c.dot_bits + SCORE_FRACTION + 1), name=f"rounded_{i}")
             m.d.comb += rounded.eq((twice + 1) >> 1)
             with m.If(valid[0]):
-                m.d.sync += [dot.eq(self.dot[i]), shift.eq(self.base + self.xq[i] + self.xk), masked[0].eq(place[0] > self.limit + i)]
+                m.d.sync += [dot.eq(self.dot[i]), shift.eq(self.base + SCORE_FRACTION + self.xq[i] + self.xk),
+                             masked[0].eq(place[0] > self.limit + i)]
             with m.If(valid[1]):
-                m.d.sync += [twice.eq(Cat(0, dot).as_signed() >> shift), masked[1].eq(masked[0])]
+                m.d.sync += [twice.eq(Cat(Const(0, SCORE_FRACTION + 1), dot).as_signed() >> shift), masked[1].eq(masked[0])]
             with m.If(valid[2]):
                 high = Mux(rounded > SCORE_MAX, SCORE_MAX, rounded)
                 m.d.sync += [score.eq(Mux(rounded < -SCORE_MAX - 1, -SCORE_MAX - 1, high)), masked[2].eq(masked[1])]
@@ -160,9 +173,10 @@ class TileSoftmax(wiring.Component):
             score, masked = word[:SCORE_BITS].as_signed(), word[SCORE_BITS]
             reference = Signal(signed(LOG_BITS), name=f"reference_{i}", reset_less=True)
             difference = Signal(signed(LOG_BITS + 1), name=f"difference_{i}")
-            fine, coarse = Signal(FRACTION, name=f"fine_{i}", reset_less=True), Signal(4, name=f"coarse_{i}", reset_less=True)
-            fall, gone = Signal(4, name=f"fall_{i}", reset_less=True), [Signal(name=f"gone_{i}_{s}", reset_less=True) for s in range(2)]
-            p = Signal(16, name=f"p_{i}", reset_less=True)
+            fine, coarse = Signal(FRACTION, name=f"fine_{i}", reset_less=True), Signal(COARSE, name=f"coarse_{i}", reset_less=True)
+            fall = Signal(COARSE, name=f"fall_{i}", reset_less=True)
+            gone = [Signal(name=f"gone_{i}_{s}", reset_less=True) for s in range(2)]
+            p = Signal(MASS_FRACTION, name=f"p_{i}", reset_less=True)
             scores = [Signal(signed(SCORE_BITS), name=f"t_{i}_{s}", reset_less=True) for s in range(3)]
             e = Signal(signed(c.maximum_bits), name=f"e_{i}", reset_less=True)
             total = Signal(tile_sum_bits(c), name=f"total_{i}", reset_less=True)
@@ -176,16 +190,17 @@ class TileSoftmax(wiring.Component):
                 with m.If(difference < 0):
                     m.d.sync += [fine.eq(0), coarse.eq(0), gone[0].eq(masked)]
                 with m.Else():
-                    m.d.sync += [Cat(fine, coarse).eq(difference[:FRACTION + 4]), gone[0].eq(masked | difference[FRACTION + 4:].any())]
+                    m.d.sync += [Cat(fine, coarse).eq(difference[:FRACTION + COARSE]),
+                                 gone[0].eq(masked | difference[FRACTION + COARSE:].any())]
                 m.d.sync += scores[0].eq(score)
                 with m.If(key[1] == c.head_dim - 1):
                     m.d.sync += e.eq(reference >> FRACTION)
             with m.If(valid[2]):
                 m.d.sync += [fall.eq(coarse), gone[1].eq(gone[0]), scores[1].eq(scores[0])]
             with m.If(valid[3]):
-                m.d.sync += [p.eq(Mux(gone[1], 0, read.data >> fall)), scores[2].eq(scores[1])]
+                m.d.sync += [p.eq(Mux(gone[1], 0, Cat(Const(0, MASS_FRACTION - 16), read.data) >> fall)), scores[2].eq(scores[1])]
             with m.If(valid[4]):
-                weight = (p + (1 << 8)) >> 9
+                weight = (p[MASS_FRACTION - 9:] + 1) >> 1
                 m.d.sync += [self.p[i].eq(p), self.t[i].eq(scores[2]), self.weight[i].eq(Mux(weight > WEIGHT_MAX, WEIGHT_MAX, weight))]
             summed = Signal.like(total, name=f"summed_{i}")
             m.d.comb += summed.eq(Mux(first, 0, total) + Mux(attend, self.weight[i] << MERGE_SHIFT, self.p[i]))

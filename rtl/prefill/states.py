@@ -6,7 +6,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.numerics import MANTISSA
-from intaglio.rtl.prefill.numerics import FRACTION, LOG, LOG_FRACTION, LOG_TABLE, MASKED_L
+from intaglio.rtl.prefill.numerics import FRACTION, LOG, LOG_FRACTION, LOG_TABLE, MASKED_L, MASS_FRACTION
 from intaglio.rtl.prefill.softmax import LOG_BITS, UNREACHED, tile_sum_bits
 from intaglio.rtl.ram import Ram, index_bits
 
@@ -136,7 +136,7 @@ class RowStates(wiring.Component):
         read = table.read_port()
         log, whole = Signal(LOG_FRACTION + 6), Signal(signed(LOG_BITS), reset_less=True)
         m.d.comb += [read.addr.eq(normal[-1 - LOG:-1]), log.eq((tops[2] << LOG_FRACTION) + read.data)]
-        m.d.sync += whole.eq(Mux(empty[2], MASKED_L, (maxima[2] << FRACTION) + ((log + 8) >> 4) - (1 << LOG_FRACTION)))
+        m.d.sync += whole.eq(Mux(empty[2], MASKED_L, (maxima[2] << FRACTION) + ((log + 8) >> 4) - (MASS_FRACTION << FRACTION)))
         with m.If(taken):
             m.d.sync += [held.eq(memory.read_data), running.eq(1), count.eq(0)]
         with m.If(running):

@@ -32,8 +32,9 @@ module intaglio_power #(
 `ifdef SYNTHESIS
     assign data = bank;
 `else
-    reg [7:0] age = 0;
-    reg sound = 0;
+    reg [7:0] age;
+    reg sound;
+    initial {sound, age} = 0;
     wire settled = power && age >= WAKE;
     always @(posedge clk) begin
         age <= !power ? 8'd0 : age == 8'd255 ? age : age + 8'd1;

@@ -50,12 +50,12 @@ class LinearUnit(wiring.Component):
     act_addr : Out, act_data : In(8 * lane_width)
         Buffer A, element ``i`` of a word in bits ``8 i ..``; latency 1.
     x_rd_addr, x_rd_data, x_wr_en, x_wr_addr, x_wr_data
-        Buffer X, words of ``vector_width`` elements of 32 bits, read latency 1; bit ``k`` of ``x_wr_en`` writes elements
-        ``k * lanes .. (k + 1) * lanes - 1``. Words are read and written in one cycle, elements never: what those being written
+        Buffer X, words of ``vector_width`` elements of 32 bits, read latency 1; bit ``k`` of ``x_wr_en`` writes ``lanes`` elements, all
+        of ``x_wr_data``, from element ``k * lanes`` on. Words are read and written in one cycle, elements never: what those being written
         read as does not matter.
     r_wr_en, r_wr_addr, r_wr_data
-        Buffer R, elements of ``result_bits``; bit ``k`` of ``r_wr_en`` writes elements
-        ``k * lanes / 2 .. (k + 1) * lanes / 2 - 1``.
+        Buffer R, elements of ``result_bits``; bit ``k`` of ``r_wr_en`` writes ``lanes / 2`` elements, the lower half of ``r_wr_data``
+        for an even ``k`` and else the upper, from element ``k * lanes / 2`` on.
     x_or : Out(31), r_or : Out(result_bits - 1)
         OR of ``v ^ sign(v)`` over all elements written to X, to R, since ``start``.
 
@@ -130,10 +130,10 @@ class LinearUnit(wiring.Component):
             "x_rd_data": In(width * RESIDUAL_BITS),
             "x_wr_en": Out(width // config.lanes),
             "x_wr_addr": Out(x_address_bits(config)),
-            "x_wr_data": Out(width * RESIDUAL_BITS),
+            "x_wr_data": Out(config.lanes * RESIDUAL_BITS),
             "r_wr_en": Out(2 * width // config.lanes),
             "r_wr_addr": Out(r_address_bits(config)),
-            "r_wr_data": Out(width * config.result_bits),
+            "r_wr_data": Out(config.lanes * config.result_bits),
             "x_or": Out(RESIDUAL_BITS - 1),
             "r_or": Out(config.result_bits - 1),
         })

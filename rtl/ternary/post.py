@@ -66,10 +66,10 @@ class Post(wiring.Component):
             "x_rd_data": In(width * RESIDUAL_BITS),
             "x_wr_en": Out(width // lanes),
             "x_wr_addr": Out(x_bits),
-            "x_wr_data": Out(width * RESIDUAL_BITS),
+            "x_wr_data": Out(lanes * RESIDUAL_BITS),
             "r_wr_en": Out(2 * width // lanes),
             "r_wr_addr": Out(r_bits),
-            "r_wr_data": Out(width * config.result_bits),
+            "r_wr_data": Out(lanes * config.result_bits),
             "x_or": Out(RESIDUAL_BITS - 1),
             "r_or": Out(config.result_bits - 1),
             "write": Out(1),
@@ -140,8 +140,9 @@ class Post(wiring.Component):
             old = Signal(signed(RESIDUAL_BITS), name=f"old_{i}")
             m.d.comb += old.eq(old_group[i * RESIDUAL_BITS:(i + 1) * RESIDUAL_BITS])
             # old + ((shifted + 1) >> 1) as one addition
-            doubled = Signal(signed(max(RESIDUAL_BITS, len(shifted)) + 2), name=f"doubled_{i}")
-            m.d.comb += doubled.eq(Cat(Const(1, 1), old).as_signed() + shifted)
+            sum_ = Cat(Const(1, 1), old).as_signed() + shifted
+            doubled = Signal.like(sum_, name=f"doubled_{i}")  # a wider one would be assigned from its own sign
+            m.d.comb += doubled.eq(sum_)
             moved = doubled[1:].as_signed()
             top = moved[RESIDUAL_BITS - 1:]
             value = Signal(RESIDUAL_BITS, name=f"new_{i}")
@@ -159,8 +160,8 @@ class Post(wiring.Component):
 
         # Writes. A RAW group fills two granules of R.
         m.d.comb += [
-            self.x_wr_data.eq(x_data.replicate(copies)),
-            self.r_wr_data.eq(r_data.replicate(copies)),
+            self.x_wr_data.eq(x_data),
+            self.r_wr_data.eq(r_data),
             self.x_wr_addr.eq(group[2] >> place_bits),
             self.r_wr_addr.eq(Mux(gated, group[2] >> gated_copies_bits, group[2] >> place_bits)),
         ]

@@ -6,10 +6,12 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from intaglio.gen.checkpoint import load_checkpoint
+from intaglio.gen.checkpoint import Checkpoint, load_checkpoint
 from intaglio.sim.loading import float_decoder
 
-__all__ = ["activations"]
+__all__ = ["BYTES", "activations", "check_bytes"]
+
+BYTES = 256
 
 
 class _ReachedError(Exception):
@@ -32,14 +34,20 @@ class _Tap(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def check_bytes(config):
+    """Refuse a model (:class:`~intaglio.gen.model.ModelConfig`) whose tokens are not bytes: ValueError."""
+    if config.vocab_size != BYTES:
+        raise ValueError(f"the model's tokens must be bytes, a vocabulary of {BYTES}, not one of {config.vocab_size}")
+
+
 @torch.no_grad()
-def activations(model_folder, text, tokens, layer):
+def activations(model, text, tokens, layer):
     """Run a byte-level model on the first tokens of a text, up to the attention of a layer.
 
     Parameters
     ----------
-    model_folder : path
-        Checkpoint with a vocabulary of at least 256: a token is a byte.
+    model : path of a checkpoint folder, or a Checkpoint
+        With a vocabulary of 256: a token is a byte.
     text : bytes or path
         A zero byte, which begins a prompt, is not added.
     tokens : int
@@ -55,20 +63,19 @@ def activations(model_folder, text, tokens, layer):
     ValueError
         The text is shorter than ``tokens``, or the model has no such layer or no byte vocabulary.
     """
-    checkpoint = load_checkpoint(model_folder)
+    checkpoint = model if isinstance(model, Checkpoint) else load_checkpoint(model)
     config = checkpoint.config
     if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < config.num_hidden_layers:
         raise ValueError(f"layer must be an integer in 0..{config.num_hidden_layers - 1}, not {layer!r}")
-    if config.vocab_size < 256:
-        raise ValueError(f"the vocabulary must have all 256 bytes, not {config.vocab_size} tokens")
+    check_bytes(config)
     text = bytes(text) if isinstance(text, bytes | bytearray | memoryview) else Path(text).read_bytes()
     if isinstance(tokens, bool) or not isinstance(tokens, int) or not 1 <= tokens <= len(text):
         raise ValueError(f"tokens must be an integer in 1..{len(text)}, the bytes of the text, not {tokens!r}")
     tap = _Tap(layer)
-    model = float_decoder(checkpoint)
+    decoder = float_decoder(checkpoint)
     try:
         with tap:
-            model(torch.tensor(list(text[:tokens]))[None])
+            decoder(torch.tensor(list(text[:tokens]))[None])
     except _ReachedError:
         pass
     q, k, v = (x[0].float() for x in tap.found)

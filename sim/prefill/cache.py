@@ -3,6 +3,9 @@
 The control (docs/prefill.md, KV cache) decides in *rounds*: round r begins when r visits have been retired, and ends before round
 r + 1 begins. In round r the visits up to ``r + lookahead`` are decided in their order: a resident block is a hit; otherwise the lowest
 free line is taken; otherwise visit r + 1 or an earlier one evicts; otherwise the round ends. Nothing depends on time.
+
+It evicts what Belady's optimum would, but must keep every block that it fetches: the optimum may pass one by. So it is near the optimum
+(within 5 %) where the lines are many beside the blocks that two windows share, not where they are few (docs/prefill.md has the numbers).
 """
 
 from collections import OrderedDict

@@ -12,11 +12,12 @@ __all__ = ["HeadGroup", "attend", "block_map", "exp2", "index", "log2", "log_sum
 _EXP = torch.tensor(numerics.EXP)
 _LOG = torch.tensor(numerics.LOG_TABLE)
 _NONE = -(1 << 20)  # below every score: a masked key
+_GONE = 1 << 20  # a distance of which nothing is left
 
 
 def exp2(x):
-    """``2^(-x/256)`` with 16 fraction bits, for int64 ``x >= 0`` of any shape."""
-    return torch.where(x < 16 << 8, _EXP[x & 255] >> (x >> 8).clamp(max=16), 0)
+    """``2^(-x/256)`` with 28 fraction bits, for int64 ``x >= 0`` of any shape."""
+    return _EXP[x & 255] << numerics.MASS_FRACTION - 16 >> (x >> 8).clamp(max=62)
 
 
 def log2(n):
@@ -30,7 +31,7 @@ def log2(n):
 class HeadGroup:
     """What a run reads: one KV head and its query heads, N tokens, as integers with exponents.
 
-    q int8 [G, N, D], xq int8 [G, N]; k, v int8 [N, D], xk int8 [N]; base 0..15; pooled_q int8 [G, nb, D], pooled_xq [G, nb];
+    q int8 [G, N, D], xq int8 [G, N]; k, v int8 [N, D], xk int8 [N]; base -8..15; pooled_q int8 [G, nb, D], pooled_xq [G, nb];
     pooled_k int8 [nb, D], pooled_xk [nb]. Elements are in -127..127, exponents in 0..7. torch tensors of any integer dtype.
     """
 
@@ -49,9 +50,9 @@ class HeadGroup:
 def scores(q, xq, k, xk, base):
     """Scores int64 [..., rows, keys] of queries [..., rows, D] and keys [keys, D] with their exponents."""
     dot = (q.float() @ k.float().transpose(-1, -2)).long()  # below 2^24, hence exact
-    shift = base + xq.long()[..., :, None] + xk.long()
+    shift = base + numerics.SCORE_FRACTION + xq.long()[..., :, None] + xk.long()
     half = (1 << shift) >> 1
-    return ((dot + half) >> shift).clamp(-numerics.SCORE_MAX - 1, numerics.SCORE_MAX)
+    return (((dot << numerics.SCORE_FRACTION) + half) >> shift).clamp(-numerics.SCORE_MAX - 1, numerics.SCORE_MAX)
 
 
 def _shifted(x, amount):
@@ -83,15 +84,15 @@ def log_sums(t, masked, head_dim):
         part, hidden = (x[..., first:first + head_dim].reshape(rows.numel(), -1) for x in (t, masked))
         reach = ~hidden.all(-1)
         e = (part.masked_fill(hidden, _NONE).amax(-1) >> numerics.FRACTION) + 1
-        p = exp2(((e << numerics.FRACTION)[:, None] - part).masked_fill(hidden, 1 << 13))
+        p = exp2(((e << numerics.FRACTION)[:, None] - part).masked_fill(hidden, _GONE))
         state = tile_merge(state, e, p.sum(-1), reach)
     maximum, total, begun = state
-    logs = (maximum << numerics.FRACTION) + ((log2(total.clamp(min=1)) + 8) >> 4) - 4096
+    logs = (maximum - numerics.MASS_FRACTION << numerics.FRACTION) + ((log2(total.clamp(min=1)) + 8) >> 4)
     return torch.where(begun & (total > 0), logs, numerics.MASKED_L).reshape(rows)
 
 
 def masses(t, logs, masked):
-    """16-bit probabilities of scores t [..., keys] whose rows have the logarithms ``logs`` (mode MASS)."""
+    """Probabilities with 28 fraction bits of scores t [..., keys] whose rows have the logarithms ``logs`` (mode MASS)."""
     return exp2((logs[..., None] - t).clamp(min=0)).masked_fill(masked, 0)
 
 
@@ -185,7 +186,8 @@ def _attend_rows(group, head, rows, keys, head_dim):
     tiles = len(keys) // head_dim
     t, hidden = (x.reshape(len(rows), tiles, head_dim) for x in (t, hidden))
     e = (t.masked_fill(hidden, _NONE).amax(-1) >> numerics.FRACTION) + 1
-    weights = ((exp2(((e << numerics.FRACTION)[..., None] - t).masked_fill(hidden, 1 << 13)) + 256) >> 9).clamp(max=numerics.WEIGHT_MAX)
+    p = exp2(((e << numerics.FRACTION)[..., None] - t).masked_fill(hidden, _GONE)) >> numerics.MASS_FRACTION - 9
+    weights = ((p + 1) >> 1).clamp(max=numerics.WEIGHT_MAX)
     values = group.v[held].reshape(tiles, head_dim, head_dim)
     sums = torch.einsum("rtk,tkd->rtd", weights.float(), values.float()).long()
     sums = torch.cat([sums, weights.sum(-1, keepdim=True)], -1) << numerics.MERGE_SHIFT  # the last column is l

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from intaglio.host.prefill.parameters import divergence_threshold, share
+from intaglio.host.prefill.parameters import WHOLE, divergence_threshold, share
 from intaglio.host.prefill.quantise import quantise
 from intaglio.sim.prefill import attention, cache, exact
 from intaglio.sim.prefill.activations import activations
@@ -71,11 +71,11 @@ def _judged(layer, kv_head, queries, keys, values, got, keep, aware, block):
 
 
 def layer_reports(model, text, *, tokens, layer, block, gamma16, threshold):
-    """Reports of the KV heads of a layer of the checkpoint folder ``model`` on ``text`` (bytes), by the exact model."""
+    """Reports of the KV heads of a layer of ``model`` (a checkpoint folder, or a Checkpoint) on ``text`` (bytes), by the exact model."""
     for kv_head, queries, keys, values in _groups(model, text, tokens, layer):
         z = quantise(queries.numpy(), keys.numpy(), values.numpy(), block=block)
-        out, keep, aware = exact_run(z, block=block, gamma16=gamma16, threshold=threshold)
-        got = out.double() / 256 * torch.as_tensor(z.value_scale)
+        out, keep, aware = exact_run(z, block=block, gamma16=gamma16, threshold=threshold, dense=gamma16 == WHOLE)
+        got = torch.as_tensor(z.results(out.numpy()))
         yield _judged(layer, kv_head, queries, keys, values, got, keep, aware, block)
 
 
@@ -91,7 +91,8 @@ def device_reports(device, model, text, *, tokens, layer, gamma, tau, check=Fals
         keep, aware, equal = torch.as_tensor(run.map), torch.as_tensor(run.aware), None
         if check:
             z = quantise(queries.numpy(), keys.numpy(), values.numpy(), block=block)
-            want = exact_run(z, block=block, gamma16=share(gamma), threshold=divergence_threshold(tau))
+            gamma16 = share(gamma, keys.shape[0])
+            want = exact_run(z, block=block, gamma16=gamma16, threshold=divergence_threshold(tau), dense=gamma16 == WHOLE)
             equal = all(torch.equal(torch.as_tensor(a), b) for a, b in zip((run.values, run.map, run.aware), want, strict=True))
         yield _judged(layer, kv_head, queries, keys, values, torch.as_tensor(got), keep, aware, block), run, equal
 

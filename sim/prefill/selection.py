@@ -46,7 +46,7 @@ def divergence(ver, pool, block, tokens):
     total = sum(numerics.exp2((e << numerics.FRACTION) - t) for t in mean)
     log = (e << numerics.FRACTION) + ((numerics.log2(total) + 8) >> 4) - 4096
     est = [numerics.exp2(max(0, log - t)) for t in mean]
-    true = [min(65535, int(v) >> bits) for v in ver]
+    true = [min(65535, int(v) >> bits + numerics.MASS_FRACTION - 16) for v in ver]
     return sum(_terms(a + b, 17) - _terms(a, 16) - _terms(b, 16) for a, b in zip(est, true, strict=True))
 
 

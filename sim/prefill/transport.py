@@ -5,10 +5,15 @@ import time
 from intaglio.sim.prefill.library import PrefillSimulation
 from intaglio.sim.prefill.memory import MemoryModel
 
-__all__ = ["PrefillTransport", "open_prefill"]
+__all__ = ["PrefillTransport", "memory_model", "open_prefill"]
 
 FIRST_CHUNK, CHUNK_SECONDS = 1 << 10, 0.1  # cycles run at first, and seconds to aim at, between looks at the clock
 DEFAULT_MEMORY = "hbm2-u280"
+
+
+def memory_model(manifest, memory=DEFAULT_MEMORY):
+    """The :class:`MemoryModel` of that name at the unit's clock, or the one that is given."""
+    return memory if isinstance(memory, MemoryModel) else MemoryModel.preset(memory, manifest.get("clock_hz"))
 
 
 def open_prefill(library, manifest, *, memory=DEFAULT_MEMORY):
@@ -21,8 +26,7 @@ def open_prefill(library, manifest, *, memory=DEFAULT_MEMORY):
     memory : str or MemoryModel
         A name of :data:`~intaglio.sim.prefill.memory.PRESETS`, or the times themselves.
     """
-    model = memory if isinstance(memory, MemoryModel) else MemoryModel.preset(memory, manifest["clock_hz"])
-    return PrefillTransport(PrefillSimulation(library, lanes=manifest["config"]["drain"], model=model), manifest)
+    return PrefillTransport(PrefillSimulation(library, lanes=manifest["config"]["drain"], model=memory_model(manifest, memory)), manifest)
 
 
 class PrefillTransport:

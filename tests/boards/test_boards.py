@@ -1,5 +1,6 @@
 """Boards without their long steps: pins, clocks, stamps of steps, and what becomes of a report of nextpnr."""
 
+import json
 import subprocess
 import sys
 
@@ -7,11 +8,15 @@ import pytest
 
 from intaglio import Error
 from intaglio.boards import cli, tools
+from intaglio.boards.alveo import CARDS, package
+from intaglio.boards.arty import archive
 from intaglio.boards.build import build, critical_path
 from intaglio.boards.config import BOARDS, Board, Pin, board
 from intaglio.boards.ecp5 import Pll, constraints, pll, top_verilog
+from intaglio.boards.lane import build_lane
 from intaglio.boards.tools import Stamp, run_yowasp
 from intaglio.cli import main
+from intaglio.gen import output
 
 COMMANDS = {"board": lambda: cli.register}
 PIN = Pin(ball="A1")
@@ -32,6 +37,11 @@ LOCATE COMP "tx" SITE "R24";
 IOBUF PORT "tx" IO_TYPE=LVCMOS33 PULLMODE=UP;
 FREQUENCY PORT "clk_in" 101 MHZ;
 """
+    assert "wifi" not in constraints(ecpix5) + top_verilog(ecpix5)
+    assert """\
+LOCATE COMP "wifi_gpio0" SITE "L2";
+IOBUF PORT "wifi_gpio0" DRIVE=4 IO_TYPE=LVCMOS33 PULLMODE=UP;
+""" in constraints(ulx3s)
 
 
 @pytest.mark.parametrize("input_hz, output_hz", [(25_000_000, 80_000_000), (100_000_000, 80_000_000), (25_000_000, 62_500_000),
@@ -68,9 +78,12 @@ endmodule
 """)
     script = "\n".join(["from pyosys import libyosys as y", "d = y.Design()"] + [f"y.run_pass({step!r}, d)" for step in (
         "read_verilog top.v", "synth_lattice -family ecp5 -top intaglio_board", "check -assert",
-        "select -assert-count 1 t:EHXPLLL", "select -assert-count 11 t:TRELLIS_FF")])
+        "select -assert-count 1 t:EHXPLLL", "select -assert-count 11 t:TRELLIS_FF", "write_json netlist.json")])
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
+    ports = json.loads((tmp_path / "netlist.json").read_text())["modules"]["intaglio_board"]["ports"]
+    assert {port: ports[port]["bits"] for port in ports if port not in ("clk_in", "rx", "tx")} == (
+        {"wifi_gpio0": ["1"]} if name == "ulx3s" else {})
 
 
 def test_a_step_is_done_once(tmp_path):
@@ -78,7 +91,11 @@ def test_a_step_is_done_once(tmp_path):
     source.write_text("a")
     step = Stamp(tmp_path / "step", source, "option")
     assert not step.done
-    step.begin()
+    (tmp_path / "step").mkdir()
+    for name in ("notes.txt", "result"):
+        (tmp_path / "step" / name).write_text("mine")
+    step.begin("result")
+    assert [path.name for path in (tmp_path / "step").iterdir()] == ["notes.txt"]  # what the step does not make stays
     (tmp_path / "step" / "result").write_text("made")
     assert not step.done
     step.finish("result")
@@ -159,22 +176,6 @@ def test_tools_that_fail_or_hang(tmp_path, monkeypatch):
     assert lines == ["one", "two"] and log.read_text() == "one\ntwo\n"
 
 
-def test_progress_of_a_seed_is_told_step_by_step(monkeypatch, capsys):
-    """Steps of nextpnr differ after the seed's number; repetitions of one step are told once a minute."""
-    from intaglio.boards import cli
-
-    now = [0.0]
-    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
-    progress = cli._Progress()
-    for seconds, text in ((1, "seed 1: Packing IOs.."), (2, "seed 1: Packing LUTs..."), (3, "seed 1: iter=1 wires=10"),
-                          (4, "seed 1: iter=2 wires=11"), (70, "seed 1: iter=3 wires=12"), (71, "seed 2: Packing IOs..")):
-        now[0] = seconds
-        progress(text, 0.5)
-    told = [line.split("s  ")[1] for line in capsys.readouterr().err.splitlines()]
-    assert told == ["seed 1: Packing IOs..", "seed 1: Packing LUTs...", "seed 1: iter=1 wires=10", "seed 1: iter=3 wires=12",
-                    "seed 2: Packing IOs.."]
-
-
 ROUTER = """
 import itertools, json, sys, time
 def run(words):
@@ -198,9 +199,11 @@ def test_a_seed_that_does_not_route_is_left_out(tmp_path, monkeypatch):
 
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "router.py").write_text(ROUTER)
-    (tmp_path / "netlist.json").write_text("{}")
-    (tmp_path / "sources").mkdir()
-    (tmp_path / "sources" / "ulx3s.lpf").write_text("")
+    out = tmp_path / "out"
+    output.mark(out, "board")
+    (out / "netlist.json").write_text("{}")
+    (out / "sources").mkdir()
+    (out / "sources" / "ulx3s.lpf").write_text("")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lib"))
     for module in (tools, flow):
         monkeypatch.setattr(module, "version", lambda package: "1")
@@ -208,11 +211,23 @@ def test_a_seed_that_does_not_route_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(flow, "PATIENCE", 10)
     monkeypatch.setattr(flow, "generate", lambda *_, **__: {"digest": "0"})
     monkeypatch.setattr(flow, "write_sources", lambda *_: [])
-    monkeypatch.setattr(flow, "synthesised", lambda *_: ([], tmp_path / "netlist.json"))
-    monkeypatch.setattr(flow, "pack", lambda *_: None)
+    monkeypatch.setattr(flow, "synthesised", lambda *_: ([], out / "netlist.json"))
+    monkeypatch.setattr(flow, "pack", lambda *_: out / "netlist.json")
     for _ in range(2):
         with pytest.raises(Error, match="at least one seed must route, not none of 1: try others"):
-            build(board("ulx3s"), "model", tmp_path, seeds=(1,))
-        result = build(board("ulx3s"), "model", tmp_path, seeds=(1, 2))
+            build(board("ulx3s"), "model", out, seeds=(1,))
+        result = build(board("ulx3s"), "model", out, seeds=(1, 2))
+        (out / "seed_2" / "notes.txt").write_text("mine")
         assert result["unrouted"] == {"1": 500} and list(result["seeds"]) == ["2"] and result["best_seed"] == 2
-    assert (tmp_path / "runs").read_text() == "12"
+    assert (out / "runs").read_text() == "12" and (out / "seed_2" / "notes.txt").is_file()
+    assert json.loads((out / "manifest.json").read_text())["content"].keys() == {"board.json", "ulx3s.bit"}
+
+
+def test_a_folder_of_another_kind_is_refused(tmp_path):
+    """Before anything is made; its manifest is not written over by that of the board."""
+    output.write(tmp_path / "desk", {"rtl/a.v": b"a"}, {"kind": "decoder"})
+    for run in (lambda out: build(board("ulx3s"), "/nowhere", out), lambda out: build_lane("/nowhere", out),
+                lambda out: archive("/nowhere", out), lambda out: package(CARDS["u280"], "/nowhere", out)):
+        with pytest.raises(Error, match="its manifest.json is that of a decoder: choose another folder"):
+            run(tmp_path / "desk")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.v", "desk", "manifest.json", "rtl"]

@@ -16,7 +16,7 @@ from intaglio.gen.collateral import lint_waivers
 from intaglio.gen.model import ModelConfig
 from intaglio.gen.synthetic import random_checkpoint
 from intaglio.rtl.kernel import ARGUMENTS, KERNEL_TOP
-from intaglio.sim.verilator import find_tools
+from intaglio.sim.tools import find_program, find_tools
 
 MODEL = ModelConfig(vocab_size=61, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
                     head_dim=16)
@@ -25,7 +25,7 @@ set calls {}
 foreach name {create_project add_files set_property get_files current_fileset update_compile_order close_project package_xo get_property
               ipx::package_project ipx::unload_core ipx::edit_ip_in_project ipx::current_core ipx::get_user_parameters
               ipx::remove_user_parameter ipx::associate_bus_interfaces ipx::create_xgui_files ipx::update_checksums ipx::check_integrity
-              ipx::save_core} {
+              ipx::save_core ipx::add_bus_parameter ipx::get_bus_interfaces} {
     namespace eval [namespace qualifiers ::$name] {}
     proc ::$name args "puts \\"$name \\$args\\"; return {}"
 }
@@ -83,19 +83,33 @@ def test_connectivity(name):
         f"sp={KERNEL_TOP}_1.operations:HBM[0]", f"sp={KERNEL_TOP}_1.answers:HBM[1]"]
 
 
-@pytest.mark.skipif(not shutil.which("tclsh"), reason="needs tclsh (apt install tcl)")
+@pytest.mark.skipif(find_program("tclsh") is None, reason="needs tclsh (apt install tcl)")
 def test_tcl_runs_to_its_end(packed):
     """With a stand-in for every command of Vivado, which prints its words; any other command is an error."""
-    whole = subprocess.run(["tclsh"], cwd=packed, text=True, capture_output=True,
+    whole = subprocess.run([find_program("tclsh")], cwd=packed, text=True, capture_output=True,
                            input="set f [open package.tcl]; puts [info complete [read $f]]")
     assert whole.stdout.strip() == "1"
-    done = subprocess.run(["tclsh"], input=VIVADO, cwd=packed, text=True, capture_output=True)
+    done = subprocess.run([find_program("tclsh")], input=VIVADO, cwd=packed, text=True, capture_output=True)
     calls = done.stdout.splitlines()
     assert done.stderr == "" and calls[0].startswith("create_project -force pack")
     assert calls[-1].startswith("package_xo ") and f"-kernel_name {KERNEL_TOP}" in calls[-1] and "kernel.xml" in calls[-1]
     added = " ".join(call for call in calls if call.startswith("add_files"))
     for path in [*packed.glob("rtl/*.v"), *packed.glob("rom/*.hex")]:
         assert str(path) in added
+    (frequency,) = (number for number, call in enumerate(calls) if call.startswith("ipx::add_bus_parameter -quiet FREQ_HZ"))
+    assert calls[frequency - 1].startswith("ipx::get_bus_interfaces ap_clk")
+    assert calls[frequency + 1].startswith("set_property value 200000000")
+    assert frequency < next(number for number, call in enumerate(calls) if call.startswith("ipx::check_integrity"))
+    assert "set_property xpm_libraries XPM_CDC XPM_MEMORY XPM_FIFO" in " ".join(call.replace("{", "").replace("}", "") for call in calls)
+
+
+def test_files_of_the_user_are_neither_packed_nor_removed(checkpoint, packed, tmp_path):
+    folder = shutil.copytree(packed, tmp_path / "u280")
+    (folder / "rtl" / "bench.v").write_text("module bench; endmodule\n")
+    described = alveo.package(alveo.CARDS["u280"], checkpoint, folder, preset="small")
+    assert (folder / "rtl" / "bench.v").is_file() and "bench.v" not in (folder / "package.tcl").read_text()
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert files == {*described["content"], "manifest.json", "rtl/bench.v"} and "rtl/intaglio_kernel.v" in described["files"]["verilog"]
 
 
 def test_lint(packed, tmp_path):
@@ -126,9 +140,12 @@ def test_arty_archive(checkpoint, tmp_path):
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
         script, constraints = (archive.read(f"intaglio_arty.{kind}").decode() for kind in ("tcl", "xdc"))
-    assert {"build_intaglio_arty.sh", "intaglio_decoder.v", "intaglio_serial.v", "rom/weights_0.hex"} <= names
+    assert {"build_intaglio_arty.sh", "intaglio_decoder.v", "intaglio_serial.v", "rom/intaglio_decoder_weights_0.hex"} <= names
     for name in names:
         if name.endswith(".v") and name != "intaglio_arty.debug.v":
             assert f'"{name}"' in script or f" {name}" in script, name
+    images = " ".join(sorted(name for name in names if name.endswith(".hex")))
+    assert f"set images [list {images}]\nadd_files -norecurse $images\n" in script
+    assert script.index("{Memory Initialization Files} [get_files $images]") < script.index("synth_design")
     for ball in ("E3", "A9", "D10", "C2"):
         assert f"set_property LOC {ball} " in constraints

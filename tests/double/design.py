@@ -58,7 +58,7 @@ class PythonDevice:
         self.registers = {"magic": 0x494E5447, "version": 1, "digest": int(self.manifest["digest"][:8], 16)}
         self.registers |= registers or {}
         self.next_tokens, self.packets, self.commands = next_tokens, [], []
-        self.position = self.cycles = self.pending = 0
+        self.position = self.cycles = self.tokens = self.pending = 0
         self.running = None
         self.closed = False
 
@@ -84,6 +84,7 @@ class PythonDevice:
             self.packets.append(packet)
         self.position += 1
         self.cycles += 10
+        self.tokens += 1
         self.running = (following, run - 1, top, want, 0) if run else None
 
     def receive(self, capacity, timeout):
@@ -101,11 +102,12 @@ class PythonDevice:
 
     def read_register(self, offset):
         name = next(name for name, at in OFFSETS.items() if at == offset)
-        return self.cycles & 0xFFFFFFFF if name == "cycles_lo" else self.registers.get(name, 0)
+        counters = {"cycles_lo": self.cycles, "phase_busy": self.cycles, "tokens": self.tokens}
+        return counters[name] & 0xFFFFFFFF if name in counters else self.registers.get(name, 0)
 
     def write_register(self, offset, value):
         if offset == OFFSETS["control"]:
-            self.cycles = 0
+            self.cycles = self.tokens = 0
 
     def reset(self):
         self.packets.clear()

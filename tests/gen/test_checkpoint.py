@@ -8,14 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from intaglio.cli import main
 from intaglio.gen import tensorfile
-from intaglio.gen.checkpoint import MATRIX_TENSORS, Layer, Ternary, absmean_ternary, load_checkpoint, save_checkpoint
+from intaglio.gen.banks.emit import emit
+from intaglio.gen.banks.layout import BankLayout
+from intaglio.gen.checkpoint import EMBEDDING, MATRIX_TENSORS, Layer, Ternary, absmean_ternary, load_checkpoint, save_checkpoint
+from intaglio.gen.decoder import generate
 from intaglio.gen.model import CheckpointError, ModelConfig
 from intaglio.gen.synthetic import random_checkpoint
 from intaglio.gen.tensorfile import Tensor
+from intaglio.host.manifest import Manifest
 
 CONFIG = ModelConfig(vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
                      num_key_value_heads=1, head_dim=8, max_position_embeddings=64, bos_token_id=0, eos_token_id=1)
+ODD = BankLayout(lanes=2, units=1, width=8, height=7)
 Q = "model.layers.1.self_attn.q_proj.weight"
 
 
@@ -202,7 +208,8 @@ WRONG_TENSORS = [
     (Q, None, r"q_proj.weight \[4, 16\] is missing"),
     (SCALE, None, r"weight_scale \[1\] is missing"),
     (NORM, None, r"ffn_sub_norm.weight \[24\] is missing"),
-    ("lm_head.weight", floats(1), r"not lm_head.weight \(1 unexpected\)"),
+    ("lm_head.bias", floats(1), r"not lm_head.bias \(1 unexpected\)"),
+    ("lm_head.weight", floats(1), r"lm_head.weight must have shape \[20, 16\], not \[1\]"),
     (Q, Tensor.from_uint8(np.zeros((4, 12), np.uint8)), r"must have shape \[4, 16\], not \[4, 12\]"),
     (Q, Tensor.from_uint8(np.full((4, 16), 0xC0, np.uint8)), r"q_proj.weight must hold ternary codes 0, 1 and 2"),
     (Q, Tensor("I8", (4, 16), bytes(64)), "must be U8 .*, not I8"),
@@ -221,6 +228,81 @@ def test_wrong_tensor_is_named(saved, name, tensor, message):
     rewrite(saved, **{name: tensor})
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_a_stored_head_must_be_the_embedding(tmp_path, dtype):
+    checkpoint = random_checkpoint(CONFIG)
+    save_checkpoint(tmp_path, checkpoint, "BF16")
+    rewrite(tmp_path, **{"lm_head.weight": Tensor.from_float32(tensors_of(tmp_path)[EMBEDDING].to_float32(), dtype)})
+    tied = load_checkpoint(tmp_path)
+    emit(tmp_path, tmp_path / "banks", layout=ODD, processes=1)
+    rewrite(tmp_path, **{"lm_head.weight": None})
+    assert_equal(load_checkpoint(tmp_path), tied)
+    head = tied.embed.copy()
+    head[3, 5:7] += 1
+    rewrite(tmp_path, **{"lm_head.weight": Tensor.from_float32(head, dtype)})
+    message = "lm_head.weight must equal model.embed_tokens.weight, .* but 2 values differ: the model is not tied"
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        emit(tmp_path, tmp_path / "more", layout=ODD, processes=1)
+    assert not (tmp_path / "more").exists()
+
+
+K, V = "model.layers.0.self_attn.k_proj.weight", "model.layers.1.self_attn.v_proj.weight"
+CONSTANT = {  # tensors, and how they are named
+    "zeros, packed": ({K: Tensor.from_uint8(np.full((2, 16), 0x55, np.uint8))}, rf"unlike {K} \(all 0\): the file is damaged"),
+    "zero bytes": ({K: Tensor.from_uint8(np.zeros((2, 16), np.uint8))}, rf"unlike {K} \(all -1\)"),
+    "ones": ({V: Tensor.from_uint8(np.full((2, 16), 0xAA, np.uint8))}, rf"unlike {V} \(all 1\)"),
+    "two matrices and a norm": ({name: Tensor.from_uint8(np.full((2, 16), 0x55, np.uint8)) for name in (K, V)} | {NORM: floats(*[0] * 24)},
+                                rf"unlike {K} \(all 0\), {NORM} \(all 0\), {V} \(all 0\): the file"),
+    "final norm": ({"model.norm.weight": floats(*[0] * 16)}, r"unlike model.norm.weight \(all 0\)"),
+    "embedding": ({EMBEDDING: Tensor.from_float32(np.full((20, 16), 0.5, np.float32), "F32")}, rf"unlike {EMBEDDING} \(all 0.5\)"),
+}
+
+
+@pytest.mark.parametrize("kind", CONSTANT)
+def test_tensors_that_no_trained_model_has(saved, kind):
+    tensors, message = CONSTANT[kind]
+    rewrite(saved, **tensors)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(saved)
+    with pytest.raises(CheckpointError, match=message):
+        emit(saved, saved / "banks", layout=ODD, processes=1)
+    assert not (saved / "banks").exists()
+    loaded = load_checkpoint(saved, allow_constant=True)
+    save_checkpoint(saved / "again", loaded)
+    assert_equal(load_checkpoint(saved / "again", allow_constant=True), loaded)
+    emit(saved, saved / "banks", layout=ODD, processes=1, allow_constant=True)
+
+
+def test_many_constant_tensors_are_counted(saved):
+    """Latent weights that underflowed in a conversion: every matrix of the model."""
+    rewrite(saved, **{f"model.layers.{index}.{MATRIX_TENSORS[name]}.weight": Tensor.from_float32(np.zeros(shape, np.float32), "BF16")
+                      for index in range(2) for name, shape in CONFIG.matrix_shapes.items()},
+            **{f"model.layers.{index}.{stem}.weight_scale": None for index in range(2) for stem in MATRIX_TENSORS.values()})
+    change_config(saved, quantization_config={"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"})
+    with pytest.raises(CheckpointError, match=r"q_proj.weight \(all 0\), .*layers.1.self_attn.q_proj.weight \(all 0\) and 6 more: "):
+        load_checkpoint(saved)
+
+
+def test_several_end_tokens_reach_the_manifest(saved, tmp_path):
+    change_config(saved, eos_token_id=[1, 3], bos_token_id=[2])
+    described = generate(saved, "small", tmp_path / "out", context=8, lane_width=8)
+    assert (described["model"]["bos"], described["model"]["eos"]) == (2, [1, 3])
+    assert Manifest.read(tmp_path / "out").ends == (1, 3)
+
+
+def test_the_commands_take_constant_tensors_if_told(saved, tmp_path, capsys):
+    rewrite(saved, **CONSTANT["zeros, packed"][0])
+    for command in (["gen", "decoder", "--preset", "small", "--set", "context=8", "--set", "lane_width=8"],
+                    ["gen", "banks", "--layer", "0", "--processes", "1"]):
+        out = str(tmp_path / command[1])
+        assert main([*command, "--model", str(saved), "-o", out]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]  # lines of progress may come before
+        assert error.startswith("intaglio: error") and f"{K} (all 0)" in error and "--allow-constant" in error
+        assert main([*command, "--model", str(saved), "-o", out, "--allow-constant"]) == 0
 
 
 def test_no_weights_and_pickle_only(saved):

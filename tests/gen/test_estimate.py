@@ -1,6 +1,8 @@
 """Estimates: the RTL's own cycles where the machine is the RTL's, hand-counted sums where it is larger, and no unknown or wrong input."""
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,9 @@ from intaglio.gen.estimate import measure as measure_module
 from intaglio.gen.estimate.cli import register
 from intaglio.gen.estimate.costs import COSTS, costs_with
 from intaglio.gen.estimate.decoder import estimate_decoder
-from intaglio.gen.estimate.machine import WideTiming, machine_for
+from intaglio.gen.estimate.machine import MACHINES, WideTiming, machine_for
 from intaglio.gen.model import ModelConfig
-from intaglio.gen.presets import config_for
+from intaglio.gen.presets import PRESETS, config_for
 from intaglio.gen.published import model_config
 from intaglio.gen.quantised import quantise
 from intaglio.gen.synthetic import random_checkpoint
@@ -60,6 +62,21 @@ def test_other_machines_of_the_rtl(preset, widths):
     context = {"context": 64}
     model = quantise(random_checkpoint(config), config_for(config, preset, **widths, **context))
     assert same(machine_for(config, preset, **widths, **context), model, (0, 5, 63))
+
+
+def test_what_is_given_is_checked_and_not_what_it_replaces():
+    """A model of 300 positions and heads of 8 elements does not fit the preset's 1,024 tokens and vectors of 16 elements."""
+    config = ModelConfig(vocab_size=12, hidden_size=128, intermediate_size=192, num_hidden_layers=3, num_attention_heads=16,
+                         num_key_value_heads=4, head_dim=8, max_position_embeddings=300)
+    with pytest.raises(ValueError, match=re.escape("context must be an integer in 2..300, not 1024")):
+        machine_for(config, "desk", vector_width=8)
+    with pytest.raises(ValueError, match=re.escape("vector_width must be an integer in 2..8, not 16")):
+        machine_for(config, "desk", context=256)
+    machine = machine_for(config, "desk", context=256, vector_width=8)
+    assert (machine.context, machine.vector_width, machine.lanes, machine.top_k) == (256, 8, 4, 12)
+    assert same(machine, quantise(random_checkpoint(config), config_for(config, "desk", context=256, vector_width=8)), (0, 255))
+    with pytest.raises(ValueError, match=re.escape("top_k must be an integer in 1..12, not 13")):
+        machine_for(config, "desk", context=256, vector_width=8, top_k=13)
 
 
 def test_tom_by_hand():
@@ -128,9 +145,25 @@ def test_command(capsys):
     assert json.loads(out)["machine"]["lanes"] == 4
 
 
+def test_defaults_fit_the_shipped_model(capsys):
+    """Whose heads are narrower than the default machine's vector unit, and whose context could be shorter than its cache."""
+    code, out, _ = run(capsys, "--model", str(MODEL), "--json")
+    assert code == 0 and json.loads(out)["machine"]["vector_width"] == 32
+    short = dataclasses.replace(ModelConfig.from_json(MODEL / "config.json"), max_position_embeddings=64)
+    assert machine_for(short, "tom").context == 64
+
+
+def test_help_lists_every_preset_that_is_taken(capsys):
+    with pytest.raises(SystemExit):
+        run(capsys, "--help")
+    text = " ".join(capsys.readouterr().out.split()).replace("desk- 4k", "desk-4k")  # argparse breaks lines at hyphens
+    listed = [part for part in text.split("--") if part.startswith("preset NAME")][-1]
+    assert all(re.search(rf"\b{name}\b", listed) for name in (*MACHINES, *PRESETS))
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--model", "bitnet-3b"], "the model must be a checkpoint folder or one of bitnet-2b4t, not 'bitnet-3b'"),
-    (["--preset", "dick"], "the preset must be one of desk"),
+    (["--preset", "dick"], f"the preset must be one of {', '.join([*MACHINES, *PRESETS])}, not 'dick'"),
     (["--context", "5000"], "context must be an integer in 2..4096, not 5000"),
     (["--set", "lanes=many"], "--set must be NAME=NUMBER, not 'lanes=many'"),
     (["--set", "lanes"], "--set must be NAME=NUMBER, not 'lanes'"),
@@ -139,6 +172,13 @@ def test_command(capsys):
     (["--set", "attention_heads=3"], "attention_heads must divide heads / kv_heads = 4, not 3"),
     (["--set", "attention_units=3"], "attention_units must divide heads / attention_heads = 5, not 3"),
     (["--set", "reach=-1"], "reach must be an integer in 0..1000, not -1"),
+    (["--context", "256", "--set", "context=512"], "context must be given by --context or by --set, not by both"),
+    (["--set", "reach=1", "--set", "reach=2"], "--set must give each name once, not reach twice"),
+    (["--set", "top_k=32"], "top_k must be an integer in 1..31, not 32"),
+    (["--preset", "desk", "--context", "5000"], "context must be an integer in 2..4096, not 5000"),
+    (["--preset", "desk", "--set", "vector_width=3"], "vector_width must be a power of 2 that divides head_dim = 128, not 3"),
+    (["--cost", "utilisation=0"], "the cost utilisation must be more than 0"),
+    (["--cost", "utilisation=1.5"], "the cost utilisation is a share and must be at most 1, not 1.5"),
     (["--cost", "gold=1"], "a cost must be one of weight_um2"),
     (["--cost", "volt=nan"], "the cost volt must be a finite number of at least 0, not nan"),
 ])
@@ -190,7 +230,7 @@ def test_measuring_a_part(tmp_path, monkeypatch):
 
     whole = library(LIBERTY % REGISTER)
     monkeypatch.setattr(measure_module, "HEIGHT", 16)
-    monkeypatch.setitem(measure_module.PARTS, "weight", (measure_module._weights, 16))
+    monkeypatch.setitem(measure_module.PARTS, "weight", (measure_module._weights, 16, (7, 8)))
     area, leakage, capacitance = measure_module.measure("weight", whole)
     assert area > 10 and leakage == pytest.approx(2e-6 * area) and capacitance == pytest.approx(3 * area)
     for text, message in (("library (x) { }", "must have cells with an area; none was found"),

@@ -90,7 +90,8 @@ def test_full_size_is_opened_and_read_in_bounded_memory(full):
     ("model.layers.7.mlp.up_proj.weight_scale", ("BF16", [2]), r"up_proj.weight_scale must have shape \[1\], not \[2\]"),
     ("model.embed_tokens.weight", ("BF16", [128255, 2560]), r"embed_tokens.weight must have shape \[128256, 2560\]"),
     ("model.norm.weight", ("I16", [2560]), "norm.weight must be F32, BF16 or F16, not I16"),
-    ("lm_head.weight", ("BF16", [128256, 2560]), "not lm_head.weight"),
+    ("lm_head.weight", ("BF16", [128255, 2560]), r"lm_head.weight must have shape \[128256, 2560\]"),
+    ("lm_head.bias", ("BF16", [128256]), "not lm_head.bias"),
     ("model.layers.30.input_layernorm.weight", ("BF16", [2560]), r"not model.layers.30.input_layernorm.weight \(1 unexpected\)"),
 ])
 def test_another_layout_is_refused_by_the_header(tmp_path, name, entry, message):

@@ -40,6 +40,9 @@ def test_rope_of_transformers_4_and_5():
 def test_defaults():
     assert ModelConfig.from_json({**BIG, "num_key_value_heads": None}).num_key_value_heads == 20
     assert ModelConfig.from_json({**BIG, "eos_token_id": [7]}).eos_token_id == 7
+    assert ModelConfig.from_json({**BIG, "bos_token_id": [3]}).bos_token_id == 3
+    several = ModelConfig.from_json({**BIG, "eos_token_id": [128001, 128009]})
+    assert several.eos_token_id == (128001, 128009) and several == ModelConfig.from_json(json.loads(json.dumps(several.to_json())))
     assert ModelConfig.from_json({**BIG, "bos_token_id": None}).bos_token_id is None
     assert ModelConfig.from_json({**BIG, "quantization_config": {"quant_method": "bitnet"}}).linear_class == "bitlinear"
 
@@ -62,7 +65,9 @@ def test_defaults():
     ({"tie_word_embeddings": False}, "tie_word_embeddings must be true"),
     ({"tie_word_embeddings": ...}, "tie_word_embeddings must be true"),
     ({"bos_token_id": 128256}, "bos_token_id must be null or one token id in 0..128255"),
-    ({"eos_token_id": [1, 2]}, r"eos_token_id must be null or one token id .*not \[1, 2\]"),
+    ({"bos_token_id": [1, 2]}, r"bos_token_id must be null or one token id in .*not \(1, 2\)"),
+    ({"eos_token_id": [1, 128256]}, r"eos_token_id must be null or one token id, or several, in 0..128255, not \(1, 128256\)"),
+    ({"eos_token_id": []}, "eos_token_id must be null or one token id"), ({"eos_token_id": [True]}, "eos_token_id must be null or one"),
     ({"rms_norm_eps": 0}, "rms_norm_eps must be a finite number above 0"),
     ({"rope_theta": float("nan")}, "rope_theta must be a finite number above 0"),
     ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling must be plain rotary embedding"),

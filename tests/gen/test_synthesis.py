@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from intaglio import Error
-from intaglio.gen.synthesis import CELLS, SHIFTS, Usage, block_rams, synthesise_ecp5, table
+from intaglio.gen.output import write
+from intaglio.gen.synthesis import CELLS, SHIFTS, Usage, block_rams, decoder_table, synthesise_ecp5, table
 from intaglio.gen.verilog import convert
 from intaglio.gen.yosys import run_yosys
 from intaglio.rtl.attention.array import MacArray
@@ -149,3 +150,15 @@ def test_the_netlist_is_flat_and_has_no_scopes(tmp_path):
     synthesise_ecp5(folder_of(tmp_path, {"inner": inner, "top": top}), "top", netlist=path, timeout=60)
     kinds = {cell["type"] for cell in json.loads(path.read_text())["modules"]["top"]["cells"].values()}
     assert "TRELLIS_FF" in kinds and kinds <= {"TRELLIS_FF", "LUT4"}
+
+
+def test_files_that_a_manifest_does_not_list_are_not_read(tmp_path):
+    """What the user has put beside the Verilog is no source; a folder of another kind is refused."""
+    write(tmp_path, {"rtl/top.v": b"module top(input a, input b, output c); assign c = a ^ b; endmodule\n"},
+          {"kind": "lane", "files": {"verilog": ["rtl/top.v"]}})
+    (tmp_path / "rtl" / "bench.v").write_text("module top; initial $finish; endmodule\n")
+    (usage,) = synthesise_ecp5(tmp_path, "top", timeout=60)
+    assert usage.cell("LUT4") == 1
+    for folder in (tmp_path, tmp_path / "rtl"):
+        with pytest.raises(Error, match="must hold the output of 'intaglio gen decoder'"):
+            decoder_table(folder)

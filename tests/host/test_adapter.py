@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intaglio.gen.tensorfile import Tensor, to_bytes
+from intaglio.host import adapter_targets
 from intaglio.host.adapter import AdapterError, LowRank, quantise_adapter, quantise_factor, read_adapter
 from intaglio.host.adapter_image import adapter_image, image_crc
 from intaglio.host.tensors import TensorError, read_tensors, to_float32
@@ -29,7 +30,7 @@ class Files:
         rng = np.random.default_rng(seed)
         self.config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "fan_in_fan_out": False, "use_dora": False,
                        "target_modules": [MODULES[name].rpartition(".")[2] for name in targets], "modules_to_save": None,
-                       "rank_pattern": {}, "alpha_pattern": {}, "init_lora_weights": True, "an unknown setting": 3}
+                       "rank_pattern": {}, "alpha_pattern": {}, "init_lora_weights": True}
         self.metadata, self.tensors = {}, {}
         for layer in range(2):
             for name in targets:
@@ -103,15 +104,24 @@ REFUSED = {
     "rank true": (_set(r=True), "rank must be the device's, 4, not True"),
     "alpha zero": (_set(lora_alpha=0), "lora_alpha must be a finite number above 0, not 0"),
     "alpha infinite": (_set(lora_alpha=float("inf")), "lora_alpha must be"), "no alpha": (_set(lora_alpha=None), "lora_alpha must be"),
-    "dora": (_set(use_dora=True), "use_dora must be False"), "bias": (_set(bias="all"), "bias must be 'none'"),
+    "dora": (_set(use_dora=True), "use_dora must be False, not True: it rescales the base's rows"),
+    "bias": (_set(bias="all"), "bias must be 'none'"),
     "transposed": (_set(fan_in_fan_out=True), "fan_in_fan_out must be False"),
     "rank pattern": (_set(rank_pattern={"q_proj": 2}), "rank_pattern must be {}"),
     "alpha pattern": (_set(alpha_pattern={"q_proj": 2}), "alpha_pattern must be {}"),
-    "saved modules": (_set(modules_to_save=["lm_head"]), "modules_to_save must be None"),
-    "some layers": (_set(layers_to_transform=[0]), "layers_to_transform must be None"),
-    "pissa": (_set(init_lora_weights="pissa_niter_4"), "init_lora_weights must leave the base as it is"),
+    "saved modules": (_set(modules_to_save=["lm_head"]), r"modules_to_save must be \[\], not \['lm_head'\]: the base is read-only"),
+    "other layers": (_set(layers_to_transform=[0]), "tensor .*layers.1.self_attn.q_proj.* must belong to one of 2 layers"),
+    "layers a text": (_set(layers_to_transform="0"), "layers_to_transform must be a layer's number or a list of them, not '0'"),
+    "layers and a pattern": (_set(layers_to_transform=[0], target_modules=".*"), "target_modules must be a list where there are layers_to"),
+    "no pattern": (_set(target_modules="(q_proj"), r"must be regular expressions, not '\(q_proj': .*unterminated"),
+    "nothing meant": (_set(target_modules=["c_attn"]), r"must mean at least one matrix .* 2 layers, and \['c_attn'\] means none"),
+    "everything excluded": (_set(exclude_modules=".*"), "must mean at least one matrix"),
+    "names of two models": (_extra("base_model.model.layers.0.self_attn.q_proj.lora_A.weight"), "the tensors must be of one model"),
     "rslora a text": (_set(use_rslora="yes"), "use_rslora must be true or false"),
-    "targets a pattern": (_set(target_modules="all-linear"), "target_modules must be a list"),
+    "all targets": (_set(target_modules="all-linear"), "room for .*not 'k_proj'"), "no targets": (_set(target_modules=None),
+                    "target_modules must be a list of names or one pattern, not None"),
+    "targets numbers": (_set(target_modules=[1]), r"target_modules must be a list of names or one pattern, not \[1\]"),
+    "a pattern without room": (_set(target_modules=r".*\.(q|k|v)_proj"), "room for .*not 'k_proj'"),
     "targets not of the hardware": (_set(target_modules=["q_proj", "v_proj", "lm_head"]), "room for .*not 'lm_head'"),
     "targets without room": (_set(target_modules=["q_proj", "v_proj", "k_proj"]), "room for .q_proj, v_proj, gate_proj, up_proj., not 'k"),
     "a target without tensors": (_set(target_modules=["q_proj", "v_proj", "up_proj"]), "layer 0 must have .* of mlp.up_proj"),
@@ -135,6 +145,42 @@ def test_refused(tmp_path, kind):
     files = Files()
     change(files)
     with pytest.raises((AdapterError, TensorError), match=text):
+        read_adapter(files.write(tmp_path), LAYOUT)
+
+
+HARMFUL = {
+    "init_lora_weights": ("pissa", "pissa_niter_4", "olora", "OLoRA", "corda", "loftq", "lora_ga", "something", 1, 0.0),
+    "use_dora": (True, 1), "bias": ("all", "lora_only"), "alora_invocation_tokens": ([5], []), "arrow_config": ({"top_k": 3},),
+    "kasa_config": ({"beta": 1e-4},), "velora_config": ({},), "monteclora_config": ({},), "use_bdlora": ({},), "use_qalora": (True,),
+    "layer_replication": ([[0, 2]],), "trainable_token_indices": ([3], {"embed_tokens": [3]}), "target_parameters": (["x"],),
+    "lora_bias": (True,), "megatron_config": ({},), "enable_lora": ([True, False],), "task_type": ("SEQ_CLS",),
+    "a field of tomorrow": (None, False, True),
+}
+
+
+@pytest.mark.parametrize("name", HARMFUL)
+def test_what_is_not_known_to_be_harmless_is_refused_by_name(tmp_path, name):
+    for value in HARMFUL[name]:
+        files = Files()
+        files.config[name] = value
+        with pytest.raises(AdapterError, match=f"{name} must be|unlike {name}"):
+            read_adapter(files.write(tmp_path), LAYOUT)
+
+
+def test_harmless_values(tmp_path):
+    for changes in ({"init_lora_weights": "gaussian"}, {"init_lora_weights": "eva", "eva_config": {"rho": 2.0}}, {"lora_dropout": 0.1},
+                    {"init_lora_weights": "MiCA"}, {"modules_to_save": []}, {"rank_pattern": None}, {"task_type": "CAUSAL_LM"},
+                    {"init_lora_weights": False, "inference_mode": True}, {"auto_mapping": {"base_model_class": "x"}}):
+        files = Files()
+        files.config |= changes
+        assert len(read_adapter(files.write(tmp_path), LAYOUT).factors) == 4
+
+
+def test_a_pattern_that_never_ends_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(adapter_targets, "LIMIT_S", 0.5)
+    files = Files()
+    files.config["target_modules"] = "(.+)+!"
+    with pytest.raises(AdapterError, match=r"must match within 0.5 s, not longer: '\(\.\+\)\+!'"):
         read_adapter(files.write(tmp_path), LAYOUT)
 
 

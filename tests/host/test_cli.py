@@ -1,16 +1,22 @@
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 import intaglio
+from intaglio import progress
 from intaglio.cli import main
 from intaglio.host import cli
 from intaglio.host.device import Device
+from intaglio.host.transport import register
 
+MODEL = Path(__file__).parents[2] / "models" / "burin"
 COMMANDS = {"run": lambda: cli.register}
 
 
@@ -27,13 +33,61 @@ def test_text_to_output_and_speed_beside(python_scheme, capsys):
     assert "phase busy" in err and "stall_in" in err
 
 
-def test_speed_while_it_runs(python_scheme, capsys, monkeypatch):
+@pytest.fixture
+def slow_scheme(double):
+    """The stand-in, but a token takes a twentieth of a second, and each word of a prompt a look."""
+    class Slow(double.PythonDevice):
+        watch = None
+
+        def send(self, words, last, timeout):
+            self.pending = len(words)
+            while self.pending:
+                time.sleep(0.05)
+                super().send(words[-self.pending:][:1], last[-1:], timeout)
+                self.pending -= 1
+                if self.watch:
+                    self.watch()
+            return len(words)
+
+        def receive(self, capacity, timeout):
+            time.sleep(0.05)
+            return super().receive(capacity, timeout)
+
+    register("slow", lambda rest, *, manifest=None, progress=None: Slow())
+    yield "slow:any"
+    register("slow", None)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    for name in ("QUIET_SECONDS", "LINE_SECONDS", "TICK_SECONDS", "DRAW_SECONDS"):
+        monkeypatch.setattr(progress, name, getattr(progress, name) / 40)
+
+
+def test_progress_on_a_terminal_while_the_text_goes_to_a_file(slow_scheme, quick, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(cli.time, "monotonic", iter(range(10 ** 6)).__next__)
-    assert run("--device", python_scheme, "--prompt", "abc", "--max-tokens", "5") == 0
+    assert run("--device", slow_scheme, "--prompt", "abc", "--max-tokens", "5") == 0
     out, err = capsys.readouterr()
-    assert out == "defgh\n" and "waiting for the first token" in err
-    assert "\r\x1b[Kintaglio: 3 tokens, 0." in err and err.count("tokens/s") >= 4
+    assert out == "defgh\n" and "\r\x1b[Kintaglio:  50% prompt, 2 of 4 tokens (0 s)" in err
+    assert re.search(r"\r\x1b\[Kintaglio: 3 tokens, \d+\.\d tokens/s", err) and "\r\x1b[Kprompt: 4 tokens, first token" in err
+
+
+def test_progress_off_a_terminal(slow_scheme, quick, capsys):
+    assert run("--device", slow_scheme, "--prompt", "x" * 12, "--max-tokens", "9") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert 1 <= sum("of 13 tokens" in line for line in lines) < 8 and 1 <= sum("tokens/s (" in line for line in lines) < 8
+    assert not any("\x1b" in line for line in lines)
+
+
+def test_no_progress_line_in_the_text_of_a_terminal(slow_scheme, quick, monkeypatch):
+    """Both streams are one terminal: the line is gone before the first character, and does not come back."""
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert run("--device", slow_scheme, "--prompt", "abc", "--max-tokens", "5") == 0
+    before, text, after = terminal.getvalue().partition("defgh\n")
+    assert text and before.endswith("\r\x1b[K") and "prompt, 3 of 4" in before and "\x1b" not in after
 
 
 def test_prompt_from_standard_input(python_scheme, capsys, monkeypatch):
@@ -57,12 +111,48 @@ def test_text_appears_as_it_is_generated(python_scheme, monkeypatch):
 @pytest.mark.parametrize("arguments, message", [
     (["--prompt", ""], "at least one byte"), (["--prompt", "a", "--max-tokens", "0"], "max_tokens must be at least 1"),
     (["--prompt", "a", "--cache", "x"], "takes no option 'cache'"), (["--prompt", "a", "--top-p", "2"], "top_p must be"),
-    (["--prompt", "a", "--timeout", "0"], "timeout must be"),
+    (["--prompt", "a", "--timeout", "0"], "timeout must be"), (["--prompt", "a", "--stop", ""], "stop must not be an empty text"),
+    (["--prompt", "a", "--adapter", "/nowhere"], "a device must have adapter hardware"),
 ])
 def test_faults_are_one_line(python_scheme, capsys, arguments, message):
     assert run("--device", python_scheme, *arguments) == 2
     err = capsys.readouterr().err
     assert err.startswith("intaglio: error: ") and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--prompt", "a", "--top-k", "99"], "top_k must be in 1..16"), (["--prompt", "a", "--max-tokens", "0"], "max_tokens must be"),
+    (["--prompt", "a" * 64], "at most 64 tokens, the device's context, not 65"), (["--prompt", "a", "--stop", ""], "stop must not be"),
+    (["--prompt", "a", "--adapter", "/nowhere"], "a device must have adapter hardware"),
+    (["--prompt", "a", "--trace", "/nowhere/x.vcd"], "a trace must name a file that can be written, not '/nowhere/x.vcd': No such"),
+    (["--prompt", "a", "--trace", "x.jpg"], "a trace file must end in .vcd, .fst or .saif"),
+])
+def test_what_does_not_fit_is_told_before_a_simulation_is_built(double, tmp_path, capsys, monkeypatch, arguments, message):
+    import intaglio.sim.transport as simulated
+
+    monkeypatch.setattr(simulated, "build", lambda *_, **__: pytest.fail("built"))
+    folder = double.write_design(tmp_path / "design")
+    assert run("--device", f"sim:{folder}", *arguments) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+    assert run("--device", f"record:{tmp_path}/no/x.jsonl?target=sim:{folder}", "--prompt", "a") == 2
+    assert "a recording must name a file that can be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["run", "--prompt", "a"], "must be a decoder, .* but it is a prefill attention unit, which `intaglio attention`"),
+    (["serve", "--listen", "127.0.0.1:0"], "must be a decoder, .* but it is a prefill attention unit"),
+    (["attention", "--model", str(MODEL), "--text", __file__, "--tokens", "256"],
+     "must be a prefill attention unit, .* but it is a decoder, which `intaglio run`"),
+])
+def test_a_folder_of_the_other_kind_is_told_before_it_is_built(double, small_prefill, tmp_path, capsys, monkeypatch, argv, message):
+    import intaglio.sim.transport as simulated
+
+    monkeypatch.setattr(simulated, "build", lambda *_, **__: pytest.fail("built"))
+    folder = double.write_design(tmp_path / "design") if argv[0] == "attention" else small_prefill
+    assert main([*argv, "--device", f"sim:{folder}"]) == 2
+    err = capsys.readouterr().err
+    assert re.search(message, err) and err.count("\n") == 1
 
 
 def test_ctrl_c(python_scheme, capsys, monkeypatch):

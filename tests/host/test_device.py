@@ -3,6 +3,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 import intaglio.host as host
 from intaglio.host.device import Device
@@ -13,6 +14,14 @@ def test_host_needs_numpy_alone():
     code = ("import sys, intaglio.host, intaglio.host.cli, intaglio.cli\n"
             "assert not {'torch', 'amaranth', 'cocotb', 'intaglio.sim', 'intaglio.gen', 'intaglio.rtl'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_tokens_are_integers_of_any_kind(device):
+    for tokens in ([1, 2, 3], np.array([1, 2, 3], np.uint8), torch.tensor([1, 2, 3]), b"\x01\x02\x03", range(1, 4), iter([1, 2, 3])):
+        assert device.check_tokens(tokens) == [1, 2, 3]
+    for tokens in ([1.5], np.ones(3), torch.ones(3), torch.tensor([[1, 2, 3]]), [[1, 2]], "abc", [None], 7, None):
+        with pytest.raises(ValueError, match="a prompt must be one sequence of integers, not"):
+            device.check_tokens(tokens)
 
 
 @pytest.mark.parametrize("target, message", [
@@ -49,7 +58,7 @@ def test_registers(device):
     with pytest.raises(ValueError, match="32 bits"):
         device.write_register("control", 1 << 32)
     device.transport.cycles = 7
-    assert device.counters() == {"cycles": 7, "stall_in": 0, "stall_out": 0, "tokens": 0, "phases": {"busy": 0, "send": 0}}
+    assert device.counters() == {"cycles": 7, "stall_in": 0, "stall_out": 0, "tokens": 0, "phases": {"busy": 7, "send": 0}}
     device.clear_counters()
     assert device.read_cycles() == 0
 

@@ -33,8 +33,9 @@ def test_refuses(double, change, message):
 
 @pytest.mark.parametrize("change, message", [
     ({"vocab_size": 257}, "at most 256 for the byte tokenizer"), ({"vocab_size": "x"}, "non-negative integer"),
-    ({"context": 1}, "context must be in 2..65535"), ({"eos": 256}, "eos must be below vocab_size"),
-    ({"tokenizer": "x"}, "tokenizer must be"), ({"bos": "a"}, "bos must be a non-negative integer"),
+    ({"context": 1}, "context must be in 2..65535"), ({"eos": 256}, r"eos must be a token in 0..255, not 256"),
+    ({"eos": [0, 256]}, "eos must be a token in 0..255, not 256"), ({"eos": [True]}, "eos must be a token in 0..255, not True"),
+    ({"tokenizer": "x"}, "tokenizer must be"), ({"bos": "a"}, "bos must be a token in 0..255, not 'a'"),
 ])
 def test_refuses_a_model(double, change, message):
     with pytest.raises(ManifestError, match=message):
@@ -45,5 +46,19 @@ def test_refuses_files(tmp_path):
     with pytest.raises(ManifestError, match="no manifest at"):
         Manifest.read(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(ManifestError, match="cannot be read"):
+    with pytest.raises(ManifestError, match="is not a manifest .*generate it again"):
         Manifest.read(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "manifest.json").symlink_to("manifest.json")
+    with pytest.raises(ManifestError, match="cannot be read: Too many levels"):
+        Manifest.read(tmp_path)
+    with pytest.raises(ManifestError, match="cannot be read: File name too long"):
+        Manifest.read("x" * 300)
+
+
+def test_says_what_a_device_of_another_kind_is_for(double):
+    with pytest.raises(ManifestError, match="must be a decoder, .* but it is a prefill attention unit, which `intaglio attention` and"):
+        Manifest.from_dict(double.describe() | {"kind": "prefill-attention"})
+    for kind in ("toaster", 3, []):
+        with pytest.raises(ManifestError, match="must be a decoder, which `intaglio run` and .* but it is of the kind"):
+            Manifest.from_dict(double.describe() | {"kind": kind})

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import intaglio.host as host
 from intaglio import Error
@@ -99,7 +100,13 @@ BAD = [
       for n in range(3) for x in (np.nan, np.inf, -np.inf)),
     (lambda: [x.astype(np.int64) for x in arrays()], {}, "q must be of a floating type, not int64"),
     (lambda: [x.astype(complex) for x in arrays()], {}, "q must be of a floating type, not complex128"),
-    (lambda: [x * 100 for x in arrays()], {}, "the largest query magnitude must be at most .* scores are too large"),
+    (lambda: [torch.tensor(x).int() for x in arrays()], {}, "q must be of a floating type, not int32"),
+    (lambda: [torch.tensor(x) > 0 for x in arrays()], {}, "q must be of a floating type, not bool"),
+    (lambda: [torch.tensor(x).cfloat() for x in arrays()], {}, "q must be of a floating type, not complex64"),
+    (lambda: [torch.tensor(x).to_sparse() for x in arrays()], {}, "q must be a dense array or tensor of numbers, not Tensor"),
+    (lambda: [torch.tensor(x, device="meta") for x in arrays()], {}, "q must be a dense array or tensor of numbers, not Tensor"),
+    (lambda: [[[0.5], [0.5, 1.0]]] * 3, {}, "q must be a dense array or tensor of numbers, not list"),
+    (lambda: [None] * 3, {}, "q must be of a floating type, not object"),
     *((arrays, {"gamma": x}, rf"gamma must be above 0 and at most 1, not {x!r}")
       for x in (0, -0.1, 1.0001, float("nan"), float("inf"), "0.9", None, True)),
     *((arrays, {"tau": x}, rf"tau must be in 0..0.8326, not {x!r}") for x in (-1e-9, 0.8327, float("nan"), "0", None)),
@@ -117,8 +124,8 @@ def test_bad_input_is_told_before_anything_is_sent(device, recorder, make, param
 
 def test_a_bad_second_head_is_told_before_the_first_runs(device, recorder):
     q, k, v = arrays(heads=4, kv_heads=2)
-    k[1] *= 1e6
-    with pytest.raises(ValueError, match="scores are too large"):
+    k[1, 3, 3] = np.inf
+    with pytest.raises(ValueError, match="k must be finite, not NaN or infinite"):
         device.attention(q, k, v)
     assert recorder.sent == []
 
@@ -130,9 +137,17 @@ def test_what_is_sent(device, recorder):
         device.attention(q, k, v, gamma=0.5, tau=0.25, tenant=7, hot_threshold=3)
     sent = dict(recorder.sent)
     assert recorder.sent[0][0] == "memory" and recorder.sent[1] == ("control", 4)
-    assert sent["tokens"] == 40 and sent["gamma16"] == 33024 and sent["tenant"] == 7 and sent["hot_threshold"] == 3
+    assert sent["tokens"] == 40 and sent["gamma16"] == 33793 and sent["tenant"] == 7 and sent["hot_threshold"] == 3
     assert sent["threshold"] == int(2 * 0.0625 / np.log(2) * 2**28) and sent["inverse"] == 65536 // 8 and sent["dense"] == 0
     assert sent["timeout"] == 65536 and sent["kv_base_high"] == 0
+
+
+@pytest.mark.parametrize(("gamma", "dense"), [(0.9999, 0), (0.99999, 1), (1, 1)])
+def test_a_share_of_everything_runs_dense(device, recorder, gamma, dense):
+    with pytest.raises(DeviceTimeout):
+        device.attention(*arrays(tokens=64), gamma=gamma)
+    sent = dict(recorder.sent)
+    assert (sent["dense"], sent["gamma16"] == 65536) == (dense, bool(dense))
 
 
 def test_silence_ends_at_the_time_limit(device, recorder):
@@ -178,6 +193,34 @@ def test_results_in_any_order(device, recorder):
     two = device.attention(*arrays())
     assert one.shape == (2, 40, 16) and one.dtype == np.float32 and not np.array_equal(one, two)
     assert len(device.runs) == 1 and device.runs[0].map is None
+
+
+def strided(x):
+    """The same numbers, heads last in memory."""
+    return torch.tensor(x).permute(1, 2, 0).contiguous().permute(2, 0, 1)
+
+
+TENSORS = {  # what a tensor is made of by numbers that bfloat16 holds
+    "bfloat16": lambda x: torch.tensor(x).bfloat16(), "float16": lambda x: torch.tensor(x).half(),
+    "float32": lambda x: torch.tensor(x).float(),
+    "float64": torch.tensor, "with a gradient": lambda x: torch.nn.Parameter(torch.tensor(x).bfloat16()),
+    "from a model": lambda x: torch.nn.Parameter(torch.tensor(x).bfloat16()) * 1, "in another order": lambda x: strided(x).bfloat16(),
+    "heads in a list": lambda x: [torch.nn.Parameter(torch.tensor(head).bfloat16()) for head in x], "negated view": lambda x: torch.complex(
+        torch.tensor(x), -torch.tensor(x)).conj().imag, "numpy's float16": lambda x: x.astype(np.float16), "lists": lambda x: x.tolist(),
+}
+
+
+@pytest.mark.parametrize("kind", TENSORS)
+def test_tensors_of_every_floating_type(device, recorder, monkeypatch, kind):
+    """The same numbers arrive as from numpy's arrays, and the result is numpy's float32."""
+    seen = []
+    monkeypatch.setattr(recorder, "write_memory", lambda data, origin: seen.append(data.tobytes()))
+    numbers = [np.round(x * 16) / 16 for x in arrays()]
+    for values in (numbers, [TENSORS[kind](x) for x in numbers]):
+        recorder.script = packets()
+        out = device.attention(*values)
+        assert isinstance(out, np.ndarray) and out.dtype == np.float32
+    assert seen[0] == seen[1]
 
 
 @pytest.mark.parametrize("script", [
@@ -236,7 +279,7 @@ def put(value, *path):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (put("decoder", "kind"), "the manifest's kind must be 'prefill-attention', not 'decoder'"),
+    (put("decoder", "kind"), "must be a prefill attention unit, .* but it is a decoder, which `intaglio run` and"),
     (put(2, "format_version"), "the manifest's format_version must be 1, not 2"), (drop("format"), "the manifest's format must be"),
     (drop("config"), "a manifest's config must be of type dict, not None"), (put("x", "clock_hz"), "clock_hz must be of type int"),
     (put(0, "clock_hz"), "clock_hz must be positive, not 0"), (put("12", "digest"), "digest must be 64 hexadecimal digits, not '12'"),

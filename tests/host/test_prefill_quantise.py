@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from intaglio.host.prefill import quantise
+from intaglio.host.prefill import condition, quantise
 from intaglio.rtl.prefill.config import PrefillConfig
 from intaglio.sim.prefill import attention, exact, flexprefill
 
@@ -20,19 +20,25 @@ def noise(seed, heads, kv_heads, tokens, head_dim, loud=1.0):
 
 
 def quantised_noise(seed=0, heads=2, tokens=200, head_dim=32, block=32, loud=1.5, spread=3.0):
-    """Rows whose magnitudes differ by up to ``2 ** spread``."""
+    """Rows whose magnitudes differ by up to ``2 ** spread``, conditioned, and quantised."""
     random_ = np.random.default_rng(seed)
     q, k, v = (loud * random_.standard_normal(shape) for shape in ((heads, tokens, head_dim), (tokens, head_dim), (tokens, head_dim)))
     q *= 2 ** -random_.uniform(0, spread, (heads, tokens, 1))
     k *= 2 ** -random_.uniform(0, spread, (tokens, 1))
-    return q, k, v, quantise.quantise(q, k, v, block=block)
+    return *conditioned(q, k, v, block), quantise.quantise(q, k, v, block=block)
+
+
+def conditioned(q, k, v, block):
+    return condition.condition(q, k, v, condition.calibrate(q[:, :block], k[:block]))
 
 
 def test_quantise_is_numpy_only():
-    tree = ast.parse(Path(quantise.__file__).read_text())
-    names = [a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names]
-    names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    assert set(names) == {"math", "dataclasses", "numpy"}
+    names = set()
+    for module in (quantise, condition):
+        tree = ast.parse(Path(module.__file__).read_text())
+        names |= {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
+        names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert names == {"math", "dataclasses", "numpy", condition.__name__}
 
 
 @pytest.mark.parametrize(("loud", "spread"), [(1.0, 0.0), (2.0, 9.0), (0.01, 3.0), (3.0, 3.0), (1e-6, 3.0)])
@@ -50,7 +56,7 @@ def test_quantise_round_trip(loud, spread):
     assert (np.abs(v - found.v * found.value_scale) <= found.value_scale * 0.5001).all()
     assert math.isclose(found.key_scale, np.abs(k).max() / 127)
     unit = found.query_scale * found.key_scale * math.log2(math.e) / math.sqrt(32) * 256
-    assert math.isclose(unit, 2.0**-found.base) and 0 <= found.base <= 15
+    assert math.isclose(unit, 2.0**-found.base) and -8 <= found.base <= 15
     assert found.query_scale * 127 >= np.abs(q).max()
     assert found.base == 15 or found.query_scale / 2 * 127 < np.abs(q).max()  # the largest base
 
@@ -91,6 +97,7 @@ def test_zero_inputs(zero):
     for name in zero:
         arrays[name][:] = 0
     found = quantise.quantise(**arrays, block=16)
+    arrays = dict(zip("qkv", conditioned(**arrays, block=16), strict=True))
     for name in zero:
         assert not getattr(found, name).any()
     for name, scale in (("q", found.query_scale), ("k", found.key_scale), ("v", found.value_scale)):
@@ -111,7 +118,6 @@ def test_quantise_arguments():
             (lambda: quantise.quantise(q, k, v.astype(int)), "v must be of a floating type"),
             (lambda: quantise.quantise(q, k, v, block=16), "block must be a power of 2 in 32..128, not 16"),
             (lambda: quantise.quantise(q[..., :8], k[:, :8], v[:, :8]), "head_dim must be a power of 2"),
-            (lambda: quantise.quantise(100 * q, 100 * k, v), "scores are too large"),
             (lambda: quantise.image(found, block=64, columns=8), "block must be that of the pooled rows, 7 for 200 tokens, not 64"),
             (lambda: quantise.image(found, block=32, columns=64), "columns must be a power of 2 in 8..32, not 64"),
             (lambda: quantise.image(found, block=32, columns=8, origin=100), "origin must be a multiple of 4096")]:

@@ -13,8 +13,10 @@ import pytest
 import serial
 
 import intaglio.host as host
+from intaglio import Error
 from intaglio.cli import main
 from intaglio.host import commands
+from intaglio.host import server as server_module
 from intaglio.host.device import Device
 from intaglio.host.server import DeviceEnd, Server, is_loopback
 from intaglio.host.transport import open_transport, options_of, register
@@ -145,6 +147,15 @@ def test_busy_missing_and_forbidden_ports(board, manifest, monkeypatch):
     def forbid(*_, **__):
         raise serial.SerialException(errno.EACCES, "could not open port /dev/ttyUSB7: [Errno 13] Permission denied")
 
+    def refuse(number):
+        def raises(*_, **__):
+            raise serial.SerialException(number, f"[Errno {number}] could not open port /dev/ttyUSB7: {os.strerror(number)}")
+        return raises
+
+    for number in (errno.EISDIR, errno.EIO, errno.ENOTTY):  # what is there, and is no port, is not missing
+        monkeypatch.setattr(serial, "Serial", refuse(number))
+        with pytest.raises(host.DeviceError, match=f"/dev/ttyUSB7 cannot be opened at 1000000 baud: .*{os.strerror(number)}"):
+            host.open("serial:/dev/ttyUSB7", manifest=manifest)
     monkeypatch.setattr(serial, "Serial", forbid)
     rule = 'SUBSYSTEM=="tty", ATTRS{idVendor}=="1234", ATTRS{idProduct}=="abcd", TAG.="uaccess" to /etc/udev/rules.d/70-intaglio.rules'
     with pytest.raises(host.DeviceError, match=f"{rule}.*dialout"):
@@ -176,7 +187,7 @@ def test_a_chatting_board_is_resynchronised(board, manifest):
         assert device.evaluate([9])[0].token == 10
 
 
-def test_devices(board, manifest, capsys, monkeypatch):
+def test_devices(double, board, manifest, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(serial_module, "ports", lambda: [Port(port=board.port, description="ULX3S", vendor=0x403, product=0x6015),
                                                        Port(port="/dev/ttyNONE", description="", vendor=None, product=None)])
     assert main(["devices"]) == 0
@@ -187,12 +198,43 @@ def test_devices(board, manifest, capsys, monkeypatch):
     assert lines[0].endswith(f"intaglio device, digest 5e5e5e5e: {manifest} (decoder_double)") and "there is no serial port" in lines[1]
     monkeypatch.setattr(serial_module, "PROBE_SECONDS", 0.2)
     master, slave = pty.openpty()
-    assert main(["devices", "--port", os.ttyname(slave)]) == 0
-    assert "must answer the beginning of a session" in capsys.readouterr().out
+    assert main(["devices", "--port", os.ttyname(slave)]) == 1
+    out = capsys.readouterr()
+    assert "must answer the beginning of a session" in out.out and "not found: a device at 1 of 1 ports" in out.err
+    assert main(["devices", "--port", os.ttyname(slave), "--port", board.port]) == 1
+    assert "not found: a device at 1 of 2 ports" in capsys.readouterr().err
+    assert main(["devices", "--port", board.port]) == 0 and "not found" not in capsys.readouterr().err
+    other = _write(tmp_path / "other.json", double.describe("ab" * 32))
+    assert main(["devices", "--probe", "--manifest", str(manifest), "--manifest", str(other)]) == 1
+    assert capsys.readouterr().err == f"intaglio: not found: {other} (decoder_double)\n"
+    assert main(["devices", "--manifest", str(manifest)]) == 2 and "--manifest needs --probe or --port" in capsys.readouterr().err
     for descriptor in (master, slave):
         os.close(descriptor)
     monkeypatch.setattr(serial_module, "ports", list)
     assert main(["devices"]) == 0 and capsys.readouterr().out == "no serial ports\n"
+    assert main(["devices", "--probe"]) == 1
+    assert capsys.readouterr() == ("no serial ports\n", "intaglio: not found: any device\n")
+
+
+def test_a_converter_that_holds_bytes_back(board, tmp_path, capsys, monkeypatch):
+    """The port is asked not to; where that did not help, `devices` says so and what to do."""
+    asked = []
+    monkeypatch.setattr(serial.Serial, "set_low_latency_mode", lambda self, wanted: asked.append(wanted))
+    monkeypatch.setattr(serial_module, "CONVERTERS", tmp_path)
+    monkeypatch.setattr(serial_module, "ports", lambda: [Port(port=board.port, description="ULX3S", vendor=0x403, product=0x6015)])
+    timer = tmp_path / os.path.basename(board.port) / "latency_timer"
+    assert main(["devices", "--probe"]) == 0 and asked == [True] and "latency" not in capsys.readouterr().out
+    timer.parent.mkdir()
+    timer.write_text("1\n")
+    assert main(["devices", "--probe"]) == 0 and "latency" not in capsys.readouterr().out
+    timer.write_text("16\n")
+    for fault in (ValueError, OSError):
+        monkeypatch.setattr(serial.Serial, "set_low_latency_mode", lambda self, wanted, fault=fault: (_ for _ in ()).throw(fault()))
+        assert main(["devices", "--probe"]) == 0
+        assert f"latency timer could not be set, answers wait for up to 16 ms: `echo 1 | sudo tee {timer}`" in capsys.readouterr().out
+    monkeypatch.delattr(serial.Serial, "set_low_latency_mode")
+    monkeypatch.setattr(serial_module.sys, "platform", "darwin")
+    assert main(["devices", "--probe"]) == 0 and "set it to 1 ms in the settings of its driver" in capsys.readouterr().out
 
 
 # TCP
@@ -228,6 +270,28 @@ def test_clients_that_vanish_or_talk_nonsense(server):
     with host.open(f"tcp:{server.address}") as device:
         assert device.evaluate([9])[0].token == 10
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("noise", [b"", b"~~~~ no frame"])
+def test_a_client_that_begins_no_session_frees_the_device(server, monkeypatch, noise):
+    monkeypatch.setattr(server_module, "SILENT_SECONDS", 0.3)
+    with socket.create_connection(address_of(server.address)) as silent:
+        silent.sendall(noise)
+        with pytest.raises(host.DeviceError, match="in use by"):
+            host.open(f"tcp:{server.address}")
+        end = time.monotonic() + 5
+        while len(server.told) < 2 and time.monotonic() < end:
+            time.sleep(0.02)
+        assert server.told[1].endswith("has gone: it began no session within 0.3 s")
+        with host.open(f"tcp:{server.address}") as device:  # one with a session may be silent
+            time.sleep(0.6)
+            assert device.evaluate([9])[0].token == 10
+
+
+def test_an_address_in_use_is_told_before_a_device_is_opened(server, python_scheme, capsys, monkeypatch):
+    monkeypatch.setattr("intaglio.host.transport.open_transport", lambda *_, **__: pytest.fail("opened"))
+    assert main(["serve", "--device", python_scheme, "--listen", server.address]) == 2
+    assert f"must be free and this computer's, not {server.address}: Address already in use" in capsys.readouterr().err
 
 
 def test_a_server_that_ends_is_told(double):
@@ -322,7 +386,7 @@ def test_recordings_that_are_none(tmp_path, python_scheme):
     for rest in ("x", "?target=sim:x", "x?target="):
         with pytest.raises(ValueError, match="record:FILE.target=SCHEME:REST"):
             open_transport(f"record:{rest}")
-    with pytest.raises(host.DeviceError, match="cannot be written: No such file"):
+    with pytest.raises(Error, match="a recording must name a file that can be written, not .*: No such file"):
         open_transport(f"record:{tmp_path}/no/file?target={python_scheme}")
     with pytest.raises(host.DeviceError, match="cannot be read: No such file"):
         open_transport(f"replay:{tmp_path}/none")

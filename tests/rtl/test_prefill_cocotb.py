@@ -32,8 +32,8 @@ RUNS = {  # tokens, parameters
     "sparse": (80, {"gamma16": 40000, "threshold": 0}), "aware": (55, {"gamma16": 30000, "threshold": 1 << 29}),
     "dense": (37, {"gamma16": 65536, "threshold": 0, "dense": True}), "short": (16, {"gamma16": 65536, "threshold": 0}),
 }
-TESTS = ("values_and_throughput", "values_with_pauses", "bursts_inside_pages", "reset_in_each_phase", "reset_in_a_packet",
-         "reset_while_an_address_waits", "cancel_in_each_phase", "cancel_while_results_wait", "refused_parameters",
+TESTS = ("values_and_throughput", "values_with_pauses", "values_with_another_memory", "bursts_inside_pages", "reset_in_each_phase",
+         "reset_in_a_packet", "reset_while_an_address_waits", "cancel_in_each_phase", "cancel_while_results_wait", "refused_parameters",
          "faults_of_the_memory", "a_late_memory_is_waited_for", "registers", "registers_while_results_pass", "the_map_by_registers",
          "a_wrong_byte_is_seen", "the_monitor_sees_a_changed_result", "the_monitor_sees_a_changed_address",
          "the_monitor_sees_a_burst_outside")

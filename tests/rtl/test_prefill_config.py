@@ -25,8 +25,9 @@ def test_refused(change, message):
 def test_derived_widths_hold_the_extremes():
     for context in (128, 16384, 1 << 17):
         config = PrefillConfig(**GOOD | dict(context=context))
-        assert 127 * 127 * context << 4 < 1 << config.value_bits - 1
-        assert 65535 * context < 1 << config.sum_bits and 127 * context << 4 < 1 << config.sum_bits
+        assert 254 * 127 * context << 4 < 1 << config.value_bits - 1
+        assert 254 * 127 * config.head_dim < 1 << config.mean_bits - 1
+        assert (65535 << 12) * context < 1 << config.sum_bits and 254 * context << 4 < 1 << config.sum_bits
         assert 127 * 127 * config.head_dim < 1 << config.dot_bits - 1
 
 

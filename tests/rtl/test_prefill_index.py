@@ -51,7 +51,7 @@ def test_table_widths_are_checked():
         Power(12)
 
 
-MOST = 2**32 - 1
+MOST = 2**numerics.SCORE_WORD - 1
 
 
 def scores(picks, count, kind, lanes=CONFIG.columns):
@@ -159,11 +159,11 @@ def test_selection_notices_a_wrong_score_and_a_wrong_share():
 def test_additions(gap):
     """Additions one every other cycle, many to the same score in a row, after a clear; then the search sees the sums."""
     dut, picks = Selector(CONFIG, simulate=True), random.Random(1)
-    adds = [(picks.randrange(9), picks.randrange(4), picks.randrange(1 << 32)) for _ in range(60)]
+    adds = [(picks.randrange(9), picks.randrange(4), picks.randrange(MOST + 1)) for _ in range(60)]
     adds += [add for add in adds[:10] for _ in range(3)] + [(8, 3, MOST), (8, 3, MOST), (8, 2, 1), (8, 3, 1), (0, 0, 5), (1, 0, 6)]
     sums = np.zeros((8, 9), np.int64)
     for index, lane, addend in adds:
-        sums[lane, index] = (sums[lane, index] + addend) % 2**32
+        sums[lane, index] = (sums[lane, index] + addend) % (MOST + 1)
 
     async def bench(ctx):
         await write(ctx, dut, scores(picks, 9, "most"))
@@ -208,18 +208,18 @@ def heads(config, tokens, seed):
     def pool(means):
         return [block * size * mean + picks.randrange(block) * (abs(mean) < high) for size, mean in zip(sizes, means, strict=True)]
     single = [0] * count
-    single[-1] = block << 16
+    single[-1] = block << 28
     found = [
         ([0] * count, pool([0] * count)),
         (single, pool([high] + [low] * (count - 1))),
         (single, pool([low] * (count - 1) + [high])),
-        ([2**32 - 1] * count, pool([high] * count)),
-        ([2**32 - 1] * count, [block * size * low for size in sizes]),
-        ([(block << 16) // count] * count, pool([300] * count)),  # equal distributions
-        ([block * (65536 // count + 9)] * count, pool([0] * count)),  # almost equal: for 16 blocks J < 0
+        ([MOST] * count, pool([high] * count)),
+        ([MOST] * count, [block * size * low for size in sizes]),
+        ([(block << 28) // count] * count, pool([300] * count)),  # equal distributions
+        ([block * (65536 // count + 9) << 12] * count, pool([0] * count)),  # almost equal: for 16 blocks J < 0
     ]
     for spread in (5000, 500, 30):  # in the last, every block counts
-        ver = [picks.randrange(1 << picks.randrange(2, 17 + block.bit_length())) for _ in range(count)]
+        ver = [picks.randrange(1 << picks.randrange(2, 29 + block.bit_length())) for _ in range(count)]
         found.append((ver, pool([picks.randrange(-spread, spread) for _ in range(count)])))
     return found
 

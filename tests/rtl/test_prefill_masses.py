@@ -7,6 +7,7 @@ from amaranth.sim import Simulator
 
 from intaglio.rtl.prefill.config import PrefillConfig
 from intaglio.rtl.prefill.masses import BlockMasses
+from intaglio.rtl.prefill.numerics import SCORE_WORD
 
 SMALL = dict(head_dim=16, group=2, block=32, columns=8, context=512, window=4, lines=6, lookahead=2, drain=4)
 
@@ -14,11 +15,12 @@ SMALL = dict(head_dim=16, group=2, block=32, columns=8, context=512, window=4, l
 def inputs(config, heads, seed, extreme):
     """Keys of one block after another: (head, row group, tile, key, p, t)."""
     picks, out = random.Random(seed), []
+    most = (1 << SCORE_WORD) // config.block**2 - 1  # masses of rows add up to about 1 each
     for head in heads:
         for group in range(config.row_groups):
             for tile in range(config.tiles):
                 for key in range(config.head_dim):
-                    p = [65535 if extreme else picks.randrange(65536) for _ in range(config.columns)]
+                    p = [most if extreme else picks.randrange(most + 1) for _ in range(config.columns)]
                     t = [-(1 << 17) if extreme else picks.randrange(-(1 << 17), 1 << 17) for _ in range(config.columns)]
                     out.append((head, group, tile, key, p, t))
     return out

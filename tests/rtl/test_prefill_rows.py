@@ -48,17 +48,17 @@ def tile_of(picks, config, kind):
                 log=[picks.choice([numerics.MASKED_L, picks.randint(-2000, 20000), picks.randint(-134912, 131071)]) for _ in lanes])
 
 
-def softmax_of(tile, base, bias=256):
+def softmax_of(tile, base, bias=1):
     """``(e, p, weight, t, sums)``; lists over lanes, or over keys of lanes. ``bias``: rounding of the weights."""
     e, sums, columns = [], [], []
     for lane, xq in enumerate(tile["xq"]):
-        t = [score(row[lane], base + xq + xk) for row, xk in zip(tile["dots"], tile["xk"], strict=True)]
+        t = [score(row[lane] << 8, base + 8 + xq + xk) for row, xk in zip(tile["dots"], tile["xk"], strict=True)]
         masked = [key > tile["limit"] + lane for key in range(len(t))]
         open_ = [x for x, hidden in zip(t, masked, strict=True) if not hidden]
         e.append((max(open_) >> 8) + 1 if open_ else UNREACHED)
         reference = tile["log"][lane] if tile["mode"] == Mode.MASS else 256 * e[-1]
-        p = [0 if hidden else numerics.exp2(max(0, reference - x)) for x, hidden in zip(t, masked, strict=True)]
-        weight = [min(127, (x + bias) >> 9) for x in p]
+        p = [0 if hidden else numerics.mass_exp2(max(0, reference - x)) for x, hidden in zip(t, masked, strict=True)]
+        weight = [min(254, ((x >> numerics.MASS_FRACTION - 9) + bias) >> 1) for x in p]
         sums.append(sum(weight) << 4 if tile["mode"] == Mode.ATTEND else sum(p))
         columns.append((p, weight, t))
     return (e, *([list(row) for row in zip(*(c[i] for c in columns), strict=True)] for i in range(3)), sums)
@@ -123,7 +123,7 @@ def run_softmax(config, base, tiles, gap):
     return [(seen["e"], seen["p"], seen["weight"], seen["t"], seen["sums"]) for seen in out]
 
 
-@pytest.mark.parametrize(("base", "gap"), [(0, 0), (3, 1), (7, 0), (15, 3)])
+@pytest.mark.parametrize(("base", "gap"), [(0, 0), (3, 1), (7, 0), (15, 3), (-1, 0), (-8, 1)])
 def test_softmax_lanes(base, gap):
     picks = random.Random(base)
     tiles = [tile_of(picks, SMALL, kind) for kind in ("random", "loud", "quiet", "negative") for _ in range(4)]
@@ -197,7 +197,7 @@ def row_tiles(picks, config, count, kind):
             if picks.random() < (0.3 if kind == "jumps" else 0.1) and (n or lane % 2):
                 lanes.append((UNREACHED, 0, [0] * config.head_dim))
                 continue
-            most = config.head_dim * 127 if kind == "full" else picks.choice([64, 127, config.head_dim * 127])
+            most = config.head_dim * 254 if kind == "full" else picks.choice([64, 127, config.head_dim * 254])
             low = most if kind == "full" else 64
             total = picks.randint(low, most)
             lanes.append((e, total << 4, [picks.choice([-127, 127]) * total if kind == "full" else picks.randint(-127 * total, 127 * total)
@@ -272,17 +272,18 @@ def test_merge_and_drain(kind, count, stall):
     assert out == want
     if not stall:
         assert took == drain_cycles(SMALL)
-    last = groups[-1]
-    wrong = [[(e - (e > UNREACHED), total, o) for e, total, o in tile] if n % 2 else tile for n, tile in enumerate(last)]
-    assert [means(merge_rows([tile[lane] for tile in wrong])) for lane in range(SMALL.columns)] != out[-1]
+    wrong = [[[(e - (e > UNREACHED), total, o) for e, total, o in tile] if n % 2 else tile for n, tile in enumerate(tiles)]
+             for tiles in groups]
+    assert [[means(merge_rows([tile[lane] for tile in tiles])) for lane in range(SMALL.columns)] for tiles in wrong] != out
 
 
 def test_norm():
-    """L of merged sums of 16-bit probabilities, and of rows without any."""
+    """L of merged sums of 28-bit probabilities, and of rows without any."""
     picks, dut, tiles = random.Random(3), Accumulating(SMALL), []
     for n in range(9):
         tiles.append([(UNREACHED, 0, []) if lane == 3 or picks.random() < 0.2 else
-                      (picks.choice([-511, 0, 3, 4, 512]) if lane % 2 else 7, picks.randint(1, 65535 * SMALL.head_dim) if n else 1, [])
+                      (picks.choice([-511, 0, 3, 4, 512]) if lane % 2 else 7,
+                       picks.randint(1, (65535 << 12) * SMALL.head_dim) if n else 1, [])
                       for lane in range(SMALL.columns)])
     seen = []
 
@@ -314,7 +315,7 @@ def test_norm():
 
     def log(lane, half):
         e, (total,) = merge_rows([tile[lane] for tile in tiles])
-        return 256 * e + ((numerics.log2(total) + half) >> 4) - 4096 if total else numerics.MASKED_L
+        return 256 * e + ((numerics.log2(total) + half) >> 4) - 256 * numerics.MASS_FRACTION if total else numerics.MASKED_L
 
     assert seen == [log(lane, 8) for lane in range(SMALL.columns)]
     assert seen != [log(lane, 0) for lane in range(SMALL.columns)] and seen[3] == numerics.MASKED_L

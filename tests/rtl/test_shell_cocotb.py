@@ -89,7 +89,7 @@ def test_protocol(results, name):
 
 def test_a_flipped_weight_is_seen(design, tmp_path):
     folder = shutil.copytree(design[1] / "rom", tmp_path / "rom").parent
-    image = folder / "rom" / "weights_0.hex"
+    image = next((folder / "rom").glob("*_weights_0.hex"))
     words = image.read_text().split()
     words[0] = f"{int(words[0], 16) ^ 0b01:0{len(words[0])}x}"
     image.write_text("\n".join(words) + "\n")
@@ -105,7 +105,7 @@ def test_a_slower_program_is_seen(design, tmp_path):
     index = next(i for i, word in enumerate(program) if word.op is Op.SKIP)
     program[index] = dataclasses.replace(program[index], op=Op.NOP)
     image = words_to_bytes([word.encode() for word in program], WORD_BITS)
-    (folder / "rom" / "program.hex").write_bytes(hex_text(image))
+    next((folder / "rom").glob("*_program.hex")).write_bytes(hex_text(image))
     results = run(design, folder)
     assert results["values_and_throughput"] is None and results["mixed_commands"]
 

@@ -173,7 +173,7 @@ class Bench:
             for name, target, bits, granule in (("x", self.x, 32, lanes), ("r", self.r, config.result_bits, lanes // 2)):
                 enable = ctx.get(getattr(dut, f"{name}_wr_en"))
                 at = ctx.get(getattr(dut, f"{name}_wr_addr")) * width
-                values = split(ctx.get(getattr(dut, f"{name}_wr_data")), width, bits)
+                values = split(ctx.get(getattr(dut, f"{name}_wr_data")), lanes, bits) * (width // lanes)
                 for i in range(width):
                     if enable >> (i // granule) & 1:
                         target[at + i] = values[i]

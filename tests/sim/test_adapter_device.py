@@ -99,7 +99,7 @@ def test_command(target, folders, capsysbinary):
     assert texts[0] == texts[4] and texts[1] == texts[2] != texts[0] and texts[3] not in (texts[0], texts[1])
     for arguments, text in (([*adapters, "--use", "3"], b"--use must be in 0..2"), (["--use", "1"], b"--use must be in 0..0"),
                             (["--adapter", str(folders[0].parent)], b"adapter_config.json must be a readable JSON file"),
-                            ([f"--adapter={folder}" for folder in folders], b"memory for 3 adapters")):
+                            ([f"--adapter={folder}" for folder in folders], b"--adapter must be given at most 3 times")):
         assert main([*base, *arguments]) == 2
         error = capsysbinary.readouterr().err
         assert text in error and b"Traceback" not in error

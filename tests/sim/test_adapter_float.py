@@ -1,7 +1,10 @@
 """Adapters in torch: PEFT's own layers and files beside ours, the training form, the trainer, and the shipped adapter."""
 
+import dataclasses
+import itertools
 import json
 import math
+import random
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,13 +13,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from intaglio.gen.checkpoint import base_digest, load_checkpoint
+from intaglio.gen.checkpoint import MATRIX_TENSORS, base_digest, load_checkpoint
 from intaglio.gen.collateral import adapter_layout
 from intaglio.gen.model import ModelConfig
 from intaglio.gen.presets import config_for
 from intaglio.gen.quantised import quantise
 from intaglio.gen.synthetic import random_checkpoint
 from intaglio.host.adapter import quantise_adapter, quantise_factor, read_adapter
+from intaglio.host.adapter_config import FIELDS, AdapterError, check_config
+from intaglio.host.adapter_targets import matched_modules
 from intaglio.sim import adapter as float_adapter
 from intaglio.sim.exact import ExactDecoder
 from intaglio.sim.float_model import FloatDecoder
@@ -41,34 +46,125 @@ class _Config(dict):
         return self[name]
 
 
+@pytest.fixture(scope="module")
+def peft():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield pytest.importorskip("peft")
+
+
+class _Tuned:
+    """A latent BitNet with PEFT's layers beside its own, saved by PEFT; ``reads`` is what the host makes of the files."""
+
+    def __init__(self, peft, folder, dtype=torch.float32, strength=0.3, **settings):
+        torch.manual_seed(3)
+        model = FloatDecoder(_Config({name: value for name, value in CONFIG.items() if name != "quantization_config"}))
+        self.checkpoint, self.folder = export(model, CONFIG), folder
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.model = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=12, **settings))
+        factors = [parameter for name, parameter in self.model.named_parameters() if "lora_" in name]
+        for parameter in factors:
+            parameter.data = (strength * parameter.data).to(dtype)
+        self.model.save_pretrained(folder)
+        for parameter in factors:
+            parameter.data = parameter.data.float()
+
+    def reads(self):
+        return read_adapter(self.folder, adapter_layout(self.checkpoint, config_for(self.checkpoint.config, "small", **WIDTHS))["adapter"])
+
+    def check(self):
+        """Our float model with the file computes as PEFT does, which is not as the base does."""
+        low = self.reads()
+        ours = float_adapter.adapt(float_decoder(self.checkpoint), low.factors, low.scaling)
+        tokens = torch.randint(61, (1, 20))
+        with torch.no_grad():
+            expected, found, base = self.model(tokens), ours(tokens), float_decoder(self.checkpoint)(tokens)
+        assert (found - expected).abs().max() < 2e-3 * expected.abs().max() < (base - expected).abs().max()
+        return low
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_adapter_that_peft_wrote(tmp_path, dtype):
-    """PEFT's layers beside a latent BitNet, saved by PEFT: the file loads, and our float model computes the same."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import peft
-    torch.manual_seed(3)
-    model = FloatDecoder(_Config({name: value for name, value in CONFIG.items() if name != "quantization_config"}))
-    checkpoint = export(model, CONFIG)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tuned = peft.get_peft_model(model, peft.LoraConfig(
-            r=4, lora_alpha=12, target_modules=["q_proj", "o_proj", "gate_proj", "down_proj"], init_lora_weights=False))
-        for name, parameter in tuned.named_parameters():
-            if "lora_" in name:
-                parameter.data = (0.3 * parameter.data).to(dtype)
-        tuned.save_pretrained(tmp_path)
-        for name, parameter in tuned.named_parameters():
-            if "lora_" in name:
-                parameter.data = parameter.data.float()
-    layout = adapter_layout(checkpoint, config_for(checkpoint.config, "small", **WIDTHS))["adapter"]
-    low = read_adapter(tmp_path, layout)
+def test_an_adapter_that_peft_wrote(tmp_path, peft, dtype):
+    tuned = _Tuned(peft, tmp_path, dtype, target_modules=["q_proj", "o_proj", "gate_proj", "down_proj"], init_lora_weights=False)
+    low = tuned.check()
     assert low.scaling == 3.0 and {name for _, name in low.factors} == {"q", "o", "gate", "down"}
-    ours = float_adapter.adapt(float_decoder(checkpoint), low.factors, low.scaling)
-    tokens = torch.randint(61, (1, 20))
-    with torch.no_grad():
-        expected, found, base = tuned(tokens), ours(tokens), float_decoder(checkpoint)(tokens)
-    assert (found - expected).abs().max() < 2e-3 * expected.abs().max() < (base - expected).abs().max()
+
+
+TARGETS = {  # PEFT's settings, and the matrices that they mean
+    "a pattern": ({"target_modules": r".*layers\.(0|1)\.self_attn\.[kv]_proj"}, {(0, "k"), (0, "v"), (1, "k"), (1, "v")}),
+    "full names": ({"target_modules": ["layers.1.mlp.up_proj", "layers.0.self_attn.o_proj"]}, {(1, "up"), (0, "o")}),
+    "one layer": ({"target_modules": ["q_proj", "down_proj"], "layers_to_transform": 1, "layers_pattern": "layers"},
+                  {(1, "q"), (1, "down")}),
+    "all linear layers": ({"target_modules": "all-linear"}, {(layer, name) for layer in (0, 1) for name in MATRIX_TENSORS}),
+    "all but some": ({"target_modules": r".*\.\w_proj", "exclude_modules": ["0.self_attn.v_proj", "k_proj"]},
+                     {(0, "q"), (0, "o"), (1, "q"), (1, "v"), (1, "o")}),
+    "names that are nowhere": ({"target_modules": ["q_proj", "query_key_value"]}, {(0, "q"), (1, "q")}),
+}
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_some_matrices_only(tmp_path, peft, kind):
+    settings, meant = TARGETS[kind]
+    assert set(_Tuned(peft, tmp_path, init_lora_weights=False, **settings).check().factors) == meant
+
+
+@pytest.mark.parametrize("start", ["gaussian", "orthogonal", "mica", "eva"])
+def test_starts_that_leave_the_base(tmp_path, peft, start):
+    """Trained: whatever the start, PEFT's file and the untouched base are the tuned model."""
+    tuned = _Tuned(peft, tmp_path, target_modules=["q_proj", "up_proj"], init_lora_weights=start)
+    for name, parameter in tuned.model.named_parameters():
+        if "lora_" in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    tuned.model.save_pretrained(tmp_path)
+    tuned.check()
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_2", "olora"])
+def test_starts_that_change_the_base(tmp_path, peft, start):
+    tuned = _Tuned(peft, tmp_path, target_modules=["q_proj", "up_proj"], init_lora_weights=start)
+    with pytest.raises(AdapterError, match="init_lora_weights must be True, .*: other starts change the base's matrices"):
+        tuned.reads()
+
+
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"alora_invocation_tokens": [3, 4]},
+                                      {"rank_pattern": {"q_proj": 2}}], ids=lambda settings: next(iter(settings)))
+def test_what_peft_computes_otherwise(tmp_path, peft, settings):
+    with pytest.raises(AdapterError, match=f"{next(iter(settings))} must be"):
+        _Tuned(peft, tmp_path, target_modules=["q_proj"], init_lora_weights=True, **settings).reads()
+
+
+def test_every_field_of_peft_is_known(peft):
+    """A field that a new PEFT brings is refused until somebody has judged it; the defaults are plain LoRA."""
+    names = {field.name for field in dataclasses.fields(peft.LoraConfig)}
+    assert names <= set(FIELDS), f"to be judged in host/adapter_config.py: {names - set(FIELDS)}"
+    check_config(json.loads(json.dumps(peft.LoraConfig(target_modules="x").to_dict())))
+    variants = {field.name for field in dataclasses.fields(peft.LoraConfig) if field.metadata.get("is_lora_variant")}
+    for name in variants:  # PEFT's own word for other arithmetic
+        with pytest.raises(AdapterError, match=f"{name} must be"):
+            check_config({"peft_type": "LORA", name: True})
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_modules_are_those_that_peft_means(peft, prefix):
+    from peft.tuners.tuners_utils import check_target_module_exists
+    modules = [f"{prefix}layers.{layer}.{module}" for layer in range(12) for module in MATRIX_TENSORS.values()] + ["lm_head"]
+    kinds = {
+        "target_modules": [["q_proj"], ["1.mlp.up_proj", "self_attn.k_proj"], ["layers.3.mlp.up_proj"],
+                           ["model.layers.3.mlp.up_proj", "o_proj"], ["proj"],
+                           [], r".*\.(1|11)\..*[qk]_proj", r"(model\.)?layers\.\d\.mlp.*", "q_proj"],
+        "exclude_modules": [None, [], ["k_proj", "3.mlp.up_proj"], r".*mlp.*"],
+        "layers_to_transform": [None, [], [1, 11], 3], "layers_pattern": [None, "layers", ["h", "layers"], "h"],
+    }
+    cases = list(itertools.product(*kinds.values()))
+    for case in random.Random(1).sample(cases, 80):
+        settings = dict(zip(kinds, case, strict=True))
+        try:
+            config = peft.LoraConfig(**settings)
+        except ValueError:  # layers and a pattern, or a layers_pattern without layers
+            continue
+        expected = [module for module in modules if check_target_module_exists(config, module)]
+        assert matched_modules(settings, modules, modules[:-1]) == expected, settings
 
 
 def test_roundings_are_those_of_the_host():

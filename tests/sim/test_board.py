@@ -117,6 +117,45 @@ def test_every_transport_gives_the_same(kind, folder, target, expected, tmp_path
             assert exercise(device) == expected and device.transport.left == 0
 
 
+def figures(device):
+    """What the device's counters say of generations: the same on every transport, for a cycle of the decoder depends on nothing outside."""
+    names = ("cycles_prefill", "cycles_decode", "tokens_decode", "first_token_seconds", "tokens_per_second", "finish")
+    found = []
+    for prompt, count, options in (("abc", 1, {}), ("abc", 2, {}), ("abc", 3, {}), ("a", 40, {}), ("abc", 20, {"stop": "hi"}),
+                                   ("abc", 9, {"temperature": 0.8, "seed": 2}), ("\x7b", 20, {})):
+        text = "".join(device.generate(prompt, count, **options))
+        found.append((text, *(device.last[name] for name in names)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected_figures(folder):
+    with host.open(f"sim:{folder}", cache=CACHE) as device:
+        found = figures(device)
+    assert [row[1:4] for row in found[:3]] == [(25, 0, 0), (25, 7, 1), (25, 14, 2)]  # six cycles a token, and one for each answer
+    return found
+
+
+@pytest.mark.parametrize("kind", ["serial", "tcp", "tcp to serial", "recorded", "replayed"])
+def test_figures_are_the_same_on_every_transport(kind, folder, target, expected_figures, tmp_path_factory):
+    recording = tmp_path_factory.getbasetemp() / "figures.jsonl"
+    if kind == "serial":
+        with host.open(target) as device:
+            assert figures(device) == expected_figures
+    elif kind.startswith("tcp"):
+        behind = open_transport(target) if "serial" in kind else open_transport(f"sim:{folder}", cache=CACHE)
+        with served(behind) as address, host.open(f"tcp:{address}") as device:
+            assert figures(device) == expected_figures
+    elif kind == "recorded":
+        with host.open(f"record:{recording}?target={target}") as device:
+            assert figures(device) == expected_figures
+    else:
+        if not recording.exists():
+            pytest.skip("replays what the test before it has recorded")
+        with host.open(f"replay:{recording}") as device:
+            assert figures(device) == expected_figures and device.transport.left == 0
+
+
 @pytest.mark.parametrize("kind", ["sim", "serial", "tcp"])
 def test_a_silent_device_times_out_and_recovers(kind, folder, target):
     @contextmanager

@@ -10,6 +10,7 @@ import pytest
 
 import intaglio.sim.prefill.memory as memory_module
 from intaglio.sim.prefill.memory import DECERR, OKAY, PRESETS, SLVERR, MemoryModel, ReadSlave
+from intaglio.sim.tools import find_tools
 
 IMAGE = random.Random(1).randbytes(4096)
 NEVER = (1 << 64) - 1
@@ -39,8 +40,8 @@ uint32_t look(ReadSlave* slave, uint8_t* data) {
 def library(tmp_path_factory):
     folder = tmp_path_factory.mktemp("memory")
     (folder / "glue.cpp").write_text(GLUE, encoding="utf-8")
-    command = ["g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-I", Path(memory_module.__file__).parent,
-               folder / "glue.cpp", "-o", folder / "glue.so"]
+    command = [find_tools().compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",
+               "-I", Path(memory_module.__file__).parent, folder / "glue.cpp", "-o", folder / "glue.so"]
     subprocess.run([str(part) for part in command], check=True)
     loaded = ctypes.CDLL(str(folder / "glue.so"))
     u8, u32, u64, flag = ctypes.c_char_p, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_bool

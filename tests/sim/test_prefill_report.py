@@ -1,15 +1,22 @@
 """The exact model's error budgets, the guarantee of mass, the report on the shipped model, the command and its picture."""
 
 import argparse
+import dataclasses
+import json
 import math
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from intaglio import Error, progress
 from intaglio.cli import main
+from intaglio.gen.checkpoint import load_checkpoint, save_checkpoint
+from intaglio.gen.model import ModelConfig
+from intaglio.gen.synthetic import random_checkpoint
 from intaglio.host.prefill.parameters import divergence_threshold, share
 from intaglio.host.prefill.quantise import quantise
 from intaglio.sim.prefill import attention, exact
@@ -18,7 +25,7 @@ from intaglio.sim.prefill.report import head_group, layer_reports, traffic
 
 MODEL = Path(__file__).parents[2] / "models" / "burin"
 TEXT = Path(argparse.__file__)
-GAMMA16, THRESHOLD = share(0.9), divergence_threshold(0.1)
+GAMMA16, THRESHOLD = share(0.9, 4096), divergence_threshold(0.1)
 ERROR_BUDGET = 0.02  # relative error of the exact model's results against float attention over the same blocks, shipped model
 RANDOM_BUDGET = 0.03  # the same for random heads with sharp scores
 
@@ -32,7 +39,11 @@ def random_heads(seed, *, heads=2, tokens=200, head_dim=32):
 def integers(q, k, v, block, **wrong):
     z = quantise(q.numpy(), k.numpy(), v.numpy(), block=block)
     run = head_group(z)
-    return exact.HeadGroup(**{**vars(run), **wrong}), torch.as_tensor(z.value_scale)
+
+    def results(keep):
+        return torch.as_tensor(z.results(exact.attend(exact.HeadGroup(**{**vars(run), **wrong}), keep, block=block).numpy())).double()
+
+    return run, results
 
 
 def error(a, b):
@@ -45,21 +56,22 @@ def test_exact_model_within_budget_and_mutation():
     keep = torch.ones(2, 7, 7, dtype=torch.bool).tril()
     keep[:, 4:, 1] = False
     want = attention.sparse(q, k[None], v[None], keep, block=32).double()
-    run, scale = integers(q, k, v, 32)
-    assert error(exact.attend(run, keep, block=32).double() / 256 * scale, want) < RANDOM_BUDGET
-    wrong, scale = integers(q, k, v, 32, base=run.base + 1)
-    assert error(exact.attend(wrong, keep, block=32).double() / 256 * scale, want) > RANDOM_BUDGET
+    run, results = integers(q, k, v, 32)
+    assert error(results(keep), want) < RANDOM_BUDGET
+    _, wrong = integers(q, k, v, 32, base=run.base + 1)
+    assert error(wrong(keep), want) > RANDOM_BUDGET
 
 
 def test_quiet_tiles_keep_their_mass():
     """One loud key and a thousand quiet ones that together outweigh it: weights relative to a global maximum would all round to 0."""
     tokens, block = 1056, 32
-    q, k, v = torch.zeros(1, tokens, 32), torch.zeros(tokens, 32), torch.randn(tokens, 32, generator=torch.Generator().manual_seed(2))
-    q[..., 0], k[0, 0] = 1.0, 6.2 * math.sqrt(32)  # e^6.2 = 493 times any other key
+    q, k, v = random_heads(2, heads=1, tokens=tokens)
+    q, k = q / 4, k / 4
+    q[..., 0], k[:, 0], k[0, 0] = 1.0, 0.0, 6.2 * math.sqrt(32)  # e^6.2 = 493 times any other key
     keep = torch.ones(1, 33, 33, dtype=torch.bool).tril()
-    run, scale = integers(q, k, v, block)
+    _, results = integers(q, k, v, block)
     want = attention.sparse(q, k[None], v[None], keep, block=block).double()
-    assert error((exact.attend(run, keep, block=block).double() / 256 * scale)[:, -32:], want[:, -32:]) < 0.03
+    assert error(results(keep)[:, -32:], want[:, -32:]) < 0.03
     assert error((v[0] * torch.ones(1, 32, 32)).double(), want[:, -32:]) > 0.3  # the loud key alone is far off
 
 
@@ -107,17 +119,80 @@ def test_command(tmp_path, capsys):
     assert len(ElementTree.parse(picture).getroot().findall("{*}text")) == 24
 
 
+def test_command_for_a_share_of_everything(capsys):
+    assert main(["attention", "--model", str(MODEL), "--text", str(TEXT), "--tokens", "64", "--block", "32", "--gamma", "1"]) == 0
+    for line in capsys.readouterr().out.splitlines()[2:6]:
+        assert line.split()[2:4] == ["1.000", "1.0000"]
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (["--gamma", "1.5"], "gamma must be above 0 and at most 1, not 1.5"), (["--tau", "-1"], "tau must be in 0..0.8326, not -1.0"),
     (["--block", "48"], "--block must be 32, 64 or 128, not 48"),
     (["--tokens", "100"], "--tokens must be at least two blocks, 256, not 100"),
+    (["--map", "/nowhere/a.svg"], "--map must name a file that can be written, not '/nowhere/a.svg': No such file"),
+    (["--text", str(MODEL)], f"the text {MODEL} cannot be read: Is a directory"), (["--layers", "4"], "--layers must be numbers in 0..3"),
+    (["--text", "/dev/null"], "the text must have at least two blocks, 256 bytes, not 0"),
     (["--lines", "4"], "--lines must be at least --lookahead + 2"), (["--window", "3"], "--window must be a power of 2, not 3"),
-    (["--map", "a.png"], "--map must end in .svg, not 'a.png'"), (["--tokens", "10000000"], "10000000"),
-    (["--text", "/nowhere"], "the text cannot be read"), (["--model", "/nowhere"], "/nowhere")])
+    (["--map", "a.png"], "--map must end in .svg, not 'a.png'"),
+    (["--text", "/nowhere"], "the text /nowhere cannot be read: No such file"), (["--model", "/nowhere"], "/nowhere")])
 def test_bad_input(options, message, capsys):
     assert main(["attention", "--model", str(MODEL), "--text", str(TEXT), *options]) == 2
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1
+
+
+def test_of_a_shorter_text_all_is_taken_and_waits_are_told(tmp_path, capsys, monkeypatch):
+    (tmp_path / "text").write_bytes(b"import os\n" * 9)
+    for name in ("QUIET_SECONDS", "LINE_SECONDS", "TICK_SECONDS"):
+        monkeypatch.setattr(progress, name, 0.0)
+    assert main(["attention", "--model", str(MODEL), "--text", str(tmp_path / "text"), "--block", "32", "--layers", "0"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("exact model, 90 tokens") and "intaglio: the text has 90 bytes: all are taken, not 4096\n" in err
+    assert f"intaglio: reading {MODEL}" in err and "layer 0 (" in err
+
+
+def test_a_model_whose_tokens_are_not_bytes_is_refused(capsys, monkeypatch):
+    other = SimpleNamespace(config=SimpleNamespace(vocab_size=128256))
+    monkeypatch.setattr("intaglio.gen.checkpoint.load_checkpoint", lambda *_, **__: other)
+    assert main(["attention", "--model", "other", "--text", str(TEXT)]) == 2
+    assert "the model's tokens must be bytes, a vocabulary of 256, not one of 128256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("changes", "options", "message"), [
+    ({}, [], "head_dim of the unit must be 32, the model's, not 16: generate one with `intaglio gen prefill --set head_dim=32`"),
+    ({"head_dim": 32}, [], "group of the unit must be 6, the model's, not 2"),
+    ({"head_dim": 32, "group": 6, "context": 512}, ["--tokens", "513"], "--tokens must be at most 512, the unit's context, not 513"),
+    ({"head_dim": 32, "group": 6}, ["--tokens", "31"], "--tokens must be at least two blocks, 64, not 31"),
+    ({"head_dim": 32, "group": 6, "context": 512}, [], "built"),
+    ({"head_dim": 32, "group": 6}, ["--memory", "core"], "a memory must be one of hbm2-u280"),
+    ({}, ["--timeline", "/nowhere/t.json"], "--timeline must name a file"),
+])
+def test_a_unit_that_does_not_fit_is_told_before_it_is_built(small_prefill, tmp_path, capsys, monkeypatch, changes, options, message):
+    def build(*_, **__):
+        raise Error("built")
+
+    monkeypatch.setattr("intaglio.sim.transport.build", build)
+    manifest = json.loads((small_prefill / "manifest.json").read_text())
+    manifest["config"] |= changes
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["attention", "--model", str(MODEL), "--text", str(TEXT), "--device", f"sim:{tmp_path}", *options]) == 2
+    assert capsys.readouterr().err.startswith(f"intaglio: error: {message}")
+
+
+@pytest.mark.verilator
+def test_command_with_a_device(small_prefill, simulation_cache, tmp_path, capsys):
+    """Every layer of a small model on the simulated unit; where nothing bounds the tokens, its context does."""
+    config = ModelConfig(vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                         num_key_value_heads=1, head_dim=16, linear_class="bitlinear", rope_theta=10000.0, max_position_embeddings=64,
+                         bos_token_id=0, eos_token_id=1)
+    save_checkpoint(tmp_path / "model", random_checkpoint(config))
+    argv = ["attention", "--model", str(tmp_path / "model"), "--text", str(TEXT), "--device", f"sim:{small_prefill}", "--check",
+            "--cache", str(simulation_cache), "--map", str(tmp_path / "a.svg"), "--timeline", str(tmp_path / "t.json")]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "512 tokens, blocks of 32" in out and out.count("  yes\n") == 2 and "NO" not in out
+    assert len(ElementTree.parse(tmp_path / "a.svg").getroot().findall("{*}text")) == 4
+    assert json.loads((tmp_path / "t.json").read_text())["traceEvents"]
 
 
 def test_values_that_are_not_finite():
@@ -125,3 +200,15 @@ def test_values_that_are_not_finite():
     k[3, 4] = np.nan
     with pytest.raises(ValueError, match="k must be finite"):
         quantise(q, k, v, block=32)
+
+
+def test_a_model_of_constant_matrices_is_refused_unless_told(tmp_path, capsys):
+    checkpoint = load_checkpoint(MODEL)
+    layer = checkpoint.layers[0]
+    values = dataclasses.replace(layer.matrices["v"], weights=np.zeros_like(layer.matrices["v"].weights))
+    layers = (dataclasses.replace(layer, matrices={**layer.matrices, "v": values}), *checkpoint.layers[1:])
+    save_checkpoint(tmp_path, dataclasses.replace(checkpoint, layers=layers))
+    command = ["attention", "--model", str(tmp_path), "--text", str(TEXT), "--tokens", "64", "--block", "32", "--layers", "0"]
+    assert main(command) == 2
+    assert "model.layers.0.self_attn.v_proj.weight (all 0): the file is damaged" in capsys.readouterr().err
+    assert main([*command, "--allow-constant"]) == 0

@@ -13,7 +13,8 @@ pytestmark = pytest.mark.verilator
 
 AWARE = 1 << 29  # a threshold above every divergence: all heads are query-aware
 SLOW = MemoryModel(latency_cycles=400, bytes_per_cycle=2)
-KINDS = ("equal keys", "zeros", "zero values", "outliers", "one key", "constant queries", "tiny")
+KINDS = ("equal keys", "zeros", "zero values", "outliers", "one key", "constant queries", "tiny",
+         "outlier_channel", "key_offset", "sink", "heavy", "sparse_values", "spike_flat", "verticals")
 
 
 def within(case, run, memory):

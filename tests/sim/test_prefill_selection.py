@@ -52,7 +52,7 @@ def test_divergence_against_float(tokens):
     for spread in (0.0, 200.0, 2000.0):
         mean = picks.normal(0, spread, 8).round()
         true = picks.dirichlet(np.full(8, 0.7))
-        pool, ver = (mean * 32 * sizes).astype(np.int64), (true * 65536 * block).astype(np.int64)
+        pool, ver = (mean * 32 * sizes).astype(np.int64), (true * 2**28 * block).astype(np.int64)
         est = 2.0 ** (mean / 256)
         est /= est.sum()
         middle = (est + true) / 2

@@ -135,7 +135,7 @@ def test_counters(device):
     list(device.generate("abc", 10))
     counters = device.counters()
     assert counters["tokens"] == 13 and counters["phases"]["busy"] == 13 * 6 and counters["cycles"] > 13 * 7
-    assert device.last["cycles_prefill"] >= 4 * 7 and device.last["finish"] == "length"
+    assert (device.last["cycles_prefill"], device.last["cycles_decode"]) == (4 * 6 + 1, 9 * 7) and device.last["finish"] == "length"
 
 
 def test_full_context(device):
@@ -293,6 +293,15 @@ def test_missing_tools_are_told(tmp_path):
     (tmp_path / "g++").symlink_to(script)
     with pytest.raises(BuildError, match="must be 5.036 or newer, not 'Verilator 5.020"):
         find_tools(str(tmp_path))
+
+
+def test_a_file_that_may_not_be_read_is_not_a_missing_one(folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "rtl" / "decoder_double.v").unlink()
+    (copy / "rtl" / "decoder_double.v").symlink_to("decoder_double.v")
+    with pytest.raises(BuildError, match="decoder_double.v of the generated folder cannot be read: Too many levels"):
+        build(copy)
 
 
 def test_incomplete_folders_are_told(folder, tmp_path):

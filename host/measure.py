@@ -1,0 +1,113 @@
+"""Figures of a generation: what the device computed, in its own cycles, and the time on the wall.
+
+A device computes by itself while the host looks elsewhere, behind a serial line or a server most of all, and ``cycles`` runs on while it
+waits. So its counters are read only when it rests, and only those that stand still then: tokens, phases, and the waits of results. What is
+left when the waits are taken off is the same number of cycles whatever the transport is.
+"""
+
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from intaglio import Error
+
+__all__ = ["Measure", "Work", "watched", "work"]
+
+TRIES = 3  # readings of the status until a device that has answered must rest
+WRAP = (1 << 32) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a resting device has done since its counters were cleared: ``tokens``, and ``cycles`` spent on them."""
+
+    tokens: int
+    cycles: int
+
+    def __sub__(self, earlier):
+        return Work(tokens=(self.tokens - earlier.tokens) & WRAP, cycles=(self.cycles - earlier.cycles) & WRAP)
+
+
+def work(device):
+    """The device's :class:`Work`, or None if it is still at work, or has been waiting or at work for so long that 32 bits do not tell."""
+    if all(device.read_register("status") & 1 for _ in range(TRIES)):
+        return None
+    busy = sum(device.read_register(f"phase_{name}") for name in device.manifest.phases) & WRAP
+    if device.read_cycles() - busy > WRAP:  # which has 64 bits: a phase may have begun anew from 0
+        return None
+    return Work(tokens=device.read_register("tokens"), cycles=busy - device.read_register("stall_out") & WRAP)
+
+
+class Measure:
+    """Statistics of one generation; made when it begins, which clears the counters.
+
+    :meth:`close` gives a dict: ``prompt_tokens``, ``generated_tokens``, ``finish``;
+
+    * of the device: ``cycles_prefill`` (computing the prompt, the first token's logits included), ``cycles_decode`` and ``tokens_decode``
+      (what it computed after that, in a burst perhaps past the last token that was wanted), ``first_token_seconds`` and
+      ``tokens_per_second``, both at the manifest's clock. Waits for the host are in none of them;
+    * on the wall: ``seconds_prefill``, ``seconds_decode``, ``wall_tokens_per_second``.
+
+    Each is None where it cannot be told: after an error, for what comes after the first token when the generator was left early (the device
+    may be at work then), when 2**32 cycles of waits or work make the counters ambiguous, and speeds after fewer than two tokens.
+    """
+
+    def __init__(self, device, prompt_tokens):
+        self.device, self.prompt_tokens = device, prompt_tokens
+        self.generated = self.results = 0
+        self.prefill = None
+        device.drain()
+        device.clear_counters()
+        self.began = self.first = self.resumed = self.latest = time.monotonic()
+
+    def count(self, counted):
+        """A result has come; ``counted``: it is a token, not the end."""
+        self.results += 1
+        self.generated += counted
+        self.latest = time.monotonic()
+        if self.results == 1:
+            self.first, self.prefill = self.latest, work(self.device)
+            self.resumed = time.monotonic()
+        self.device.last = {"prompt_tokens": self.prompt_tokens, "generated_tokens": self.generated, "finish": None,
+                            "wall_tokens_per_second": self._wall_speed()}
+
+    def _wall_speed(self):
+        seconds = self.latest - self.resumed
+        return (self.results - 1) / seconds if self.results > 1 and seconds > 0 else None
+
+    def close(self, finish):
+        """The dict described above."""
+        row = {"prompt_tokens": self.prompt_tokens, "generated_tokens": self.generated, "finish": finish} | dict.fromkeys((
+            "cycles_prefill", "cycles_decode", "tokens_decode", "first_token_seconds", "tokens_per_second", "seconds_prefill",
+            "seconds_decode", "wall_tokens_per_second"))
+        if not self.results or finish == "error" or self.device.closed:
+            return row
+        row |= {"seconds_prefill": self.first - self.began, "wall_tokens_per_second": self._wall_speed(),
+                "seconds_decode": self.latest - self.resumed if self.results > 1 else 0.0}
+        clock = self.device.manifest.clock_hz
+        if self.prefill is None or self.prefill.tokens != self.prompt_tokens:
+            return row  # something else was computed meanwhile
+        row |= {"cycles_prefill": self.prefill.cycles, "first_token_seconds": self.prefill.cycles / clock}
+        if finish == "closed":
+            return row
+        whole = None
+        with suppress(Error):  # the text is whole; what is wrong with the device, the next call tells
+            self.device.drain()  # the rest of a burst
+            whole = work(self.device)
+        if whole is None or (decode := whole - self.prefill).tokens < self.results - 1:
+            return row
+        return row | {"cycles_decode": decode.cycles, "tokens_decode": decode.tokens,
+                      "tokens_per_second": decode.tokens * clock / decode.cycles if decode.cycles and self.results > 1 else None}
+
+
+@contextmanager
+def watched(transport, progress, tokens):
+    """While it lasts, ``progress`` is called now and then with the number of tokens taken, of the last ``tokens`` that are sent."""
+    if progress is None:
+        yield
+        return
+    transport.watch = lambda: progress(min(max(0, tokens - transport.pending), tokens))
+    try:
+        yield
+    finally:
+        transport.watch = None
