@@ -227,6 +227,9 @@ class AttentionDevice:
             beats, users, got = beats + [some], users + [marks], got + len(some)
             if len(marks) and marks[-1] & VOID:
                 raise self._ended()
+            if len(some) and not progress:  # results wait while registers are read
+                moved = time.monotonic()
+                continue
             now = (got, self.read_register("rows"), self.read_register("beats"))
             if now != state:
                 state, moved = now, time.monotonic()
