@@ -175,3 +175,12 @@ def adapter_benches(tmp_path_factory):
         return made[name]
 
     return bench
+
+
+@pytest.fixture
+def one_thread():
+    """torch on one thread: what is small is no quicker on two, and much slower on a machine that is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -10,18 +10,12 @@ from intaglio.sim.prefill import attention
 from intaglio.sim.prefill.accuracy import errors, int8_bound, results
 from intaglio.sim.prefill.heads import ACTIVATIONS, activation_heads, mass_head, mixture
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # What this arithmetic reaches: root mean square, worst row. Goals were 0.02 for single values and 0.05 for a sink: a sink's own value is
 # far below the scale of its channel and its weight leaves nothing of others in its tile. Another format of operands would mend both.
 BUDGETS = {"ordinary": (0.019, 0.08), "outlier_channel": (0.02, 0.09), "key_offset": (0.019, 0.08), "sink": (1.0, 1.1),
            "heavy": (0.042, 0.32), "sparse_values": (0.027, 0.13)}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def of_kind(kind, head_dim, seed=0):

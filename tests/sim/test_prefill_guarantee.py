@@ -12,20 +12,14 @@ from intaglio.sim.prefill import exact
 from intaglio.sim.prefill.accuracy import kept
 from intaglio.sim.prefill.heads import MASSES, mass_head, mixture
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONTEXT = 131072  # the longest that a unit may have
 # docs/prefill.md, "What is guaranteed", in its words:
 TABLE, LOG_ERROR, STEP = 2.0**-16, 0.125, 1 / 256  # of EXP; of LOG, in steps of L; a step of L and t, in octaves
 LEAST = 2 ** (-(LOG_ERROR + 0.5) * STEP) * (1 - TABLE) / (1 + TABLE)  # a
 MOST = 2 ** ((LOG_ERROR + 0.5) * STEP) * (1 + TABLE) / (1 - TABLE - CONTEXT * (1 + 1 / 16) * 2.0**-27)  # b
 GAMMAS = (0.001, 0.5, 0.9, 0.95, 0.99, 0.999, 0.9999, 1.0)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def truncate(monkeypatch):
