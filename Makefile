@@ -9,7 +9,7 @@ BOARD ?= ulx3s
 FIRST := 3000x16x512,1200x8x1024,100x2x4096
 SPREAD := 120x2x2048@16384,100x2x2048@24576
 MIXED := $(SPREAD)$(shell printf ',6x1x4096,5x2x2048@24576,1x1x16384%.0s' $$(seq 15))
-LONG := -m intaglio.sim.train --out $(BUILD)/train-16k --warmup 20 --eager --threads 2
+LONG := -m intaglio.sim.train.decoder --out $(BUILD)/train-16k --warmup 20 --eager --threads 2
 # Other programs than the environment's own: make test VERILATOR=/usr/local/bin/verilator CXX=g++-13
 TOOLS := $(if $(VERILATOR),--tool verilator=$(VERILATOR)) $(if $(filter-out default,$(origin CXX)),--tool g++=$(CXX))
 .DEFAULT_GOAL := help
@@ -51,14 +51,14 @@ lint: setup  ## ruff
 	@$(BIN)/ruff check .
 
 train: setup  ## train the shipped model anew (hours); writes build/train
-	@$(BIN)/python -m intaglio.sim.train --out $(BUILD)/train --schedule $(FIRST) --decay 1300
-	@$(BIN)/python -m intaglio.sim.train --out $(BUILD)/train --resume $(BUILD)/train/latent.pt --schedule $(FIRST),500x2x4096 --decay 1600
-	@$(BIN)/python -m intaglio.sim.export --latent $(BUILD)/train/latent.pt --out $(BUILD)/train/model
+	@$(BIN)/python -m intaglio.sim.train.decoder --out $(BUILD)/train --schedule $(FIRST) --decay 1300
+	@$(BIN)/python -m intaglio.sim.train.decoder --out $(BUILD)/train --resume $(BUILD)/train/latent.pt --schedule $(FIRST),500x2x4096 --decay 1600
+	@$(BIN)/python -m intaglio.sim.train.export --latent $(BUILD)/train/latent.pt --out $(BUILD)/train/model
 
 train-long: setup  ## train models/burin on for long contexts (half an hour on two free cores); writes build/train-16k
 	@$(BIN)/python $(LONG) --from models/burin --theta 40000 --context 16384 --schedule $(SPREAD) --decay 1 --lr 0.005 --rename
 	@$(BIN)/python $(LONG) --resume $(BUILD)/train-16k/latent.pt --schedule $(MIXED) --decay 180 --lr 0.005
-	@$(BIN)/python -m intaglio.sim.export --latent $(BUILD)/train-16k/latent.pt --out $(BUILD)/train-16k/model
+	@$(BIN)/python -m intaglio.sim.train.export --latent $(BUILD)/train-16k/latent.pt --out $(BUILD)/train-16k/model
 
 clean:  ## remove what was built (not the virtual environment, not the cache of simulations)
 	rm -rf $(BUILD)

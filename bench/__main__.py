@@ -11,7 +11,7 @@ import torch
 from bench import adapter, attention, decoder, gating, generator, guarantee, link, long_context, matrix, rom, scale, verilog
 from bench.common import Job, Progress, table
 from intaglio import Error
-from intaglio.sim.tools import find_program, use_all
+from intaglio.sim.verilator.tools import find_program, use_all
 
 _HOLDS = {"=": lambda value, goal: value == goal, ">=": lambda value, goal: value >= goal, "<=": lambda value, goal: value <= goal}
 

@@ -8,17 +8,17 @@ import torch
 from torch.nn import functional as F
 
 from bench.common import prompts_of
-from intaglio.gen.cycles import token_cycles
-from intaglio.gen.decoder import generate
-from intaglio.gen.presets import config_for
-from intaglio.gen.program import layer_program
-from intaglio.gen.quantised import quantise
+from intaglio.gen.checkpoint.quantised import quantise
+from intaglio.gen.cycles.decoder import token_cycles
+from intaglio.gen.emit.decoder import generate
+from intaglio.gen.emit.program import layer_program
+from intaglio.gen.presets.decoder import config_for
 from intaglio.host import open as open_device
-from intaglio.host.adapter import quantise_adapter, read_adapter
-from intaglio.sim.adapter import adapt
-from intaglio.sim.exact import ExactDecoder
-from intaglio.sim.loading import float_decoder
-from intaglio.sim.train_adapter import headers
+from intaglio.host.adapter.files import quantise_adapter, read_adapter
+from intaglio.sim.reference.adapter import adapt
+from intaglio.sim.reference.exact_decoder import ExactDecoder
+from intaglio.sim.reference.loading import float_decoder
+from intaglio.sim.train.adapter import headers
 
 __all__ = ["figures"]
 

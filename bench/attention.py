@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from bench.guarantee import worst_kept_mass
-from intaglio.gen.prefill.cycles import Memory, index_bound, index_cycles, run_cycles
-from intaglio.gen.prefill.generate import generate
+from intaglio.gen.cycles.attention import Memory, index_bound, index_cycles, run_cycles
+from intaglio.gen.emit.attention import generate
 from intaglio.host import open_attention
-from intaglio.rtl.prefill.config import PrefillConfig
-from intaglio.sim.prefill import cache
-from intaglio.sim.prefill.activations import activations
-from intaglio.sim.prefill.report import device_reports, traffic
+from intaglio.rtl.config.attention import PrefillConfig
+from intaglio.sim.attention import cache
+from intaglio.sim.attention.activations import activations
+from intaglio.sim.attention.report import device_reports, traffic
 
 __all__ = ["figures"]
 

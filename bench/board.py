@@ -12,18 +12,18 @@ from bench.common import Progress, equal_to_exact, table
 from intaglio import Error
 from intaglio.boards.build import build
 from intaglio.boards.config import board
-from intaglio.gen.checkpoint import load_checkpoint
-from intaglio.gen.cycles import token_cycles
-from intaglio.gen.presets import config_for
-from intaglio.gen.quantised import quantise
+from intaglio.gen.checkpoint.quantised import quantise
+from intaglio.gen.checkpoint.reader import load_checkpoint
+from intaglio.gen.cycles.decoder import token_cycles
+from intaglio.gen.presets.decoder import config_for
 from intaglio.host import open as open_device
 from intaglio.host.device import Device
 from intaglio.host.protocol import command
 from intaglio.host.transport.link import LinkTransport
 from intaglio.host.transport.serial import SerialChannel
-from intaglio.sim.board import SerialBoard
-from intaglio.sim.netlist import netlist_verilog
-from intaglio.sim.verilator import build as build_simulation
+from intaglio.sim.verilator.board import SerialBoard
+from intaglio.sim.verilator.build import build as build_simulation
+from intaglio.sim.verilator.netlist import netlist_verilog
 
 __all__ = ["context_cycles", "figures", "netlist_equal"]
 

@@ -7,15 +7,15 @@ import time
 import torch
 from torch.nn import functional as F
 
-from intaglio.gen.checkpoint import load_checkpoint
-from intaglio.gen.decoder import generate
-from intaglio.gen.presets import config_for
-from intaglio.gen.quantised import quantise
+from intaglio.gen.checkpoint.quantised import quantise
+from intaglio.gen.checkpoint.reader import load_checkpoint
+from intaglio.gen.emit.decoder import generate
+from intaglio.gen.presets.decoder import config_for
 from intaglio.host import open as open_device
 from intaglio.host.sampling import Sampler
 from intaglio.progress import Progress as Shown
-from intaglio.sim.exact import ExactDecoder
-from intaglio.sim.loading import float_decoder
+from intaglio.sim.reference.exact_decoder import ExactDecoder
+from intaglio.sim.reference.loading import float_decoder
 
 __all__ = ["Job", "Progress", "equal_to_exact", "generate_tokens", "prompts_of", "quality", "table"]
 

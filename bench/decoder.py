@@ -3,12 +3,12 @@
 import time
 
 from bench.common import equal_to_exact, generate_tokens, prompts_of, quality
-from intaglio.gen.cycles import operations, token_cycles
-from intaglio.gen.program import layer_program
+from intaglio.gen.cycles.decoder import operations, token_cycles
+from intaglio.gen.emit.program import layer_program
 from intaglio.host.protocol import command
-from intaglio.sim.corpus import Corpus, xz_bits_per_byte
-from intaglio.sim.loading import float_decoder
-from intaglio.sim.train import bits_per_byte
+from intaglio.sim.reference.loading import float_decoder
+from intaglio.sim.train.corpus import Corpus, xz_bits_per_byte
+from intaglio.sim.train.decoder import bits_per_byte
 
 __all__ = ["figures"]
 

@@ -1,14 +1,14 @@
 """Figures of power gating: cycles with and without it, closed form of the banks' activity, energy from a simulation's transitions."""
 
 from bench.common import generate_tokens
-from intaglio.gen.cycles import token_cycles
-from intaglio.gen.decoder import generate
+from intaglio.gen.checkpoint.quantised import quantise
+from intaglio.gen.cycles.decoder import token_cycles
+from intaglio.gen.cycles.gating import bank_activity
+from intaglio.gen.emit.decoder import generate
+from intaglio.gen.emit.program import layer_program
 from intaglio.gen.estimate.activity import ASAP7, read_saif
 from intaglio.gen.estimate.energy import assumptions_with, estimate_energy
-from intaglio.gen.gating import bank_activity
-from intaglio.gen.presets import config_for
-from intaglio.gen.program import layer_program
-from intaglio.gen.quantised import quantise
+from intaglio.gen.presets.decoder import config_for
 from intaglio.host import open as open_device
 
 __all__ = ["figures"]

@@ -11,9 +11,9 @@ __all__ = ["figures"]
 LAYERS = (3, 48)  # of 380,928 weights: 1.1 and 18.3 million, 16 times as many
 _CHILD = """
 import json, resource, sys, time
-from intaglio.gen.decoder import generate
-from intaglio.gen.model import ModelConfig
-from intaglio.gen.synthetic import random_checkpoint
+from intaglio.gen.emit.decoder import generate
+from intaglio.gen.checkpoint.model import ModelConfig
+from intaglio.gen.checkpoint.synthetic import random_checkpoint
 config = ModelConfig(vocab_size=256, hidden_size=192, intermediate_size=512, num_hidden_layers=int(sys.argv[1]),
                      num_attention_heads=6, num_key_value_heads=1, head_dim=32, max_position_embeddings=1024,
                      rms_norm_eps=1e-5, rope_theta=10000.0, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0)

@@ -4,9 +4,9 @@ import math
 
 import torch
 
-from intaglio.sim.prefill import attention
-from intaglio.sim.prefill.accuracy import errors, int8_bound, kept, results
-from intaglio.sim.prefill.heads import ACTIVATIONS, MASSES, activation_heads, mass_head, mixture
+from intaglio.sim.attention import dense as attention
+from intaglio.sim.attention.accuracy import errors, int8_bound, kept, results
+from intaglio.sim.attention.heads import ACTIVATIONS, MASSES, activation_heads, mass_head, mixture
 
 __all__ = ["figures", "worst_kept_mass"]
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from amaranth.lib.wiring import In, Out
 
-from intaglio.gen.link import SERIAL_TOP, serial_verilog
-from intaglio.gen.synthesis import CELLS, synthesise_ecp5
+from intaglio.gen.emit.link import SERIAL_TOP, serial_verilog
+from intaglio.gen.synthesis.ecp5 import CELLS, synthesise_ecp5
 from intaglio.host import open as open_device
 from intaglio.host.protocol import command
 from intaglio.host.transport.session import LinkLost
+from intaglio.rtl.bus.registers import ADDRESS_BITS
 from intaglio.rtl.link.registers import register_bus
-from intaglio.rtl.registers import ADDRESS_BITS
-from intaglio.sim.board import Fault, SerialBoard, build_board
+from intaglio.sim.verilator.board import Fault, SerialBoard, build_board
 
 __all__ = ["BAUD", "CLOCK_HZ", "cells", "figures", "load_double", "noise", "trials", "unplugged"]
 

@@ -2,11 +2,11 @@
 
 import statistics
 
-from intaglio.gen.checkpoint import load_checkpoint
-from intaglio.sim.corpus import Corpus
-from intaglio.sim.loading import float_decoder
-from intaglio.sim.long_context import Recall, bits_of_last, ends_of, name_text, recall
-from intaglio.sim.train import bits_per_byte
+from intaglio.gen.checkpoint.reader import load_checkpoint
+from intaglio.sim.reference.loading import float_decoder
+from intaglio.sim.train.corpus import Corpus
+from intaglio.sim.train.decoder import bits_per_byte
+from intaglio.sim.train.long_context import Recall, bits_of_last, ends_of, name_text, recall
 
 __all__ = ["figures"]
 

@@ -15,9 +15,9 @@ import torch
 
 from bench.common import Job, Progress, equal_to_exact, generate_tokens, quality, table
 from intaglio import Error
-from intaglio.gen.cycles import operations
-from intaglio.sim.corpus import Corpus, xz_bits_per_byte
-from intaglio.sim.tools import use_all
+from intaglio.gen.cycles.decoder import operations
+from intaglio.sim.train.corpus import Corpus, xz_bits_per_byte
+from intaglio.sim.verilator.tools import use_all
 
 RUNS = (  # prompts and how to continue them
     ("def read_header(self, stream):\n    \"\"\"Read ", {}),
@@ -88,8 +88,8 @@ def cached_quality(model, job, build, progress):
     text = Corpus().held_out
     key = hashlib.sha256(text)
     root = Path(__file__).parents[1]
-    sources = [*sorted(path for path in Path(model).iterdir() if path.is_file()), *sorted(root.glob("sim/*.py")),
-               *(root / name for name in ("gen/checkpoint.py", "gen/quantised.py", "rtl/numerics.py", "bench/common.py"))]
+    sources = [*sorted(path for path in Path(model).iterdir() if path.is_file()), *sorted(root.glob("sim/reference/*.py")),
+               *(root / name for name in ("gen/checkpoint/reader.py", "gen/checkpoint/quantised.py", "rtl/arithmetic/numerics.py", "bench/common.py"))]
     for path in sources:
         key.update(path.read_bytes())
     key.update(json.dumps(job.quantised.config.to_json()).encode())

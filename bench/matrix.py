@@ -7,7 +7,7 @@ from pathlib import Path
 from amaranth.back import rtlil
 
 from intaglio import Error
-from intaglio.gen.yosys import run_yosys
+from intaglio.gen.synthesis.yosys import run_yosys
 from intaglio.rtl.matrix.unit import LutColumn, PackedPair
 
 __all__ = ["cells", "figures", "synthesise_xcup"]

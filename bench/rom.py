@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from intaglio import Error
-from intaglio.gen.area import measure
-from intaglio.gen.fpga import measure_fpga
-from intaglio.gen.liberty import read_liberty
-from intaglio.gen.rom_report import model_cases, random_trits
-from intaglio.rtl.logicrom import bank
+from intaglio.gen.synthesis.area import measure
+from intaglio.gen.synthesis.fpga import measure_fpga
+from intaglio.gen.synthesis.liberty import read_liberty
+from intaglio.gen.synthesis.rom_report import model_cases, random_trits
+from intaglio.rtl.memory.logic import bank
 from intaglio.rtl.ternary.hardwired import adder_graph, hardwired_verilog
 from intaglio.rtl.ternary.packing import pack
 

@@ -10,11 +10,11 @@ import threading
 import time
 from pathlib import Path
 
+from intaglio.gen.checkpoint.published import BITNET_2B4T, model_config
+from intaglio.gen.checkpoint.synthetic import write_random_checkpoint
 from intaglio.gen.estimate.costs import COSTS
 from intaglio.gen.estimate.decoder import estimate_decoder
 from intaglio.gen.estimate.machine import machine_for
-from intaglio.gen.published import BITNET_2B4T, model_config
-from intaglio.gen.synthetic import write_random_checkpoint
 
 __all__ = ["figures"]
 

@@ -3,15 +3,15 @@
 import tempfile
 from pathlib import Path
 
-from intaglio.gen import presets
-from intaglio.gen.decoder import generate
-from intaglio.gen.link import serial_verilog
-from intaglio.gen.paths import combinational_paths
-from intaglio.gen.prefill import presets as prefill_presets
-from intaglio.gen.prefill.generate import generate as generate_prefill
-from intaglio.gen.verilog import convert
-from intaglio.rtl.kernel import KERNEL_TOP, Kernel
-from intaglio.sim.lint import lint
+from intaglio.gen.emit.attention import generate as generate_prefill
+from intaglio.gen.emit.decoder import generate
+from intaglio.gen.emit.link import serial_verilog
+from intaglio.gen.emit.verilog import convert
+from intaglio.gen.presets import attention as prefill_presets
+from intaglio.gen.presets import decoder as presets
+from intaglio.gen.synthesis.paths import combinational_paths
+from intaglio.rtl.top.kernel import KERNEL_TOP, Kernel
+from intaglio.sim.verilator.lint import lint
 
 __all__ = ["figures"]
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from intaglio.boards.config import PREFIX
-from intaglio.gen import output
-from intaglio.gen.decoder import contents
-from intaglio.gen.verilog import convert
-from intaglio.rtl.kernel import ARGUMENTS, KERNEL_TOP, Kernel
-from intaglio.rtl.rom import ROM_DIR
+from intaglio.gen.emit import output
+from intaglio.gen.emit.decoder import contents
+from intaglio.gen.emit.verilog import convert
+from intaglio.rtl.memory.rom import ROM_DIR
+from intaglio.rtl.top.kernel import ARGUMENTS, KERNEL_TOP, Kernel
 
 __all__ = ["CARDS", "Card", "connectivity", "kernel_verilog", "kernel_xml", "package", "package_tcl"]
 

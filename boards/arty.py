@@ -8,9 +8,9 @@ from amaranth.lib import io
 from amaranth_boards.arty_a7 import ArtyA7_100Platform
 
 from intaglio.boards.config import PREFIX
-from intaglio.gen import output
-from intaglio.gen.decoder import contents
-from intaglio.gen.link import SERIAL_TOP, serial_verilog
+from intaglio.gen.emit import output
+from intaglio.gen.emit.decoder import contents
+from intaglio.gen.emit.link import SERIAL_TOP, serial_verilog
 
 __all__ = ["BAUD", "CLOCK_HZ", "archive"]
 
@@ -52,7 +52,7 @@ def archive(model, out, *, preset="ulx3s", progress=None):
     Raises
     ------
     Error, ValueError
-        As of :func:`intaglio.gen.decoder.generate`.
+        As of :func:`intaglio.gen.emit.decoder.generate`.
     """
     out = output.check_folder(out, "board")
     content, manifest = contents(model, preset, prefix=PREFIX, clock_hz=CLOCK_HZ, progress=progress)

@@ -12,9 +12,11 @@ from intaglio import Error
 from intaglio.boards.config import PREFIX, Board
 from intaglio.boards.ecp5 import TOP, constraints, top_verilog
 from intaglio.boards.tools import Stamp, run_yowasp, version
-from intaglio.gen import dsp, output, synthesis
-from intaglio.gen.decoder import generate
-from intaglio.gen.link import serial_verilog
+from intaglio.gen.emit import output
+from intaglio.gen.emit.decoder import generate
+from intaglio.gen.emit.link import serial_verilog
+from intaglio.gen.synthesis import dsp
+from intaglio.gen.synthesis import ecp5 as synthesis
 
 __all__ = ["OPTIONS", "PATIENCE", "Unrouted", "build", "critical_path", "place_and_route"]
 

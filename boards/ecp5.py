@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from intaglio.boards.config import Board
-from intaglio.gen.link import SERIAL_TOP
+from intaglio.gen.emit.link import SERIAL_TOP
 
 __all__ = ["TOP", "Pll", "constraints", "pll", "top_verilog"]
 

@@ -12,13 +12,14 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from intaglio.boards.tools import Stamp, run_yowasp, version
-from intaglio.gen import output, synthesis
-from intaglio.gen.checkpoint import load_checkpoint
-from intaglio.gen.images import images
-from intaglio.gen.presets import config_for
-from intaglio.gen.quantised import quantise
-from intaglio.gen.verilog import convert
-from intaglio.rtl.rom import ROM_MODULE, ROM_VERILOG, Rom, hex_text
+from intaglio.gen.checkpoint.quantised import quantise
+from intaglio.gen.checkpoint.reader import load_checkpoint
+from intaglio.gen.emit import output
+from intaglio.gen.emit.images import images
+from intaglio.gen.emit.verilog import convert
+from intaglio.gen.presets.decoder import config_for
+from intaglio.gen.synthesis import ecp5 as synthesis
+from intaglio.rtl.memory.rom import ROM_MODULE, ROM_VERILOG, Rom, hex_text
 from intaglio.rtl.ternary.lane import Lane
 from intaglio.rtl.ternary.tree import PLANES, BitPlanes
 

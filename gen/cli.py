@@ -56,8 +56,8 @@ def _allow_constant(parser):
 
 
 def run_presets(args):
-    from intaglio.gen.prefill.presets import PRESETS as PREFILL
-    from intaglio.gen.presets import PRESETS
+    from intaglio.gen.presets.attention import PRESETS as PREFILL
+    from intaglio.gen.presets.decoder import PRESETS
 
     for kind, presets in (("decoder", PRESETS), ("prefill", PREFILL)):
         sys.stdout.writelines(f"{kind:8} {name:10} {preset.description}\n" for name, preset in presets.items())
@@ -84,7 +84,7 @@ def run_banks(args):
 
 def run_decoder(args):
     try:
-        from intaglio.gen.decoder import generate
+        from intaglio.gen.emit.decoder import generate
     except ModuleNotFoundError as fault:
         raise _need(fault) from fault
 
@@ -98,7 +98,7 @@ def run_decoder(args):
 
 def run_prefill(args):
     try:
-        from intaglio.gen.prefill.generate import generate
+        from intaglio.gen.emit.attention import generate
     except ModuleNotFoundError as fault:
         raise _need(fault) from fault
 

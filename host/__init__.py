@@ -1,9 +1,9 @@
 """The host runtime: opens a device by its manifest and generates text with it. Needs numpy alone."""
 
-from intaglio.host.adapter import AdapterError
+from intaglio.host.adapter.files import AdapterError
+from intaglio.host.attention.device import AttentionDevice, open_attention
 from intaglio.host.device import Device, open
 from intaglio.host.manifest import Manifest, ManifestError
-from intaglio.host.prefill.device import AttentionDevice, open_attention
 from intaglio.host.protocol import ConfigMismatchError, DeviceError, DeviceTimeout, Result
 from intaglio.host.transport.session import LinkLost
 

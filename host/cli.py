@@ -67,7 +67,7 @@ def run(args):
 
 def _check(manifest, args, prompt, sampling):
     """Everything that can be told before a simulation is built."""
-    from intaglio.host.adapter_loading import adapter_words
+    from intaglio.host.adapter.loading import adapter_words
     from intaglio.host.generation import check_request, check_stops, prompt_tokens
 
     check_request(manifest, prompt_tokens(manifest, prompt), args.max_tokens, **sampling)

@@ -5,8 +5,8 @@ Words of the command and result streams are described in :mod:`intaglio.host.pro
 
 import numpy as np
 
-from intaglio.host.adapter import AdapterError
-from intaglio.host.adapter_loading import load_adapter
+from intaglio.host.adapter.files import AdapterError
+from intaglio.host.adapter.loading import load_adapter
 from intaglio.host.generation import check_tokens, generate_pieces, generate_tokens
 from intaglio.host.manifest import MAGIC, MAP_VERSION, Manifest
 from intaglio.host.protocol import ConfigMismatchError, DeviceError, DeviceTimeout, Owed, Result, command, selection, token_bits
@@ -235,7 +235,7 @@ class Device:
                              f"{waiting}, cycle {cycles}, status 0x{status:08x}")
 
     def load_adapter(self, folder, *, slot=None) -> int:
-        """Load a low-rank adapter in PEFT's layout; see :func:`intaglio.host.adapter_loading.load_adapter`."""
+        """Load a low-rank adapter in PEFT's layout; see :func:`intaglio.host.adapter.loading.load_adapter`."""
         return load_adapter(self, folder, slot=slot)
 
     @property

@@ -51,7 +51,7 @@ def main(argv=None, commands=None) -> int:
         return BAD_USE
     try:
         if args.tool:
-            from intaglio.sim.tools import use_all
+            from intaglio.sim.verilator.tools import use_all
 
             use_all(args.tool)
         return args.run(args) or 0

@@ -21,7 +21,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    from intaglio.sim.tools import use_all
+    from intaglio.sim.verilator.tools import use_all
 
     use_all(config.getoption("--tool"))
 
@@ -29,7 +29,7 @@ def pytest_configure(config):
 @pytest.fixture(scope="session")
 def small_prefill(tmp_path_factory):
     """The folder of the prefill unit's preset ``small``, generated once; read only."""
-    from intaglio.gen.prefill.generate import generate
+    from intaglio.gen.emit.attention import generate
 
     folder = tmp_path_factory.mktemp("prefill") / "small"
     generate("small", folder)

@@ -7,8 +7,8 @@ import pytest
 
 from intaglio import Error
 from intaglio.files import check_output
-from intaglio.gen.model import CheckpointError
-from intaglio.gen.tensorfile import TensorFolder
+from intaglio.gen.checkpoint.model import CheckpointError
+from intaglio.gen.checkpoint.tensorfile import TensorFolder
 
 
 def test_a_file_to_be_written_is_looked_at_and_left_alone(tmp_path):

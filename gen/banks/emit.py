@@ -21,13 +21,13 @@ from intaglio import Error, __version__
 from intaglio.gen.banks.forms import FORMS
 from intaglio.gen.banks.job import peak_kib
 from intaglio.gen.banks.pool import Pool
-from intaglio.gen.checkpoint import CheckpointReader
-from intaglio.gen.constant import refuse_constant
-from intaglio.gen.images import EXECUTION
-from intaglio.gen.output import check_folder, described, json_text
-from intaglio.gen.quantised import embedding_scales, head_constants, layer_constants
-from intaglio.rtl.config import logit_shift
-from intaglio.rtl.rom import hex_text
+from intaglio.gen.checkpoint.constant import refuse_constant
+from intaglio.gen.checkpoint.quantised import embedding_scales, head_constants, layer_constants
+from intaglio.gen.checkpoint.reader import CheckpointReader
+from intaglio.gen.emit.images import EXECUTION
+from intaglio.gen.emit.output import check_folder, described, json_text
+from intaglio.rtl.config.decoder import logit_shift
+from intaglio.rtl.memory.rom import hex_text
 
 __all__ = ["FORMAT", "emit", "matrix_shapes"]
 

@@ -4,7 +4,7 @@ The one seam between the weights and the memories: a form sees one bank at a tim
 processes independent.
 """
 
-from intaglio.rtl.rom import hex_text
+from intaglio.rtl.memory.rom import hex_text
 
 __all__ = ["FORMS"]
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from intaglio.gen.banks.forms import FORMS
 from intaglio.gen.banks.layout import byte_banks, matrix_banks
-from intaglio.gen.checkpoint import CheckpointReader, end_constants
-from intaglio.gen.constant import only_value
-from intaglio.gen.images import EXECUTION, execution_matrix
-from intaglio.gen.output import sources_digest
-from intaglio.gen.quantised import hardware_order, quantise_embedding
+from intaglio.gen.checkpoint.constant import only_value
+from intaglio.gen.checkpoint.quantised import hardware_order, quantise_embedding
+from intaglio.gen.checkpoint.reader import CheckpointReader, end_constants
+from intaglio.gen.emit.images import EXECUTION, execution_matrix
+from intaglio.gen.emit.output import sources_digest
 
 __all__ = ["Job", "peak_kib"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from intaglio.gen.presets import PRESETS
-from intaglio.rtl.config import word_bits
+from intaglio.gen.presets.decoder import PRESETS
+from intaglio.rtl.config.decoder import word_bits
 from intaglio.rtl.ternary.packing import pack
 
 __all__ = ["LAYOUTS", "Bank", "BankLayout", "byte_banks", "layout_for", "matrix_banks"]
@@ -31,7 +31,7 @@ class BankLayout:
     height : int
         Most words of a bank.
     packing : str
-        See :class:`~intaglio.rtl.config.DecoderConfig`.
+        See :class:`~intaglio.rtl.config.decoder.DecoderConfig`.
 
     Raises
     ------
@@ -114,7 +114,7 @@ def layout_for(preset):
 
 
 def matrix_banks(layout, layer, name, weights):
-    """Banks of one matrix (:func:`~intaglio.gen.images.execution_matrix`) as pairs of :class:`Bank` and words, uint8 ``[depth, bytes]``."""
+    """Banks of one matrix (:func:`~intaglio.gen.emit.images.execution_matrix`) as pairs of :class:`Bank` and words, uint8 ``[depth, bytes]``."""
     for lane, unit, rows in _units(layout, weights):
         words = pack(rows, layout.packing)
         yield from _cut(layout, layer, name, lane, unit, weights.shape[1], words)

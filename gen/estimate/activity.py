@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from intaglio import Error
-from intaglio.gen.liberty import NAND2, read_liberty
+from intaglio.gen.synthesis.liberty import NAND2, read_liberty
 
 __all__ = ["ASAP7", "Cells", "Net", "Saif", "read_cells", "read_saif"]
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from intaglio import Error
-from intaglio.gen.prefill import estimate as attention
+from intaglio.gen.estimate import attention
 
 __all__ = ["register"]
 
@@ -52,11 +52,11 @@ def pairs(option, texts, convert):
 
 def run_decoder(args):
     try:
+        from intaglio.gen.checkpoint.model import ModelConfig
+        from intaglio.gen.checkpoint.published import MODELS, model_config
         from intaglio.gen.estimate.costs import costs_with
         from intaglio.gen.estimate.decoder import estimate_decoder
         from intaglio.gen.estimate.machine import machine_for
-        from intaglio.gen.model import ModelConfig
-        from intaglio.gen.published import MODELS, model_config
     except ModuleNotFoundError as fault:
         raise Error(f"the estimate needs the Python module {fault.name!r}: pip install 'intaglio[gen]'") from fault
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from intaglio import Error
 from intaglio.gen.estimate.activity import ASAP7, read_cells, read_saif
-from intaglio.rtl.config import DecoderConfig
+from intaglio.rtl.config.decoder import DecoderConfig
 
 __all__ = ["ASSUMPTIONS", "Energy", "add_energy", "assumptions_with", "estimate_energy"]
 

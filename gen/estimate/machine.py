@@ -1,6 +1,6 @@
 """A machine that is only estimated: the decoder's units, as wide as wanted, and their cycles.
 
-The layer program is the decoder's own and is walked by :func:`~intaglio.gen.cycles.token_cycles`; the closed forms of the units are
+The layer program is the decoder's own and is walked by :func:`~intaglio.gen.cycles.decoder.token_cycles`; the closed forms of the units are
 those of the RTL with three numbers that the RTL has fixed at 1, 1 and 0: ``attention_units`` and ``attention_tokens`` side by side, and
 the ``reach`` of wires. With these, :class:`WideTiming` gives the RTL's cycles exactly (tested), so that what a projection adds is in
 three short functions below.
@@ -10,21 +10,21 @@ import dataclasses
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from intaglio.gen.cycles import Timing, token_cycles
-from intaglio.gen.model import ModelConfig
-from intaglio.gen.presets import PRESETS, widths_of
-from intaglio.gen.program import layer_program
-from intaglio.rtl.attention.array import tree_stages
-from intaglio.rtl.attention.unit import HEAD_DRAIN, KEY_DRAIN, VALUE_DRAIN
-from intaglio.rtl.config import DOTS, DecoderConfig
-from intaglio.rtl.numerics import Scalar
+from intaglio.gen.checkpoint.model import ModelConfig
+from intaglio.gen.cycles.decoder import Timing, token_cycles
+from intaglio.gen.emit.program import layer_program
+from intaglio.gen.presets.decoder import PRESETS, widths_of
+from intaglio.rtl.arithmetic.numerics import Scalar
+from intaglio.rtl.attention.narrow.array import tree_stages
+from intaglio.rtl.attention.narrow.unit import HEAD_DRAIN, KEY_DRAIN, VALUE_DRAIN
+from intaglio.rtl.config.decoder import DOTS, DecoderConfig
 
 __all__ = ["MACHINES", "Machine", "WideTiming", "machine_for"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Widths of the units for one model; has the names of :class:`~intaglio.rtl.config.DecoderConfig` where the closed forms use them.
+    """Widths of the units for one model; has the names of :class:`~intaglio.rtl.config.decoder.DecoderConfig` where the closed forms use them.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ class Machine:
                                              residual_epsilon=one, attention_epsilon=one, gated_epsilon=one))
 
     def token_cycles(self, position, *, want=True, program=None):
-        """:class:`~intaglio.gen.cycles.TokenCycles` of the token at ``position``; without ``want`` it ends before the head."""
+        """:class:`~intaglio.gen.cycles.decoder.TokenCycles` of the token at ``position``; without ``want`` it ends before the head."""
         return token_cycles(SimpleNamespace(config=self), position, want=want, program=program or self.program(),
                             timing=WideTiming(self))
 

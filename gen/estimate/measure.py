@@ -17,10 +17,10 @@ import numpy as np
 from amaranth.hdl import Elaboratable, Fragment, Module, Signal, signed
 
 from intaglio import Error
-from intaglio.gen.liberty import read_liberty
-from intaglio.gen.verilog import whole
-from intaglio.gen.yosys import library_cells, run_yosys
-from intaglio.rtl.attention.array import add_tree, product_bits, tree_stages
+from intaglio.gen.emit.verilog import whole
+from intaglio.gen.synthesis.liberty import read_liberty
+from intaglio.gen.synthesis.yosys import library_cells, run_yosys
+from intaglio.rtl.attention.narrow.array import add_tree, product_bits, tree_stages
 from intaglio.rtl.ternary.lane import Lane
 from intaglio.rtl.ternary.packing import pack
 

@@ -1,6 +1,6 @@
 """The transport ``xrt:INDEX?xclbin=PATH&manifest=PATH``: a kernel on an Alveo card, through pyxrt (which comes with XRT).
 
-The kernel (``intaglio.rtl.kernel``) takes a list of operations from one buffer and puts its answers into another; a run ends by itself.
+The kernel (``intaglio.rtl.top.kernel``) takes a list of operations from one buffer and puts its answers into another; a run ends by itself.
 Class of this code: tested with a stand-in for pyxrt, never on a card.
 """
 

@@ -1,5 +1,1 @@
-"""Decode attention over an INT8 KV cache, and the head that shares its multipliers."""
-
-from intaglio.rtl.attention.unit import EMBEDDING_LATENCY, AttentionUnit, attend_cycles, head_cycles
-
-__all__ = ["EMBEDDING_LATENCY", "AttentionUnit", "attend_cycles", "head_cycles"]
+"""Attention of a tile of keys at a time: tile engine, softmax, states of rows, results (docs/prefill.md). For small devices: ``narrow``."""

@@ -1,176 +1,210 @@
-"""Scores and softmax of the attention unit, a lane for each query head (docs/numerics.md, "Attention over the INT8 cache")."""
+"""Scores and weights of a tile: a lane for each query of a row group (docs/prefill.md, "Numerics")."""
 
-from amaranth.hdl import MemoryData, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, MemoryData, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from intaglio.rtl.attention.array import product_bits
-from intaglio.rtl.numerics import EXP_TABLE
+from intaglio.rtl.arithmetic.attention import (
+    EXP,
+    FRACTION,
+    MASS_FRACTION,
+    MERGE_SHIFT,
+    SCORE_BITS,
+    SCORE_FRACTION,
+    SCORE_MAX,
+    WEIGHT_MAX,
+)
+from intaglio.rtl.bus.streams import Mode
+from intaglio.rtl.memory.ram import Ram, index_bits
 
-__all__ = ["EXPONENT_BITS", "SCORE_BITS", "Scaler", "Scores", "Weights"]
+__all__ = ["BASE_BITS", "LOG_BITS", "UNREACHED", "TileSoftmax", "tile_sum_bits"]
 
-SCORE_BITS = 18  # signed; log2 units with 8 fraction bits
-SCORE_MAX = (1 << SCORE_BITS - 1) - 1
-EXPONENT_BITS = 12  # signed exponent of a query
+BASE_BITS = 5  # signed
+LOG_BITS = SCORE_BITS + 1  # signed bits of L and of 256 e
+COARSE = 5  # bits of the whole powers of two by which a probability may fall
+UNREACHED = -1024  # E of a row that no tile has reached: below every other, its sums are zero
 
 
-class Scaler(wiring.Component):
-    """``(value * scale_m) >> shift`` for each head: multipliers and shifters that scores and weights, never both at work, share.
+def tile_sum_bits(config):
+    """Unsigned bits of a tile's sum of probabilities, which exceeds that of 8-bit weights with 4 fraction bits."""
+    return ((max(EXP) << MASS_FRACTION - 16) * config.head_dim).bit_length()
+
+
+class TileSoftmax(wiring.Component):
+    """Dot products of a tile to scores and their maximum; later its scores, from a buffer of two tiles, to weights and their sum.
+
+    Parameters
+    ----------
+    config : PrefillConfig
+    simulate : bool
+        Of the buffer, see :class:`~intaglio.rtl.memory.ram.Ram`.
 
     Members
     -------
-    valid, value, scale_m, shift : In
-        ``shift`` 0..40.
-    scaled : Out(signed(34)).array(heads)
+    base : In(signed(5))
+        Stable during a run; -8 at least.
+    valid : In(1)
+        The next key of the tile; keys are counted, ``head_dim`` make a tile.
+    dot : In(signed(dot_bits)).array(columns)
+    xq : In(3).array(columns), xk : In(3)
+        Exponents of the queries and of the key.
+    limit : In(signed)
+        Key j is masked for lane i where ``j > limit + i``.
+    e_valid : Out(1)
+        A tile's maxima are known; its weights may start.
+    e : Out(signed(11)).array(columns)
+        ``(maximum >> 8) + 1``, or :data:`UNREACHED` for a lane that the tile masks wholly. Held until the next ``e_valid``.
+    start : In(1)
+        Begin the weights of the oldest tile in the buffer: its ``e_valid`` has come (this very cycle, if need be). At least
+        ``head_dim`` cycles lie between two starts. Where ``mode`` is not MASS, ``e`` must still be this tile's.
+    mode : In(2)
+        With ``start``.
+    log : In(signed(19)).array(columns)
+        L of the rows, with ``start`` in MASS.
+    p_valid : Out(1), key : Out
+        A key's probabilities: ``p`` (28 bits), ``weight`` (8 bits, rounded) and its scores ``t``, 0 where masked (but for t).
+    sums_valid : Out(1)
+        The tile is complete.
+    sums : Out.array(columns)
+        Sum of ``p``, or in ATTEND of ``weight << 4``; with the tile's e, ``sums_e`` (meaningless in MASS). Held until the next
+        ``sums_valid``.
 
-    Latency: 2 cycles. Throughput: one value a cycle.
+    Latency: last ``valid`` to ``e_valid`` :attr:`SCORE_LATENCY`; ``start`` to the first ``p_valid`` :attr:`WEIGHT_LATENCY`, to
+    ``sums_valid`` ``WEIGHT_LATENCY + head_dim`` cycles. Throughput: one key a cycle in both halves at once. At most two tiles may be
+    in the buffer: the first key of a tile arrives no earlier than ``head_dim`` after that of the one before, and no earlier than the
+    start of the one before that.
     """
 
-    def __init__(self, config):
-        heads = config.attention_heads
+    SCORE_LATENCY = 4
+    WEIGHT_LATENCY = 5
+
+    def __init__(self, config, *, simulate):
+        self.config, self.simulate = config, simulate
+        lanes = config.columns
         super().__init__({
-            "valid": In(1), "value": In(signed(SCORE_BITS)).array(heads), "scale_m": In(16), "shift": In(6).array(heads),
-            "scaled": Out(signed(34)).array(heads),
+            "base": In(signed(BASE_BITS)), "valid": In(1), "dot": In(signed(config.dot_bits)).array(lanes),
+            "xq": In(3).array(lanes), "xk": In(3),
+            "limit": In(signed(config.head_dim.bit_length() + 2)),
+            "e_valid": Out(1), "e": Out(signed(config.maximum_bits)).array(lanes),
+            "start": In(1), "mode": In(2), "log": In(signed(LOG_BITS)).array(lanes),
+            "p_valid": Out(1), "key": Out(index_bits(config.head_dim)), "p": Out(MASS_FRACTION).array(lanes), "weight": Out(8).array(lanes),
+            "t": Out(signed(SCORE_BITS)).array(lanes),
+            "sums_valid": Out(1), "sums": Out(tile_sum_bits(config)).array(lanes),
+            "sums_e": Out(signed(config.maximum_bits)).array(lanes),
         })
 
     def elaborate(self, platform):
         m = Module()
-        shift_en = Signal()
-        m.d.sync += shift_en.eq(self.valid)
-        for a, (value, shift, scaled) in enumerate(zip(self.value, self.shift, self.scaled, strict=True)):
-            product = Signal(signed(34), name=f"product_{a}", reset_less=True)
-            shift_1 = Signal(6, name=f"shift_{a}", reset_less=True)
-            with m.If(self.valid):
-                m.d.sync += [product.eq(value * self.scale_m), shift_1.eq(shift)]
-            with m.If(shift_en):
-                m.d.sync += scaled.eq(product >> shift_1)
+        c = self.config
+        m.submodules.buffer = buffer = Ram(c.columns * (SCORE_BITS + 1), 2 * c.head_dim, simulate=self.simulate)
+        self._scores(m, buffer)
+        self._weights(m, buffer)
         return m
 
+    def _scores(self, m, buffer):
+        """Three stages: the shift, twice the score rounded down, the score."""
+        c = self.config
+        place = [Signal(index_bits(c.head_dim), name=f"place_{i}") for i in range(4)]
+        valid = [self.valid, *(Signal(name=f"scored_{i}") for i in range(3))]
+        half = Signal(name="write_half")
+        with m.If(self.valid):
+            m.d.sync += place[0].eq(place[0] + 1)
+        m.d.sync += [after.eq(before) for before, after in zip(valid, valid[1:], strict=False)]
+        m.d.sync += [after.eq(before) for before, after in zip(place, place[1:], strict=False)]
+        first, last = place[3] == 0, place[3] == c.head_dim - 1
+        m.d.sync += [self.e_valid.eq(valid[3] & last), half.eq(half ^ (valid[3] & last))]
+        words = []
+        for i in range(c.columns):
+            dot, shift = Signal(signed(c.dot_bits), name=f"dot_{i}", reset_less=True), Signal(6, name=f"shift_{i}", reset_less=True)
+            twice = Signal(signed(c.dot_bits + SCORE_FRACTION + 1), name=f"twice_{i}", reset_less=True)
+            score = Signal(signed(SCORE_BITS), name=f"score_{i}", reset_less=True)
+            masked = [Signal(name=f"masked_{i}_{stage}", reset_less=True) for stage in range(3)]
+            rounded = Signal(signed(c.dot_bits + SCORE_FRACTION + 1), name=f"rounded_{i}")
+            m.d.comb += rounded.eq((twice + 1) >> 1)
+            with m.If(valid[0]):
+                m.d.sync += [dot.eq(self.dot[i]), shift.eq(self.base + SCORE_FRACTION + self.xq[i] + self.xk),
+                             masked[0].eq(place[0] > self.limit + i)]
+            with m.If(valid[1]):
+                m.d.sync += [twice.eq(Cat(Const(0, SCORE_FRACTION + 1), dot).as_signed() >> shift), masked[1].eq(masked[0])]
+            with m.If(valid[2]):
+                high = Mux(rounded > SCORE_MAX, SCORE_MAX, rounded)
+                m.d.sync += [score.eq(Mux(rounded < -SCORE_MAX - 1, -SCORE_MAX - 1, high)), masked[2].eq(masked[1])]
+            # The maximum's integer part is the maximum of the integer parts.
+            top = Signal(signed(SCORE_BITS - FRACTION), name=f"top_{i}", reset_less=True)
+            reached = Signal(name=f"reached_{i}", reset_less=True)
+            top_next, reached_next = Signal.like(top), Signal.like(reached)
+            whole, begun = score[FRACTION:].as_signed(), reached & ~first
+            m.d.comb += [reached_next.eq(begun | ~masked[2]), top_next.eq(Mux(~masked[2] & (~begun | (whole > top)), whole, top))]
+            with m.If(valid[3]):
+                m.d.sync += [top.eq(top_next), reached.eq(reached_next)]
+                with m.If(last):
+                    m.d.sync += self.e[i].eq(Mux(reached_next, top_next + 1, UNREACHED))
+            words += [score, masked[2]]
+        m.d.comb += [buffer.write_en.eq(valid[3]), buffer.write_addr.eq(Cat(place[3], half)), buffer.write_data.eq(Cat(*words))]
 
-class Scores(wiring.Component):
-    """Dot products of a key to scores: scale, shift, clamp; and the largest score.
+    def _weights(self, m, buffer):
+        """Four stages after the buffer: distance to the reference, table, probability, weight; then the sum."""
+        c = self.config
+        bits = index_bits(c.head_dim)
+        half, running = Signal(name="read_half"), Signal()
+        key = [Signal(bits, name=f"key_{i}") for i in range(5)]
+        valid = [Signal(name=f"weighed_{i}") for i in range(6)]
+        mode = [Signal(2, name=f"mode_{i}") for i in range(4)]
+        m.d.comb += [valid[0].eq(self.start | running), buffer.read_en.eq(valid[0]), buffer.read_addr.eq(Cat(key[0], half))]
+        with m.If(valid[0]):
+            m.d.sync += [running.eq(key[0] != c.head_dim - 1), key[0].eq(key[0] + 1)]
+            with m.If(key[0] == c.head_dim - 1):
+                m.d.sync += half.eq(~half)
+        with m.If(self.start):
+            m.d.sync += mode[0].eq(self.mode)
+        m.d.sync += [after.eq(before) for chain in (key, valid, mode) for before, after in zip(chain, chain[1:], strict=False)]
+        out_key = Signal(bits)
+        m.d.sync += out_key.eq(key[4])
+        first, last = out_key == 0, out_key == c.head_dim - 1
+        attend = Signal(reset_less=True)
+        m.d.sync += attend.eq(mode[3] == Mode.ATTEND)
+        m.d.comb += [self.p_valid.eq(valid[5]), self.key.eq(out_key)]
+        m.d.sync += self.sums_valid.eq(valid[5] & last)
 
-    Members
-    -------
-    clear : In(1)
-        Forgets the largest score.
-    valid, dot, scale_e : In
-        One dot product for each head, with the exponent of the key's scale, in the same cycle.
-    value, shift, scaled
-        Of the :class:`Scaler`, which has the key's mantissa: with ``valid``, and two cycles later.
-    exponent : In(signed(12)).array(heads)
-        Exponents of the queries; stable from two cycles before ``valid``.
-    score_valid : Out(1), score : Out(signed(18)).array(heads)
-    maximum : Out(signed(18)).array(heads)
-        Includes a score from the cycle after its ``score_valid``.
-
-    Latency: ``valid`` to ``score_valid`` 3 cycles. Throughput: one key a cycle.
-    """
-
-    def __init__(self, config):
-        self.config = config
-        heads = config.attention_heads
-        super().__init__({
-            "clear": In(1), "valid": In(1),
-            "dot": In(signed(product_bits(config.head_dim))).array(heads),
-            "scale_e": In(signed(10)),
-            "exponent": In(signed(EXPONENT_BITS)).array(heads),
-            "value": Out(signed(SCORE_BITS)).array(heads), "shift": Out(6).array(heads), "scaled": In(signed(34)).array(heads),
-            "score_valid": Out(1),
-            "score": Out(signed(SCORE_BITS)).array(heads),
-            "maximum": Out(signed(SCORE_BITS), init=-SCORE_MAX).array(heads),
-        })
-
-    def elaborate(self, platform):
-        m = Module()
-        shift_en, clamp_en = Signal(), Signal()
-        m.d.sync += [shift_en.eq(self.valid), clamp_en.eq(shift_en), self.score_valid.eq(clamp_en)]
-        for a in range(self.config.attention_heads):
-            bias, wanted = (Signal(signed(EXPONENT_BITS + 2), name=f"{name}_{a}") for name in ("bias", "wanted"))
-            score, maximum, shifted = self.score[a], self.maximum[a], self.scaled[a]
-            m.d.sync += bias.eq(-(self.config.score_shift + 8) - self.exponent[a])
-            m.d.comb += [
-                wanted.eq(bias - self.scale_e),
-                self.value[a].eq(self.dot[a] >> self.config.score_shift),
-                self.shift[a].eq(Mux(wanted < 0, 0, Mux(wanted > 40, 40, wanted[:6]))),
-            ]
-            with m.If(clamp_en):
-                high = Mux(shifted > SCORE_MAX, SCORE_MAX, shifted[:SCORE_BITS].as_signed())
-                m.d.sync += score.eq(Mux(shifted < -SCORE_MAX, -SCORE_MAX, high))
-            with m.If(self.clear):
-                m.d.sync += maximum.eq(-SCORE_MAX)
-            with m.Elif(self.score_valid & (score > maximum)):
-                m.d.sync += maximum.eq(score)
-        return m
-
-
-class Weights(wiring.Component):
-    """Scores to the 16-bit weights of the values, and their sum.
-
-    Members
-    -------
-    clear : In(1)
-        Zeroes the sums.
-    valid : In(1), score, maximum : In(signed(18)).array(heads)
-    eref : In(signed(10))
-        Largest exponent of the value scales. Stable.
-    scale_step, row_step : Out(1)
-        Strobes that read the value's scale (for ``scale_e`` and the scaler's ``scale_m`` two cycles later) and the value itself
-        (to meet ``weight``).
-    scale_en, value, shift, scaled
-        Of the :class:`Scaler`.
-    weight_valid : Out(1), weight : Out(signed(16)).array(heads)
-        0..32767.
-    sum : Out(unsigned).array(heads)
-        Sum of the probabilities, 15 fraction bits; complete one cycle before the last ``weight_valid``.
-
-    Latency: ``valid`` to ``scale_step`` 1, ``row_step`` 4, ``weight_valid`` 5 cycles. Throughput: one key a cycle.
-    """
-
-    def __init__(self, config):
-        self.config = config
-        heads = config.attention_heads
-        super().__init__({
-            "clear": In(1), "valid": In(1),
-            "score": In(signed(SCORE_BITS)).array(heads),
-            "maximum": In(signed(SCORE_BITS)).array(heads),
-            "scale_e": In(signed(10)), "eref": In(signed(10)),
-            "scale_step": Out(1), "row_step": Out(1),
-            "scale_en": Out(1), "value": Out(15).array(heads), "shift": Out(6), "scaled": In(signed(34)).array(heads),
-            "weight_valid": Out(1),
-            "weight": Out(signed(16)).array(heads),
-            "sum": Out((max(EXP_TABLE) * config.context).bit_length()).array(heads),
-        })
-
-    def elaborate(self, platform):
-        m = Module()
-        look_up, fallen, scaled = Signal(), Signal(), self.scale_en  # name the stage whose inputs are valid
-        m.d.comb += self.scale_step.eq(look_up)
-        m.d.sync += [
-            look_up.eq(self.valid), fallen.eq(look_up), scaled.eq(fallen),
-            self.row_step.eq(scaled), self.weight_valid.eq(self.row_step),
-        ]
-        distance = Signal(signed(11))
-        m.d.comb += [distance.eq(self.eref - self.scale_e), self.shift.eq(Mux(distance > 31, 31, distance[:5]))]  # 31 bits long
-        for a in range(self.config.attention_heads):
-            # A block RAM would hold four times as much; block RAM is what small devices lack.
-            table = Memory(MemoryData(shape=15, depth=256, init=EXP_TABLE), attrs={"syn_romstyle": "logic"})
-            m.submodules[f"exp_{a}"] = table
+        words = buffer.read_data.word_select
+        for i in range(c.columns):
+            word = words(i, SCORE_BITS + 1)
+            score, masked = word[:SCORE_BITS].as_signed(), word[SCORE_BITS]
+            reference = Signal(signed(LOG_BITS), name=f"reference_{i}", reset_less=True)
+            difference = Signal(signed(LOG_BITS + 1), name=f"difference_{i}")
+            fine, coarse = Signal(FRACTION, name=f"fine_{i}", reset_less=True), Signal(COARSE, name=f"coarse_{i}", reset_less=True)
+            fall = Signal(COARSE, name=f"fall_{i}", reset_less=True)
+            gone = [Signal(name=f"gone_{i}_{s}", reset_less=True) for s in range(2)]
+            p = Signal(MASS_FRACTION, name=f"p_{i}", reset_less=True)
+            scores = [Signal(signed(SCORE_BITS), name=f"t_{i}_{s}", reset_less=True) for s in range(3)]
+            e = Signal(signed(c.maximum_bits), name=f"e_{i}", reset_less=True)
+            total = Signal(tile_sum_bits(c), name=f"total_{i}", reset_less=True)
+            table = Memory(MemoryData(shape=16, depth=1 << FRACTION, init=EXP), attrs={"syn_romstyle": "logic"})
+            m.submodules[f"exp_{i}"] = table
             read = table.read_port()
-            delta = Signal(SCORE_BITS, name=f"delta_{a}", reset_less=True)
-            fall = Signal(4, name=f"fall_{a}", reset_less=True)
-            p = Signal(15, name=f"p_{a}", reset_less=True)
-            m.d.comb += [read.en.eq(look_up), read.addr.eq(delta[:8])]
-            with m.If(self.valid):
-                m.d.sync += delta.eq(self.maximum[a] - self.score[a])
-            with m.If(look_up):  # a table entry of 15 bits is gone after a shift by 15
-                m.d.sync += fall.eq(Mux(delta[12:].any(), 15, delta[8:12]))
-            with m.If(fallen):
-                m.d.sync += p.eq(read.data >> fall)
-            with m.If(self.clear):
-                m.d.sync += self.sum[a].eq(0)
-            with m.Elif(scaled):
-                m.d.sync += self.sum[a].eq(self.sum[a] + p)
-            m.d.comb += [self.value[a].eq(p), self.weight[a].eq((self.scaled[a] + (1 << 15))[16:32])]
-        return m
+            m.d.comb += [difference.eq(reference - score), read.en.eq(valid[2]), read.addr.eq(fine)]
+            with m.If(self.start):
+                m.d.sync += reference.eq(Mux(self.mode == Mode.MASS, self.log[i], self.e[i] << FRACTION))
+            with m.If(valid[1]):
+                with m.If(difference < 0):
+                    m.d.sync += [fine.eq(0), coarse.eq(0), gone[0].eq(masked)]
+                with m.Else():
+                    m.d.sync += [Cat(fine, coarse).eq(difference[:FRACTION + COARSE]),
+                                 gone[0].eq(masked | difference[FRACTION + COARSE:].any())]
+                m.d.sync += scores[0].eq(score)
+                with m.If(key[1] == c.head_dim - 1):
+                    m.d.sync += e.eq(reference >> FRACTION)
+            with m.If(valid[2]):
+                m.d.sync += [fall.eq(coarse), gone[1].eq(gone[0]), scores[1].eq(scores[0])]
+            with m.If(valid[3]):
+                m.d.sync += [p.eq(Mux(gone[1], 0, Cat(Const(0, MASS_FRACTION - 16), read.data) >> fall)), scores[2].eq(scores[1])]
+            with m.If(valid[4]):
+                weight = (p[MASS_FRACTION - 9:] + 1) >> 1
+                m.d.sync += [self.p[i].eq(p), self.t[i].eq(scores[2]), self.weight[i].eq(Mux(weight > WEIGHT_MAX, WEIGHT_MAX, weight))]
+            summed = Signal.like(total, name=f"summed_{i}")
+            m.d.comb += summed.eq(Mux(first, 0, total) + Mux(attend, self.weight[i] << MERGE_SHIFT, self.p[i]))
+            with m.If(valid[5]):
+                m.d.sync += total.eq(summed)
+                with m.If(last):
+                    m.d.sync += [self.sums[i].eq(summed), self.sums_e[i].eq(e)]

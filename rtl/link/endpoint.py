@@ -6,10 +6,10 @@ from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from intaglio.rtl.bus.registers import ADDRESS_BITS
 from intaglio.rtl.link.buffer import WordBuffer, check_depth
 from intaglio.rtl.link.framing import MAX_WORDS, Deframer, Framer
 from intaglio.rtl.link.registers import RegisterMaster, register_bus
-from intaglio.rtl.registers import ADDRESS_BITS
 
 __all__ = ["LINK_MAGIC", "LINK_VERSION", "RESET_CYCLES", "Endpoint", "Kind"]
 

@@ -18,7 +18,7 @@ class SerialDevice(wiring.Component):
     Parameters
     ----------
     top : str
-        Name of the decoder's module, with the ports of :class:`~intaglio.rtl.shell.DecoderShell`.
+        Name of the decoder's module, with the ports of :class:`~intaglio.rtl.top.decoder_shell.DecoderShell`.
     digest : int
         First 32 bits of the manifest's digest.
     clock_hz, baud : int

@@ -10,7 +10,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from intaglio.rtl.rom import Rom
+from intaglio.rtl.memory.rom import Rom
 
 __all__ = ["POWER_MODULE", "POWER_VERILOG", "BankGate", "GatedRom", "bank_depth", "bank_name"]
 
@@ -155,7 +155,7 @@ class _Switch(wiring.Component):
 
 
 class GatedRom(wiring.Component):
-    """Weight ROM of one lane in banks: like :class:`~intaglio.rtl.rom.Rom`, whose power is that of a :class:`BankGate`.
+    """Weight ROM of one lane in banks: like :class:`~intaglio.rtl.memory.rom.Rom`, whose power is that of a :class:`BankGate`.
 
     Parameters
     ----------

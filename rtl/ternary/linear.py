@@ -5,9 +5,9 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from intaglio.rtl.adapter.intermediate import Kind
-from intaglio.rtl.adapter.path import AdapterPath
-from intaglio.rtl.rom import Rom
+from intaglio.rtl.memory.rom import Rom
+from intaglio.rtl.ternary.adapter.intermediate import Kind
+from intaglio.rtl.ternary.adapter.path import AdapterPath
 from intaglio.rtl.ternary.gate import BankGate, GatedRom
 from intaglio.rtl.ternary.lane import LANE_MODULE, PLANES_MODULE, Lane, Source
 from intaglio.rtl.ternary.post import RESIDUAL_BITS, Mode, Post, r_address_bits, x_address_bits
@@ -71,7 +71,7 @@ class LinearUnit(wiring.Component):
 
     Result ``i`` of group ``g`` is element ``g * lanes + i`` of its buffer, in GATED ``g * lanes / 2 + i``.
 
-    With adapters also (:class:`~intaglio.rtl.adapter.path.AdapterPath` has the memories):
+    With adapters also (:class:`~intaglio.rtl.ternary.adapter.path.AdapterPath` has the memories):
 
     adapt : In(1), kind : In(Kind)
         With ``start``: the rows are those of A of the operation of this kind, which is to follow; ``chunks`` words for each digit.

@@ -24,7 +24,7 @@ from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from intaglio.rtl.config import check_packing, word_bits
+from intaglio.rtl.config.decoder import check_packing, word_bits
 
 __all__ = ["Unpack", "execution_order", "pack", "pack_ints", "unpack"]
 

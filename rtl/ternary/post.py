@@ -5,8 +5,8 @@ from amaranth.lib import enum, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from intaglio.rtl.copies import COPY
-from intaglio.rtl.numerics import RESIDUAL_FRACTION
+from intaglio.rtl.arithmetic.numerics import RESIDUAL_FRACTION
+from intaglio.rtl.memory.copies import COPY
 
 __all__ = ["RESIDUAL_BITS", "Mode", "Post", "r_address_bits", "x_address_bits"]
 

@@ -4,8 +4,8 @@ from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from intaglio.rtl.copies import COPY
-from intaglio.rtl.numerics import ROTARY_ONE, T_BITS, XS_BITS
+from intaglio.rtl.arithmetic.numerics import ROTARY_ONE, T_BITS, XS_BITS
+from intaglio.rtl.memory.copies import COPY
 
 __all__ = ["COEFFICIENT_BITS", "MAXIMUM_BITS", "PassA", "max_words", "segments", "sum_bits"]
 

@@ -5,8 +5,8 @@ from amaranth.lib import data, enum, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from intaglio.rtl.copies import COPY
-from intaglio.rtl.numerics import INT8_MAX, INT8_SHIFT, INT16_MAX, INT16_SHIFT, MANTISSA, T_BITS, XS_BITS
+from intaglio.rtl.arithmetic.numerics import INT8_MAX, INT8_SHIFT, INT16_MAX, INT16_SHIFT, MANTISSA, T_BITS, XS_BITS
+from intaglio.rtl.memory.copies import COPY
 from intaglio.rtl.vector.pass_a import max_words, segments
 
 __all__ = ["AMOUNT_BITS", "DRAIN_SHIFT", "Destination", "Kind", "Mode", "PassB"]

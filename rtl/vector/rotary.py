@@ -5,8 +5,8 @@ from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from intaglio.rtl.numerics import PHASE_BITS, SINE_TABLE
-from intaglio.rtl.rom import Rom
+from intaglio.rtl.arithmetic.numerics import PHASE_BITS, SINE_TABLE
+from intaglio.rtl.memory.rom import Rom
 
 __all__ = ["SINE_BITS", "Rotary"]
 

@@ -5,10 +5,10 @@ from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from intaglio.rtl.numerics import INT8_NUMERATOR, INT16_NUMERATOR, INVERSE, MANTISSA, T_BITS
-from intaglio.rtl.rom import Rom
-from intaglio.rtl.scalar import bit_length
-from intaglio.rtl.vector.divider import NUMERATOR_BITS, Divider
+from intaglio.rtl.arithmetic.divider import NUMERATOR_BITS, Divider
+from intaglio.rtl.arithmetic.numerics import INT8_NUMERATOR, INT16_NUMERATOR, INVERSE, MANTISSA, T_BITS
+from intaglio.rtl.arithmetic.scalar import bit_length
+from intaglio.rtl.memory.rom import Rom
 from intaglio.rtl.vector.pass_a import COEFFICIENT_BITS, LOAD_STAGES, MAXIMUM_BITS, PassA, max_words, segments, sum_bits
 from intaglio.rtl.vector.pass_b import AMOUNT_BITS, TS_STAGES, Destination, Kind, PassB
 from intaglio.rtl.vector.rotary import POSITION_BITS, Rotary

@@ -16,7 +16,7 @@ from intaglio.boards.ecp5 import Pll, constraints, pll, top_verilog
 from intaglio.boards.lane import build_lane
 from intaglio.boards.tools import Stamp, run_yowasp
 from intaglio.cli import main
-from intaglio.gen import output
+from intaglio.gen.emit import output
 
 COMMANDS = {"board": lambda: cli.register}
 PIN = Pin(ball="A1")

@@ -11,12 +11,12 @@ from xml.etree import ElementTree
 import pytest
 
 from intaglio.boards import alveo, arty
-from intaglio.gen.checkpoint import save_checkpoint
-from intaglio.gen.collateral import lint_waivers
-from intaglio.gen.model import ModelConfig
-from intaglio.gen.synthetic import random_checkpoint
-from intaglio.rtl.kernel import ARGUMENTS, KERNEL_TOP
-from intaglio.sim.tools import find_program, find_tools
+from intaglio.gen.checkpoint.model import ModelConfig
+from intaglio.gen.checkpoint.reader import save_checkpoint
+from intaglio.gen.checkpoint.synthetic import random_checkpoint
+from intaglio.gen.emit.collateral import lint_waivers
+from intaglio.rtl.top.kernel import ARGUMENTS, KERNEL_TOP
+from intaglio.sim.verilator.tools import find_program, find_tools
 
 MODEL = ModelConfig(vocab_size=61, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
                     head_dim=16)

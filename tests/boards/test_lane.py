@@ -4,8 +4,8 @@ import numpy as np
 from amaranth.sim import Simulator
 
 from intaglio.boards.lane import ROWS, LaneTop
-from intaglio.gen.checkpoint import load_checkpoint
-from intaglio.gen.presets import config_for
+from intaglio.gen.checkpoint.reader import load_checkpoint
+from intaglio.gen.presets.decoder import config_for
 from intaglio.rtl.ternary.packing import pack_ints
 
 

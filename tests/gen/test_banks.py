@@ -17,13 +17,13 @@ from intaglio.cli import main
 from intaglio.gen.banks import emit as emit_module
 from intaglio.gen.banks.emit import emit, matrix_shapes
 from intaglio.gen.banks.layout import LAYOUTS, BankLayout, layout_for
-from intaglio.gen.checkpoint import load_checkpoint
-from intaglio.gen.images import execution_matrix, images
-from intaglio.gen.model import CheckpointError, ModelConfig
-from intaglio.gen.presets import config_for
-from intaglio.gen.published import BITNET_2B4T, model_config
-from intaglio.gen.quantised import quantise
-from intaglio.gen.synthetic import write_random_checkpoint
+from intaglio.gen.checkpoint.model import CheckpointError, ModelConfig
+from intaglio.gen.checkpoint.published import BITNET_2B4T, model_config
+from intaglio.gen.checkpoint.quantised import quantise
+from intaglio.gen.checkpoint.reader import load_checkpoint
+from intaglio.gen.checkpoint.synthetic import write_random_checkpoint
+from intaglio.gen.emit.images import execution_matrix, images
+from intaglio.gen.presets.decoder import config_for
 
 CONFIG = BITNET_2B4T | {"num_hidden_layers": 3, "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
                         "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 1}
@@ -159,7 +159,7 @@ def test_a_part_that_is_not_whole_is_written_again(model, tmp_path, change):
 def test_a_changed_layer_alone_is_written_again(tmp_path):
     write_random_checkpoint(tmp_path / "model", CONFIG, seed=2)
     emit(tmp_path / "model", tmp_path / "out", layout=ODD, processes=1)
-    from intaglio.gen.tensorfile import TensorFolder
+    from intaglio.gen.checkpoint.tensorfile import TensorFolder
     entry = TensorFolder(tmp_path / "model").entries["model.layers.2.mlp.up_proj.weight"]
     with open(entry.path, "r+b") as file:
         file.seek(entry.offset)
@@ -218,7 +218,7 @@ def test_a_working_process_that_dies_is_told(model, tmp_path):
 
 def spoil(tmp_path, name, data, at=0):
     """A model whose tensor ``name`` begins otherwise."""
-    from intaglio.gen.tensorfile import TensorFolder
+    from intaglio.gen.checkpoint.tensorfile import TensorFolder
     write_random_checkpoint(tmp_path / "model", CONFIG, seed=2)
     entry = TensorFolder(tmp_path / "model").entries[name]
     with open(entry.path, "r+b") as file:

@@ -62,14 +62,14 @@ def test_a_long_step_is_told_off_a_terminal(tmp_path, capsys, monkeypatch):
         time.sleep(0.5)
         raise Error("enough")
 
-    monkeypatch.setattr("intaglio.gen.prefill.generate.PrefillShell", slow)
+    monkeypatch.setattr("intaglio.gen.emit.attention.PrefillShell", slow)
     assert main(["gen", "prefill", "--preset", "small", "-o", str(tmp_path / "out")]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) >= 2 and lines[0].startswith("intaglio:   0% Verilog (") and lines[-1] == "intaglio: error: enough"
 
 
 def test_a_missing_module_is_named(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "intaglio.gen.decoder", None)
+    monkeypatch.setitem(sys.modules, "intaglio.gen.emit.decoder", None)
     assert main(["gen", "decoder", "--model", MODEL, "-o", str(tmp_path / "out")]) == 2
     assert "pip install 'intaglio[gen]'" in capsys.readouterr().err
 

@@ -128,7 +128,7 @@ def test_faults_are_one_line(python_scheme, capsys, arguments, message):
     (["--prompt", "a", "--trace", "x.jpg"], "a trace file must end in .vcd, .fst or .saif"),
 ])
 def test_what_does_not_fit_is_told_before_a_simulation_is_built(double, tmp_path, capsys, monkeypatch, arguments, message):
-    import intaglio.sim.transport as simulated
+    import intaglio.sim.verilator.transport as simulated
 
     monkeypatch.setattr(simulated, "build", lambda *_, **__: pytest.fail("built"))
     folder = double.write_design(tmp_path / "design")
@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_told_before_a_simulation_is_built(double, tmp_path
      "must be a prefill attention unit, .* but it is a decoder, which `intaglio run`"),
 ])
 def test_a_folder_of_the_other_kind_is_told_before_it_is_built(double, small_prefill, tmp_path, capsys, monkeypatch, argv, message):
-    import intaglio.sim.transport as simulated
+    import intaglio.sim.verilator.transport as simulated
 
     monkeypatch.setattr(simulated, "build", lambda *_, **__: pytest.fail("built"))
     folder = double.write_design(tmp_path / "design") if argv[0] == "attention" else small_prefill

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import numpy as np
 
-from intaglio.gen.collateral import adapter_layout
-from intaglio.gen.decoder import generate
-from intaglio.gen.model import ModelConfig
-from intaglio.gen.presets import config_for
-from intaglio.gen.quantised import quantise
-from intaglio.gen.synthetic import random_checkpoint
-from intaglio.host.adapter import LowRank, quantise_adapter
-from intaglio.host.adapter_image import adapter_image, image_crc
+from intaglio.gen.checkpoint.model import ModelConfig
+from intaglio.gen.checkpoint.quantised import quantise
+from intaglio.gen.checkpoint.synthetic import random_checkpoint
+from intaglio.gen.emit.collateral import adapter_layout
+from intaglio.gen.emit.decoder import generate
+from intaglio.gen.presets.decoder import config_for
+from intaglio.host.adapter.files import LowRank, quantise_adapter
+from intaglio.host.adapter.image import adapter_image, image_crc
 from intaglio.host.protocol import command
-from intaglio.sim.library import Simulation
-from intaglio.sim.verilator import build
+from intaglio.sim.verilator.build import build
+from intaglio.sim.verilator.library import Simulation
 
 CACHE = Path(__file__).parents[2] / "build" / "test-cache"
 STUCK = 60_000

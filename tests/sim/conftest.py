@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import intaglio.host as host
-from intaglio.gen.prefill.cycles import Memory, run_cycles
-from intaglio.gen.prefill.presets import prefill_config
-from intaglio.host.prefill.quantise import Quantised, quantise
-from intaglio.sim.prefill import cache, exact
-from intaglio.sim.prefill.heads import ACTIVATIONS, MASSES, activation_heads, mass_head
-from intaglio.sim.prefill.report import head_group
+from intaglio.gen.cycles.attention import Memory, run_cycles
+from intaglio.gen.presets.attention import prefill_config
+from intaglio.host.attention.quantise import Quantised, quantise
+from intaglio.sim.attention import cache, exact
+from intaglio.sim.attention.heads import ACTIVATIONS, MASSES, activation_heads, mass_head
+from intaglio.sim.attention.report import head_group
 from tests.sim.adapter_bench import Bench as AdapterBench
 
 C = prefill_config("small")

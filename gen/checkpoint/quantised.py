@@ -1,0 +1,179 @@
+"""From a checkpoint to the integers that the hardware holds: ternary matrices, INT8 embedding, gains, scale constants.
+
+docs/numerics.md derives each constant. Nothing here depends on how wide the units are, except the two static shifts of
+:class:`~intaglio.rtl.config.decoder.DecoderConfig`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from intaglio.rtl.arithmetic import numerics
+from intaglio.rtl.arithmetic.numerics import Scalar
+from intaglio.rtl.config.decoder import DecoderConfig
+
+__all__ = ["QuantisedLayer", "QuantisedModel", "decoder_config", "embedding_scales", "hardware_order", "head_constants", "layer_constants",
+           "quantise", "quantise_embedding", "quantise_layer"]
+
+_NORM_OF = {"q": "input", "k": "input", "v": "input", "o": "attn_sub", "gate": "post_attention", "up": "post_attention",
+            "down": "ffn_sub"}  # the norm that a matrix's input comes from
+
+
+@dataclass(frozen=True)
+class QuantisedLayer:
+    """One layer: ``matrices`` int8 ``[rows, inputs]`` by name (q, k with rows interleaved for the rotation), ``gains`` int16 by
+    norm (input, attn_sub, post_attention, ffn_sub), ``constants`` :class:`Scalar` by matrix."""
+
+    matrices: dict
+    gains: dict
+    constants: dict
+
+
+@dataclass(frozen=True)
+class QuantisedModel:
+    """The whole model as integers; ``increments`` are the rotary phases per position, uint32 ``[head_dim / 2]``."""
+
+    config: DecoderConfig
+    embedding: np.ndarray
+    embed_scale: int
+    layers: tuple
+    final_gains: np.ndarray
+    logit_constant: Scalar
+    residual_epsilon: Scalar
+    attention_epsilon: Scalar
+    gated_epsilon: Scalar
+    increments: tuple
+
+
+def decoder_config(model, **hardware):
+    """The :class:`DecoderConfig` for a :class:`~intaglio.gen.checkpoint.model.ModelConfig` and the widths of the units."""
+    return DecoderConfig(
+        hidden=model.hidden_size, intermediate=model.intermediate_size, layers=model.num_hidden_layers,
+        heads=model.num_attention_heads, kv_heads=model.num_key_value_heads, head_dim=model.head_dim,
+        vocab=model.vocab_size, **hardware)
+
+
+def _gains(values):
+    """INT16 gains and the scale that they stand for (1 where all are zero)."""
+    largest = float(np.abs(values).max())
+    gamma = largest / numerics.GAIN_MAX if largest else 1.0
+    return np.round(np.asarray(values, np.float64) / gamma).astype(np.int16), gamma
+
+
+def _constant(what, value):
+    """The scalar nearest to ``value``."""
+    try:
+        return Scalar.of_float(value)
+    except (OverflowError, ValueError) as fault:
+        raise ValueError(f"{what} must fit the hardware's scalars, and {value!r} does not: {fault}") from fault
+
+
+def _interleave(weights, head_dim):
+    """Rows (i, i + d/2) of each head become neighbours (2i, 2i + 1)."""
+    order = np.arange(head_dim).reshape(2, head_dim // 2).T.reshape(-1)
+    heads = weights.reshape(-1, head_dim, weights.shape[1])
+    return np.ascontiguousarray(heads[:, order].reshape(weights.shape))
+
+
+def embedding_scales(largest):
+    """From the embedding's largest magnitude: its INT8 scale, that scale as the integer of the program, and ``embed_shift``.
+
+    Raises
+    ------
+    ValueError
+        The embedding is zero, or too small or too large for the residual stream.
+    """
+    if not largest:
+        raise ValueError("the embedding must not be all zero")
+    scale = largest / 127
+    embed_shift = min(24, 16 - math.frexp(scale * 2.0**numerics.RESIDUAL_FRACTION)[1])
+    if round(scale * 2.0 ** (numerics.RESIDUAL_FRACTION + embed_shift)) == 1 << 16:  # rounded up, out of the instruction's 16 bits
+        embed_shift -= 1
+    embed_scale = round(scale * 2.0 ** (numerics.RESIDUAL_FRACTION + embed_shift))
+    if embed_shift < 0 or embed_scale == 0:
+        raise ValueError(f"the embedding's largest magnitude must be in 2^-34 .. 127 (exclusive), not {largest}")
+    return scale, embed_scale, embed_shift
+
+
+def quantise_embedding(rows, scale):
+    """INT8 of float32 ``rows`` of the embedding."""
+    return np.round(np.asarray(rows, np.float64) / scale).astype(np.int8)
+
+
+def hardware_order(name, weights, head_dim):
+    """Rows of the matrix ``name`` as the hardware has them: those of q and k interleaved for the rotation."""
+    return _interleave(weights, head_dim) if name in ("q", "k") else weights
+
+
+def layer_constants(index, scales, norms, head_dim):
+    """Gains, and the scalar of each matrix, of layer ``index``.
+
+    Parameters
+    ----------
+    scales : dict of float, the matrices' multipliers
+    norms : dict of float32 arrays
+
+    Returns
+    -------
+    (dict of int16 arrays, dict of Scalar)
+    """
+    score = math.log2(math.e) / math.sqrt(head_dim) / numerics.ROTARY_ONE
+    key = 1 / numerics.ROTARY_ONE / 127
+    gains, gamma, constants = {}, {}, {}
+    for name, values in norms.items():
+        gains[name], gamma[name] = _gains(values)
+    for name, norm in _NORM_OF.items():
+        factor = {"q": score, "k": key, "v": key}.get(name, 1.0)
+        constants[name] = _constant(f"the scale of layer {index}'s {name}",
+                                    scales[name] * gamma[norm] * math.sqrt(len(norms[norm])) / 127 * factor)
+    return gains, constants
+
+
+def quantise_layer(index, layer, head_dim):
+    """Round one :class:`~intaglio.gen.checkpoint.weights.Layer` to a :class:`QuantisedLayer`; ``index`` names it in errors."""
+    scales = {name: ternary.scale for name, ternary in layer.matrices.items()}
+    gains, constants = layer_constants(index, scales, layer.norms, head_dim)
+    matrices = {name: hardware_order(name, layer.matrices[name].weights, head_dim) for name in _NORM_OF}
+    return QuantisedLayer(matrices, gains, constants)
+
+
+def head_constants(final_norm, scale, logit_shift):
+    """Gains of the final norm, and the logits' unit, from the embedding's INT8 ``scale``."""
+    gains, gamma = _gains(final_norm)
+    return gains, _constant("the logits' unit", gamma * math.sqrt(len(final_norm)) / 32767 * scale * 2.0**logit_shift)
+
+
+def quantise(checkpoint, config):
+    """Round a checkpoint to the hardware's integers.
+
+    Parameters
+    ----------
+    checkpoint : intaglio.gen.checkpoint.reader.Checkpoint
+    config : DecoderConfig
+        Its shape must be the checkpoint's; ``embed_shift`` is replaced by the largest that the embedding's scale allows.
+
+    Raises
+    ------
+    ValueError
+        The embedding is zero, or too small or too large for the residual stream, or a constant leaves the exponent range.
+    """
+    model = checkpoint.config
+    scale, embed_scale, embed_shift = embedding_scales(float(np.abs(checkpoint.embed).max()))
+    config = config.replace(embed_shift=embed_shift)
+    layers = tuple(quantise_layer(index, layer, config.head_dim) for index, layer in enumerate(checkpoint.layers))
+    final_gains, logit_constant = head_constants(checkpoint.final_norm, scale, config.logit_shift)
+    epsilon = model.rms_norm_eps
+    return QuantisedModel(
+        config=config,
+        embedding=quantise_embedding(checkpoint.embed, scale),
+        embed_scale=embed_scale,
+        layers=layers,
+        final_gains=final_gains,
+        logit_constant=logit_constant,
+        residual_epsilon=_constant("rms_norm_eps", epsilon * config.hidden * 2.0 ** (2 * numerics.RESIDUAL_FRACTION)),
+        attention_epsilon=_constant("rms_norm_eps", epsilon * config.hidden),
+        gated_epsilon=_constant("rms_norm_eps", epsilon * config.intermediate),
+        increments=tuple(numerics.rotary_increment(i, config.head_dim, model.rope_theta)
+                         for i in range(config.head_dim // 2)),
+    )

@@ -1,0 +1,266 @@
+"""Checkpoints: a BitNet decoder's weights from a Hugging Face folder (``config.json`` and safetensors) and back.
+
+Nothing is ever unpickled. Both of Hugging Face's scale conventions are normalised on loading to one multiplier a matrix. A folder may be
+larger than memory: :class:`CheckpointReader` opens it by its headers and scales and reads a layer at a time.
+"""
+
+import dataclasses
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+
+from intaglio.gen.checkpoint import tensorfile
+from intaglio.gen.checkpoint.codes import ROWS_PER_BYTE, check_codes, pack, unpack
+from intaglio.gen.checkpoint.constant import layer_constants, norm_constants, only_packed_value, only_value, refuse_constant
+from intaglio.gen.checkpoint.model import CheckpointError, ModelConfig
+from intaglio.gen.checkpoint.weights import (
+    MATRIX_TENSORS,
+    NORM_TENSORS,
+    Checkpoint,
+    Layer,
+    Ternary,
+    absmean_ternary,
+    base_digest,
+    loaded_scale,
+    stored_scale,
+)
+
+__all__ = ["MATRIX_TENSORS", "NORM_TENSORS", "Checkpoint", "CheckpointReader", "Layer", "Ternary", "absmean_ternary", "base_digest",
+           "end_constants", "load_checkpoint", "loaded_scale", "save_checkpoint", "stored_scale"]
+
+EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+FLOATS = ("F32", "BF16", "F16")
+LARGEST_SCALE = 16.0  # of the median matrix; see CheckpointReader
+EMBED_ROWS = 4096  # rows of the embedding that are looked at together
+
+
+class CheckpointReader:
+    """A checkpoint folder, opened: every tensor's name, shape and type and every scale is checked, no weight has been read.
+
+    Parameters
+    ----------
+    folder : path
+        Holds ``config.json`` and either ``model.safetensors`` or ``model.safetensors.index.json`` with its shards.
+        A matrix is stored packed (uint8 ``weight``) or, for ``autobitlinear``, as floats: ternary ones with a ``weight_scale``
+        (mode ``offline``) or latent ones without (mode ``online``), which are rounded here. A stored ``lm_head.weight`` must equal the
+        embedding, whose memory the head reads.
+
+    Members
+    -------
+    config : ModelConfig, as stored.
+    scales : dict of float
+        Multiplier by stem of tensor name (``model.layers.0.self_attn.q_proj``), where the file holds one.
+
+    Raises
+    ------
+    CheckpointError
+        A file is missing or damaged, or a tensor is missing, unexpected, or not of the expected shape, dtype or values. The scales are
+        refused as stored the other way round (``linear_class``) if the median multiplier is above 16: a multiplier is the mean magnitude
+        of the matrix that was rounded, and its inverse is what the other convention stores. Magnitudes of 1/16 to 16 fit both.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.config = ModelConfig.from_json(self.folder / "config.json")
+        self._files = tensorfile.TensorFolder(self.folder)
+        c, left = self.config, dict(self._files.entries)
+        self._expect(left, EMBEDDING, (c.vocab_size, c.hidden_size))
+        self._expect(left, FINAL_NORM, (c.hidden_size,))
+        if HEAD in left:
+            self._expect(left, HEAD, (c.vocab_size, c.hidden_size))
+        self.scales = {}
+        for index in range(c.num_hidden_layers):
+            prefix = f"model.layers.{index}."
+            for name, shape in c.matrix_shapes.items():
+                self._expect_matrix(left, prefix + MATRIX_TENSORS[name], shape)
+            for name, size in c.norm_sizes.items():
+                self._expect(left, f"{prefix}{NORM_TENSORS[name]}.weight", (size,))
+        if left:
+            raise CheckpointError(f"{folder} must hold no other tensors than the decoder's, not {', '.join(sorted(left)[:8])} "
+                                  f"({len(left)} unexpected)")
+        if self.scales and (median := statistics.median(self.scales.values())) > LARGEST_SCALE:
+            other = "autobitlinear" if c.linear_class == "bitlinear" else "bitlinear"
+            raise CheckpointError(f"weight_scale must be meant as linear_class {c.linear_class!r} says, but then half of the matrices "
+                                  f"are multiplied by more than {median:.4g}; as {other!r} by less than {1 / median:.4g}")
+
+    def _expect(self, left, name, shape, kinds=FLOATS):
+        """Check and cross off one tensor."""
+        if name not in left:
+            raise CheckpointError(f"tensor {name} {list(shape)} is missing")
+        entry = left.pop(name)
+        if entry.shape != tuple(shape):
+            raise CheckpointError(f"tensor {name} must have shape {list(shape)}, not {list(entry.shape)}")
+        if entry.dtype not in kinds:
+            raise CheckpointError(f"tensor {name} must be {_either(kinds)}, not {entry.dtype}")
+
+    def _expect_matrix(self, left, stem, shape):
+        name, scale_name = f"{stem}.weight", f"{stem}.weight_scale"
+        if name not in left or left[name].dtype == "U8":
+            self._expect(left, name, (shape[0] // ROWS_PER_BYTE, shape[1]), ("U8",))
+        elif self.config.linear_class == "bitlinear":
+            raise CheckpointError(f"tensor {name} must be U8 (linear_class 'bitlinear' stores packed weights), "
+                                  f"not {left[name].dtype}")
+        else:
+            self._expect(left, name, shape)
+            if self.config.quantization_mode == "online":
+                return
+        self._expect(left, scale_name, (1,))
+        stored = float(self._floats(scale_name)[0])
+        if not 2.0**-126 <= stored <= 2.0**126:
+            raise CheckpointError(f"tensor {scale_name} must be above 0 and in 2^-126 .. 2^126, not {stored}")
+        self.scales[stem] = loaded_scale(stored, self.config.linear_class)
+
+    def _floats(self, name, start=0, stop=None):
+        values = self._files.read(name, start, stop).to_float32()
+        if not np.isfinite(values).all():
+            raise CheckpointError(f"tensor {name} must be finite, but {np.count_nonzero(~np.isfinite(values))} values are not")
+        return values
+
+    def matrix(self, index, name):
+        """Matrix ``name`` of layer ``index`` as :class:`Ternary`."""
+        stem = f"model.layers.{index}.{MATRIX_TENSORS[name]}"
+        name = f"{stem}.weight"
+        if self._files.entries[name].dtype == "U8":
+            weights = unpack(self._files.read(name).to_uint8(), f"tensor {name}")
+        else:
+            values = self._floats(name)
+            if self.config.quantization_mode == "online":
+                return absmean_ternary(values)
+            if not np.isin(values, (-1, 0, 1)).all():
+                raise CheckpointError(f"tensor {name} must hold only -1, 0 and 1 (quantization_mode is 'offline'), "
+                                      f"not {values[~np.isin(values, (-1, 0, 1))][0]}")
+            weights = values.astype(np.int8)
+        return Ternary(weights=weights, scale=self.scales[stem])
+
+    def layer(self, index):
+        """Read layer ``index`` as :class:`Layer`."""
+        return Layer(matrices={name: self.matrix(index, name) for name in self.config.matrix_shapes}, norms=self.norms(index))
+
+    def check_layer(self, index):
+        """Raise what reading layer ``index`` would raise; returns its suspect tensors, as ``{tensor: its only value}``."""
+        found = {}
+        for name in self.config.matrix_shapes:
+            tensor = f"model.layers.{index}.{MATRIX_TENSORS[name]}.weight"
+            if self._files.entries[tensor].dtype == "U8":  # not unpacked, which takes four times the memory
+                packed = self._files.read(tensor).to_uint8()
+                check_codes(packed, f"tensor {tensor}")
+                value = only_packed_value(packed)
+            else:
+                value = only_value(self.matrix(index, name).weights)
+            if value is not None:
+                found[tensor] = value
+        return found | norm_constants(index, self.norms(index))
+
+    def norms(self, index):
+        """Gains of layer ``index`` by norm, float32."""
+        return {name: self._floats(f"model.layers.{index}.{NORM_TENSORS[name]}.weight") for name in self.config.norm_sizes}
+
+    def embed(self, start=0, stop=None):
+        """Rows ``start .. stop - 1`` of the embedding, float32."""
+        return self._floats(EMBEDDING, start, stop)
+
+    def embed_blocks(self):
+        """The embedding in blocks of rows, as pairs of the first row and float32 ``[rows, hidden]``."""
+        for start in range(0, self.config.vocab_size, EMBED_ROWS):
+            yield start, self.embed(start, min(start + EMBED_ROWS, self.config.vocab_size))
+
+    def check_head(self):
+        """Raise unless a stored head equals the embedding."""
+        if HEAD not in self._files.entries:
+            return
+        different = 0
+        for start, rows in self.embed_blocks():
+            different += np.count_nonzero(rows != self._floats(HEAD, start, start + len(rows)))
+        if different:
+            raise CheckpointError(f"tensor {HEAD} must equal {EMBEDDING}, whose memory the head reads, but {different} values differ: "
+                                  "the model is not tied, whatever tie_word_embeddings says")
+
+    def final_norm(self):
+        """Gains of the final norm, float32."""
+        return self._floats(FINAL_NORM)
+
+    def stored(self, index):
+        """Names and bytes of layer ``index`` as stored, in a fixed order: what a digest is taken of."""
+        prefix = f"model.layers.{index}."
+        for name in sorted(self._files.entries):
+            if name.startswith(prefix):
+                yield name, self._files.read(name).data
+
+
+def end_constants(embedding, final_norm):
+    """The suspect ones of embedding (``embedding`` is its only value, or None) and final norm, as ``{tensor: its only value}``."""
+    return ({} if embedding is None else {EMBEDDING: embedding}) | ({} if final_norm.any() else {FINAL_NORM: 0})
+
+
+def _either(kinds):
+    return kinds[0] if len(kinds) == 1 else ", ".join(kinds[:-1]) + " or " + kinds[-1]
+
+
+def load_checkpoint(folder, *, allow_constant=False):
+    """Load a checkpoint folder whole.
+
+    Parameters
+    ----------
+    folder : path
+        See :class:`CheckpointReader`.
+    allow_constant : bool
+        Accept matrices of one value throughout and norms of zeros.
+
+    Returns
+    -------
+    Checkpoint, whose ``config.quantization_mode`` is ``offline``.
+
+    Raises
+    ------
+    CheckpointError
+        See :class:`CheckpointReader`; or a weight is not ternary, or a value not finite, or a stored head is not the embedding, or a tensor
+        cannot be a trained model's.
+    """
+    reader = CheckpointReader(folder)
+    embed, final_norm = reader.embed(), reader.final_norm()
+    reader.check_head()
+    layers = tuple(reader.layer(index) for index in range(reader.config.num_hidden_layers))
+    if not allow_constant:
+        suspect = end_constants(only_value(embed), final_norm)
+        for index, layer in enumerate(layers):
+            suspect |= layer_constants(index, layer)
+        refuse_constant(suspect)
+    return Checkpoint(config=dataclasses.replace(reader.config, quantization_mode="offline"), embed=embed, layers=layers,
+                      final_norm=final_norm)
+
+
+def save_checkpoint(folder, checkpoint, embedding_dtype="F32"):
+    """Write a checkpoint as Hugging Face's packed layout; equal checkpoints give equal bytes.
+
+    Parameters
+    ----------
+    folder : path
+        Made if it does not exist; ``config.json`` and ``model.safetensors`` in it are replaced.
+    checkpoint : Checkpoint
+    embedding_dtype : str
+        ``F32``, or ``BF16`` or ``F16``, which round the embedding. Norm gains and scales are F32.
+
+    Raises
+    ------
+    CheckpointError
+        An embedding value is outside the range of its stored type.
+    """
+    c = checkpoint.config
+    tensors = {EMBEDDING: tensorfile.Tensor.from_float32(checkpoint.embed, embedding_dtype),
+               FINAL_NORM: tensorfile.Tensor.from_float32(checkpoint.final_norm, "F32")}
+    for index, layer in enumerate(checkpoint.layers):
+        prefix = f"model.layers.{index}."
+        for name, matrix in layer.matrices.items():
+            stem = prefix + MATRIX_TENSORS[name]
+            scale = stored_scale(matrix.scale, c.linear_class)
+            tensors[f"{stem}.weight"] = tensorfile.Tensor.from_uint8(pack(matrix.weights))
+            tensors[f"{stem}.weight_scale"] = tensorfile.Tensor.from_float32(np.array([scale], np.float32), "F32")
+        for name, gains in layer.norms.items():
+            tensors[f"{prefix}{NORM_TENSORS[name]}.weight"] = tensorfile.Tensor.from_float32(gains, "F32")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = dataclasses.replace(c, quantization_mode="offline").to_json()
+    (folder / "config.json").write_bytes(json.dumps(config, indent=2).encode() + b"\n")
+    (folder / "model.safetensors").write_bytes(tensorfile.to_bytes(tensors))

@@ -1,0 +1,1 @@
+"""Closed forms of the cycles that the hardware takes."""

@@ -1,0 +1,145 @@
+"""Closed form of the decoder's cycles: walks the layer program with the latency of every unit.
+
+No cycle of the hardware depends on data, so the walk gives the exact count of a token at a position, phase by phase; the test suite and the
+benchmark compare it with the counters of the simulated device. It is also what a larger model's speed is projected from.
+"""
+
+from dataclasses import dataclass, field
+
+from intaglio.gen.emit.program import layer_program
+from intaglio.rtl.arithmetic.scalar import ScalarAlu
+from intaglio.rtl.attention.narrow.unit import attend_cycles, head_cycles
+from intaglio.rtl.control.program import PHASES, Op, Wait
+from intaglio.rtl.control.sequencer import ALU_OPS
+from intaglio.rtl.ternary.adapter.intermediate import Intermediate
+from intaglio.rtl.ternary.gate import BankGate
+from intaglio.rtl.ternary.linear import LinearUnit
+from intaglio.rtl.vector.pass_a import LOAD_STAGES, PassA
+from intaglio.rtl.vector.unit import Kind, VectorUnit
+
+__all__ = ["Timing", "TokenCycles", "operations", "token_cycles"]
+
+_VECTOR = {Op.EMBED: Kind.EMBED, Op.NORM8: Kind.NORM8, Op.NORM16: Kind.NORM16, Op.ROPE: Kind.ROPE, Op.DRAIN: Kind.DRAIN}
+_PHASE = {Op.EMBED: "embed", Op.NORM8: "norm", Op.NORM16: "norm", Op.LINEAR: "linear", Op.ADAPT: "linear", Op.ROPE: "rotary",
+          Op.ATTEND: "attention", Op.DRAIN: "attention", Op.HEAD: "head"}
+
+
+@dataclass
+class TokenCycles:
+    """Cycles of one token by phase, and in all; ``linear_busy`` are those of the linear unit itself.
+
+    In ``linear_stall`` of these a word waits for its bank's power. ``streams`` has, of each linear operation, the cycle in which it was
+    announced, that of its first word, and its words; ``starts`` the phase that each unit operation begins, and its first cycle.
+    """
+
+    phases: dict = field(default_factory=lambda: dict.fromkeys(PHASES, 0))
+    linear_busy: int = 0
+    streams: list = field(default_factory=list)
+    linear_stall: int = 0
+    starts: list = field(default_factory=list)
+
+    @property
+    def total(self):
+        return sum(self.phases.values())
+
+
+class Timing:
+    """Cycles that each unit is busy; a larger machine than the RTL can build overrides what differs."""
+
+    def __init__(self, config):
+        self.config = config
+
+    def vector(self, word):
+        return VectorUnit.cycles(self.config, _VECTOR[word.op], word.e)
+
+    def pass_a(self, word):
+        """Of pass A; 0 for operations without one."""
+        config = self.config
+        words = {Op.NORM8: word.e, Op.NORM16: word.e, Op.ROPE: config.qkv_rows // config.vector_width}.get(word.op)
+        return 0 if words is None else words + LOAD_STAGES + PassA.tree_stages(config.vector_width)
+
+    def linear(self, word, adapter=False):
+        """Of a matrix, or of an adapter's A; ``adapter``: the sequence computes with one."""
+        config = self.config
+        if word.op is Op.ADAPT:
+            return word.m * word.e * config.adapter_trits + LinearUnit.ADAPT_FILL + word.m + Intermediate.LATENCY
+        return word.m * (word.e + (config.adapter_trits if word.rb and adapter else 0)) + LinearUnit.fill(config)
+
+    def attend(self, position):
+        return attend_cycles(self.config, position)
+
+    def head(self):
+        return head_cycles(self.config)
+
+
+def token_cycles(model, position, *, want=True, program=None, timing=None, adapter=False):
+    """Cycles of the token at ``position`` (0 first), from the cycle after its command was taken.
+
+    Parameters
+    ----------
+    model : QuantisedModel
+    want : bool
+        Whether its logits are wanted: otherwise the token ends before the head. The answer counts as one word that is taken at once.
+    program : list of Instruction or None
+        The layer program, where many positions are asked for.
+    timing : Timing or None
+        That of the RTL by default.
+    adapter : bool
+        Whether the sequence computes with an adapter.
+    """
+    config = model.config
+    timing = timing or Timing(config)
+    out = TokenCycles()
+    free = dict.fromkeys(Wait, 0)  # first cycle in which the unit may be started again
+    phase, now = "embed", 1  # cycle 0 is BEGIN
+    ahead = None  # cycle of the NORM8 whose LINEAR is to come
+    out.phases["embed"] += 1
+    out.starts.append((phase, 0))
+    for word in program or layer_program(model):
+        start = max([now, *(cycle for wait, cycle in free.items() if wait in word.wait)])
+        out.phases[phase] += start - now
+        now = start
+        out.phases[phase] += 1  # the cycle of issue belongs to the phase before
+        if word.op is Op.SKIP and not want:
+            break
+        if word.op is Op.END:
+            out.phases[phase] += 1  # the answer
+            break
+        now += 1
+        if word.op in _PHASE and (word.op is not Op.ADAPT or adapter):
+            phase = _PHASE[word.op]
+            out.starts.append((phase, now))
+        if word.op in _VECTOR:
+            free[Wait.VECTOR] = start + timing.vector(word) + 1
+            free[Wait.ENDING] = free[Wait.VECTOR] - LinearUnit.early(config)
+            free[Wait.PASS_A] = start + timing.pass_a(word) + 1
+            ahead = start if word.op is Op.NORM8 else ahead
+        elif word.op is Op.LINEAR or (word.op is Op.ADAPT and adapter):
+            busy, announced, first = timing.linear(word, adapter), start if ahead is None else ahead, start + 1
+            if config.gate_words:
+                first = max(first, announced + BankGate.latency(config))
+            if word.op is Op.LINEAR:
+                ahead = None
+                out.streams.append((announced, first, word.m * word.e))
+            busy += first - start - 1
+            out.linear_stall += first - start - 1
+            out.linear_busy += busy
+            free[Wait.LINEAR] = start + busy + 1
+        elif word.op in (Op.ATTEND, Op.HEAD):
+            busy = timing.attend(position) if word.op is Op.ATTEND else timing.head()
+            free[Wait.ATTENTION] = start + busy + 1
+        elif word.op in ALU_OPS:
+            wait = ScalarAlu.LATENCY[ALU_OPS[word.op]]
+            out.phases[phase] += wait
+            now += wait
+    return out
+
+
+def operations(config, position):
+    """Multiply-accumulates of the token at ``position`` by phase, and the units' widths: ``{phase: (operations, width)}``."""
+    attention = 2 * config.layers * config.hidden * (position + 1)
+    return {
+        "linear": (config.layers * config.layer_weights, config.lanes * config.lane_width),
+        "attention": (attention, config.array),
+        "head": (config.vocab * config.hidden, config.array),
+    }

@@ -1,0 +1,1 @@
+"""Designs out: Verilog, ROM images, manifest and what else a folder of output has."""

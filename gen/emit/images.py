@@ -1,0 +1,61 @@
+"""Contents of every ROM of a decoder, as little-endian byte matrices ``[depth, bytes]``."""
+
+import numpy as np
+
+from intaglio.gen.emit.program import layer_program, ordered_gains
+from intaglio.rtl.arithmetic import numerics
+from intaglio.rtl.control.program import WORD_BITS
+from intaglio.rtl.memory.rom import words_to_bytes
+from intaglio.rtl.ternary.gate import bank_name
+from intaglio.rtl.ternary.linear import rom_name
+from intaglio.rtl.ternary.packing import execution_order, pack
+
+__all__ = ["EXECUTION", "execution_matrix", "images", "program_words"]
+
+EXECUTION = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)}  # in the order of the program
+
+
+def program_words(model):
+    """The layer program as integers."""
+    return [instruction.encode() for instruction in layer_program(model)]
+
+
+def images(model, progress=None):
+    """ROM images of a :class:`~intaglio.gen.checkpoint.quantised.QuantisedModel` by name.
+
+    Parameters
+    ----------
+    progress : callable or None
+        Called with a text and the share done, once per layer.
+    """
+    c = model.config
+    lanes = [[] for _ in range(c.lanes)]
+    for index, layer in enumerate(model.layers):
+        for name in EXECUTION:
+            words = execution_order(execution_matrix(name, layer.matrices), c.lanes, c.lane_width)
+            for lane, part in zip(lanes, words, strict=True):
+                lane.append(pack(part, c.packing))
+        if progress:
+            progress(f"layer {index + 1} of {c.layers} packed", (index + 1) / c.layers)
+    out = {}
+    for i, parts in enumerate(lanes):
+        words = np.concatenate(parts)
+        if c.gate_words:
+            out |= {bank_name(rom_name(i), b): words[b * c.gate_words:][:c.gate_words] for b in range(c.gate_banks)}
+        else:
+            out[rom_name(i)] = words
+    out["embedding"] = model.embedding.reshape(-1, c.array).view(np.uint8)
+    gains = np.concatenate(ordered_gains(model)).reshape(-1, c.vector_width)
+    out["gains"] = gains.astype("<i2").view(np.uint8)
+    out["rotary"] = words_to_bytes(model.increments, numerics.PHASE_BITS)
+    out["sine"] = words_to_bytes(numerics.SINE_TABLE, numerics.ROTARY_ONE.bit_length())
+    out["program"] = words_to_bytes(program_words(model), WORD_BITS)
+    return out
+
+
+def execution_matrix(name, matrices):
+    """One of :data:`EXECUTION` as its rows are computed: one matrix under the other, gate and up rows alternating."""
+    parts = [matrices[part] for part in EXECUTION[name]]
+    if name == "gate_up":
+        return np.stack(parts, axis=1).reshape(-1, parts[0].shape[1])
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -1,0 +1,1 @@
+"""Yosys, cell libraries, paths and areas of generated Verilog."""

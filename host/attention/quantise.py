@@ -1,0 +1,253 @@
+"""Real queries, keys and values as the integers and the memory of the prefill unit; docs/prefill.md has numerics and layout."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from intaglio.host.attention.condition import calibrate, condition, hadamard
+
+__all__ = ["BASE_MAX", "BASE_MIN", "EXPONENT_MAX", "Image", "Quantised", "image", "quantise", "read_image"]
+
+EXPONENT_MAX = 7
+BASE_MIN, BASE_MAX = -8, 15
+ELEMENT_MAX = 127
+ALIGNMENT = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantised:
+    """Integers of one KV head and its G query heads: a conditioned row is ``integers * 2^-exponent * scale``.
+
+    q int8 [G, N, D], xq uint8 [G, N]; k int8 [N, D], xk uint8 [N]; v int8 [N, D]; pooled_q int8 [G, nb, D], pooled_xq [G, nb];
+    pooled_k int8 [nb, D], pooled_xk [nb]; base -8..15. Real values: query_scale, key_scale and value_scale [D].
+    """
+
+    q: np.ndarray
+    xq: np.ndarray
+    k: np.ndarray
+    xk: np.ndarray
+    v: np.ndarray
+    base: int
+    pooled_q: np.ndarray
+    pooled_xq: np.ndarray
+    pooled_k: np.ndarray
+    pooled_xk: np.ndarray
+    query_scale: float
+    key_scale: float
+    value_scale: np.ndarray
+
+    def results(self, values):
+        """Real results float32 [..., D] of the unit's ``values``, int16 [..., D] with 8 fraction bits, in the channels of v."""
+        scaled = values.astype(np.float32) / 256 * self.value_scale.astype(np.float32)
+        return scaled @ hadamard(scaled.shape[-1]).astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """Memory of a run.
+
+    data : uint8, the bytes from address ``origin`` on. The bases are addresses, multiples of 4096.
+    stride, pooled_blocks : blocks of a head among the Q blocks (nb) and among the pooled Q blocks (pb).
+    """
+
+    data: np.ndarray
+    origin: int
+    kv_base: int
+    q_base: int
+    last_base: int
+    pooled_q_base: int
+    pooled_k_base: int
+    stride: int
+    pooled_blocks: int
+
+
+def _power(name, value, low, high):
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high or value & value - 1:
+        raise ValueError(f"{name} must be a power of 2 in {low}..{high}, not {value!r}")
+
+
+def _real(name, x, shape):
+    x = np.asarray(x)
+    if x.ndim != len(shape) or 0 in x.shape or any(want not in (None, have) for want, have in zip(shape, x.shape, strict=True)):
+        wanted = ", ".join("any" if n is None else str(n) for n in shape)
+        raise ValueError(f"{name} must be of shape [{wanted}] without a zero, not {list(x.shape)}")
+    if x.dtype.kind != "f":
+        raise ValueError(f"{name} must be of a floating type, not {x.dtype}")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{name} must be finite, not NaN or infinite")
+    return x.astype(np.float64)
+
+
+def _scales(q_peak, k_peak, head_dim):
+    """Scales of queries and keys and the base, for the largest magnitudes of both."""
+    unit = math.log2(math.e) / math.sqrt(head_dim) * 256  # Sq Sk unit = 2^-base
+    if k_peak < np.finfo(np.float32).tiny:  # all keys are 0, whatever their scale
+        k_peak = ELEMENT_MAX * ELEMENT_MAX * 2.0**-BASE_MAX / (max(q_peak, 2.0**-100) * unit)
+    key_scale = k_peak / ELEMENT_MAX
+    for base in range(BASE_MAX, BASE_MIN - 1, -1):
+        query_scale = 2.0**-base / (key_scale * unit)
+        if query_scale * ELEMENT_MAX >= q_peak:
+            break
+    return query_scale, key_scale, base
+
+
+def _rows(x, scale):
+    """Integers [..., D] and exponents [...] of rows: the largest exponent at which the row still fits. A row beyond the scale is made
+    smaller until it fits: its scores are then far beyond what a softmax tells apart."""
+    x = x / scale
+    peak = np.abs(x).max(-1)
+    x = x * np.minimum(1.0, ELEMENT_MAX / np.maximum(peak, ELEMENT_MAX))[..., None]
+    exponents = sum((np.rint(peak * 2.0**n) <= ELEMENT_MAX).astype(np.uint8) for n in range(1, EXPONENT_MAX + 1))
+    integers = np.rint(x * 2.0**exponents[..., None]).clip(-ELEMENT_MAX, ELEMENT_MAX)
+    return integers.astype(np.int8), exponents
+
+
+def _block_means(x, block):
+    """Means over the true rows of each block of x [..., N, D]."""
+    starts = np.arange(0, x.shape[-2], block)
+    counts = np.minimum(block, x.shape[-2] - starts)
+    return np.add.reduceat(x, starts, axis=-2) / counts[:, None]
+
+
+def quantise(q, k, v, *, block=128):
+    """Quantise one KV head and the query heads that share it.
+
+    Parameters
+    ----------
+    q : float [G, N, D]; k, v : float [N, D]
+        After rotary embedding, q not scaled by 1/sqrt(D). D is a power of 2 in 16..128.
+    block : int
+        Tokens of a block, power of 2 in D..128.
+
+    Returns
+    -------
+    Quantised, of queries, keys and values conditioned by the first block (:mod:`intaglio.host.attention.condition`). The key scale covers
+    the largest key, the query scale is the smallest of the form ``2^-base / (key scale * log2(e) / sqrt(D) * 256)``, base -8..15, that
+    covers the largest query. Block means keep these scales.
+
+    Raises
+    ------
+    ValueError
+        A shape does not fit, or a value is not finite.
+    """
+    q = _real("q", q, (None, None, None))
+    _, tokens, head_dim = q.shape
+    _power("head_dim", head_dim, 16, 128)
+    _power("block", block, head_dim, 128)
+    k, v = _real("k", k, (tokens, head_dim)), _real("v", v, (tokens, head_dim))
+    q, k, v = condition(q, k, v, calibrate(q[:, :block], k[:block]))
+    query_scale, key_scale, base = _scales(np.abs(q).max(), np.abs(k).max(), head_dim)
+    q_int, xq = _rows(q, query_scale)
+    k_int, xk = _rows(k, key_scale)
+    pooled_q, pooled_xq = _rows(_block_means(q, block), query_scale)
+    pooled_k, pooled_xk = _rows(_block_means(k, block), key_scale)
+    value_peak = np.abs(v).max(0)
+    value_scale = np.where(value_peak < np.finfo(np.float32).tiny, 1.0, value_peak / ELEMENT_MAX)
+    v_int = np.rint(v / value_scale).clip(-ELEMENT_MAX, ELEMENT_MAX).astype(np.int8)
+    return Quantised(q=q_int, xq=xq, k=k_int, xk=xk, v=v_int, base=base, pooled_q=pooled_q, pooled_xq=pooled_xq, pooled_k=pooled_k,
+                     pooled_xk=pooled_xk, query_scale=query_scale, key_scale=key_scale, value_scale=value_scale)
+
+
+def _blocks(x, block):
+    """Rows [..., N, ...] on axis 0 as blocks [n, block, ...], zero past the end."""
+    padding = [(0, -x.shape[0] % block)] + [(0, 0)] * (x.ndim - 1)
+    return np.pad(x, padding).reshape(-1, block, *x.shape[1:])
+
+
+def _q_blocks(rows, exponents, block, columns):
+    """Q blocks uint8 [n, 2 B D]: row groups channel by channel, then exponents."""
+    head_dim = rows.shape[1]
+    out = np.zeros((-(-rows.shape[0] // block), 2 * block * head_dim), np.uint8)
+    groups = _blocks(rows, block).reshape(len(out), block // columns, columns, head_dim).swapaxes(2, 3)
+    out[:, :block * head_dim] = groups.reshape(len(out), -1).view(np.uint8)
+    out[:, block * head_dim:block * head_dim + block] = _blocks(exponents, block)
+    return out
+
+
+def _kv_lines(keys, exponents, values, block):
+    """KV lines uint8 [n, 4 B D]: keys, exponents, values of each tile channel by channel (none for pooled keys)."""
+    head_dim = keys.shape[1]
+    size = block * head_dim
+    out = np.zeros((-(-keys.shape[0] // block), 4 * size), np.uint8)
+    out[:, :size] = _blocks(keys, block).reshape(len(out), -1).view(np.uint8)
+    out[:, size:size + block] = _blocks(exponents, block)
+    if values is not None:
+        tiles = _blocks(values, block).reshape(len(out), -1, head_dim, head_dim).swapaxes(2, 3)
+        out[:, size + block:2 * size + block] = tiles.reshape(len(out), -1).view(np.uint8)
+    return out
+
+
+def _last_rows(x, block):
+    """The last ``block`` rows; for fewer tokens zero rows come first, so that row i is always token N - block + i."""
+    x = x[-block:]
+    return np.concatenate([np.zeros((block - len(x), *x.shape[1:]), x.dtype), x])
+
+
+def image(quantised, *, block=128, columns, origin=0):
+    """Lay a run out in memory: KV lines, Q blocks, last queries, pooled queries, pooled keys, each from a multiple of 4096.
+
+    Parameters
+    ----------
+    quantised : Quantised, made with the same ``block``
+    columns : int
+        C, queries that the matrix unit takes at once: power of 2 in 8..D.
+    origin : int
+        Address of the first byte, a multiple of 4096.
+
+    Returns
+    -------
+    Image
+    """
+    x = quantised
+    group, tokens, head_dim = x.q.shape
+    count = -(-tokens // block)
+    _power("block", block, head_dim, 128)
+    _power("columns", columns, 8, head_dim)
+    if x.pooled_k.shape[0] != count:
+        raise ValueError(f"block must be that of the pooled rows, {x.pooled_k.shape[0]} for {tokens} tokens, not {block}")
+    if isinstance(origin, bool) or not isinstance(origin, int) or origin < 0 or origin % ALIGNMENT:
+        raise ValueError(f"origin must be a multiple of {ALIGNMENT} that is not negative, not {origin!r}")
+
+    def heads(rows, exponents):
+        return np.concatenate([_q_blocks(rows[h], exponents[h], block, columns) for h in range(group)])
+
+    last, last_x = (np.stack([_last_rows(r, block) for r in rows]) for rows in (x.q, x.xq))
+    sections = {"kv_base": _kv_lines(x.k, x.xk, x.v, block), "q_base": heads(x.q, x.xq), "last_base": heads(last, last_x),
+                "pooled_q_base": heads(x.pooled_q, x.pooled_xq), "pooled_k_base": _kv_lines(x.pooled_k, x.pooled_xk, None, block)}
+    bases, parts, end = {}, [], 0
+    for name, section in sections.items():
+        bases[name] = origin + end
+        parts += [section.ravel(), np.zeros(-section.size % ALIGNMENT, np.uint8)]
+        end += len(parts[-2]) + len(parts[-1])
+    return Image(data=np.concatenate(parts), origin=origin, stride=count, pooled_blocks=-(-count // block), **bases)
+
+
+def read_image(memory, *, group, tokens, head_dim, block, columns):
+    """The integers of an image, as a dict with the names of :class:`Quantised`, and last_q, last_xq."""
+    data, count, size = memory.data.view(np.int8), -(-tokens // block), block * head_dim
+
+    def q_block(address):
+        beats = data[address - memory.origin:][:size + block]
+        rows = beats[:size].reshape(block // columns, columns, head_dim // columns, columns)  # row group, beat, channel, query
+        return rows.transpose(0, 3, 1, 2).reshape(block, head_dim), beats[size:].view(np.uint8)
+
+    def q_rows(base, blocks, rows):
+        found = [[q_block(base + (h * blocks + b) * 2 * size) for b in range(blocks)] for h in range(group)]
+        return (np.stack([np.concatenate([pair[n] for pair in head])[:rows] for head in found]) for n in range(2))
+
+    def kv_rows(base, rows):
+        lines = [data[base - memory.origin + b * 4 * size:][:4 * size] for b in range(-(-rows // block))]
+        keys = np.concatenate([line[:size].reshape(block, head_dim) for line in lines])
+        exponents = np.concatenate([line[size:size + block] for line in lines]).view(np.uint8)
+        tiles = [line[size + block:2 * size + block].reshape(-1, head_dim, head_dim) for line in lines]  # tile, channel, key
+        values = np.concatenate([tile.transpose(0, 2, 1).reshape(block, head_dim) for tile in tiles])
+        return keys[:rows], exponents[:rows], values[:rows]
+
+    found = {}
+    found["q"], found["xq"] = q_rows(memory.q_base, memory.stride, tokens)
+    found["last_q"], found["last_xq"] = q_rows(memory.last_base, 1, block)
+    found["pooled_q"], found["pooled_xq"] = q_rows(memory.pooled_q_base, memory.pooled_blocks, count)
+    found["k"], found["xk"], found["v"] = kv_rows(memory.kv_base, tokens)
+    found["pooled_k"], found["pooled_xk"], _ = kv_rows(memory.pooled_k_base, count)
+    return found

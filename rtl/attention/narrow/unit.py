@@ -1,0 +1,304 @@
+"""The attention unit: decode attention over the INT8 KV cache, and the head on the same multipliers."""
+
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from intaglio.rtl.attention.narrow.array import MacArray, add_tree, product_bits, tree_stages
+from intaglio.rtl.attention.narrow.cache import KvCache
+from intaglio.rtl.attention.narrow.softmax import EXPONENT_BITS, SCORE_BITS, Scaler, Scores, Weights
+from intaglio.rtl.memory.ram import Ram, index_bits
+from intaglio.rtl.memory.rom import Rom
+from intaglio.rtl.vector.top_k import TopK
+
+__all__ = ["EMBEDDING_LATENCY", "AttentionUnit", "attend_cycles", "head_cycles"]
+
+EMBEDDING_LATENCY = 4  # cycles from emb_index to emb_data
+LOGIT_BITS = 32
+KEY_DRAIN = 6  # cycles between the last key and the first score of the second phase, without the adder tree
+VALUE_DRAIN = 8  # cycles between the last score's address and the end
+HEAD_DRAIN = 5
+
+
+def attend_cycles(config, position):
+    """Cycles that ATTEND is busy: ``2 * (position + 1)`` and a fill of 15 + tree_stages(head_dim)."""
+    return 2 * (position + 1) + 1 + KEY_DRAIN + tree_stages(config.head_dim) + VALUE_DRAIN
+
+
+def head_cycles(config):
+    """Cycles that HEAD is busy: one for each embedding word and a fill of 5 + the stages of the two adder trees."""
+    return config.vocab * config.head_groups + HEAD_DRAIN + tree_stages(config.head_dim) + tree_stages(config.attention_heads)
+
+
+class AttentionUnit(wiring.Component):
+    """Attention of one token over the cache, ``attention_heads`` queries at a time, and logits with the ``top_k`` best.
+
+    V is ``vector_width``, A is ``attention_heads``. ``busy`` rises in the cycle after ``attend`` or ``head`` and falls when
+    the results are readable. Nothing may be written or started while it is high; a start may follow a write in the next cycle.
+    Counted from the start, ATTEND is busy for :func:`attend_cycles` and HEAD for :func:`head_cycles`.
+
+    Parameters
+    ----------
+    config : DecoderConfig
+    embedding : list of int or None
+        Words of the embedding ROM for Amaranth's simulator: word ``token * head_groups + c`` holds elements
+        ``c * array ..`` of the token's row, signed bytes, the first in the lowest bits. None for Verilog: the ROM
+        (``embedding``) and the memories are then instances (``intaglio_rom``, ``intaglio_ram``).
+
+    Members
+    -------
+    layer, position : In
+        Of a write, with its strobe; of a start, stable until ``busy`` falls, ``layer`` from one cycle before it.
+    op_en, op_index, op_data : In
+        Operand (query or final hidden state): word ``op_index`` of V signed 16-bit elements out of ``hidden``.
+    eq_en, eq_head, eq_exp : In
+        Exponent of query head ``eq_head``, 12 bits signed.
+    kv_en, kv_is_v, kv_head, kv_index, kv_data, ks_en, vs_en, sc_head, sc_m, sc_e, eref
+        As in :class:`~intaglio.rtl.attention.narrow.cache.KvCache`.
+    attend : In(1), group : In
+        Starts attention of query heads ``group * A ..`` over the tokens ``0..position``.
+    head : In(1)
+        Starts the head on the operand memory.
+    busy, busy_next : Out(1)
+        ``busy_next`` is what ``busy`` is in the next cycle; combinational.
+    acc_en, acc_addr : In, acc_data : Out
+        V accumulated values of the pass, one cycle later, or 0 where ``acc_en`` is low with the address; word ``acc_addr`` of
+        ``A * head_dim / V``.
+    sum_head : In, sum : Out
+        Sum of the probabilities of head ``sum_head`` of the pass. Combinational.
+    emb_token, emb_en, emb_index : In, emb_data : Out
+        V embedding elements of word ``emb_index`` (of ``hidden / V``), four cycles later, or 0 where ``emb_en`` is low in the cycle
+        before. ``emb_token`` must be stable one cycle before the first index. Not while HEAD is busy.
+    top_index : In, top_token, top_logit, top_count : Out
+        An entry of the list of the last HEAD, a cycle later, and how many there are.
+    """
+
+    def __init__(self, config, embedding=None):
+        self.config = config
+        simulate = embedding is not None
+        heads, width = config.attention_heads, config.vector_width
+        self.array = MacArray(config)
+        self.cache = KvCache(config, simulate=simulate)
+        self.scores = Scores(config)
+        self.weights = Weights(config)
+        self.scaler = Scaler(config)
+        self.topk = TopK(config.top_k, index_bits(config.vocab), LOGIT_BITS)
+        self.score_ram = Ram(heads * SCORE_BITS, config.context, simulate=simulate)
+        self.operand_rams = [Ram(16 * width, config.head_groups, simulate=simulate) for _ in range(config.array // width)]
+        self.rom = Rom("embedding", 8 * config.array, config.vocab * config.head_groups, init=embedding)
+        cache = {name: In(getattr(self.cache, name).shape()) for name in (
+            "layer", "position", "kv_en", "kv_is_v", "kv_head", "kv_index", "ks_en", "vs_en", "sc_head", "sc_m", "sc_e")}
+        super().__init__(cache | {
+            "kv_data": In(signed(8)).array(width),
+            "eref": Out(signed(10)),
+            "op_en": In(1), "op_index": In(index_bits(config.hidden // width)), "op_data": In(signed(16)).array(width),
+            "eq_en": In(1), "eq_head": In(index_bits(config.heads)), "eq_exp": In(signed(EXPONENT_BITS)),
+            "attend": In(1), "group": In(index_bits(config.head_groups)), "head": In(1), "busy": Out(1), "busy_next": Out(1),
+            "acc_en": In(1), "acc_addr": In(index_bits(config.array // width)), "acc_data": Out(signed(config.value_bits)).array(width),
+            "sum_head": In(index_bits(heads)), "sum": Out(self.weights.sum[0].shape()),
+            "emb_token": In(index_bits(config.vocab)), "emb_en": In(1), "emb_index": In(index_bits(config.hidden // width)),
+            "emb_data": Out(signed(8)).array(width),
+            "top_index": In(self.topk.index.shape()), "top_token": Out(self.topk.token.shape()),
+            "top_logit": Out(signed(LOGIT_BITS)), "top_count": Out(self.topk.count.shape()),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.array, m.submodules.cache = self.array, self.cache
+        m.submodules.scores, m.submodules.weights, m.submodules.scaler = self.scores, self.weights, self.scaler
+        m.submodules.topk, m.submodules.embedding = self.topk, self.rom
+        m.submodules.score_ram = self.score_ram
+        self._control(m)
+        self._operands(m)
+        self._attention(m)
+        self._embedding(m)
+        self._logits(m)
+        return m
+
+    def _control(self, m):
+        config, cache = self.config, self.cache
+        words = config.vocab * config.head_groups
+        tree = tree_stages(config.head_dim)
+        self.key_issue, self.score_issue, self.word_issue = Signal(), Signal(), Signal()  # reads of the first memory
+        self.clear, self.heading = Signal(), Signal()
+        self.operand_addr = Signal(index_bits(config.head_groups))
+        self.word_addr = Signal(index_bits(words))
+        left, wait = Signal.like(self.position), Signal(4)
+        kv_head = Array(g * config.attention_heads // config.group for g in range(config.head_groups))
+        group = Signal.like(self.group)
+        fresh = Signal()  # the first cycle of HEAD
+        m.d.sync += fresh.eq(0)
+        m.d.comb += self.topk.clear.eq(fresh)
+        with m.FSM() as fsm:
+            with m.State("IDLE"):
+                m.d.sync += [left.eq(self.position), group.eq(self.group)]
+                with m.If(self.attend):
+                    m.d.comb += [cache.start.eq(1), cache.start_head.eq(kv_head[self.group])]
+                    m.d.sync += [self.heading.eq(0), self.operand_addr.eq(self.group)]
+                    m.next = "BASE"
+                with m.Elif(self.head):
+                    m.d.sync += [fresh.eq(1), self.heading.eq(1), self.operand_addr.eq(0), self.word_addr.eq(0)]
+                    m.next = "WORDS"
+            with m.State("BASE"):
+                m.d.comb += self.clear.eq(1)
+                m.next = "KEYS"
+            with m.State("KEYS"):
+                m.d.comb += self.key_issue.eq(1)
+                m.d.sync += [left.eq(left - 1), wait.eq(KEY_DRAIN + tree - 1)]
+                with m.If(left == 0):
+                    m.next = "KEY_DRAIN"
+            with m.State("KEY_DRAIN"):
+                m.d.sync += [wait.eq(wait - 1), left.eq(self.position)]
+                with m.If(wait == 0):
+                    m.d.comb += [cache.start.eq(1), cache.values.eq(1), cache.start_head.eq(kv_head[group])]
+                    m.next = "VALUES"
+            with m.State("VALUES"):
+                m.d.comb += self.score_issue.eq(1)
+                m.d.sync += [left.eq(left - 1), wait.eq(VALUE_DRAIN - 1)]
+                with m.If(left == 0):
+                    m.next = "DRAIN"
+            with m.State("WORDS"):
+                m.d.comb += self.word_issue.eq(1)
+                m.d.sync += [self.word_addr.eq(self.word_addr + 1), self.operand_addr.eq(self.operand_addr + 1)]
+                with m.If(self.operand_addr == config.head_groups - 1):
+                    m.d.sync += self.operand_addr.eq(0)
+                m.d.sync += wait.eq(HEAD_DRAIN + tree + tree_stages(config.attention_heads) - 1)
+                with m.If(self.word_addr == words - 1):
+                    m.next = "DRAIN"
+            with m.State("DRAIN"):
+                m.d.sync += wait.eq(wait - 1)
+                with m.If(wait == 0):
+                    m.next = "IDLE"
+        self.idle = fsm.ongoing("IDLE")
+        m.d.comb += self.busy_next.eq((self.idle & (self.attend | self.head)) | (self.busy & ~(fsm.ongoing("DRAIN") & (wait == 0))))
+        m.d.sync += self.busy.eq(self.busy_next)
+
+    def _operands(self, m):
+        """Operand memory, the exponents of the queries, and the loads of the array."""
+        config, array, width = self.config, self.array, self.config.vector_width
+        word, part = _split(m, "op", self.op_index, config.hidden // width, len(self.operand_rams))
+        enable, address, data = Signal(len(self.operand_rams)), Signal.like(word), Signal(16 * width, reset_less=True)
+        m.d.sync += enable.eq(self.op_en << part)
+        with m.If(self.op_en):
+            m.d.sync += [address.eq(word), data.eq(Cat(*self.op_data))]
+        load = Signal()
+        m.d.sync += load.eq(self.key_issue | self.word_issue)
+        m.d.comb += [
+            array.load.eq(load | self.weights.weight_valid), array.use_weight.eq(self.weights.weight_valid),
+            array.use_embedding.eq(self.heading), array.clear.eq(self.clear),
+        ]
+        for i, ram in enumerate(self.operand_rams):
+            m.submodules[f"operand_{i}"] = ram
+            m.d.comb += [
+                ram.write_en.eq(enable[i]), ram.write_addr.eq(address), ram.write_data.eq(data),
+                ram.read_en.eq(self.key_issue | self.word_issue), ram.read_addr.eq(self.operand_addr),
+                *(array.operand[i * width + j].eq(ram.read_data[16 * j:16 * j + 16].as_signed()) for j in range(width)),
+            ]
+
+        exponents = [Signal(signed(EXPONENT_BITS), name=f"exponent_{h}") for h in range(config.heads)]
+        with m.If(self.eq_en):
+            m.d.sync += Array(exponents)[self.eq_head].eq(self.eq_exp)
+        with m.If(self.idle):
+            for a in range(config.attention_heads):
+                m.d.sync += self.scores.exponent[a].eq(Array(exponents[a::config.attention_heads])[self.group])
+
+    def _attention(self, m):
+        config, array, cache = self.config, self.array, self.cache
+        scores, weights, scaler, ram = self.scores, self.weights, self.scaler, self.score_ram
+        for name in ("layer", "position", "kv_en", "kv_is_v", "kv_head", "kv_index",
+                     "ks_en", "vs_en", "sc_head", "sc_m", "sc_e"):
+            m.d.comb += getattr(cache, name).eq(getattr(self, name))
+        m.d.comb += [
+            *(a.eq(b) for a, b in zip(cache.kv_data, self.kv_data, strict=True)),
+            self.eref.eq(cache.eref), weights.eref.eq(cache.eref),
+            cache.row_step.eq(self.key_issue | weights.row_step),
+            cache.scale_step.eq((array.dot_soon & ~self.heading) | weights.scale_step),
+            *(a.eq(b) for a, b in zip(array.cached, cache.row, strict=True)),
+            scores.clear.eq(self.clear), scores.valid.eq(array.dot_valid & ~self.heading),
+            scores.scale_e.eq(cache.scale_e), weights.clear.eq(self.clear), weights.scale_e.eq(cache.scale_e),
+            scaler.valid.eq(scores.valid | weights.scale_en), scaler.scale_m.eq(cache.scale_m),
+        ]
+        with m.If(self.clear):
+            m.d.sync += [ram.write_addr.eq(0), ram.read_addr.eq(0)]
+        with m.Else():
+            m.d.sync += [ram.write_addr.eq(ram.write_addr + ram.write_en), ram.read_addr.eq(ram.read_addr + ram.read_en)]
+        m.d.comb += [
+            ram.write_en.eq(scores.score_valid), ram.write_data.eq(Cat(*scores.score)), ram.read_en.eq(self.score_issue)]
+        m.d.sync += weights.valid.eq(self.score_issue)
+        for a in range(config.attention_heads):
+            m.d.comb += [
+                scores.dot[a].eq(array.dot[a]), weights.maximum[a].eq(scores.maximum[a]),
+                weights.score[a].eq(ram.read_data.word_select(a, SCORE_BITS).as_signed()),
+                array.weight[a].eq(weights.weight[a]),
+                scaler.value[a].eq(Mux(weights.scale_en, weights.value[a], scores.value[a])),
+                scaler.shift[a].eq(Mux(weights.scale_en, weights.shift, scores.shift[a])),
+                scores.scaled[a].eq(scaler.scaled[a]), weights.scaled[a].eq(scaler.scaled[a]),
+            ]
+        width = config.vector_width
+        for j in range(width):
+            m.d.sync += self.acc_data[j].eq(Mux(self.acc_en, Array(list(array.accumulator)[j::width])[self.acc_addr], 0))
+        m.d.comb += self.sum.eq(Array(list(weights.sum))[self.sum_head])
+
+    def _embedding(self, m):
+        config, width = self.config, self.config.vector_width
+        parts = config.array // width
+        word, part = _split(m, "emb", self.emb_index, config.hidden // width, parts)
+        first, part_1, part_2, part_3 = Signal.like(self.word_addr), *(Signal.like(part, name=f"part_{i}") for i in (1, 2, 3))
+        m.d.sync += [first.eq(_times(self.emb_token, config.head_groups)), part_1.eq(part), part_2.eq(part_1), part_3.eq(part_2)]
+        with m.If(self.idle & ~self.head):
+            m.d.sync += self.word_addr.eq(first + word)
+        elements = [Signal(signed(8), name=f"embedding_{i}") for i in range(config.array)]
+        m.d.comb += self.rom.addr.eq(self.word_addr)
+        for i, element in enumerate(elements):
+            m.d.comb += [element.eq(self.rom.data[8 * i:8 * i + 8].as_signed()), self.array.embedding[i].eq(element)]
+        for j in range(width):  # four parts to one, then what is left
+            column = elements[j::width]
+            few = [Signal(signed(8), name=f"embedding_{j}_{i}", reset_less=True) for i in range(-(-parts // 4))]
+            m.d.sync += [few[i].eq(Array(column[4 * i:4 * i + 4])[part_2[:2]]) for i in range(len(few))]
+            m.d.sync += self.emb_data[j].eq(Mux(self.emb_en, Array(few)[part_3[2:]], 0))
+
+    def _logits(self, m):
+        config, array, topk = self.config, self.array, self.topk
+        stages = tree_stages(config.attention_heads)
+        valid = [Signal(name=f"words_{i}") for i in range(stages + 1)]
+        m.d.comb += valid[0].eq(array.dot_valid & self.heading)
+        m.d.sync += [valid[i + 1].eq(valid[i]) for i in range(stages)]
+        dot = add_tree(m, list(array.dot), products=config.head_dim, enables=valid, name="words")
+        total = Signal(signed(product_bits(config.hidden)), reset_less=True)
+        word = Signal.like(self.operand_addr)
+        last = Signal()
+        m.d.comb += last.eq(word == config.head_groups - 1)
+        m.d.sync += topk.valid.eq(valid[-1] & last)
+        with m.If(valid[-1]):
+            m.d.sync += [total.eq(total + dot), word.eq(word + 1)]
+            with m.If(word == 0):
+                m.d.sync += total.eq(dot)
+            with m.If(last):
+                m.d.sync += word.eq(0)
+        with m.If(topk.clear):
+            m.d.sync += topk.token.eq(0)
+        with m.Elif(topk.valid):
+            m.d.sync += topk.token.eq(topk.token + 1)
+        m.d.comb += [
+            topk.logit.eq(total >> config.logit_shift), topk.index.eq(self.top_index), self.top_count.eq(topk.count),
+        ]
+        m.d.sync += [self.top_token.eq(topk.top_token), self.top_logit.eq(topk.top_logit)]
+
+
+def _split(m, name, index, count, divisor):
+    """Signals with quotient and remainder of ``index`` by a constant, exact for ``index < count`` and without a divider."""
+    quotient = Signal(index_bits(-(-count // divisor)), name=f"{name}_word")
+    remainder = Signal(index_bits(divisor), name=f"{name}_part")
+    shift = 0
+    while any((i * -(-(1 << shift) // divisor)) >> shift != i // divisor for i in range(count)):
+        shift += 1
+    m.d.comb += [
+        quotient.eq(_times(index, -(-(1 << shift) // divisor)) >> shift),
+        remainder.eq(index - _times(quotient, divisor)),
+    ]
+    return quotient, remainder
+
+
+def _times(value, constant):
+    """The product as shifts and additions, so that synthesis spends no multiplier on it."""
+    return sum(value << i for i in range(1, constant.bit_length()) if constant >> i & 1) + (value if constant & 1 else 0)

@@ -1,0 +1,87 @@
+"""Loads the query blocks of the windows into their slots, as soon as a slot is free."""
+
+from amaranth.hdl import Module, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from intaglio.rtl.bus.streams import ADDRESS_BITS, BLOCK_BITS, FetchKind, fetch_request
+from intaglio.rtl.memory.ram import index_bits
+
+__all__ = ["QueryLoader"]
+
+
+class QueryLoader(wiring.Component):
+    """Asks for the Q blocks of a run, window by window and in it slot by slot (``q * group + h``).
+
+    A slot is asked for again when its results have been drained; blocks of a window are finished in the order of slots, so one
+    pointer does.
+
+    Parameters
+    ----------
+    config : PrefillConfig
+
+    Members
+    -------
+    start : In(1)
+        All slots are free.
+    blocks : In
+        Of the run, and between the heads in memory; stable.
+    base : In(44)
+        Of Q block (head h, block b): ``base + (h * blocks + b) * 2 * block * head_dim``. Stable.
+    o_fetch : Out(stream of fetch_request)
+    arrived : In(1), arrived_slot : In
+        The queries of the slot are there.
+    spent : In(1), spent_slot : In
+        The last tile that needs them has been taken.
+    drained : In(1), drained_slot : In
+        The slot's results have left.
+    loaded : Out(slots)
+        Slots whose queries are there and whose accumulators may be used.
+
+    Throughput: a request a cycle, from the cycle after ``start`` on, while slots are free.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        slot = index_bits(config.slots)
+        super().__init__({
+            "start": In(1), "blocks": In(BLOCK_BITS), "base": In(ADDRESS_BITS), "o_fetch": Out(stream.Signature(fetch_request(config))),
+            "arrived": In(1), "arrived_slot": In(slot), "spent": In(1), "spent_slot": In(slot),
+            "drained": In(1), "drained_slot": In(slot), "loaded": Out(config.slots),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        c = self.config
+        size = 2 * c.block * c.head_dim
+        free, slot = Signal(c.slots), Signal(index_bits(c.slots))
+        head, block = Signal(index_bits(c.group)), Signal(BLOCK_BITS)
+        row_address, address = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)  # of head 0, of this head
+        request = self.o_fetch.payload
+        last_head = head == c.group - 1
+        m.d.comb += [request.kind.eq(FetchKind.Q), request.address.eq(address), request.index.eq(slot)]
+        with m.FSM(name="state"):
+            with m.State("IDLE"):
+                with m.If(self.start):
+                    m.d.sync += [free.eq(-1), self.loaded.eq(0), slot.eq(0), head.eq(0), block.eq(0), row_address.eq(self.base),
+                                 address.eq(self.base)]
+                    m.next = "ASK"
+            with m.State("ASK"):
+                m.d.comb += self.o_fetch.valid.eq(free.bit_select(slot, 1))
+                with m.If(self.o_fetch.valid & self.o_fetch.ready):
+                    m.d.sync += [free.bit_select(slot, 1).eq(0), slot.eq(slot + 1), head.eq(head + 1),
+                                 address.eq(address + (self.blocks << (size.bit_length() - 1)))]
+                    with m.If(slot == c.slots - 1):
+                        m.d.sync += slot.eq(0)
+                    with m.If(last_head):
+                        m.d.sync += [head.eq(0), block.eq(block + 1), row_address.eq(row_address + size),
+                                     address.eq(row_address + size)]
+                        with m.If(block == self.blocks - 1):
+                            m.next = "IDLE"
+        with m.If(self.drained):
+            m.d.sync += free.bit_select(self.drained_slot, 1).eq(1)
+        with m.If(self.arrived):
+            m.d.sync += self.loaded.bit_select(self.arrived_slot, 1).eq(1)
+        with m.If(self.spent):
+            m.d.sync += self.loaded.bit_select(self.spent_slot, 1).eq(0)
+        return m

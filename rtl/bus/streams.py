@@ -1,0 +1,95 @@
+"""Layouts of what the parts of the prefill unit tell one another."""
+
+import enum
+
+from amaranth.hdl import signed
+from amaranth.lib import data
+
+from intaglio.rtl.memory.ram import index_bits
+
+__all__ = ["FetchKind", "Mode", "Phase", "fetch_request", "fetched", "mass_tag", "retired", "tile_command", "visit"]
+
+ADDRESS_BITS = 44
+BLOCK_BITS = 14  # a block's index with room to spare
+
+
+class Mode(enum.IntEnum):
+    """What the tile engine does with a tile."""
+
+    MAX = 0
+    MASS = 1
+    ATTEND = 2
+    NORM = 3  # no tile: turn the state of a row group into L
+
+
+class Phase(enum.IntEnum):
+    """What a run is at; every cycle of a run belongs to one."""
+
+    IDLE = 0
+    LOAD = 1  # the last queries
+    MAX = 2  # first pass over the keys, and the logarithms of the sums
+    MASS = 3  # second pass
+    SELECT = 4  # decision and selection
+    POOL = 5  # query-aware heads: pooled rows
+    MAP = 6  # the block map
+    ATTEND = 7
+
+
+class FetchKind(enum.IntEnum):
+    K = 0  # keys and exponents into a line
+    KV = 1  # keys, exponents and values into a line
+    Q = 2  # a Q block into a slot
+
+
+def mass_tag(config):
+    """What comes back with the probabilities of a MASS tile: the head, the row group, the key tile of the block."""
+    return data.StructLayout({"head": index_bits(config.group), "row_group": index_bits(config.row_groups),
+                              "tile": index_bits(config.tiles)})
+
+
+def tile_command(config):
+    """One tile (or NORM) for the engine.
+
+    slot, row_group : where the queries lie in the Q store; line, tile : where the keys lie in the line store.
+    state : row group whose state is used: ``slot * row_groups + row_group`` as the sender chooses.
+    limit : signed; key j is masked for lane i where j > limit + i; saturated to -columns..head_dim.
+    first : the row group's state starts with this tile.
+    load : the queries differ from those of the tile before in this mode, so they must be loaded.
+    finish : last tile of a (head, query block): drain slot. retire : last tile that uses the line.
+    head, block : identity of the results, for the output's header.
+    """
+    return data.StructLayout({
+        "mode": 2, "slot": index_bits(config.slots), "row_group": index_bits(config.row_groups),
+        "line": index_bits(config.lines), "tile": index_bits(config.tiles),
+        "state": index_bits(config.slots * config.row_groups),
+        "limit": signed(config.head_dim.bit_length() + 2),
+        "first": 1, "load": 1, "finish": 1, "retire": 1,
+        "head": index_bits(config.group), "block": BLOCK_BITS,
+    })
+
+
+def fetch_request(config):
+    """A block to bring in: index is a line or a slot."""
+    return data.StructLayout({"kind": 2, "address": ADDRESS_BITS, "index": index_bits(max(config.lines, config.slots))})
+
+
+def fetched(config):
+    """A request that is complete, in order of requests."""
+    return data.StructLayout({"kind": 2, "index": index_bits(max(config.lines, config.slots))})
+
+
+def retired(config):
+    """From the engine: the line (visit) is no longer read; or a slot has been drained."""
+    return data.StructLayout({"visit": 1, "slot": 1, "index": index_bits(config.slots)})
+
+
+def visit(config):
+    """A visit of the window's jobs to a key block.
+
+    jobs : bit ``q * group + h``. next_window, next_valid : the window of the next visit to the block. remaining : visits after this one.
+    last : no visit follows in this run.
+    """
+    return data.StructLayout({
+        "window": index_bits(config.windows), "block": BLOCK_BITS, "jobs": config.slots, "next_valid": 1,
+        "next_window": index_bits(config.windows), "remaining": (config.windows).bit_length(), "last": 1,
+    })

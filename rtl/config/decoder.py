@@ -1,0 +1,358 @@
+"""Configuration of the decoder's hardware: the model's shape and how wide each unit is built."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+
+from intaglio.rtl.arithmetic.numerics import XS_BITS
+
+__all__ = ["ADAPTED_OPERATIONS", "DOTS", "PACKINGS", "DecoderConfig", "check_packing", "logit_shift", "word_bits"]
+
+PACKINGS = ("2bit", "5trit")
+DOTS = ("planes", "adders")
+ADAPTED_OPERATIONS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))  # matrices that one linear operation computes together
+_ADAPTER_FIELDS = ("rank", "adapters", "adapter_trits", "adapter_targets")
+_GATE_FIELDS = ("gate_words", "gate_wake", "gate_isolation")
+MOST_BANKS = 128
+FORMAT = 2  # raised when the hardware or its program changes, so that old digests no longer match
+
+
+def check_packing(packing):
+    """Raise ``ValueError`` unless ``packing`` is one of :data:`PACKINGS`."""
+    if packing not in PACKINGS:
+        raise ValueError(f"packing must be one of {', '.join(PACKINGS)}, not {packing!r}")
+
+
+def word_bits(packing, lane_width):
+    """Bits of a word of ``lane_width`` weights; raises ``ValueError`` for an unknown packing."""
+    check_packing(packing)
+    return 2 * lane_width if packing == "2bit" else 8 * -(-lane_width // 5)
+
+
+def logit_shift(hidden):
+    """Right shift that brings a logit, ``|x16 . e8| <= 32767 * 127 * hidden``, into 32 signed bits."""
+    return max(0, (32767 * 127 * hidden).bit_length() + 1 - 32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Shape of the model and width of the units.
+
+    Parameters
+    ----------
+    hidden, intermediate, layers, heads, kv_heads, head_dim, vocab : int
+        The model: ``hidden = heads * head_dim``; ``kv_heads`` divides ``heads``.
+    context : int
+        Tokens that the KV cache holds.
+    lanes : int
+        Output rows that the ternary linear unit computes at once; even.
+    lane_width : int
+        Weights that one lane takes in a cycle; divides ``hidden`` and ``intermediate``.
+    packing : str
+        ``"2bit"`` (00 zero, 01 plus, 10 minus) or ``"5trit"`` (five weights in a byte).
+    dot : str
+        How a lane adds: ``"planes"`` (bitwise, fast to simulate) or ``"adders"`` (carry chains, small on an FPGA). Same results in
+        as many cycles; with ``"adders"`` the vector unit's divider has shorter stages, and an operation takes three cycles more.
+    vector_width : int
+        Elements that the vector unit takes in a cycle; a power of 2 that divides ``head_dim`` and ``lane_width`` and is a
+        multiple of ``lanes``.
+    attention_heads : int
+        Query heads that the attention unit serves at once with one key; divides ``heads / kv_heads``.
+    top_k : int
+        Candidates that the head keeps, 1 to 31 and at most ``vocab``.
+    clock_hz : int
+        The clock at which times are stated; the hardware itself does not depend on it.
+    embed_shift : int
+        Fraction bits of the embedding's scale (set by the generator).
+    rank : int
+        Rank of low-rank adapters; 0: no adapter hardware. A multiple of ``lanes`` that divides ``lane_width / 2`` or equals it.
+    adapters : int
+        Adapters that are resident, 1 to 16; there is memory for one more, into which an adapter is loaded.
+    adapter_trits : int
+        Balanced ternary digits of a value of a low-rank factor, 1 (ternary, as in TOM) to 5 (-121..121).
+    adapter_targets : str
+        The matrices that an adapter may change, of q, k, v, o, gate, up, down, with commas.
+    gate_words : int
+        Words of a weight bank whose power is switched: a power of 2; 0: one ROM a lane, always on. See docs/gating.md.
+    gate_wake : int
+        Cycles of power that a bank needs before it may be read, 0 to 254 and less than ``gate_words``.
+    gate_isolation : int
+        1: the output of a bank that is not awake is clamped to 0; 0: not.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of range, or a count does not fit its field of the layer program or its counter in a unit; the text
+        says what must hold and what was given.
+    """
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    context: int
+    lanes: int = 4
+    lane_width: int = 64
+    packing: str = "2bit"
+    dot: str = "planes"
+    vector_width: int = 16
+    attention_heads: int = 1
+    top_k: int = 16
+    clock_hz: int = 80_000_000
+    embed_shift: int = 8
+    rank: int = 0
+    adapters: int = 1
+    adapter_trits: int = 1
+    adapter_targets: str = "q,k,v,o,gate,up,down"
+    gate_words: int = 0
+    gate_wake: int = 8
+    gate_isolation: int = 1
+
+    def __post_init__(self):
+        def need(ok, text):
+            if not ok:
+                raise ValueError(text)
+
+        for name in ("hidden", "intermediate", "layers", "heads", "kv_heads", "vocab", "lanes", "lane_width", "top_k", "clock_hz"):
+            value = getattr(self, name)
+            need(isinstance(value, int) and value > 0, f"{name} must be a positive integer, not {value!r}")
+        need(_power_of_2(self.head_dim) and 4 <= self.head_dim <= 256,
+             f"head_dim must be a power of 2 in 4..256, not {self.head_dim!r}")
+        need(self.hidden == self.heads * self.head_dim,
+             f"hidden must be heads * head_dim = {self.heads * self.head_dim}, not {self.hidden}")
+        need(self.heads % self.kv_heads == 0, f"kv_heads must divide heads = {self.heads}, not {self.kv_heads}")
+        need(isinstance(self.context, int) and 2 <= self.context <= 65535,
+             f"context must be in 2..65535 tokens, not {self.context!r}")
+        need(2 <= self.vocab < 1 << 20, f"vocab must be in 2..{(1 << 20) - 1}, not {self.vocab}")
+        need(self.context < 1 << self.position_bits, f"context must be at most {(1 << self.position_bits) - 1} tokens where tokens have "
+             f"{self.token_bits} bits (they share a word of the result), not {self.context}")
+        check_packing(self.packing)
+        need(self.dot in DOTS, f"dot must be one of {', '.join(DOTS)}, not {self.dot!r}")
+        need(self.lanes % 2 == 0, f"lanes must be even, not {self.lanes}")
+        for name in ("hidden", "intermediate"):
+            value = getattr(self, name)
+            need(value % self.lane_width == 0, f"lane_width must divide {name} = {value}, not {self.lane_width}")
+            need(value % self.lanes == 0, f"lanes must divide {name} = {value}, not {self.lanes}")
+        need(self.kv_dim * 2 % self.lanes == 0,
+             f"lanes must divide 2 * kv_heads * head_dim = {2 * self.kv_dim}, not {self.lanes}")
+        need(_power_of_2(self.vector_width) and self.vector_width >= 2,
+             f"vector_width must be a power of 2 and at least 2, not {self.vector_width!r}")
+        for name in ("head_dim", "lane_width", "intermediate"):
+            value = getattr(self, name)
+            need(value % self.vector_width == 0, f"vector_width must divide {name} = {value}, not {self.vector_width}")
+        need(self.vector_width % self.lanes == 0,
+             f"vector_width must be a multiple of lanes = {self.lanes}, not {self.vector_width}")
+        need(isinstance(self.attention_heads, int) and self.attention_heads > 0 and self.group % self.attention_heads == 0,
+             f"attention_heads must divide heads / kv_heads = {self.group}, not {self.attention_heads!r}")
+        need(self.top_k <= min(31, self.vocab), f"top_k must be in 1..31 and at most vocab = {self.vocab}, not {self.top_k}")
+        need(0 <= self.embed_shift <= 24, f"embed_shift must be in 0..24, not {self.embed_shift!r}")
+        self._check_adapters(need)
+        widest = max(self.hidden, self.intermediate)
+        for what, count, limit in (
+            ("hidden (its cubed sums must fit 64 bits)", self.hidden, 16384),
+            ("layers", self.layers, 1023),
+            ("heads + 2 * kv_heads", self.heads + 2 * self.kv_heads, 256),
+            ("max(hidden, intermediate) / vector_width", widest // self.vector_width, 1023),
+            ("max(hidden, intermediate) / lane_width", widest // self.lane_width, 1023),
+            ("max(qkv_rows, 2 * intermediate) / lanes", max(self.qkv_rows, 2 * self.intermediate) // self.lanes, 65535),
+            ("words of norm gains, (layers * (3 * hidden + intermediate) + hidden) / vector_width", self.gain_words, 65536),
+        ):
+            need(count <= limit, f"{what} must be at most {limit}, not {count}")
+        need(self.gate_words == 0 or _power_of_2(self.gate_words) and self.gate_words >= 2,
+             f"gate_words must be 0 or a power of 2 from 2, not {self.gate_words!r}")
+        need(type(self.gate_isolation) is int and self.gate_isolation in (0, 1),
+             f"gate_isolation must be 0 or 1, not {self.gate_isolation!r}")
+        need(type(self.gate_wake) is int and 0 <= self.gate_wake <= 254, f"gate_wake must be in 0..254 cycles, not {self.gate_wake!r}")
+        need(not (self.rank and self.gate_words), f"rank must be 0 where weight banks are gated, not {self.rank}")
+        if self.gate_words:
+            need(self.gate_wake < self.gate_words, f"gate_wake must be less than gate_words = {self.gate_words}, not {self.gate_wake}")
+            need(2 <= self.gate_banks <= MOST_BANKS,
+                 f"gate_words must make 2..{MOST_BANKS} banks of a lane's {self.weight_depth} words, not {self.gate_banks}")
+
+    def _check_adapters(self, need):
+        for name, low, high in (("rank", 0, self.lane_width // 2), ("adapters", 1, 16), ("adapter_trits", 1, 5)):
+            value = getattr(self, name)
+            need(type(value) is int and low <= value <= high, f"{name} must be an integer in {low}..{high}, not {value!r}")
+        known = [name for names in ADAPTED_OPERATIONS for name in names]
+        targets = self.adapter_targets.split(",") if isinstance(self.adapter_targets, str) else None
+        need(targets and targets == [name for name in known if name in targets],
+             f"adapter_targets must be some of {','.join(known)} in this order, not {self.adapter_targets!r}")
+        if self.rank:
+            need(self.rank % self.lanes == 0 and self.lane_width // 2 % self.rank == 0,
+                 f"rank must be a multiple of lanes = {self.lanes} and divide lane_width / 2 = {self.lane_width // 2}, not {self.rank}")
+            need(self.kv_dim % self.lanes == 0,
+                 f"lanes must divide kv_heads * head_dim = {self.kv_dim} where there are adapters, not {self.lanes}")
+
+    # -- shape of the model
+    @property
+    def group(self):
+        """Query heads that share one KV head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def kv_dim(self):
+        return self.kv_heads * self.head_dim
+
+    @property
+    def qkv_rows(self):
+        return self.hidden + 2 * self.kv_dim
+
+    @property
+    def layer_weights(self):
+        """Ternary weights of one layer."""
+        return self.hidden * (self.qkv_rows + self.hidden + 3 * self.intermediate)
+
+    # -- words of the command and result streams
+    @property
+    def token_bits(self):
+        """Bits of a token: at least 16, and one value, all ones, that is no token."""
+        return max(16, self.vocab.bit_length())
+
+    @property
+    def position_bits(self):
+        """Bits of a position beside a token in a result's first word."""
+        return 32 - self.token_bits
+
+    # -- shape of the hardware
+    @property
+    def array(self):
+        """Multipliers of the attention unit: ``attention_heads * head_dim``."""
+        return self.attention_heads * self.head_dim
+
+    @property
+    def gain_words(self):
+        """Words of the ROM of norm gains: the four norms of each layer and the final norm."""
+        return (self.layers * (3 * self.hidden + self.intermediate) + self.hidden) // self.vector_width
+
+    @property
+    def head_groups(self):
+        """Passes that the attention unit needs for all query heads; also words of its operand memory."""
+        return self.hidden // self.array
+
+    @property
+    def accumulator_bits(self):
+        """Signed bits of a ternary dot product: ``|sum| <= 127 * inputs``."""
+        return (127 * max(self.hidden, self.intermediate)).bit_length() + 1
+
+    @property
+    def gate_bits(self):
+        """Signed bits of a gate or up projection: ``|sum| <= 127 * hidden``."""
+        return (127 * self.hidden).bit_length() + 1
+
+    @property
+    def result_bits(self):
+        """Signed bits of an element of the result buffer; the widest is ``relu(gate)^2 * up``."""
+        return max((127 * self.hidden) ** 3, (1 << 18) - 1).bit_length() + 1
+
+    @property
+    def shift_bits(self):
+        """Bits of the shift that makes an element of the residual or of the result buffer a vector element."""
+        return (max(32, self.result_bits) - XS_BITS).bit_length()
+
+    @property
+    def divider_bits(self):
+        """Quotient bits in one cycle."""
+        return 2 if self.dot == "adders" else 3
+
+    @property
+    def score_shift(self):
+        """Right shift that brings ``q . k`` (16 by 8 bits) into 18 signed bits."""
+        return max(0, (32767 * 127 * self.head_dim).bit_length() + 1 - 18)
+
+    @property
+    def value_bits(self):
+        """Signed bits of an accumulated value: ``|sum| <= 32767 * 127 * context``."""
+        return (32767 * 127 * self.context).bit_length() + 1
+
+    @property
+    def logit_shift(self):
+        """Right shift that brings a logit into 32 signed bits."""
+        return logit_shift(self.hidden)
+
+    @property
+    def weight_word_bits(self):
+        """Bits of one word of a lane's weight ROM."""
+        return word_bits(self.packing, self.lane_width)
+
+    @property
+    def weight_depth(self):
+        """Words of one lane's weight ROM: the whole model."""
+        return self.layers * self.layer_weights // (self.lanes * self.lane_width)
+
+    # -- shape of the adapters
+    @property
+    def adapted(self):
+        """The operations of :data:`ADAPTED_OPERATIONS` that have room for an adapter."""
+        targets = self.adapter_targets.split(",")
+        return tuple(names for names in ADAPTED_OPERATIONS if self.rank and set(names) & set(targets))
+
+    @property
+    def adapter_limit(self):
+        """Largest value of ``adapter_trits`` balanced ternary digits."""
+        return (3**self.adapter_trits - 1) // 2
+
+    @property
+    def lane_sum_bits(self):
+        """Signed bits of a lane's sum: of a row, or of a row of a low-rank factor with its digits."""
+        return (127 * max(self.hidden, self.intermediate) * (self.adapter_limit if self.rank else 1)).bit_length() + 1
+
+    @property
+    def adapter_rows(self):
+        """Rows and words of one lane's adapter memory by operation, ``{names: (rows, inputs, words of A, words of B)}``."""
+        shapes = dict(zip(ADAPTED_OPERATIONS, ((self.qkv_rows, self.hidden), (self.hidden, self.hidden),
+                                               (2 * self.intermediate, self.hidden), (self.hidden, self.intermediate)), strict=True))
+        out = {}
+        for names in self.adapted:
+            rows, inputs = shapes[names]
+            a = len(names) * self.rank // self.lanes * self.adapter_trits * inputs // self.lane_width
+            b = -(-(rows // self.lanes * self.adapter_trits) // (self.lane_width // self.rank))
+            out[names] = (rows, inputs, a, b)
+        return out
+
+    @property
+    def adapter_words(self):
+        """Words of ``2 * lane_width`` bits of one adapter in one lane's memory."""
+        return self.layers * sum(a + b for _, _, a, b in self.adapter_rows.values())
+
+    @property
+    def adapter_scales(self):
+        """Scales of one adapter: one for each matrix of the adapted operations."""
+        return self.layers * sum(map(len, self.adapted))
+
+    @property
+    def gate_banks(self):
+        """Banks of a lane's weight ROM whose power is switched; 0 without gating."""
+        return -(-self.weight_depth // self.gate_words) if self.gate_words else 0
+
+    # -- JSON
+    def to_json(self):
+        """Without the fields of what is not there, so that digests do not depend on them."""
+        absent = (() if self.rank else _ADAPTER_FIELDS) + (() if self.gate_words else _GATE_FIELDS)
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in absent}
+
+    @classmethod
+    def from_json(cls, value):
+        """Raises ``ValueError`` for an unknown or missing field."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(value) - known):
+            raise ValueError(f"unknown field of the decoder's configuration: {', '.join(unknown)}")
+        missing = sorted(f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in value)
+        if missing:
+            raise ValueError(f"missing field of the decoder's configuration: {', '.join(missing)}")
+        return cls(**value)
+
+    def digest(self):
+        """SHA-256 of the canonical JSON and the hardware's format number, in hexadecimal."""
+        text = json.dumps({"format": FORMAT, "config": self.to_json()}, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def replace(self, **changes):
+        return dataclasses.replace(self, **changes)
+
+
+def _power_of_2(value):
+    return isinstance(value, int) and value > 0 and value & (value - 1) == 0

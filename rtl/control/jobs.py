@@ -1,0 +1,123 @@
+"""From visits to tiles: the jobs of a visit, their row groups, their key tiles."""
+
+from amaranth.hdl import Array, Const, Module, Mux, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from intaglio.rtl.bus.streams import BLOCK_BITS, Mode, tile_command, visit
+from intaglio.rtl.memory.ram import index_bits
+
+__all__ = ["JobSequencer", "job_tiles"]
+
+
+def job_tiles(config, diagonal):
+    """Tiles of a job: all of a block, or those not wholly above the diagonal."""
+    if not diagonal:
+        return config.row_groups * config.tiles
+    return sum((group * config.columns + config.columns - 1) // config.head_dim + 1 for group in range(config.row_groups))
+
+
+class JobSequencer(wiring.Component):
+    """Turns each visit into tile commands: jobs by ascending bit, row groups, key tiles.
+
+    Parameters
+    ----------
+    config : PrefillConfig
+
+    Members
+    -------
+    i_visit : In(stream of :func:`~intaglio.rtl.bus.streams.visit`)
+        Taken when its last tile has been taken. ``line`` is the place of its block.
+    line : In
+        Stable with ``i_visit``.
+    loaded : In(slots)
+        Slots whose queries are there.
+    drained : In(slots)
+        Slots whose accumulators may start anew; looked at before the first job of a (query block, head) only.
+    o_tile : Out(stream of :func:`~intaglio.rtl.bus.streams.tile_command`)
+    restart : In(1)
+        Forget what was begun, between runs.
+    waiting : Out(1)
+        A job waits for its queries or its accumulators.
+
+    Latency
+    -------
+    A job takes 1 cycle more than its tiles (:func:`job_tiles`) if the taker is always ready, a visit 1 more than its jobs.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        super().__init__({
+            "i_visit": In(stream.Signature(visit(config))), "line": In(index_bits(config.lines)),
+            "loaded": In(config.slots), "drained": In(config.slots),
+            "o_tile": Out(stream.Signature(tile_command(config))), "restart": In(1), "waiting": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        c = self.config
+        now, tile = self.i_visit.payload, self.o_tile.payload
+        left, begun = Signal(c.slots), Signal(c.slots)
+        slot, group, key_tile = Signal(index_bits(c.slots)), Signal(index_bits(c.row_groups)), Signal(index_bits(c.tiles))
+        head = Signal(index_bits(c.group))
+        fresh = Signal()
+
+        lowest = Signal(index_bits(c.slots))
+        for bit in reversed(range(c.slots)):
+            with m.If(left[bit]):
+                m.d.comb += lowest.eq(bit)
+        ready = Signal()
+        m.d.comb += ready.eq(self.loaded.bit_select(lowest, 1) & (begun.bit_select(lowest, 1) | self.drained.bit_select(lowest, 1)))
+
+        row_block, diagonal = Signal(BLOCK_BITS), Signal()
+        m.d.comb += diagonal.eq(row_block == now.block)
+        tiles_here = Array(Const((g * c.columns + c.columns - 1) // c.head_dim, index_bits(c.tiles)) for g in range(c.row_groups))
+        last_tile, last_group, last_job = Signal(), Signal(), Signal()
+        m.d.comb += [
+            last_tile.eq(key_tile == Mux(diagonal, tiles_here[group], c.tiles - 1)), last_group.eq(group == c.row_groups - 1),
+            last_job.eq(left == 0),
+        ]
+        difference = group * c.columns - key_tile * c.head_dim
+        offset = Signal.like(difference, name="offset")
+        m.d.comb += offset.eq(difference)
+        m.d.comb += [
+            tile.mode.eq(Mode.ATTEND), tile.slot.eq(slot), tile.row_group.eq(group), tile.line.eq(self.line), tile.tile.eq(key_tile),
+            tile.state.eq(slot * c.row_groups + group), tile.limit.eq(Mux(diagonal & (offset < c.head_dim), offset, c.head_dim)),
+            tile.first.eq(fresh & (key_tile == 0)), tile.load.eq(key_tile == 0),
+            tile.finish.eq(diagonal & last_group & last_tile), tile.retire.eq(last_job & last_group & last_tile),
+            tile.head.eq(head), tile.block.eq(row_block),
+        ]
+
+        with m.FSM(name="state"):
+            with m.State("VISIT"):
+                m.d.sync += left.eq(now.jobs)
+                with m.If(self.i_visit.valid):
+                    with m.If(now.jobs == 0):
+                        m.d.comb += self.i_visit.ready.eq(1)
+                    with m.Else():
+                        m.next = "JOB"
+            with m.State("JOB"):
+                m.d.comb += self.waiting.eq(~ready)
+                with m.If(ready):
+                    m.d.sync += [slot.eq(lowest), group.eq(0), key_tile.eq(0), fresh.eq(~begun.bit_select(lowest, 1)),
+                                 left.eq(left & (left - 1)), begun.bit_select(lowest, 1).eq(1)]
+                    query_of = Array(Const(s // c.group, index_bits(c.window)) for s in range(c.slots))
+                    head_of = Array(Const(s % c.group, index_bits(c.group)) for s in range(c.slots))
+                    m.d.sync += [row_block.eq(now.window * c.window + query_of[lowest]), head.eq(head_of[lowest])]
+                    m.next = "TILES"
+            with m.State("TILES"):
+                m.d.comb += self.o_tile.valid.eq(1)
+                with m.If(self.o_tile.ready):
+                    m.d.sync += key_tile.eq(key_tile + 1)
+                    with m.If(last_tile):
+                        m.d.sync += [key_tile.eq(0), group.eq(group + 1)]
+                        with m.If(last_group):
+                            with m.If(diagonal):
+                                m.d.sync += begun.bit_select(slot, 1).eq(0)
+                            m.next = "JOB"
+                            with m.If(last_job):
+                                m.d.comb += self.i_visit.ready.eq(1)
+                                m.next = "VISIT"
+        with m.If(self.restart):
+            m.d.sync += begun.eq(0)
+        return m

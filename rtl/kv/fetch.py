@@ -1,0 +1,205 @@
+"""Blocks of K, V and Q from memory: AXI4 read bursts of up to two requests at a time, written to the stores beat by beat."""
+
+import enum
+
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from intaglio.rtl.bus.streams import ADDRESS_BITS, FetchKind, fetch_request, fetched
+from intaglio.rtl.memory.ram import index_bits
+
+__all__ = ["EPOCH_BITS", "PAGE", "Fetch", "FetchFault", "request_beats"]
+
+PAGE = 4096  # bytes; no burst crosses a multiple
+EPOCH_BITS = 4
+_DEPTH = 2  # requests in flight
+
+
+class FetchFault(enum.IntEnum):
+    """Why a run cannot go on."""
+
+    NONE = 0
+    RESPONSE = 1  # RRESP was not OKAY
+    LAST = 2  # RLAST came at a wrong beat, or did not come
+    TIMEOUT = 3  # no beat for `timeout` cycles
+
+
+def request_beats(config, kind):
+    """Beats of a request of a kind."""
+    return config.exponent_beats + config.block * (2 if kind == FetchKind.KV else 1)
+
+
+class Fetch(wiring.Component):
+    """AXI4 read master of the prefill unit.
+
+    Parameters
+    ----------
+    config : PrefillConfig
+
+    Members
+    -------
+    i_request : In(stream of :func:`~intaglio.rtl.bus.streams.fetch_request`)
+        Its address is a multiple of D (lower bits are taken as 0); it may lie anywhere in a 4 KiB page.
+    o_fetched : Out(stream of :func:`~intaglio.rtl.bus.streams.fetched`)
+        Requests whose last beat has been written in a cycle before, in order of requests. Withdrawn untaken by ``cancel``, ``clear`` and
+        a fault only. A request counts as in flight until it is taken here; two may be in flight.
+    key, value, query : Out(1)
+        Write ``data`` to the keys or values of the line store or to the Q store, at ``address``.
+    key_exponent, query_exponent : Out(1)
+        Write ``data`` to the exponents of the line store or the Q store, at ``exponent_address``.
+    address : Out
+        ``index * B + beat``: index is the line or slot of the request, beat the beat of K, of V or of the queries, 0..B-1.
+    exponent_address : Out
+        ``index * X + beat``, beat 0..X-1: the exponents of rows ``beat * D ..``, of row i in byte i % D. Both addresses are as wide as the
+        larger of the stores needs; a store takes the lower bits.
+    data : Out(8 D)
+        The beat.
+    clear : In(1)
+        One cycle before each run: drops everything under way, a fault and the counters, and begins an epoch.
+    cancel : In(1)
+        Drops everything under way and takes no request; begins an epoch if anything was under way.
+    timeout : In(24)
+        Cycles without a beat while some are outstanding after which the unit faults; 0: never. Dropped beats count as beats: what is
+        left of an earlier run may hold the bus, but not for ever.
+    fault : Out(:class:`FetchFault`)
+        Held until ``clear``. The unit drops everything under way and takes no request.
+    busy : Out(1)
+        A request is in flight.
+    beats, stalled, idle : Out(32)
+        Since ``clear``: beats taken; cycles in which ``arvalid`` waited; cycles with beats outstanding but none there.
+    arid(4), araddr(44), arlen(8), arsize(3), arburst(2), arvalid : Out; arready : In
+    rid(4), rdata(8 D), rresp(2), rlast, rvalid : In; rready : Out
+        ``rready`` is always 1. Every burst is INCR, of whole beats, inside a page (D >= 16, so it has at most 256 beats). ``arid`` is
+        the epoch, 4 bits: beats of another epoch are taken and dropped. A burst that waits for ``arready`` when all is dropped
+        stays until it is taken, as AXI demands. A memory that answers 16 epochs late would be believed.
+
+    Latency: a request's ``arvalid`` comes 2 cycles after it is taken (later if an earlier one still asks); a beat is written in the cycle
+    after it came, ``o_fetched`` is valid one later.
+    Throughput: a beat a cycle; a burst a cycle, and 1 cycle between requests.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        index = index_bits(max(config.lines, config.slots))
+        super().__init__({
+            "i_request": In(stream.Signature(fetch_request(config))), "o_fetched": Out(stream.Signature(fetched(config))),
+            "key": Out(1), "value": Out(1), "query": Out(1), "key_exponent": Out(1), "query_exponent": Out(1),
+            "address": Out(index + config.block.bit_length() - 1),
+            "exponent_address": Out(index + config.exponent_beats.bit_length() - 1), "data": Out(8 * config.head_dim),
+            "clear": In(1), "cancel": In(1), "timeout": In(24), "fault": Out(FetchFault), "busy": Out(1),
+            "beats": Out(32), "stalled": Out(32), "idle": Out(32),
+            "arid": Out(EPOCH_BITS), "araddr": Out(ADDRESS_BITS), "arlen": Out(8), "arsize": Out(3), "arburst": Out(2),
+            "arvalid": Out(1), "arready": In(1),
+            "rid": In(EPOCH_BITS), "rdata": In(8 * config.head_dim), "rresp": In(2), "rlast": In(1), "rvalid": In(1),
+            "rready": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        c = self.config
+        beat_bits = c.head_dim.bit_length() - 1
+        page_bits = PAGE.bit_length() - 1 - beat_bits  # of a beat's place in its page
+        request = self.i_request.payload
+        entry = data.StructLayout({"kind": 2, "index": len(request.index), "place": page_bits})
+
+        # Requests in flight: a ring of two. `wanted` await beats, `held` await the taker of completions.
+        ring = [Signal(entry, name=f"entry_{i}") for i in range(_DEPTH)]
+        accept, take, give = Signal(), Signal(), Signal()
+        wanted, held, finishing, active = Signal(range(_DEPTH + 1)), Signal(range(_DEPTH + 1)), Signal(), Signal()
+        accepted, ended, given, drop, failed = Signal(), Signal(), Signal(), Signal(), Signal()
+        epoch = Signal(EPOCH_BITS)
+        room = Signal()
+        m.d.comb += [
+            self.busy.eq((wanted != 0) | (held != 0) | finishing), room.eq(wanted + held + finishing < _DEPTH),
+            self.i_request.ready.eq(~active & room & (self.fault == FetchFault.NONE) & ~self.cancel & ~self.clear),
+            accepted.eq(self.i_request.valid & self.i_request.ready),
+            self.o_fetched.valid.eq(held != 0), given.eq(self.o_fetched.valid & self.o_fetched.ready),
+            self.o_fetched.p.kind.eq(Array(item.kind for item in ring)[give]),
+            self.o_fetched.p.index.eq(Array(item.index for item in ring)[give]),
+            drop.eq(self.clear | (self.cancel & self.busy) | failed),
+        ]
+        m.d.sync += [wanted.eq(wanted + accepted - ended), held.eq(held + finishing - given), finishing.eq(ended),
+                     accept.eq(accept ^ accepted), take.eq(take ^ ended), give.eq(give ^ given)]
+        for i, item in enumerate(ring):
+            with m.If(accepted & (accept == i)):
+                m.d.sync += [item.kind.eq(request.kind), item.index.eq(request.index),
+                             item.place.eq(request.address[beat_bits:beat_bits + page_bits])]
+
+        self._addresses(m, accepted, active, epoch, page_bits)
+        taken = self._beats(m, ring, take, wanted, epoch, page_bits, ended, failed)
+        with m.If(drop):
+            m.d.sync += [wanted.eq(0), held.eq(0), finishing.eq(0), accept.eq(0), take.eq(0), give.eq(0), active.eq(0),
+                         epoch.eq(epoch + 1)]
+
+        m.d.sync += [self.beats.eq(self.beats + taken), self.stalled.eq(self.stalled + (self.arvalid & ~self.arready)),
+                     self.idle.eq(self.idle + ((wanted != 0) & ~taken))]
+        with m.If(self.clear):
+            m.d.sync += [self.beats.eq(0), self.stalled.eq(0), self.idle.eq(0), self.fault.eq(FetchFault.NONE)]
+        return m
+
+    def _addresses(self, m, accepted, active, epoch, page_bits):
+        """Bursts of the request taken last."""
+        c = self.config
+        beat_bits = c.head_dim.bit_length() - 1
+        request, most = self.i_request.payload, request_beats(c, FetchKind.KV)
+        page, place, left = Signal(ADDRESS_BITS - page_bits - beat_bits), Signal(page_bits), Signal(range(most + 1))
+        to_page, length, final = Signal(page_bits + 1), Signal(range(max(most, 1 << page_bits) + 1)), Signal()
+        m.d.comb += [
+            to_page.eq((1 << page_bits) - place), final.eq(left <= to_page), length.eq(Mux(final, left, to_page)),
+            self.arsize.eq(beat_bits), self.arburst.eq(1),
+        ]
+        with m.If(self.arready):
+            m.d.sync += self.arvalid.eq(0)
+        with m.If(active & (~self.arvalid | self.arready)):
+            m.d.sync += [self.arvalid.eq(1), self.arid.eq(epoch), self.araddr.eq(Cat(Const(0, beat_bits), place, page)),
+                         self.arlen.eq(length - 1), page.eq(page + 1), place.eq(0), left.eq(left - length), active.eq(~final)]
+            # A burst of the epoch that ends now would only fetch beats to drop.
+            with m.If(self.cancel | self.clear):
+                m.d.sync += self.arvalid.eq(0)
+        with m.If(accepted):
+            m.d.sync += [active.eq(1), Cat(place, page).eq(request.address[beat_bits:]),
+                         left.eq(Mux(request.kind == FetchKind.KV, most, request_beats(c, FetchKind.K)))]
+
+    def _beats(self, m, ring, take, wanted, epoch, page_bits, ended, failed):
+        """Beats of the oldest request, their place in the stores, and what may go wrong. Returns a beat that is taken."""
+        c = self.config
+        kind, index, begins = Signal(2), Signal.like(ring[0].index), Signal(page_bits)
+        m.d.comb += [kind.eq(Array(item.kind for item in ring)[take]), index.eq(Array(item.index for item in ring)[take]),
+                     begins.eq(Array(item.place for item in ring)[take])]
+        part, beat, next_place = Signal(2), Signal(range(c.block)), Signal(page_bits)
+        place, part_ends, last = Signal(page_bits), Signal(), Signal()
+        exponents = part == 1
+        m.d.comb += [
+            place.eq(Mux((part == 0) & (beat == 0), begins, next_place)),
+            part_ends.eq(beat == Mux(exponents, c.exponent_beats - 1, c.block - 1)),
+            last.eq(part_ends & (part == Mux(kind == FetchKind.KV, 2, 1))),
+        ]
+        taken, good, wrong_last, late = Signal(), Signal(), Signal(), Signal()
+        quiet = Signal.like(self.timeout)
+        m.d.comb += [
+            self.rready.eq(1), taken.eq(self.rvalid & (self.rid == epoch) & (wanted != 0)),
+            wrong_last.eq(self.rlast != (last | place.all())),
+            late.eq((self.timeout != 0) & (quiet == self.timeout)),
+            failed.eq((taken & ((self.rresp != 0) | wrong_last)) | (~self.rvalid & (wanted != 0) & late)),
+            good.eq(taken & ~failed & ~self.cancel & ~self.clear), ended.eq(good & last),
+        ]
+        m.d.sync += quiet.eq(Mux(self.rvalid | (wanted == 0) | late, 0, quiet + 1))
+        with m.If(failed & ~self.clear):
+            m.d.sync += self.fault.eq(Mux(taken, Mux(self.rresp != 0, FetchFault.RESPONSE, FetchFault.LAST), FetchFault.TIMEOUT))
+        with m.If(good):
+            m.d.sync += [beat.eq(beat + 1), next_place.eq(place + 1)]
+            with m.If(part_ends):
+                m.d.sync += [beat.eq(0), part.eq(Mux(last, 0, part + 1))]
+        with m.If(self.clear | self.cancel | failed):
+            m.d.sync += [beat.eq(0), part.eq(0), quiet.eq(0)]
+
+        queries = kind == FetchKind.Q
+        exponent_beat = beat[:c.exponent_beats.bit_length() - 1]
+        m.d.sync += [
+            self.key.eq(good & (part == 0) & ~queries), self.key_exponent.eq(good & exponents & ~queries),
+            self.value.eq(good & (part == 2)),
+            self.query.eq(good & (part == 0) & queries), self.query_exponent.eq(good & exponents & queries),
+            self.address.eq(Cat(beat, index)), self.exponent_address.eq(Cat(exponent_beat, index)), self.data.eq(self.rdata),
+        ]
+        return taken

@@ -1,0 +1,1 @@
+"""Memories: RAM, ROM in all its forms, and copies of registers."""

@@ -1,1 +1,0 @@
-"""Sparse attention for long prompts: index unit, tile engine, KV cache, schedule (docs/prefill.md)."""

@@ -1,0 +1,1 @@
+"""Whole machines and their shells: what a generated design consists of."""

@@ -1,1 +1,0 @@
-"""Sparse prefill attention: float reference, exact model, quantisation, cache and memory models."""

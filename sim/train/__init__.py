@@ -1,0 +1,1 @@
+"""Training of the shipped models and adapters on text that every Python has."""

@@ -1,0 +1,379 @@
+"""Schedule and KV cache control of sparse prefill attention against their models, under any timing of memory and consumer."""
+
+import inspect
+import random
+
+import numpy as np
+import pytest
+from amaranth.hdl import Module
+from amaranth.lib.wiring import connect
+from amaranth.sim import Simulator
+
+from intaglio.rtl.config.attention import PrefillConfig
+from intaglio.rtl.control import schedule as schedule_rtl
+from intaglio.rtl.control.schedule import Schedule, schedule_cycles
+from intaglio.rtl.kv import cache as cache_rtl
+from intaglio.rtl.kv.cache import CacheControl, decision_cycles
+from intaglio.sim.attention.cache import simulate, visits
+
+
+def config(**changes):
+    fields = {"head_dim": 16, "group": 2, "block": 32, "columns": 8, "context": 512, "window": 4, "lines": 6, "lookahead": 2, "drain": 4}
+    return PrefillConfig(**fields | changes)
+
+
+CONFIGS = {
+    "small": config(),
+    "window of a batch": config(window=8, group=4, lines=4, lookahead=1),
+    "window of one": config(window=1, group=1, context=32 * 21, lines=7, lookahead=5),
+}
+
+
+def sparse(seed, config, count, density):
+    """Random causal map with the diagonal and, for some heads, the sink."""
+    rng = np.random.default_rng(seed)
+    block_map = rng.random((config.group, count, count)) < density * rng.random(count)
+    block_map[0, :, 0] = True
+    block_map |= np.eye(count, dtype=bool)
+    return np.tril(block_map)
+
+
+def mutated(module, old, new):
+    """The module with one piece of its source changed."""
+    source = inspect.getsource(module)
+    assert source.count(old) == 1
+    space = {"__name__": module.__name__}
+    exec(compile(source.replace(old, new), module.__file__, "exec"), space)
+    return space
+
+
+def fields(visit):
+    """A visit of the stream as the model writes it."""
+    following = int(visit.next_window) if visit.next_valid else None
+    return int(visit.window), int(visit.block), int(visit.jobs), following, int(visit.remaining)
+
+
+def streamed(config, block_map, *, taker=None, cancel_at=None, cls=Schedule):
+    """Visits and the cycle of the last, in a run from ``start``, after a run that was cancelled if asked for."""
+    dut, found, cycles = cls(config, simulate=True), [], 0
+    count = block_map.shape[1]
+
+    async def bench(ctx):
+        nonlocal cycles
+        ctx.set(dut.blocks, count)
+        for run in range(1 if cancel_at is None else 2):
+            found.clear()
+            ctx.set(dut.start, 1)
+            word, last, cycles = 0, False, 0
+            while not last:
+                ctx.set(dut.read_data, word)
+                ctx.set(dut.o_visit.ready, int(taker is None or taker.random() < 0.3))
+                cancelled = cancel_at is not None and run == 0 and cycles == cancel_at
+                ctx.set(dut.cancel, int(cancelled))
+                if ctx.get(dut.read_en):
+                    head, batch, block = ctx.get(dut.read_head), ctx.get(dut.read_batch), ctx.get(dut.read_block)
+                    rows = range(batch * config.columns, min(count, (batch + 1) * config.columns))
+                    assert block < rows.stop
+                    word = sum(int(block_map[head, row, block]) << i for i, row in enumerate(rows))
+                if ctx.get(dut.o_visit.valid) and ctx.get(dut.o_visit.ready):
+                    visit = ctx.get(dut.o_visit.payload)
+                    found.append(fields(visit))
+                    last = bool(visit.last)
+                await ctx.tick()
+                ctx.set(dut.start, 0)
+                if cancelled:
+                    break
+                cycles += 1
+                assert cycles < 100_000
+            ctx.set(dut.cancel, 0)
+            assert not ctx.get(dut.busy)
+
+    sim = Simulator(dut)
+    sim.add_clock(1e-6)
+    sim.add_testbench(bench)
+    sim.run()
+    return found, cycles - 1
+
+
+def expected(block_map, config):
+    return [(v.window, v.block, v.jobs, v.next_window, v.remaining) for v in visits(block_map, config.window)]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("whole", [True, False])
+def test_schedule_streams_the_visits_of_the_map(name, whole):
+    c = CONFIGS[name]
+    count = c.blocks if whole else c.blocks - 5
+    block_map = sparse(len(name), c, count, 0.4)
+    want = expected(block_map, c)
+    found, cycles = streamed(c, block_map)
+    assert found == want and cycles == schedule_cycles(c, count, len(want))
+    assert streamed(c, block_map, taker=random.Random(1))[0] == want
+
+
+@pytest.mark.parametrize("density", [0.0, 1.0, 2.0])
+def test_schedule_of_extreme_maps(density):
+    c = CONFIGS["small"]
+    for count in (1, 4, 9):
+        block_map = np.tril(np.ones((c.group, count, count), bool)) if density == 2 else sparse(3, c, count, density)
+        assert streamed(c, block_map)[0] == expected(block_map, c)
+
+
+@pytest.mark.parametrize("cancel_at", [0, 7, 60, 150])
+def test_schedule_after_an_abort(cancel_at):
+    c = CONFIGS["small"]
+    block_map = sparse(4, c, c.blocks, 0.4)
+    assert streamed(c, block_map, cancel_at=cancel_at)[0] == expected(block_map, c)
+
+
+def test_wrong_remaining_counts_show():
+    c = CONFIGS["small"]
+    block_map = sparse(4, c, c.blocks, 0.4)
+    wrong = mutated(schedule_rtl, "remaining.eq(left.read_data - 1)", "remaining.eq(left.read_data)")["Schedule"]
+    assert streamed(c, block_map, cls=wrong)[0] != expected(block_map, c)
+
+
+class Bench:
+    """Runs of the cache control with a memory and a consumer of random speed; checks each decision as it is taken."""
+
+    def __init__(self, config, seed, *, latency=30, work=60, gap=4, cls=CacheControl, alter=0):
+        self.config, self.random, self.latency, self.work, self.gap = config, random.Random(seed), latency, work, gap
+        self.dut, self.alter = cls(config, simulate=True), alter
+        self.content, self.held, self.cycles, self.first_decision = {}, {}, 0, None
+
+    def run(self, script):
+        async def bench(ctx):
+            self.ctx = ctx
+            await script(self)
+
+        sim = Simulator(self.dut)
+        sim.add_clock(1e-6)
+        sim.add_testbench(bench)
+        sim.run()
+
+    def counters(self):
+        return tuple(self.ctx.get(getattr(self.dut, name)) for name in ("hits", "misses", "evictions", "stalls"))
+
+    def check_fetch(self, found, want, owner, fetches, line, block, retired):
+        """The request is the model's, takes no pinned line, and no live block where a dead one could go."""
+        assert len(fetches) < len(want.fetches) and want.fetches[len(fetches)][1:] == (line, block)
+        index = want.fetches[len(fetches)][0]
+        pinned = set(want.lines[retired:index])
+        assert line not in pinned
+        alive = {visit.block for visit in found[index:]} & {visit.block for visit in found[:index]}
+
+        def live(n):
+            return n in self.held and self.held[n][0] == owner and self.held[n][1] in alive
+
+        if live(line):
+            unpinned = set(range(self.config.lines)) - set(want.lines[want.rounds[index]:index])
+            assert all(live(n) for n in unpinned)
+        fetches.append((index, line, block))
+        self.held[line] = owner, block
+        self.content.pop(line, None)
+
+    async def visit_all(self, found, want, owner, *, threshold=0, cancel_at=None, limit=60_000):
+        ctx, dut, rng = self.ctx, self.dut, self.random
+        before = self.counters()
+        sent, taken, retired, fetches, busy, gap, cycle, stalls, running = 0, 0, 0, [], [], 0, 0, 0, False
+        memory = []  # (cycle of completion, line, block)
+        ctx.set(dut.tenant, owner[0])
+        ctx.set(dut.kv_head, owner[1])
+        ctx.set(dut.hot_threshold, threshold)
+        cancelled = False
+        while retired < len(found) or not ctx.get(dut.idle):
+            offer = sent < len(found) and gap == 0 and not cancelled
+            ctx.set(dut.i_visit.valid, int(offer))
+            if offer:
+                v = found[sent]
+                ctx.set(dut.i_visit.payload, {
+                    "window": v.window, "block": v.block, "jobs": v.jobs, "next_valid": int(v.next_window is not None),
+                    "next_window": v.next_window or 0, "remaining": v.remaining + self.alter, "last": int(sent == len(found) - 1)})
+            ctx.set(dut.o_fetch.ready, int(rng.random() < 0.7 or self.latency == 0))
+            ctx.set(dut.o_visit.ready, int(not cancelled and len(busy) < 2))
+            due = [m for m in memory if m[0] <= cycle]
+            complete = rng.choice(due) if due else None
+            ctx.set(dut.done_en, int(complete is not None))
+            if complete:
+                memory.remove(complete)
+                ctx.set(dut.done_line, complete[1])
+            retire = bool(busy) and busy[0] <= cycle
+            ctx.set(dut.retire, int(retire))
+            ctx.set(dut.cancel, int(cycle == cancel_at))
+            if ctx.get(dut.o_fetch.valid) and ctx.get(dut.o_fetch.ready):
+                line, block = ctx.get(dut.o_fetch.p.line), ctx.get(dut.o_fetch.p.block)
+                self.check_fetch(found, want, owner, fetches, line, block, retired)
+                memory.append((cycle + 1 + rng.randint(0, self.latency), line, block))
+            running |= offer
+            stalls += running and taken < len(found) and not ctx.get(dut.o_visit.valid)
+            if ctx.get(dut.o_visit.valid) and ctx.get(dut.o_visit.ready):
+                line = ctx.get(dut.line)
+                assert fields(ctx.get(dut.o_visit.payload))[:3] == (found[taken].window, found[taken].block, found[taken].jobs)
+                assert line == want.lines[taken] and self.content[line] == (owner, found[taken].block)
+                busy.append(max([cycle + 1, *busy]) + rng.randint(0, self.work))
+                taken += 1
+            if offer and ctx.get(dut.i_visit.ready):
+                self.first_decision = self.first_decision or cycle
+                sent, gap = sent + 1, rng.randint(0, self.gap)
+            elif gap:
+                gap -= 1
+            if retire:
+                busy.pop(0)
+                retired += 1
+            await ctx.tick()
+            if complete:
+                self.content[complete[1]] = owner, complete[2]
+            if cycle == cancel_at:
+                cancelled, busy, sent, retired = True, [], len(found), len(found)
+                self.held.clear()
+            cycle += 1
+            assert cycle < limit
+        ctx.set(dut.retire, 0)
+        ctx.set(dut.done_en, 0)
+        ctx.set(dut.cancel, 0)
+        self.cycles += cycle
+        if cancel_at is None:
+            assert [f[1:] for f in fetches] == [f[1:] for f in want.fetches]
+            after = tuple(b - a for a, b in zip(before, self.counters(), strict=True))
+            assert after[:3] == (want.hits, want.misses, want.evictions)
+            assert abs(after[3] - stalls) <= 1  # the cycle of the first offer
+        else:
+            assert not memory
+
+
+def traffic(config, seed, count=None, density=0.4):
+    return visits(sparse(seed, config, count or config.blocks, density), config.window)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("latency, work, gap", [(0, 0, 0), (30, 60, 4), (120, 20, 0), (4, 60, 30)])
+def test_decisions_are_the_models_under_any_timing(name, latency, work, gap):
+    c = CONFIGS[name]
+    found = traffic(c, 11, count=16)
+    assert name == "window of a batch" or simulate(found, c.lines, c.lookahead).evictions > 2
+
+    async def script(bench):
+        for threshold in (0, 1):
+            await bench.visit_all(found, simulate(found, c.lines, c.lookahead, threshold, owner=threshold), (threshold, 3),
+                                  threshold=threshold)
+
+    bench = Bench(c, latency + work, latency=latency, work=work, gap=gap)
+    bench.run(script)
+    if latency == 0:  # its request is taken at once
+        assert bench.first_decision == decision_cycles(c)
+
+
+async def _runs_of_owners(bench):
+    """The same visits for owners that differ in one field each; a block left by another must not serve."""
+    c, tags = bench.config, None
+    found = traffic(c, 12, count=5)
+    for owner in ((1, 0), (1, 0), (2, 0), (2, 1), (1, 0)):
+        want = simulate(found, c.lines, c.lookahead, owner=owner, tags=tags)
+        await bench.visit_all(found, want, owner)
+        tags = want.tags
+    bench.ctx.set(bench.dut.flush, 1)
+    bench.ctx.set(bench.dut.clear, 1)
+    await bench.ctx.tick()
+    bench.ctx.set(bench.dut.flush, 0)
+    bench.ctx.set(bench.dut.clear, 0)
+    assert bench.counters() == (0, 0, 0, 0)
+    bench.held.clear()
+    await bench.visit_all(found, simulate(found, c.lines, c.lookahead, owner=(1, 0)), (1, 0))
+
+
+def test_owners_do_not_share_blocks():
+    Bench(CONFIGS["small"], 1).run(_runs_of_owners)
+
+
+@pytest.mark.parametrize("old, new", [
+    ("(entry.tenant == self.tenant) & ", ""), ("(entry.kv_head == self.kv_head) & ", ""),
+    ("m.d.sync += valid.eq(0)", "m.d.sync += valid.eq(valid)"),
+])
+def test_a_stale_tag_shows(old, new):
+    wrong = mutated(cache_rtl, old, new)["CacheControl"]
+    with pytest.raises(AssertionError):
+        Bench(CONFIGS["small"], 1, cls=wrong).run(_runs_of_owners)
+
+
+@pytest.mark.parametrize("old, new, alter", [
+    ("(ahead != depth)", "(ahead != depth)", 1),
+    ("update.remaining.eq(now.remaining)", "update.remaining.eq(0)", 0),
+    ("update.pins.eq(Mux(hit, pins + 1, 1))", "update.pins.eq(Mux(hit, pins, 1))", 0),
+    ("has_free | (ahead <= 1)", "has_free | (ahead <= 2)", 0),
+    ("(key > best)", "(key < best)", 0),
+])
+def test_wrong_counts_and_rules_show(old, new, alter):
+    c = CONFIGS["small"]
+    found = traffic(c, 11, count=16)
+
+    async def script(bench):
+        await bench.visit_all(found, simulate(found, c.lines, c.lookahead, owner=(0, 0)), (0, 0), limit=20_000)
+
+    wrong = mutated(cache_rtl, old, new)["CacheControl"]
+    with pytest.raises(AssertionError):
+        Bench(c, 2, cls=wrong, alter=alter).run(script)
+
+
+@pytest.mark.parametrize("cancel_at", [0, 3, 9, 10, 11, 47, 200, 333, 500])
+@pytest.mark.parametrize("latency", [0, 90])
+def test_a_run_after_an_abort(cancel_at, latency):
+    c = CONFIGS["small"]
+    found = traffic(c, 13)
+
+    async def script(bench):
+        for stop in (cancel_at, None):
+            await bench.visit_all(found, simulate(found, c.lines, c.lookahead, owner=(5, 5)), (5, 5), cancel_at=stop)
+
+    Bench(c, cancel_at, latency=latency, work=20).run(script)
+
+
+def test_schedule_and_control_together():
+    """From the map to visits with their lines, in two runs; the memory answers in order after 25 cycles."""
+    c = CONFIGS["small"]
+    m = Module()
+    m.submodules.schedule = schedule = Schedule(c, simulate=True)
+    m.submodules.cache = cache = CacheControl(c, simulate=True)
+    connect(m, schedule.o_visit, cache.i_visit)
+    block_map = sparse(21, c, c.blocks, 0.3)
+    found = visits(block_map, c.window)
+    first = simulate(found, c.lines, c.lookahead)
+    second = simulate(found, c.lines, c.lookahead, tags=first.tags)
+    assert first.evictions and first.hits
+
+    async def script(ctx):
+        ctx.set(schedule.blocks, c.blocks)
+        for want in (first, second):
+            ctx.set(schedule.start, 1)
+            cycle, word, taken, memory, fetches, retire_at = 0, 0, [], [], [], None
+            while len(taken) < len(found) or retire_at is not None or not ctx.get(cache.idle):
+                ctx.set(schedule.read_data, word)
+                ctx.set(cache.o_fetch.ready, 1)
+                ctx.set(cache.o_visit.ready, int(retire_at is None))
+                ctx.set(cache.retire, int(retire_at == cycle))
+                done = bool(memory) and memory[0][0] <= cycle
+                ctx.set(cache.done_en, int(done))
+                if done:
+                    ctx.set(cache.done_line, memory.pop(0)[1])
+                if ctx.get(schedule.read_en):
+                    head, batch, block = (ctx.get(port) for port in (schedule.read_head, schedule.read_batch, schedule.read_block))
+                    rows = range(batch * c.columns, (batch + 1) * c.columns)
+                    word = sum(int(block_map[head, row, block]) << i for i, row in enumerate(rows))
+                if ctx.get(cache.o_fetch.valid):
+                    fetches.append((ctx.get(cache.o_fetch.p.line), ctx.get(cache.o_fetch.p.block)))
+                    memory.append((cycle + 25, fetches[-1][0]))
+                if retire_at == cycle:
+                    retire_at = None
+                elif ctx.get(cache.o_visit.valid) and ctx.get(cache.o_visit.ready):
+                    taken.append((*fields(ctx.get(cache.o_visit.payload)), ctx.get(cache.line)))
+                    retire_at = cycle + 40
+                await ctx.tick()
+                ctx.set(schedule.start, 0)
+                cycle += 1
+                assert cycle < 20_000
+            assert [t[:5] for t in taken] == expected(block_map, c) and [t[5] for t in taken] == want.lines
+            assert fetches == [f[1:] for f in want.fetches]
+
+    sim = Simulator(m)
+    sim.add_clock(1e-6)
+    sim.add_testbench(script)
+    sim.run()

@@ -1,0 +1,291 @@
+"""The fetch unit against a memory with latencies and back-pressure: contents of the stores, AXI4 rules, faults and what follows them."""
+
+import random
+from fractions import Fraction
+
+import pytest
+from amaranth.sim import Simulator
+
+from intaglio.rtl.bus.streams import FetchKind
+from intaglio.rtl.config.attention import PrefillConfig
+from intaglio.rtl.kv.fetch import PAGE, Fetch, FetchFault, request_beats
+from intaglio.sim.verilator.memory import MemoryModel, ReadSlave
+
+SMALL = dict(head_dim=16, group=2, block=32, columns=8, context=512, window=4, lines=6, lookahead=2, drain=4)
+SHAPES = [SMALL, SMALL | dict(block=16, lines=9), SMALL | dict(head_dim=128, block=128, columns=8)]
+STORES = ("key", "value", "query", "key_exponent", "query_exponent")
+BASE = 0xABC_0000_0000 - PAGE  # a page number that carries far
+IMAGE = random.Random(0).randbytes(1 << 17)
+FAST = MemoryModel(latency_cycles=20, bytes_per_cycle=256)
+
+
+def expected(config, requests):
+    """Words of the stores by (store, address), written from docs/prefill.md; later requests overwrite."""
+    stores = {}
+    for kind, address, index in requests:
+        first, queries = address - BASE, kind == FetchKind.Q
+        parts = [("query" if queries else "key", config.block), ("query_exponent" if queries else "key_exponent", config.exponent_beats)]
+        if kind == FetchKind.KV:
+            parts.append(("value", config.block))
+        for name, beats in parts:
+            for beat in range(beats):
+                stores[name, index * beats + beat] = IMAGE[first:first + config.head_dim]
+                first += config.head_dim
+    return stores
+
+
+def some_requests(config, seed, count):
+    picks, out = random.Random(seed), []
+    for _ in range(count):
+        kind = picks.choice(list(FetchKind))
+        room = len(IMAGE) - request_beats(config, kind) * config.head_dim
+        first = picks.choice([picks.randrange(room // PAGE) * PAGE, picks.randrange(room), PAGE - picks.randrange(3) * config.head_dim])
+        out.append((kind, BASE + first // config.head_dim * config.head_dim,
+                    picks.randrange(config.slots if kind == FetchKind.Q else config.lines)))
+    return out
+
+
+class Bus:
+    """A testbench around the unit: stores, completions, and the rules of the read channels at each cycle."""
+
+    def __init__(self, config, memory=FAST, *, seed=0, busy=0.0, hold=0.0, unready=0.0, **faults):
+        self.config, self.dut, self.picks = config, Fetch(config), random.Random(seed)
+        self.busy, self.hold, self.unready = busy, hold, unready  # how often: no arready, no rvalid, no taker
+        self.slave = ReadSlave(memory, IMAGE, beat_bytes=config.head_dim, base=BASE, **faults)
+        self.spoil = None  # changes a beat on its way
+        self.stores, self.fetched, self.bursts, self.beats, self.cycles, self.shown = {}, [], [], [], 0, None
+
+    async def tick(self, ctx):
+        dut, beat = self.dut, self.slave.beat
+        arready, hold = self.slave.arready and self.picks.random() >= self.busy, self.picks.random() < self.hold
+        if beat is not None and self.spoil:
+            beat = self.spoil(beat)
+        lost, present = self.slave.beat is not None and beat is None, beat is not None and not hold
+        if present:
+            ctx.set(dut.rid, beat.id)
+            ctx.set(dut.rdata, int.from_bytes(beat.data, "little"))
+            ctx.set(dut.rresp, beat.response)
+            ctx.set(dut.rlast, beat.last)
+        ctx.set(dut.rvalid, present)
+        ctx.set(dut.arready, arready)
+        ctx.set(dut.o_fetched.ready, self.picks.random() >= self.unready)
+        burst = self.check_address(ctx)
+        if present:
+            assert ctx.get(dut.rready)
+            self.beats.append(self.cycles)
+        for name in STORES:
+            if ctx.get(getattr(dut, name)):
+                address = ctx.get(dut.exponent_address if name.endswith("exponent") else dut.address)
+                self.stores[name, address] = ctx.get(dut.data).to_bytes(self.config.head_dim, "little")
+        if ctx.get(dut.o_fetched.valid) and ctx.get(dut.o_fetched.ready):
+            payload = ctx.get(dut.o_fetched.payload)
+            self.fetched.append((payload.kind, payload.index))
+        self.slave.edge(burst=burst if arready else None, rready=present or lost)
+        await ctx.tick()
+        self.cycles += 1
+
+    def check_address(self, ctx):
+        dut = self.dut
+        if not ctx.get(dut.arvalid):
+            assert self.shown is None, "ARVALID must stay until ARREADY"
+            return None
+        now = tuple(ctx.get(getattr(dut, name)) for name in ("arid", "araddr", "arlen", "arsize", "arburst"))
+        assert self.shown in (None, now), "a waiting address must not change"
+        identity, address, length, size, kind = now
+        assert kind == 1 and 1 << size == self.config.head_dim and address % self.config.head_dim == 0
+        assert address // PAGE == (address + (length + 1 << size) - 1) // PAGE, "a burst must not cross 4 KiB"
+        self.shown = None if ctx.get(dut.arready) else now
+        if self.shown is None:
+            self.bursts.append((address, length + 1))
+        return identity, address, length + 1
+
+    async def ask(self, ctx, requests, *, until=None, most=20_000):
+        """Give requests and wait for their completions, or until ``until()``."""
+        dut, queue = self.dut, list(requests)
+        target = len(self.fetched) + len(queue)
+        flying = 0
+        end = self.cycles + most
+        while not until(ctx) if until else len(self.fetched) < target:
+            assert self.cycles < end, "the unit hangs"
+            ctx.set(dut.i_request.valid, bool(queue))
+            if queue:
+                ctx.set(dut.i_request.payload, dict(zip(("kind", "address", "index"), queue[0], strict=True)))
+            taken, before = ctx.get(dut.i_request.ready) and bool(queue), len(self.fetched)
+            await self.tick(ctx)
+            if taken:
+                queue.pop(0)
+            flying += taken - (len(self.fetched) - before)
+            assert until or flying <= 2
+        ctx.set(dut.i_request.valid, 0)
+
+    async def pulse(self, ctx, signal):
+        ctx.set(signal, 1)
+        await self.tick(ctx)
+        ctx.set(signal, 0)
+
+    def run(self, bench):
+        simulator = Simulator(self.dut)
+        simulator.add_clock(1e-6)
+        simulator.add_testbench(bench)
+        simulator.run()
+        return self
+
+    def fetch(self, requests, most=20_000):
+        async def bench(ctx):
+            await self.pulse(ctx, self.dut.clear)
+            await self.ask(ctx, requests, most=most)
+            assert not ctx.get(self.dut.busy) and ctx.get(self.dut.fault) == FetchFault.NONE
+            self.counts = tuple(ctx.get(getattr(self.dut, name)) for name in ("beats", "stalled", "idle"))
+        return self.run(bench)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_contents_under_latency_and_back_pressure(shape, seed):
+    config, picks = PrefillConfig(**shape), random.Random(seed)
+    requests = some_requests(config, seed, 6 if config.head_dim > 16 else 20)
+    memory = MemoryModel(latency_cycles=picks.randrange(1, 60), bytes_per_cycle=Fraction(config.head_dim * picks.randrange(3, 9), 5),
+                         bursts=picks.randrange(1, 6))
+    bus = Bus(config, memory, seed=seed, busy=0.4 * seed, hold=0.2, unready=0.5).fetch(requests)
+    assert bus.fetched == [(kind, index) for kind, _, index in requests]
+    assert bus.stores == expected(config, requests)
+    beats = sum(request_beats(config, kind) for kind, _, _ in requests)
+    assert bus.counts[0] == beats == len(bus.beats) == sum(length for _, length in bus.bursts)
+    assert bus.counts[1] > 0 and bus.counts[2] > 0
+    for kind, address, _ in requests:  # no burst more than the pages that it touches
+        end = address + request_beats(config, kind) * config.head_dim
+        assert sum(address <= first < end for first, _ in bus.bursts) >= (end - 1) // PAGE - address // PAGE + 1
+    pages = sum((a + request_beats(config, k) * config.head_dim - 1) // PAGE - a // PAGE + 1 for k, a, _ in requests)
+    assert len(bus.bursts) == pages
+
+
+def test_latency_is_hidden():
+    config = PrefillConfig(**SHAPES[2])  # 257 beats in 9 bursts
+    requests = [(FetchKind.KV, BASE + 4 * 128 * 128 * i % 65536, i) for i in range(4)]
+    bus = Bus(config, MemoryModel(latency_cycles=36, bytes_per_cycle=Fraction(4600, 3))).fetch(requests)
+    assert bus.beats[-1] - bus.beats[0] + 1 <= 4 * 257 + 4  # a beat a cycle
+    assert bus.beats[0] <= 36 + 4
+    half = Bus(config, MemoryModel(latency_cycles=36, bytes_per_cycle=64)).fetch(requests)
+    assert half.beats[-1] - half.beats[0] == pytest.approx(2 * 4 * 257, rel=0.01)
+
+
+def test_a_dropped_beat_or_a_changed_one_shows():
+    config = PrefillConfig(**SMALL)
+    requests = some_requests(config, 5, 8)
+    bus = Bus(config).fetch(requests)
+    want = expected(config, requests)
+    assert bus.stores == want
+    del bus.stores[next(iter(bus.stores))]
+    assert bus.stores != want
+    assert bus.stores != expected(config, requests[:-1])
+    bus = Bus(config)
+    bus.spoil = lambda beat: beat._replace(data=bytes([beat.data[0] ^ (len(bus.beats) == 11), *beat.data[1:]]))
+    assert bus.fetch(requests).stores != want
+
+
+def test_a_request_for_a_beat_less_fails(monkeypatch):
+    monkeypatch.setattr("intaglio.rtl.kv.fetch.request_beats", lambda config, kind: request_beats(config, kind) - 1)
+    with pytest.raises(AssertionError, match="the unit hangs"):
+        Bus(PrefillConfig(**SMALL)).fetch([(FetchKind.K, BASE, 0)], most=500)
+
+
+def test_a_burst_across_a_page_fails(monkeypatch):
+    """The unit with pages of 8 KiB must fall foul of the rules that the testbench asserts."""
+    monkeypatch.setattr("intaglio.rtl.kv.fetch.PAGE", 2 * PAGE)
+    config = PrefillConfig(**SHAPES[2])
+    with pytest.raises(AssertionError, match="must not cross 4 KiB"):
+        Bus(config).fetch([(FetchKind.KV, BASE, 0)])
+
+
+def faulty(bus, fault, first, second, timeout=0):
+    """A run that ends with a fault, some cycles after it, and a run that must be right, late beats of the first notwithstanding."""
+    async def bench(ctx):
+        dut = bus.dut
+        ctx.set(dut.timeout, timeout)
+        await bus.pulse(ctx, dut.clear)
+        await bus.ask(ctx, first, until=lambda ctx: ctx.get(dut.fault) != FetchFault.NONE)
+        bus.fault_cycle = bus.cycles
+        assert ctx.get(dut.fault) == fault
+        assert not ctx.get(dut.busy) and not ctx.get(dut.i_request.ready)
+        await bus.tick(ctx)
+        bus.stores.clear()
+        for _ in range(5):
+            await bus.tick(ctx)
+        assert ctx.get(dut.fault) == fault and not bus.stores
+        bus.spoil = bus.slave.silent_burst = None
+        bus.fetched.clear()
+        await bus.pulse(ctx, dut.clear)
+        assert ctx.get(dut.fault) == FetchFault.NONE
+        await bus.ask(ctx, second)
+        assert ctx.get(dut.beats) == sum(request_beats(bus.config, kind) for kind, _, _ in second)
+    bus.run(bench)
+    assert bus.stores == expected(bus.config, second)
+    assert bus.fetched == [(kind, index) for kind, _, index in second]
+
+
+@pytest.mark.parametrize("memory", [FAST, MemoryModel(latency_cycles=50, bytes_per_cycle=5)])
+def test_an_error_and_the_next_run(memory):
+    config = PrefillConfig(**SMALL)
+    faulty(Bus(config, memory, error_beat=40), FetchFault.RESPONSE, some_requests(config, 7, 3), some_requests(config, 8, 3))
+
+
+@pytest.mark.parametrize("how", ["early", "never", "lost beat"])
+def test_a_wrong_last_and_the_next_run(how):
+    config, picks = PrefillConfig(**SMALL), random.Random(4)
+    bus = Bus(config)
+    bus.spoil = {"early": lambda beat: beat._replace(last=beat.last or len(bus.beats) == 7),
+                 "never": lambda beat: beat._replace(last=False),
+                 "lost beat": lambda beat: beat if beat.last or picks.random() < 0.8 else None}[how]
+    faulty(bus, FetchFault.LAST, some_requests(config, 9, 3), some_requests(config, 10, 3))
+
+
+def test_silence_and_the_next_run():
+    config = PrefillConfig(**SMALL)
+    first = [(FetchKind.K, BASE + PAGE * i, i) for i in range(3)]
+    bus = Bus(config, silent_burst=1)
+    faulty(bus, FetchFault.TIMEOUT, first, some_requests(config, 10, 3), timeout=100)
+    assert bus.fault_cycle - bus.beats[request_beats(config, FetchKind.K) - 1] in (101, 102)
+
+
+def test_an_address_that_is_never_taken():
+    config = PrefillConfig(**SMALL)
+    bus = Bus(config, busy=1.0)
+
+    async def bench(ctx):
+        dut = bus.dut
+        ctx.set(dut.timeout, 30)
+        await bus.pulse(ctx, dut.clear)
+        await bus.ask(ctx, some_requests(config, 1, 2), until=lambda ctx: ctx.get(dut.fault) != FetchFault.NONE)
+        assert ctx.get(dut.fault) == FetchFault.TIMEOUT and ctx.get(dut.stalled) >= 29
+        bus.busy = 0.0  # the address still waits, as it must; its beats are dropped
+        await bus.pulse(ctx, dut.clear)
+        await bus.ask(ctx, requests)
+    requests = some_requests(config, 2, 2)
+    bus.run(bench)
+    assert bus.stores == expected(config, requests)
+
+
+def test_abort_at_any_time_and_late_beats():
+    config = PrefillConfig(**SMALL)
+    bus = Bus(config, MemoryModel(latency_cycles=30, bytes_per_cycle=9), busy=0.5)
+
+    async def bench(ctx):
+        dut = bus.dut
+        await bus.pulse(ctx, dut.clear)
+        for turn in range(12):
+            end = bus.cycles + 3 + 17 * turn
+            await bus.ask(ctx, some_requests(config, turn, 20), until=lambda ctx, end=end: bus.cycles >= end)
+            ctx.set(dut.i_request.valid, 1)
+            for _ in range(1 + turn % 3):
+                await bus.pulse(ctx, dut.cancel)
+            ctx.set(dut.i_request.valid, 0)
+            assert not ctx.get(dut.busy)
+            await bus.tick(ctx)
+            bus.stores.clear()
+            bus.fetched.clear()
+            requests = some_requests(config, 100 + turn, 2)
+            await bus.ask(ctx, requests)
+            assert bus.stores == expected(config, requests)
+            assert bus.fetched == [(kind, index) for kind, _, index in requests]
+    bus.run(bench)
+    assert len(bus.beats) < sum(length for _, length in bus.bursts) + 1

@@ -1,0 +1,194 @@
+"""Read-only memories as logic: every bank is read at every address, in the netlist and in the Verilog."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+
+from intaglio.rtl.memory.logic import GENERIC, STRATEGIES, Bank, Cell, CellSet, Form, LogicRom, bank, bank_verilog, bits_of_words
+from intaglio.rtl.memory.logic.cells import canonical, dual, kind_name
+from intaglio.rtl.memory.logic.decode import Decode
+from intaglio.rtl.memory.logic.forms import build
+from intaglio.rtl.memory.logic.netlist import Netlist
+from intaglio.rtl.memory.logic.search import forms_of
+from intaglio.rtl.memory.logic.trees import WideOr
+from intaglio.rtl.ternary.packing import pack
+
+# Non-inverting gates only, as ASAP7 without its do-not-use cells nearly is.
+MONOTONE = CellSet("monotone", {kind: Cell(name=kind_name(kind), area=float(sum(kind[1]) + 3)) for kind in (
+    ("oai", (1,)), ("oa", (1, 1)), ("oa", (2,)), ("oa", (3,)), ("oa", (4,)), ("oa", (1, 1, 1)), ("oa", (3, 3, 3)), ("ao", (3, 3, 3)),
+    ("oa", (3, 3, 1)), ("ao", (3, 3, 1)), ("oa", (2, 1)), ("ao", (2, 1)), ("oai", (2, 2)), ("oai", (3, 3)), ("aoi", (2, 2)))})
+
+
+def trits(depth, lane_width, zeros, seed=1):
+    draw = np.random.default_rng(seed).random((depth, lane_width))
+    return np.where(draw < zeros, 0, np.where(draw < (1 + zeros) / 2, 1, -1)).astype(np.int8)
+
+
+def planes(weights):
+    return np.concatenate([weights == 1, weights == -1], axis=1)
+
+
+@pytest.mark.parametrize("cells", [GENERIC, MONOTONE], ids=lambda cells: cells.name)
+@pytest.mark.parametrize("depth, lane_width, zeros", [(128, 4, 0.4), (100, 3, 0.7)])
+def test_every_form_holds_its_words(cells, depth, lane_width, zeros):
+    weights = trits(depth, lane_width, zeros)
+    forms = list(forms_of(cells, 128))
+    assert {form.style for form in forms} >= {"inside", "select", "several"} and {form.dual for form in forms} == {False, True}
+    for form in forms[::5]:
+        netlist = build(planes(weights), form, cells)
+        assert netlist.holds(planes(weights)), str(form)
+        assert all(cells.has(kind) for kind in netlist.kinds)
+
+
+@pytest.mark.parametrize("bits", [np.zeros((64, 4), bool), np.ones((64, 4), bool), np.eye(64, dtype=bool), ~np.eye(64, dtype=bool),
+                                  np.arange(64)[:, None] >> np.arange(6) & 1 == 1], ids=["zeros", "ones", "eye", "not eye", "address"])
+def test_extreme_words(bits):
+    for form in list(forms_of(GENERIC, 64))[::3]:
+        assert build(bits, form, GENERIC).holds(bits), str(form)
+
+
+@pytest.mark.parametrize("depth", range(3, 20))
+def test_small_banks(depth):
+    words = trits(depth, 3, 0.4, seed=depth)
+    assert bank(pack(words, "2bit"), 6, "small").netlist.holds(planes(words))
+
+
+def test_one_flipped_weight_is_found():
+    weights = trits(128, 8, 0.4)
+    netlist = build(planes(weights), Form(style="inside", parts=(2, 2), rows=32), GENERIC)
+    assert netlist.holds(planes(weights))
+    for row, column in ((0, 0), (77, 3), (127, 7)):
+        changed = weights.copy()
+        changed[row, column] = (changed[row, column] + 2) % 3 - 1
+        assert not netlist.holds(planes(changed))
+
+
+def test_one_changed_gate_is_found():
+    weights = trits(128, 8, 0.4)
+    netlist = build(planes(weights), Form(style="select", parts=(3, 3), rows=48, merge=2), GENERIC)
+    rng = np.random.default_rng(2)
+    for i in rng.choice(len(netlist.kinds), 20, replace=False):
+        kept = netlist.kinds[i]
+        netlist.kinds[i] = ("oa" if kept[0] == "oai" else "ao" if kept[0] == "aoi" else "oai", kept[1])
+        assert not netlist.holds(planes(weights))
+        netlist.kinds[i] = kept
+
+
+@pytest.mark.parametrize("rows", [8, 16, 24, 40, 48, 64])
+@pytest.mark.parametrize("cells", [GENERIC, MONOTONE], ids=lambda cells: cells.name)
+def test_decode(rows, cells):
+    for high in (True, False):
+        netlist = Netlist(8)
+        decode = Decode(netlist, WideOr(cells), rows)
+        lines = [decode.row(r, high) for r in range(rows)] + [decode.column(c, high) for c in range(decode.columns)]
+        netlist.outputs = lines
+        expected = np.zeros((256, len(lines)), bool)
+        expected[np.arange(256), np.arange(256) % rows] = True
+        expected[np.arange(256), rows + np.arange(256) // rows] = True
+        assert netlist.holds(expected if high else ~expected)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 9, 22, 70])
+def test_wide_or(count):
+    for cells in (GENERIC, MONOTONE):
+        wide = WideOr(cells)
+        for high in (True, False):
+            for result in (True, False):
+                netlist = Netlist(8)
+                decode = Decode(netlist, wide, 128)
+                lines = [decode.row(r, high) for r in range(count)]
+                start = netlist_area(netlist, cells)
+                netlist.outputs = [wide.make(netlist, lines, high, result)]
+                expected = (np.arange(256) % 128 < count)[:, None]
+                assert netlist.holds(expected if result else ~expected)
+                assert netlist_area(netlist, cells) - start <= wide.area(count, high, result) + 1e-6
+
+
+def netlist_area(netlist, cells):
+    return sum(cells.area(kind) for kind in netlist.kinds)
+
+
+def test_kinds():
+    assert canonical(("aoi", (1, 1))) == ("oai", (2,)) and canonical(("ao", (3,))) == ("oa", (1, 1, 1))
+    assert canonical(("oai", (1, 2))) == ("oai", (2, 1)) and dual(("oai", (1, 1))) == ("oai", (2,))
+    assert dual(("oai", (3, 3))) == ("aoi", (3, 3)) and dual(dual(("ao", (3, 2, 1)))) == ("ao", (3, 2, 1))
+    names = [kind_name(kind) for kind in (("oai", (1,)), ("oai", (1, 1)), ("oai", (3,)), ("aoi", (2, 2)), ("oa", (1, 1)), ("oa", (2, 1)))]
+    assert names == ["INV", "NAND2", "NOR3", "AOI22", "AND2", "OA21"]
+
+
+def read_verilog(text, addresses, folder):
+    """``data`` of the module's logic at each address, by Yosys' own evaluation of the Verilog."""
+    from pyosys import libyosys
+
+    name = re.search(r"^module (\w+)", text, re.MULTILINE)[1]
+    path = folder / f"{name}.v"
+    path.write_text(text)
+    design = libyosys.Design()
+    table = f"tee -q -o {folder / 'log'} eval -show data -table addr {name}"
+    for step in (f"read_verilog {path}", "proc", "memory_map", "opt -full", table):
+        libyosys.run_pass(step, design)
+    rows = re.findall(r"^\s*\d+'([01]+)\s*\|\s*\d+'([01]+)", (folder / "log").read_text(), re.MULTILINE)
+    found = {int(a, 2): int(d, 2) for a, d in rows}
+    return [found[a] for a in addresses]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_verilog_reads_as_its_words(strategy, tmp_path):
+    weights = trits(48, 6, 0.4)
+    words = pack(weights, "2bit")
+    built = bank(words, 12, f"bank_{strategy}", strategy)
+    wanted = [int.from_bytes(row.tobytes(), "little") for row in words]
+    assert read_verilog(built.combinational(), range(48), tmp_path) == wanted
+    flipped = weights.copy()
+    flipped[17, 2] = (flipped[17, 2] + 2) % 3 - 1
+    other = bank_verilog(pack(flipped, "2bit"), 12, f"bank_{strategy}_flipped", strategy)
+    other = dataclasses.replace(built, verilog=other).combinational()
+    assert read_verilog(other, range(48), tmp_path) != wanted
+
+
+def test_the_same_text_again():
+    words = pack(trits(256, 8, 0.4), "2bit")
+    first = bank(words, 16, "b")
+    assert isinstance(first, Bank) and first.verilog == bank_verilog(words, 16, "b")
+    assert "select" in first.description or "inside" in first.description or "several" in first.description or "nand" in first.description
+
+
+def test_one_word_and_all_zeros(tmp_path):
+    one, two = bank([0b1001], 4, "one"), bank([0b1001, 6], 4, "two")
+    assert read_verilog(one.combinational(), [0, 1], tmp_path) == [9, 9]
+    assert read_verilog(two.combinational(), [0, 1], tmp_path) == [9, 6]
+    zero = bank(np.zeros((64, 2), np.uint8), 16, "zero")
+    assert zero.netlist.holds(np.zeros((64, 16), bool)) and not zero.netlist.kinds
+
+
+def test_component_is_an_instance():
+    from amaranth.back import verilog
+
+    built = bank(pack(trits(64, 4, 0.4), "2bit"), 8, "weights_0")
+    text = verilog.convert(LogicRom(built), name="top", emit_src=False)
+    assert "weights_0" in text and ".addr(addr)" in text and ".clk(clk)" in text
+
+
+@pytest.mark.parametrize("call, text", [
+    (lambda: bank([1], 2, "b", "best"), "strategy must be one of plain, code, planes, structured, not 'best'"),
+    (lambda: bank([1], 2, "2b"), "name of a bank must be an identifier, not '2b'"),
+    (lambda: bank([4], 2, "b"), r"word 0 must be in 0..2\^2 - 1, not 4"),
+    (lambda: bank([], 2, "b"), "at least one word"),
+    (lambda: bank([1], 0, "b"), "width of a bank must be at least 1, not 0"),
+    (lambda: bits_of_words(np.zeros((2, 3), np.uint8), 8), r"must be uint8 \[depth, 1\], not uint8 \[2, 3\]"),
+    (lambda: bits_of_words(np.full((2, 1), 255, np.uint8), 7), "word 0 must fit 7 bits"),
+    (lambda: bank([3, 1], 2, "b", "planes"), "both plus and minus"),
+    (lambda: bank([3, 1], 3, "b", "planes"), "width of a ternary bank must be even, not 3"),
+    (lambda: Form(style="tree", parts=(2,), rows=16), "style must be one of inside, select, several, nand, not 'tree'"),
+    (lambda: Form(style="inside", parts=(), rows=16), r"parts must be numbers of groups, at least 1 each, not \(\)"),
+    (lambda: Form(style="inside", parts=(2,), rows=40), "rows must be 1 to 16 for each of 2 groups, not 40"),
+    (lambda: CellSet("x", {("oai", (2,)): Cell(name="NOR2", area=1.0)}), "cell library x must have an inverter"),
+    (lambda: CellSet("x", {("oai", (1,)): Cell(name="INV", area=1.0)}), "must have NAND2 and NOR2, or AND2 and OR2"),
+    (lambda: build(np.eye(64, dtype=bool), Form(style="inside", parts=(3, 3, 3), rows=32), GENERIC), "no cell for oai of groups"),
+    (lambda: build(np.eye(64, dtype=bool), Form(style="inside", parts=(3, 3), rows=64), GENERIC), "fewer than the 64 addresses, not 64"),
+])
+def test_refuses(call, text):
+    with pytest.raises(ValueError, match=text):
+        call()

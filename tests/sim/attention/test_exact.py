@@ -1,0 +1,142 @@
+"""The exact model of prefill attention against plain Python integers, written from docs/prefill.md one number at a time."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from intaglio.rtl.arithmetic import attention as numerics
+from intaglio.sim.attention import exact
+
+
+def group_of(seed, *, tokens, heads=2, head_dim=16, block=32, base=6, spread=127):
+    """Random integers; a few tokens are loud, so that maxima jump."""
+    random_ = torch.Generator().manual_seed(seed)
+
+    def elements(*shape):
+        return torch.randint(-spread, spread + 1, shape, generator=random_, dtype=torch.int8)
+
+    def exponents(*shape):
+        return torch.randint(0, 8, shape, generator=random_, dtype=torch.int8)
+
+    count = -(-tokens // block)
+    return exact.HeadGroup(
+        q=elements(heads, tokens, head_dim), xq=exponents(heads, tokens), k=elements(tokens, head_dim), xk=exponents(tokens),
+        v=elements(tokens, head_dim), base=base, pooled_q=elements(heads, count, head_dim), pooled_xq=exponents(heads, count),
+        pooled_k=elements(count, head_dim), pooled_xk=exponents(count))
+
+
+def score(group, head, row, key):
+    dot = sum(int(a) * int(b) for a, b in zip(group.q[head, row], group.k[key], strict=True))
+    s = 8 + group.base + int(group.xq[head, row]) + int(group.xk[key])
+    return max(-(1 << 17), min((1 << 17) - 1, ((dot << 8) + ((1 << s) >> 1)) >> s))
+
+
+def attended(group, head, row, blocks, block):
+    """One result row: tiles in order, sums rescaled by shifts."""
+    head_dim, tokens = group.q.shape[2], group.q.shape[1]
+    state = None
+    for start in (b * block + t for b in blocks for t in range(0, block, head_dim)):
+        keys = [key for key in range(start, start + head_dim) if key <= row and key < tokens]
+        if not keys:
+            continue
+        t = {key: score(group, head, row, key) for key in keys}
+        e = (max(t.values()) >> 8) + 1
+        p = {key: min(254, ((numerics.mass_exp2(256 * e - t[key]) >> 19) + 1) >> 1) for key in keys}
+        sums = [sum(p[key] * int(group.v[key, d]) for key in keys) << 4 for d in range(head_dim)] + [sum(p.values()) << 4]
+        if state is None:
+            state = e, sums
+        else:
+            new = max(state[0], e)
+            state = new, [(a >> (new - state[0])) + (b >> (new - e)) for a, b in zip(state[1], sums, strict=True)]
+    total = state[1].pop()
+    shift = total.bit_length() - 17
+    inverse = numerics.INVERSE // (total >> shift if shift >= 0 else total << -shift)
+    k = 25 + shift
+    return [max(-32767, min(32767, (o * inverse + (1 << (k - 1))) >> k)) for o in state[1]]
+
+
+def test_tables():
+    n = torch.tensor([1, 2, 3, 1023, 1024, 1025, 65535, (1 << 40) + 12345])
+    assert exact.log2(n).tolist() == [numerics.log2(x) for x in n.tolist()]
+    assert max(abs(numerics.log2(x) / 4096 - math.log2(x)) for x in range(1, 70000, 7)) < 0.0005
+    x = torch.arange(9000)
+    assert exact.exp2(x).tolist() == [numerics.mass_exp2(i) for i in range(9000)]
+    assert max(abs(numerics.exp2(i) / 65536 - 2 ** (-i / 256)) for i in range(5000)) <= 2**-16
+    assert all(abs(numerics.mass_exp2(i) / 2**28 - 2 ** (-i / 256)) <= 2**-28 + 2 ** (-i / 256 - 16) for i in range(9000))
+    assert all(numerics.mass_exp2(i) >> 12 == numerics.exp2(i) for i in range(9000))
+
+
+@pytest.mark.parametrize(("tokens", "base"), [(96, 6), (70, 0), (128, 15), (33, 3), (40, -8)])
+def test_attention_row_by_row(tokens, base):
+    group = group_of(tokens, tokens=tokens, base=base)
+    count = -(-tokens // 32)
+    picks = random.Random(base)
+    keep = torch.tensor([[[c == r or c < r and picks.random() < 0.5 for c in range(count)] for r in range(count)] for _ in range(2)])
+    out = exact.attend(group, keep, block=32)
+    for head, row in [(0, 0), (1, tokens - 1), *((picks.randrange(2), picks.randrange(tokens)) for _ in range(25))]:
+        blocks = keep[head, row // 32].nonzero().flatten().tolist()
+        assert out[head, row].tolist() == attended(group, head, row, blocks, 32), (head, row)
+    other = keep.clone()
+    other[:, -1, 0] ^= True  # a block more or less in the last rows
+    assert not torch.equal(exact.attend(group, other, block=32), out) or tokens < 64
+
+
+@pytest.mark.parametrize("tokens", [96, 77, 40])
+def test_block_scores(tokens):
+    block, group = 32, group_of(tokens, tokens=tokens)
+    found = exact.index(group, block=block, gamma16=58983, threshold=0)
+    count = -(-tokens // block)
+    for head in range(2):
+        ver, sla, pool = [0] * count, [0] * count, [0] * count
+        for row in range(tokens - block, tokens):
+            t = [score(group, head, row, key) for key in range(tokens)]
+            state = None
+            for start in range(0, row + 1, 16):
+                part = t[start:min(start + 16, row + 1)]
+                e = (max(part) >> 8) + 1
+                total = sum(numerics.mass_exp2(256 * e - x) for x in part)
+                if state:
+                    new = max(e, state[0])
+                    state = new, (state[1] >> (new - state[0])) + (total >> (new - e))
+                else:
+                    state = e, total
+            log = 256 * state[0] + ((numerics.log2(state[1]) + 8) >> 4) - 256 * 28
+            for key in range(tokens):
+                pool[key // block] += t[key]
+                if key <= row:
+                    p = numerics.mass_exp2(max(0, log - t[key]))
+                    ver[key // block] += p
+                    sla[(row - key) // block] += p
+        assert (found["ver"][head].tolist(), found["sla"][head].tolist(), found["pool"][head].tolist()) == (ver, sla, pool)
+        assert abs(sum(ver) / (block << 28) - 1) < 0.004
+
+
+def test_map_rules():
+    group = group_of(5, tokens=256)
+    found = exact.index(group, block=32, gamma16=40000, threshold=0)
+    keep = exact.block_map(found)
+    for head in range(2):
+        for row in range(8):
+            for column in range(8):
+                vertical, slash = found["vertical"][head], found["slash"][head]
+                want = column <= row and bool(vertical[column] or slash[row - column] or column < row and slash[row - column - 1]
+                                              or column in (0, row))
+                assert bool(keep[head, row, column]) == want
+    everything = exact.index(group, block=32, gamma16=40000, threshold=1 << 40)
+    assert everything["query_aware"].all()
+    keep = exact.block_map(everything)
+    assert keep.diagonal(dim1=1, dim2=2).all() and keep[:, :, 0].all() and not keep.triu(1).any()
+    assert (keep[:, -1] >= everything["vertical"]).all()
+    assert not torch.equal(keep, exact.block_map(found))
+
+
+def test_bad_shapes():
+    with pytest.raises(ValueError, match="tokens must be at least a block, 32, not 20"):
+        exact.index(group_of(1, tokens=20), block=32, gamma16=58983, threshold=0)
+    group = group_of(1, tokens=64)
+    with pytest.raises(ValueError, match="must keep every block of the diagonal"):
+        exact.attend(group, torch.zeros(2, 2, 2, dtype=torch.bool), block=32)
+    with pytest.raises(ValueError, match=r"must be of shape \(2, 2, 2\), not \(2, 3, 3\)"):
+        exact.attend(group, torch.ones(2, 3, 3, dtype=torch.bool), block=32)
