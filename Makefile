@@ -47,8 +47,9 @@ board: setup  ## place and route a board's bitstream with pip's tools: BOARD=ulx
 bench-board: board  ## figures of a placed board: BOARD=ulx3s; builds first what is not built; writes build/BOARD/bench.json
 	@$(BIN)/python -m bench.board --board $(BOARD) --model $(MODEL) --build $(BUILD)
 
-lint: setup  ## ruff
+lint: setup  ## ruff: rules and format
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
 
 train: setup  ## train the shipped model anew (hours); writes build/train
 	@$(BIN)/python -m intaglio.sim.train.decoder --out $(BUILD)/train --schedule $(FIRST) --decay 1300

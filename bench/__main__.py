@@ -8,12 +8,29 @@ from pathlib import Path
 
 import torch
 
-from bench import adapter, attention, decoder, gating, generator, guarantee, link, long_context, matrix, rom, scale, verilog
+from bench import (
+    adapter,
+    attention,
+    decoder,
+    gating,
+    generator,
+    guarantee,
+    link,
+    long_context,
+    matrix,
+    rom,
+    scale,
+    verilog,
+)
 from bench.common import Job, Progress, table
 from intaglio import Error
 from intaglio.sim.verilator.tools import find_program, use_all
 
-_HOLDS = {"=": lambda value, goal: value == goal, ">=": lambda value, goal: value >= goal, "<=": lambda value, goal: value <= goal}
+_HOLDS = {
+    "=": lambda value, goal: value == goal,
+    ">=": lambda value, goal: value >= goal,
+    "<=": lambda value, goal: value <= goal,
+}
 
 
 def holds(figure):
@@ -36,11 +53,18 @@ def commit():
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=Path("models/burin"))
-    parser.add_argument("--long-model", type=Path, default=Path("models/burin-16k"), help="the model trained on from it for long contexts")
+    parser.add_argument(
+        "--long-model",
+        type=Path,
+        default=Path("models/burin-16k"),
+        help="the model trained on from it for long contexts",
+    )
     parser.add_argument("--preset", default="desk")
     parser.add_argument("--build", type=Path, default=Path("build"))
     parser.add_argument("--pdk", type=Path, help="folder with the ASAP7 cell library, for the figures that need one")
-    parser.add_argument("--tool", action="append", default=[], metavar="NAME=PROGRAM", help="use this program for verilator or g++")
+    parser.add_argument(
+        "--tool", action="append", default=[], metavar="NAME=PROGRAM", help="use this program for verilator or g++"
+    )
     args = parser.parse_args(argv)
     use_all(args.tool)
     torch.set_num_threads(2)
@@ -48,12 +72,20 @@ def main(argv=None):
     with Progress() as progress:
         job = Job(args.model, args.preset, args.build, progress)
         layers = job.checkpoint.config.num_hidden_layers
-        figures = [*decoder.figures(job), *long_context.figures(args.long_model, args.model, progress), *adapter.figures(job),
-                   *gating.figures(job, args.preset), *generator.figures(progress),
-                   *verilog.figures(job.checkpoint, progress), *matrix.figures(progress), *link.figures(args.build, progress),
-                   *scale.figures(progress, args.build),
-                   *attention.figures(args.model, args.long_model, layers, args.build, progress),
-                   *guarantee.figures(progress), *rom.figures(args.model, args.pdk, progress)]
+        figures = [
+            *decoder.figures(job),
+            *long_context.figures(args.long_model, args.model, progress),
+            *adapter.figures(job),
+            *gating.figures(job, args.preset),
+            *generator.figures(progress),
+            *verilog.figures(job.checkpoint, progress),
+            *matrix.figures(progress),
+            *link.figures(args.build, progress),
+            *scale.figures(progress, args.build),
+            *attention.figures(args.model, args.long_model, layers, args.build, progress),
+            *guarantee.figures(progress),
+            *rom.figures(args.model, args.pdk, progress),
+        ]
         progress.say("measured")
     (args.build / "bench.json").write_text(json.dumps({"commit": commit(), "figures": figures}, indent=2) + "\n")
     verdict = {None: "", True: "met", False: "MISSED"}

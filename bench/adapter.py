@@ -41,17 +41,37 @@ def figures(job):
     run = _generate(folder, model, adapter, text, progress)
     bits = _quality(checkpoint, model, low, adapter, text, progress)
     note = f"{TEXT} bytes of held-out C++ headers; exact model, which the RTL equals"
-    return [{"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": "simulated"}
-            for name, value, unit, goal, anchor in (
-        ("adapter.tokens_equal_share", run["equal"] / run["tokens"], "share", "= 1", "RTL and exact model, greedy, every answer's logits"),
-        ("adapter.throughput_over_closed_form", run["closed"] / run["cycles"], "ratio", "= 1", ""),
-        ("adapter.throughput_over_base", run["base_closed"] / run["cycles"], "ratio", "", "without the adapter: closed form"),
-        ("adapter.bits_per_byte_gap", abs(bits["exact adapted"] - bits["float adapted"]), "bits", "<= 0.01", note),
-        ("adapter.bits_per_byte", bits["exact adapted"], "bits", "", note),
-        ("adapter.float_bits_per_byte", bits["float adapted"], "bits", "", "PEFT's arithmetic in torch"),
-        ("adapter.bits_per_byte_without", bits["exact base"], "bits", "", note),
-        ("adapter.kilobits", _memory_bits(model.config) / 1e3, "kbit", "", "memory of one adapter in all lanes, its scales included"),
-    )]
+    return [
+        {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": "simulated"}
+        for name, value, unit, goal, anchor in (
+            (
+                "adapter.tokens_equal_share",
+                run["equal"] / run["tokens"],
+                "share",
+                "= 1",
+                "RTL and exact model, greedy, every answer's logits",
+            ),
+            ("adapter.throughput_over_closed_form", run["closed"] / run["cycles"], "ratio", "= 1", ""),
+            (
+                "adapter.throughput_over_base",
+                run["base_closed"] / run["cycles"],
+                "ratio",
+                "",
+                "without the adapter: closed form",
+            ),
+            ("adapter.bits_per_byte_gap", abs(bits["exact adapted"] - bits["float adapted"]), "bits", "<= 0.01", note),
+            ("adapter.bits_per_byte", bits["exact adapted"], "bits", "", note),
+            ("adapter.float_bits_per_byte", bits["float adapted"], "bits", "", "PEFT's arithmetic in torch"),
+            ("adapter.bits_per_byte_without", bits["exact base"], "bits", "", note),
+            (
+                "adapter.kilobits",
+                _memory_bits(model.config) / 1e3,
+                "kbit",
+                "",
+                "memory of one adapter in all lanes, its scales included",
+            ),
+        )
+    ]
 
 
 def _memory_bits(config):
@@ -74,9 +94,15 @@ def _generate(folder, model, adapter, text, progress):
             logits, _ = exact.step(tokens)
             best = torch.sort(logits, descending=True, stable=True)
             for position, result in enumerate(results):
-                out["equal"] += int(np.array_equal(result.tokens, best.indices[position, :top].numpy())
-                                    and np.array_equal(result.logits, best.values[position, :top].numpy())
-                                    and (position < len(prompt) - 1 or position + 1 == len(tokens) or result.token == tokens[position + 1]))
+                out["equal"] += int(
+                    np.array_equal(result.tokens, best.indices[position, :top].numpy())
+                    and np.array_equal(result.logits, best.values[position, :top].numpy())
+                    and (
+                        position < len(prompt) - 1
+                        or position + 1 == len(tokens)
+                        or result.token == tokens[position + 1]
+                    )
+                )
                 # an answer with logits takes a cycle for the unit and two for each candidate more than the closed form's one word
                 out["closed"] += token_cycles(model, position, program=program, adapter=True).total + 1 + 2 * top
                 out["base_closed"] += token_cycles(model, position, program=program).total + 1 + 2 * top
@@ -92,7 +118,7 @@ def _quality(checkpoint, model, low, adapter, text, progress):
     nats = dict.fromkeys(("float base", "float adapted", "exact base", "exact adapted"), 0.0)
     for start in range(0, len(data), WINDOW):
         progress(f"adapter, bits per byte: {100 * start // len(data)} %")
-        target = data[start:start + WINDOW]
+        target = data[start : start + WINDOW]
         tokens = torch.cat([torch.zeros(1, dtype=torch.long), target[:-1]])
         for name, decoder in (("float base", base), ("float adapted", tuned)):
             with torch.no_grad():

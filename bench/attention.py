@@ -54,13 +54,24 @@ class _Bench:
         return lambda step, share: self.progress(f"sparse attention, {what}: {share:.0%} {step}")
 
     def _shape(self, tokens, run, density, dense=False):
-        expected = run_cycles(self.config, run.map, int(run.aware.sum()), run.counters["misses"], self.memory, dense=dense)
+        expected = run_cycles(
+            self.config, run.map, int(run.aware.sum()), run.counters["misses"], self.memory, dense=dense
+        )
         return _Shape(tokens=tokens, density=density, run=run, expected=expected)
 
     def layer(self, tokens, layer, model=None):
         """(report, shape) of the only KV head of a layer, of ``model`` if it is given."""
-        (found,) = device_reports(self.device, model or self.model, self.text, tokens=tokens, layer=layer, gamma=GAMMA, tau=TAU, check=True,
-                                  progress=self._told(f"{tokens} tokens, layer {layer}"))
+        (found,) = device_reports(
+            self.device,
+            model or self.model,
+            self.text,
+            tokens=tokens,
+            layer=layer,
+            gamma=GAMMA,
+            tau=TAU,
+            check=True,
+            progress=self._told(f"{tokens} tokens, layer {layer}"),
+        )
         report, run, equal = found
         self.equal.append(equal)
         return report, self._shape(tokens, run, report.density.mean().item())
@@ -109,38 +120,120 @@ def _lines(bench, found, dense, long_report, long, spent, made):
     short, heads = f"{TOKENS} tokens, {len(reports)} layers", sum(len(report.keep) for report in reports)
     macs = sum(shape.run.counters["rows"] for shape in shapes) * c.columns * c.head_dim
     rows = (
-        ("attention.equal_share", sum(bench.equal) / len(bench.equal), "", "= 1", f"{len(bench.equal)} runs: results, blocks, decisions"),
-        ("attention.kept_mass_worst_head", min(made, *(report.kept_mass.min().item() for report in [*reports, long_report])), "", ">= 0.9",
-         f"hardware: {short}; {LONG} tokens; exact model, heads made to lose mass: up to 131072 tokens"),
+        (
+            "attention.equal_share",
+            sum(bench.equal) / len(bench.equal),
+            "",
+            "= 1",
+            f"{len(bench.equal)} runs: results, blocks, decisions",
+        ),
+        (
+            "attention.kept_mass_worst_head",
+            min(made, *(report.kept_mass.min().item() for report in [*reports, long_report])),
+            "",
+            ">= 0.9",
+            f"hardware: {short}; {LONG} tokens; exact model, heads made to lose mass: up to 131072 tokens",
+        ),
         ("attention.density", sum(report.density.sum().item() for report in reports) / heads, "", "<= 0.455", short),
-        ("attention.query_aware_heads", sum(int(report.query_aware.sum()) for report in reports), f"of {heads}", "", short),
-        ("attention.worst_error", max(report.error for report in reports), "relative", "<= 0.02", f"{short}, against float"),
-        ("attention.index_cycles_over_bound", max(shape.index / bound[shape.tokens] for shape in [*shapes, long]), "ratio", "<= 1.2",
-         "worst; two passes of the last block"),
+        (
+            "attention.query_aware_heads",
+            sum(int(report.query_aware.sum()) for report in reports),
+            f"of {heads}",
+            "",
+            short,
+        ),
+        (
+            "attention.worst_error",
+            max(report.error for report in reports),
+            "relative",
+            "<= 0.02",
+            f"{short}, against float",
+        ),
+        (
+            "attention.index_cycles_over_bound",
+            max(shape.index / bound[shape.tokens] for shape in [*shapes, long]),
+            "ratio",
+            "<= 1.2",
+            "worst; two passes of the last block",
+        ),
         ("attention.index_share_4k", sum(s.index for s in shapes) / sum(s.run.cycles for s in shapes), "", "", short),
         ("attention.index_share_16k", long.index / long.run.cycles, "", "", f"{LONG} tokens, layer {LONG_LAYER}"),
         ("attention.index_share_32k", far_share, "", "", f"closed form, density {long.density:.2f}"),
-        ("attention.mac_utilisation", min(s.run.counters["rows"] / s.run.cycles for s in filled), "", ">= 0.85",
-         f"worst of {len(filled)} runs of density {DENSE_ENOUGH} or more, index included"),
-        ("attention.sparse_efficiency", min(bench.efficiency(s, dense.run.phases["attend"], False) for s in shapes), "", ">= 0.85",
-         f"worst; {short}, against a simulated dense run"),
-        ("attention.sparse_efficiency_with_index_4k", min(bench.efficiency(s, dense.run.phases["attend"], True) for s in shapes), "", "",
-         "worst; index included"),
-        ("attention.sparse_efficiency_with_index_16k", bench.efficiency(long, bench.dense_form(LONG), True), "", ">= 0.8",
-         f"density {long.density:.2f}; dense by the closed form"),
-        ("attention.cycles_over_closed_form", max(max(s.ratio, 1 / s.ratio) for s in every), "", "<= 1.03",
-         f"worst of {len(every)} runs, up to {LONG} tokens"),
-        ("attention.simulated_macs_per_second", macs / spent / 1e6, "M", "", "CPU seconds, comparison with the models included"),
-        ("kvcache.bytes_over_belady", read["ours"] / read["belady"], "ratio", "<= 1.05",
-         f"{short}, cache's model, windows of {CACHE['window']}, {CACHE['lines']} lines (of drawn maps it holds from 28 lines on)"),
+        (
+            "attention.mac_utilisation",
+            min(s.run.counters["rows"] / s.run.cycles for s in filled),
+            "",
+            ">= 0.85",
+            f"worst of {len(filled)} runs of density {DENSE_ENOUGH} or more, index included",
+        ),
+        (
+            "attention.sparse_efficiency",
+            min(bench.efficiency(s, dense.run.phases["attend"], False) for s in shapes),
+            "",
+            ">= 0.85",
+            f"worst; {short}, against a simulated dense run",
+        ),
+        (
+            "attention.sparse_efficiency_with_index_4k",
+            min(bench.efficiency(s, dense.run.phases["attend"], True) for s in shapes),
+            "",
+            "",
+            "worst; index included",
+        ),
+        (
+            "attention.sparse_efficiency_with_index_16k",
+            bench.efficiency(long, bench.dense_form(LONG), True),
+            "",
+            ">= 0.8",
+            f"density {long.density:.2f}; dense by the closed form",
+        ),
+        (
+            "attention.cycles_over_closed_form",
+            max(max(s.ratio, 1 / s.ratio) for s in every),
+            "",
+            "<= 1.03",
+            f"worst of {len(every)} runs, up to {LONG} tokens",
+        ),
+        (
+            "attention.simulated_macs_per_second",
+            macs / spent / 1e6,
+            "M",
+            "",
+            "CPU seconds, comparison with the models included",
+        ),
+        (
+            "kvcache.bytes_over_belady",
+            read["ours"] / read["belady"],
+            "ratio",
+            "<= 1.05",
+            f"{short}, cache's model, windows of {CACHE['window']}, {CACHE['lines']} lines (of drawn maps it holds from 28 lines on)",
+        ),
         ("kvcache.lru_over_belady", read["lru"] / read["belady"], "ratio", "", "the same"),
         ("kvcache.uncached_over_belady", read["visits"] / read["belady"], "ratio", "", "each visit reads its block"),
-        ("kvcache.bytes_over_belady_16k", misses / cache.belady(sequence, c.lines), "ratio", "<= 1.05",
-         f"hardware, windows of {c.window}, {c.lines} lines"),
-        ("kvcache.lru_over_belady_16k", cache.lru(sequence, c.lines) / cache.belady(sequence, c.lines), "ratio", "", "the same visits"),
+        (
+            "kvcache.bytes_over_belady_16k",
+            misses / cache.belady(sequence, c.lines),
+            "ratio",
+            "<= 1.05",
+            f"hardware, windows of {c.window}, {c.lines} lines",
+        ),
+        (
+            "kvcache.lru_over_belady_16k",
+            cache.lru(sequence, c.lines) / cache.belady(sequence, c.lines),
+            "ratio",
+            "",
+            "the same visits",
+        ),
         ("kvcache.hit_rate_16k", hits / (hits + misses), "", "", "of visits; paper 0.65 of jobs"),
-        ("kvcache.job_hit_rate_16k", 1 - misses / cache.uncached(cache.visits(long_report.keep.numpy(), c.window), shared=False), "", "",
-         "of (head, query block, key block)"),
+        (
+            "kvcache.job_hit_rate_16k",
+            1 - misses / cache.uncached(cache.visits(long_report.keep.numpy(), c.window), shared=False),
+            "",
+            "",
+            "of (head, query block, key block)",
+        ),
     )
-    return [{"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": "simulated"}
-            for name, value, unit, goal, anchor in rows]
+    return [
+        {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": "simulated"}
+        for name, value, unit, goal, anchor in rows
+    ]

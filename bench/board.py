@@ -1,6 +1,6 @@
 """Figures of a board: frequency of its placed bitstream, and tokens a second from simulated cycles. Builds first what is not built.
 
-    python -m bench.board --board ulx3s        # or: make bench-board BOARD=ulx3s; up to half an hour for each seed the first time
+python -m bench.board --board ulx3s        # or: make bench-board BOARD=ulx3s; up to half an hour for each seed the first time
 """
 
 import argparse
@@ -41,15 +41,20 @@ def context_cycles(folder, model, progress):
             device.receive()
             counted.append(sum(device.counters()["phases"].values()))
             if counted[-1] != token_cycles(model, position).total:
-                raise Error(f"the token at {position} must take {token_cycles(model, position).total} cycles, not {counted[-1]}")
+                raise Error(
+                    f"the token at {position} must take {token_cycles(model, position).total} cycles, not {counted[-1]}"
+                )
     return counted
 
 
 def netlist_equal(chosen, folder, model, progress):
     """How many of ``TOKENS`` tokens the netlist that was placed generates as the exact model does, over its UART."""
     prompt = [0, *PROMPT]
-    library = build_simulation(folder / "decoder", board=netlist_verilog(folder / "netlist" / "netlist.json"),
-                               progress=lambda text, seconds: progress(f"netlist: {text}", 0))
+    library = build_simulation(
+        folder / "decoder",
+        board=netlist_verilog(folder / "netlist" / "netlist.json"),
+        progress=lambda text, seconds: progress(f"netlist: {text}", 0),
+    )
     manifest = json.loads((folder / "manifest.json").read_text())
     with SerialBoard(library, clock_hz=chosen.clock_hz, baud=chosen.baud) as simulated:
         link = LinkTransport(SerialChannel(simulated.port, chosen.baud), manifest, limit=SECONDS)
@@ -71,14 +76,36 @@ def figures(name, model, folder, progress):
     rates += "".join(f", seed {seed}: not routed" for seed in result["unrouted"])
 
     def figure(what, value, unit, goal, kind, anchor=""):
-        return {"name": f"board.{name}_{what}", "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": kind}
+        return {
+            "name": f"board.{name}_{what}",
+            "value": value,
+            "unit": unit,
+            "goal": goal,
+            "anchor": anchor,
+            "class": kind,
+        }
 
     return [
         figure("fmax_mhz", fmax, "MHz", ">= 80", "placed", f"{rates}; slowest: {path['from']} -> {path['to']}"),
-        figure("cycles_per_token", mean, "cycles", "", "simulated", f"mean of a context of {len(cycles)} tokens, all with logits"),
-        figure("netlist_tokens_equal_share", netlist_equal(chosen, folder, quantised, progress) / TOKENS, "", ">= 1",
-               "synthesised, simulated", f"{TOKENS} tokens of the placed netlist, cell by cell"),
-        figure("tokens_per_second", clock * 1e6 / mean, "tokens/s", ">= 10000", "placed, simulated", f"at {clock:.1f} MHz"),
+        figure(
+            "cycles_per_token",
+            mean,
+            "cycles",
+            "",
+            "simulated",
+            f"mean of a context of {len(cycles)} tokens, all with logits",
+        ),
+        figure(
+            "netlist_tokens_equal_share",
+            netlist_equal(chosen, folder, quantised, progress) / TOKENS,
+            "",
+            ">= 1",
+            "synthesised, simulated",
+            f"{TOKENS} tokens of the placed netlist, cell by cell",
+        ),
+        figure(
+            "tokens_per_second", clock * 1e6 / mean, "tokens/s", ">= 10000", "placed, simulated", f"at {clock:.1f} MHz"
+        ),
     ]
 
 

@@ -40,8 +40,10 @@ class Job:
         self.checkpoint = load_checkpoint(model)
         config = self.checkpoint.config
         if (config.vocab_size, config.bos_token_id) != (256, 0):
-            raise ValueError(f"the model must have bytes for tokens and begin with token 0, not {config.vocab_size} tokens "
-                             f"and {config.bos_token_id}")
+            raise ValueError(
+                f"the model must have bytes for tokens and begin with token 0, not {config.vocab_size} tokens "
+                f"and {config.bos_token_id}"
+            )
         if isinstance(config.eos_token_id, tuple):
             raise ValueError(f"the model must have one end token, not {config.eos_token_id}")
         self.quantised = quantise(self.checkpoint, config_for(self.checkpoint.config, preset))
@@ -77,7 +79,11 @@ def equal_to_exact(model, prompt, generated, **sampling):
         row, unit = logits[len(prompt) - 1 + count], float(units[len(prompt) - 1 + count])
         best = torch.sort(row, descending=True, stable=True)  # the lower token first among equals
         top = slice(0, 1 if sampler.greedy else sampler.top_k)
-        chosen = best.indices[0] if sampler.greedy else sampler.draw(best.indices[top].numpy(), best.values[top].numpy() * unit)
+        chosen = (
+            best.indices[0]
+            if sampler.greedy
+            else sampler.draw(best.indices[top].numpy(), best.values[top].numpy() * unit)
+        )
         if int(chosen) != token:
             return count
     return len(generated)
@@ -88,7 +94,7 @@ def prompts_of(text, count, length):
     prompts = []
     for i in range(count):
         start = text.find(b"\n", i * len(text) // count) + 1
-        prompts.append([0, *text[start:start + length]])
+        prompts.append([0, *text[start : start + length]])
     return prompts
 
 
@@ -102,7 +108,7 @@ def quality(checkpoint, model, text, context, progress):
     nats, agree = {"float": 0.0, "exact": 0.0}, 0
     for start in range(0, len(data), context):
         progress(f"bits per byte: {100 * start // len(data)} %")
-        target = data[start:start + context]
+        target = data[start : start + context]
         tokens = torch.cat([torch.zeros(1, dtype=torch.long), target[:-1]])
         with torch.no_grad():
             logits = decoder(tokens[None])[0].double()
@@ -122,7 +128,9 @@ def table(rows):
     right = [all(not isinstance(row[i], str) for row in rows[1:]) for i in range(len(widths))]
     lines = []
     for row in cells:
-        lines.append("  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip())
+        lines.append(
+            "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip()
+        )
     lines.insert(1, "  ".join("-" * w for w in widths))
     return "\n".join(lines)
 

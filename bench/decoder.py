@@ -29,16 +29,31 @@ def figures(job):
         _figure("decoder.added_bits_per_byte", bits["exact"] - bits["float"], "bits", "<= 0.01"),
         _figure("decoder.bits_per_byte", bits["exact"], "bits", ""),
         _figure("decoder.bits_per_byte_over_xz", bits["exact"] / xz, "ratio", "<= 0.85", f"xz -9e: {xz:.4f} bits"),
-        _figure("decoder.float_bits_per_byte_at_4096", bits_per_byte(float_decoder(job.checkpoint), text, 4096), "bits", "",
-                "windows of 4,096 tokens"),
+        _figure(
+            "decoder.float_bits_per_byte_at_4096",
+            bits_per_byte(float_decoder(job.checkpoint), text, 4096),
+            "bits",
+            "",
+            "windows of 4,096 tokens",
+        ),
         _figure("decoder.mac_utilisation_linear", generated["utilisation"], "share", ">= 0.95"),
         _figure("decoder.cycles_per_token_at_128", roofline["cycles"], "cycles", ""),
-        _figure("decoder.cycles_over_roofline", roofline["ratio"], "ratio", "<= 1.2",
-                f"roofline {roofline['bound']:,} cycles"),
+        _figure(
+            "decoder.cycles_over_roofline",
+            roofline["ratio"],
+            "ratio",
+            "<= 1.2",
+            f"roofline {roofline['bound']:,} cycles",
+        ),
         _figure("decoder.cycles_over_closed_form", generated["over_closed_form"], "ratio", "<= 1.02"),
         _figure("decoder.linear_cycles_over_closed_form", generated["linear_over_closed_form"], "ratio", "= 1"),
-        _figure("sim.ternary_macs_per_second", generated["macs_per_second"] / 1e6, "M/s", ">= 80",
-                "an adder tree of 256 weights alone: 160, not measured by this run"),
+        _figure(
+            "sim.ternary_macs_per_second",
+            generated["macs_per_second"] / 1e6,
+            "M/s",
+            ">= 80",
+            "an adder tree of 256 weights alone: 160, not measured by this run",
+        ),
         _figure("sim.cycles_per_second", generated["cycles_per_second"] / 1e3, "k/s", ""),
     ]
 
@@ -73,9 +88,15 @@ def _generate(job, text):
             tokens += len(out)
             equal += equal_to_exact(job.quantised, prompt, out)
     width = config.lanes * config.lane_width
-    return {"tokens": tokens, "equal": equal, "utilisation": processed * weights / width / linear, "over_closed_form": cycles / expected,
-            "linear_over_closed_form": linear / linear_expected, "macs_per_second": processed * weights / seconds,
-            "cycles_per_second": cycles / seconds}
+    return {
+        "tokens": tokens,
+        "equal": equal,
+        "utilisation": processed * weights / width / linear,
+        "over_closed_form": cycles / expected,
+        "linear_over_closed_form": linear / linear_expected,
+        "macs_per_second": processed * weights / seconds,
+        "cycles_per_second": cycles / seconds,
+    }
 
 
 def _roofline(job):

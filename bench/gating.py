@@ -30,18 +30,37 @@ def figures(job, preset):
         raise RuntimeError(f"the gated decoder must give the tokens {plain['tokens']}, not {gated['tokens']}")
     model = quantise(job.checkpoint, config_for(job.checkpoint.config, preset, **GATE))
     program = layer_program(model)
-    tokens = [token_cycles(model, position, want=position >= len(PROMPT) - 1, program=program) for position in range(gated["count"])]
+    tokens = [
+        token_cycles(model, position, want=position >= len(PROMPT) - 1, program=program)
+        for position in range(gated["count"])
+    ]
     expected = bank_activity(model.config, tokens)
     energy = estimate_energy(model.config, read_saif(trace, top), ASAP7, assumptions_with({}))
     words = f"{model.config.gate_banks} columns of {GATE['gate_words']} words, wake-up {GATE['gate_wake']} cycles"
     return [
         _figure("gating.throughput_ratio", plain["cycles"] / gated["cycles"], "ratio", ">= 0.99", words),
         _figure("gating.tokens_equal", 1, "share", "= 1", f"{len(gated['tokens'])} tokens"),
-        _figure("gating.activity_over_closed_form", sum(activity["powered"]) / sum(expected["powered"]) if activity == expected else 0.0,
-                "ratio", "= 1", "0 if any counter differs"),
-        _figure("gating.powered_share", sum(activity["powered"]) / model.config.gate_banks / gated["cycles"], "share", ""),
-        _figure("gating.energy_ratio", energy.ratio_broadcast, "ratio", "", "TOM: about 0.2, of a chip's power", "projected"),
-        _figure("gating.energy_ratio_addresses_held", energy.ratio_held, "ratio", "", "against banks that keep their address", "projected"),
+        _figure(
+            "gating.activity_over_closed_form",
+            sum(activity["powered"]) / sum(expected["powered"]) if activity == expected else 0.0,
+            "ratio",
+            "= 1",
+            "0 if any counter differs",
+        ),
+        _figure(
+            "gating.powered_share", sum(activity["powered"]) / model.config.gate_banks / gated["cycles"], "share", ""
+        ),
+        _figure(
+            "gating.energy_ratio", energy.ratio_broadcast, "ratio", "", "TOM: about 0.2, of a chip's power", "projected"
+        ),
+        _figure(
+            "gating.energy_ratio_addresses_held",
+            energy.ratio_held,
+            "ratio",
+            "",
+            "against banks that keep their address",
+            "projected",
+        ),
     ]
 
 

@@ -35,8 +35,13 @@ def figures(progress):
         progress(f"generating {layers} layers")
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "out"
-            done = subprocess.run([sys.executable, "-c", _CHILD, str(layers), str(out)], capture_output=True, text=True, timeout=900,
-                                  check=False)
+            done = subprocess.run(
+                [sys.executable, "-c", _CHILD, str(layers), str(out)],
+                capture_output=True,
+                text=True,
+                timeout=900,
+                check=False,
+            )
             if done.returncode:
                 raise RuntimeError(f"generating {layers} layers failed: {done.stderr.strip().splitlines()[-1]}")
             run = json.loads(done.stdout)
@@ -45,16 +50,31 @@ def figures(progress):
         runs.append(run)
     small, large = runs
     millions = large["weights"] / 1e6
-    growth = {"weights": large["weights"] / small["weights"], "seconds": large["seconds"] / small["seconds"],
-              "kib": large["kib"] / small["kib"]}
+    growth = {
+        "weights": large["weights"] / small["weights"],
+        "seconds": large["seconds"] / small["seconds"],
+        "kib": large["kib"] / small["kib"],
+    }
     anchor = f"{growth['weights']:.0f} times the weights"
     return [
         {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": note, "class": "simulated"}
         for name, value, unit, goal, note in (
-            ("gen.seconds_per_million_weights", large["seconds"] / millions, "s", "", f"CPU time, {millions:.1f} M weights"),
+            (
+                "gen.seconds_per_million_weights",
+                large["seconds"] / millions,
+                "s",
+                "",
+                f"CPU time, {millions:.1f} M weights",
+            ),
             ("gen.growth_1m_to_16m", growth["seconds"], "ratio", "<= 17.6", anchor),
             ("gen.memory_growth_1m_to_16m", growth["kib"], "ratio", "<= 17.6", anchor),
-            ("gen.verilog_kib_per_million_weights", large["verilog_kib"] / millions, "KiB", "", f"ROM images {large['rom_kib']:.0f} KiB"),
+            (
+                "gen.verilog_kib_per_million_weights",
+                large["verilog_kib"] / millions,
+                "KiB",
+                "",
+                f"ROM images {large['rom_kib']:.0f} KiB",
+            ),
             ("gen.distinct_modules", large["modules"], "modules", "", ""),
         )
     ]

@@ -13,7 +13,13 @@ __all__ = ["figures", "worst_kept_mass"]
 LENGTHS, BLOCK, GAMMA, TAU = (4096, 16384, 131072), 128, 0.9, 0.1
 MIXTURES = 640  # of 8 heads
 SEEDS, TOKENS, HEAD_DIMS = 6, 1024, (32, 64)
-GOALS = {"ordinary": 0.02, "outlier_channel": 0.02, "key_offset": 0.02, "sink": 0.05, "sparse_values": 0.02}  # heavy: of the INT8 bound
+GOALS = {
+    "ordinary": 0.02,
+    "outlier_channel": 0.02,
+    "key_offset": 0.02,
+    "sink": 0.05,
+    "sparse_values": 0.02,
+}  # heavy: of the INT8 bound
 BOUND_GOAL, ROW_GOAL = 1.15, 3
 
 
@@ -23,7 +29,9 @@ def worst_kept_mass(progress):
     for tokens in LENGTHS:
         for kind in MASSES:
             progress(f"kept mass: {kind}, {tokens} tokens")
-            worst = min(worst, kept(*mass_head(kind, tokens, block=BLOCK), block=BLOCK, gamma=GAMMA, tau=TAU).mass.min().item())
+            worst = min(
+                worst, kept(*mass_head(kind, tokens, block=BLOCK), block=BLOCK, gamma=GAMMA, tau=TAU).mass.min().item()
+            )
     return worst
 
 
@@ -53,10 +61,19 @@ def _errors(kind, head_dim):
 def figures(progress):
     """Kept mass of random heads, and errors of results on activations as large models have them."""
     heads, below, verticals = _mixtures(progress)
-    rows = [("attention.heads_below_gamma", below, "= 0", f"of {heads} random heads, 32..2,600 tokens, gamma 0.5..0.99"),
-            ("attention.verticals_left_over_allowed", verticals, "<= 1", "worst of them: left out by vertical blocks alone / (1 - gamma)")]
+    rows = [
+        ("attention.heads_below_gamma", below, "= 0", f"of {heads} random heads, 32..2,600 tokens, gamma 0.5..0.99"),
+        (
+            "attention.verticals_left_over_allowed",
+            verticals,
+            "<= 1",
+            "worst of them: left out by vertical blocks alone / (1 - gamma)",
+        ),
+    ]
     row_worst = 0.0
-    anchor = f"exact model against float64, {SEEDS} seeds, {TOKENS} tokens, head_dim {' and '.join(map(str, HEAD_DIMS))}"
+    anchor = (
+        f"exact model against float64, {SEEDS} seeds, {TOKENS} tokens, head_dim {' and '.join(map(str, HEAD_DIMS))}"
+    )
     for kind in ACTIVATIONS:
         progress(f"errors of attention: {kind}")
         found = [_errors(kind, head_dim) for head_dim in HEAD_DIMS]
@@ -64,9 +81,19 @@ def figures(progress):
             rows.append((f"attention.outlier_rms.{kind}", max(rms for rms, _, _ in found), f"<= {GOALS[kind]}", anchor))
         else:
             rows.append((f"attention.outlier_rms.{kind}", max(rms for rms, _, _ in found), "", anchor))
-            rows.append((f"attention.outlier_rms_over_int8.{kind}", max(rms / bound for rms, _, bound in found), f"<= {BOUND_GOAL}",
-                         "the same over an exact softmax of INT8 operands at their best"))
-        row_worst = max(row_worst, *(worst / GOALS.get(kind, max(0.02, BOUND_GOAL * bound)) for _, worst, bound in found))
+            rows.append(
+                (
+                    f"attention.outlier_rms_over_int8.{kind}",
+                    max(rms / bound for rms, _, bound in found),
+                    f"<= {BOUND_GOAL}",
+                    "the same over an exact softmax of INT8 operands at their best",
+                )
+            )
+        row_worst = max(
+            row_worst, *(worst / GOALS.get(kind, max(0.02, BOUND_GOAL * bound)) for _, worst, bound in found)
+        )
     rows.append(("attention.outlier_row_worst", row_worst, f"<= {ROW_GOAL}", "worst row over its kind's goal"))
-    return [{"name": name, "value": value, "unit": "", "goal": goal, "anchor": anchor, "class": "simulated"}
-            for name, value, goal, anchor in rows]
+    return [
+        {"name": name, "value": value, "unit": "", "goal": goal, "anchor": anchor, "class": "simulated"}
+        for name, value, goal, anchor in rows
+    ]

@@ -30,7 +30,9 @@ BYTES = {False: 30, True: 20}  # of one exchange, to the device and from it, amo
 
 def load_double():
     """The module that describes the stand-in."""
-    spec = importlib.util.spec_from_file_location("decoder_double", Path(__file__).parents[1] / "tests" / "double" / "design.py")
+    spec = importlib.util.spec_from_file_location(
+        "decoder_double", Path(__file__).parents[1] / "tests" / "double" / "design.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -66,8 +68,12 @@ def trials(board, device, following, count, seed, *, inject=True, progress=lambd
         progress(f"faults on the line: {index} of {count}")
         index += 1
         if index > 2 * count:
-            raise RuntimeError(f"{count} faults must be injected within {2 * count} exchanges, but only {faults - first} were")
-        kind = rng.choice((Fault.FLIP, Fault.FLIP, Fault.FLIP, Fault.DROP, Fault.DROP, Fault.DOUBLE, Fault.DOUBLE, Fault.STALL))
+            raise RuntimeError(
+                f"{count} faults must be injected within {2 * count} exchanges, but only {faults - first} were"
+            )
+        kind = rng.choice(
+            (Fault.FLIP, Fault.FLIP, Fault.FLIP, Fault.DROP, Fault.DROP, Fault.DOUBLE, Fault.DOUBLE, Fault.STALL)
+        )
         back = rng.random() < 0.5
         detail = STALL_CYCLES if kind == Fault.STALL else rng.randrange(10)
         device.clear_counters()
@@ -100,10 +106,17 @@ def noise(board, device, following, commands, seed, chance, progress=lambda text
         progress(f"noise on the line: {done} of {commands} commands")
         tokens = [rng.randrange(250) for _ in range(rng.randint(1, 60))]
         answers = device.evaluate(tokens, every=True)
-        wrong += sum(a.token != following[t] or a.position != i for i, (t, a) in enumerate(zip(tokens, answers, strict=True)))
+        wrong += sum(
+            a.token != following[t] or a.position != i for i, (t, a) in enumerate(zip(tokens, answers, strict=True))
+        )
         done += len(tokens)
     board.noise(seed, 0)
-    return {"injected": sum(board.faults) - before, "wrong": wrong, "commands": done, "executed": device.read_register("tokens")}
+    return {
+        "injected": sum(board.faults) - before,
+        "wrong": wrong,
+        "commands": done,
+        "executed": device.read_register("tokens"),
+    }
 
 
 def unplugged(board, target, following):
@@ -137,10 +150,23 @@ def cells():
     Error
     """
     modules = serial_verilog({"top": "decoder", "digest": 64 * "5e"}, clock_hz=80_000_000, baud=2_000_000)
-    streams = {"aclk": In(1), "aresetn": In(1), "s_axis_tdata": In(32), "s_axis_tvalid": In(1), "s_axis_tready": Out(1),
-               "s_axis_tlast": In(1), "m_axis_tdata": Out(32), "m_axis_tvalid": Out(1), "m_axis_tready": In(1), "m_axis_tlast": Out(1)}
+    streams = {
+        "aclk": In(1),
+        "aresetn": In(1),
+        "s_axis_tdata": In(32),
+        "s_axis_tvalid": In(1),
+        "s_axis_tready": Out(1),
+        "s_axis_tlast": In(1),
+        "m_axis_tdata": Out(32),
+        "m_axis_tvalid": Out(1),
+        "m_axis_tready": In(1),
+        "m_axis_tlast": Out(1),
+    }
     bus = {f"s_axil_{name}": member for name, member in register_bus(ADDRESS_BITS).flip().members.items()}
-    ports = [f"{'input' if member.flow is In else 'output'} [{member.shape - 1}:0] {name}" for name, member in (streams | bus).items()]
+    ports = [
+        f"{'input' if member.flow is In else 'output'} [{member.shape - 1}:0] {name}"
+        for name, member in (streams | bus).items()
+    ]
     modules["decoder"] = "(* blackbox *) module decoder(\n  " + ",\n  ".join(ports) + "\n);\nendmodule\n"
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "rtl").mkdir()
@@ -169,17 +195,36 @@ def figures(folder, progress):
     clean = random_["wrong"] == 0 and random_["executed"] == random_["commands"]
     rows = (
         ("link.faults_injected", injected, "", ">= 1000", f"one in each exchange: {kinds}, 1 unplug"),
-        ("link.faults_detected_share", (single["detected"] + plug["told"]) / injected, "share", "= 1",
-         f"{control['signs_without_fault']} signs in {CONTROL} exchanges without a fault"),
+        (
+            "link.faults_detected_share",
+            (single["detected"] + plug["told"]) / injected,
+            "share",
+            "= 1",
+            f"{control['signs_without_fault']} signs in {CONTROL} exchanges without a fault",
+        ),
         ("link.faults_recovered_share", (single["recovered"] + plug["recovered"]) / injected, "share", "= 1", ""),
-        ("link.noise_commands_right_share", 1 - random_["wrong"] / random_["commands"] if clean else 0.0, "share", "= 1",
-         f"{random_['injected']} faults in {random_['commands']} commands, each done once"),
+        (
+            "link.noise_commands_right_share",
+            1 - random_["wrong"] / random_["commands"] if clean else 0.0,
+            "share",
+            "= 1",
+            f"{random_['injected']} faults in {random_['commands']} commands, each done once",
+        ),
         ("link.reopen_seconds", plug["seconds"], "s", "<= 10", "plugged in again: open, 20 tokens"),
     )
     progress("mapping the link")
     used = cells()
     luts = used["LUT4"] + 2 * used["CCU2C"] + 4 * used["TRELLIS_DPR16X4"]
-    return [{"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": "simulated"}
-            for name, value, unit, goal, anchor in rows] + [
-        {"name": "link.lut", "value": luts, "unit": "LUT4", "goal": "<= 1500", "class": "synthesised",
-         "anchor": f"ECP5, with carries and {used['TRELLIS_DPR16X4']} distributed memories; {used['TRELLIS_FF']} registers, no block RAM"}]
+    return [
+        {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": "simulated"}
+        for name, value, unit, goal, anchor in rows
+    ] + [
+        {
+            "name": "link.lut",
+            "value": luts,
+            "unit": "LUT4",
+            "goal": "<= 1500",
+            "class": "synthesised",
+            "anchor": f"ECP5, carries, {used['TRELLIS_DPR16X4']} distributed memories; {used['TRELLIS_FF']} registers, no block RAM",
+        }
+    ]

@@ -28,17 +28,35 @@ def figures(model, before, progress):
     for length in (1024, NEAR):
         progress(f"long context: held-out text in windows of {length}")
         bits = [bits_per_byte(decoder, text, length) for decoder in (long, short)]
-        lost[length] = bits[0] / bits[1], f"{bits[0]:.4f} and {bits[1]:.4f} bits; held-out text in windows of {length} tokens"
+        lost[length] = (
+            bits[0] / bits[1],
+            f"{bits[0]:.4f} and {bits[1]:.4f} bits; held-out text in windows of {length} tokens",
+        )
     far, cut = _recall(long, text, progress)
     return [
-        _figure("model.bits_16k_over_4k", sums[FAR] / sums[NEAR], "ratio", "<= 1.00",
-                f"{TEXTS} texts together, last {LAST} bytes; median {statistics.median(ratios):.4f}, worst {max(ratios):.4f}"),
+        _figure(
+            "model.bits_16k_over_4k",
+            sums[FAR] / sums[NEAR],
+            "ratio",
+            "<= 1.00",
+            f"{TEXTS} texts together, last {LAST} bytes; median {statistics.median(ratios):.4f}, worst {max(ratios):.4f}",
+        ),
         _figure("model.bits_4k_over_before", lost[NEAR][0], "ratio", "<= 1.01", lost[NEAR][1]),
         _figure("model.bits_1k_over_before", lost[1024][0], "ratio", "<= 1.01", lost[1024][1]),
-        _figure("model.names_right_8000_back", far.names_right / far.names, "share", "",
-                f"of {far.names}; last {CUT} bytes alone: {cut.names_right / cut.names:.3f}"),
-        _figure("model.name_letters_right_8000_back", far.letters_right / far.letters, "share", "",
-                f"of {far.letters}; last {CUT} bytes alone: {cut.letters_right / cut.letters:.3f}"),
+        _figure(
+            "model.names_right_8000_back",
+            far.names_right / far.names,
+            "share",
+            "",
+            f"of {far.names}; last {CUT} bytes alone: {cut.names_right / cut.names:.3f}",
+        ),
+        _figure(
+            "model.name_letters_right_8000_back",
+            far.letters_right / far.letters,
+            "share",
+            "",
+            f"of {far.letters}; last {CUT} bytes alone: {cut.letters_right / cut.letters:.3f}",
+        ),
     ]
 
 

@@ -20,8 +20,8 @@ from intaglio.sim.train.corpus import Corpus, xz_bits_per_byte
 from intaglio.sim.verilator.tools import use_all
 
 RUNS = (  # prompts and how to continue them
-    ("def read_header(self, stream):\n    \"\"\"Read ", {}),
-    ("class Connection:\n    \"\"\"A connection to ", {"temperature": 0.8, "seed": 2, "top_p": 0.9}),
+    ('def read_header(self, stream):\n    """Read ', {}),
+    ('class Connection:\n    """A connection to ', {"temperature": 0.8, "seed": 2, "top_p": 0.9}),
     ("    def test_open_file(self):\n        ", {"temperature": 0.8, "seed": 2, "top_p": 0.9}),
 )
 TOKENS = 160
@@ -33,7 +33,9 @@ def main(argv=None):
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--preset", default="desk")
     parser.add_argument("--build", type=Path, default=Path("build"))
-    parser.add_argument("--tool", action="append", default=[], metavar="NAME=PROGRAM", help="use this program for verilator or g++")
+    parser.add_argument(
+        "--tool", action="append", default=[], metavar="NAME=PROGRAM", help="use this program for verilator or g++"
+    )
     args = parser.parse_args(argv)
     use_all(args.tool)
     torch.set_num_threads(2)
@@ -41,8 +43,10 @@ def main(argv=None):
     began = time.monotonic()
     with Progress() as progress:
         job = Job(args.model, args.preset, args.build, progress)
-        progress.say(f"Verilog in {job.folder}: {len(job.manifest['files']['verilog'])} modules, "
-                     f"{job.manifest['model']['ternary_weights']:,} ternary weights ({job.generate_seconds:.1f} s)")
+        progress.say(
+            f"Verilog in {job.folder}: {len(job.manifest['files']['verilog'])} modules, "
+            f"{job.manifest['model']['ternary_weights']:,} ternary weights ({job.generate_seconds:.1f} s)"
+        )
         run = generate_text(job, progress)
         bits = cached_quality(args.model, job, args.build, progress)
     rows, record = report(job, run, bits)
@@ -54,8 +58,16 @@ def main(argv=None):
 
 def generate_text(job, progress):
     """Generate from every prompt, showing the text as it comes; the counters add up over the prompts."""
-    total = {"tokens": 0, "tokens_equal": 0, "processed": 0, "phases": {}, "seconds": 0.0, "prefill_cycles": 0, "decode_cycles": 0,
-             "decode_results": 0}
+    total = {
+        "tokens": 0,
+        "tokens_equal": 0,
+        "processed": 0,
+        "phases": {},
+        "seconds": 0.0,
+        "prefill_cycles": 0,
+        "decode_cycles": 0,
+        "decode_results": 0,
+    }
     with job.open() as device:
         progress.say("simulation ready")
         for prompt, sampling in RUNS:
@@ -88,15 +100,28 @@ def cached_quality(model, job, build, progress):
     text = Corpus().held_out
     key = hashlib.sha256(text)
     root = Path(__file__).parents[1]
-    sources = [*sorted(path for path in Path(model).iterdir() if path.is_file()), *sorted(root.glob("sim/reference/*.py")),
-               *(root / name for name in ("gen/checkpoint/reader.py", "gen/checkpoint/quantised.py", "rtl/arithmetic/numerics.py", "bench/common.py"))]
+    sources = [
+        *sorted(path for path in Path(model).iterdir() if path.is_file()),
+        *sorted(root.glob("sim/reference/*.py")),
+        *(
+            root / name
+            for name in (
+                "gen/checkpoint/reader.py",
+                "gen/checkpoint/quantised.py",
+                "rtl/arithmetic/numerics.py",
+                "bench/common.py",
+            )
+        ),
+    ]
     for path in sources:
         key.update(path.read_bytes())
     key.update(json.dumps(job.quantised.config.to_json()).encode())
     file = build / f"quality-{key.hexdigest()[:16]}.json"
     if file.is_file():
         return json.loads(file.read_text())
-    bits = quality(job.checkpoint, job.quantised, text, job.quantised.config.context, progress) | {"xz": xz_bits_per_byte(text)}
+    bits = quality(job.checkpoint, job.quantised, text, job.quantised.config.context, progress) | {
+        "xz": xz_bits_per_byte(text)
+    }
     partial = file.with_suffix(".partial")  # a killed run leaves no half of a file
     partial.write_text(json.dumps(bits, indent=2) + "\n")
     partial.replace(file)
@@ -126,10 +151,16 @@ def report(job, run, bits):
         ("same top byte, exact and float", round(bits["top1_agreement"], 4), "share", "simulated"),
     ]
     record = {
-        "tokens": run["tokens"], "tokens_equal": run["tokens_equal"], "preset": job.manifest["preset"],
-        "digest": job.manifest["digest"], "clock_hz": run["clock_hz"], "cycles_per_token": {n: round(c, 2) for n, c in per_token.items()},
-        "mac_utilisation_linear": round(utilisation, 5), "tokens_per_second_simulated": round(speed, 2),
-        "tokens_per_second_wall": round(processed / run["seconds"], 2), "bits_per_byte": bits,
+        "tokens": run["tokens"],
+        "tokens_equal": run["tokens_equal"],
+        "preset": job.manifest["preset"],
+        "digest": job.manifest["digest"],
+        "clock_hz": run["clock_hz"],
+        "cycles_per_token": {n: round(c, 2) for n, c in per_token.items()},
+        "mac_utilisation_linear": round(utilisation, 5),
+        "tokens_per_second_simulated": round(speed, 2),
+        "tokens_per_second_wall": round(processed / run["seconds"], 2),
+        "bits_per_byte": bits,
     }
     return rows, record
 

@@ -23,8 +23,11 @@ def synthesise_xcup(component, *, dsp):
     """
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "top.il").write_text(rtlil.convert(component, name="top"))
-        steps = ["read_rtlil top.il", f"synth_xilinx -family xcup -flatten -noiopad -noclkbuf -top top{'' if dsp else ' -nodsp'}",
-                 "tee -q -o stat.json stat -json"]
+        steps = [
+            "read_rtlil top.il",
+            f"synth_xilinx -family xcup -flatten -noiopad -noclkbuf -top top{'' if dsp else ' -nodsp'}",
+            "tee -q -o stat.json stat -json",
+        ]
         told = run_yosys(steps, folder, "the columns", timeout=900)
         report = Path(folder) / "stat.json"
         if not report.is_file():
@@ -38,10 +41,14 @@ def cells(head_dim=32):
     pair = synthesise_xcup(PackedPair(head_dim), dsp=True)
     booth, nibble = (synthesise_xcup(LutColumn(head_dim, form), dsp=False) for form in ("booth", "nibble"))
     return {
-        "dsp_per_pair": pair["DSP48E2"], "macs_per_dsp": 2 * head_dim / pair["DSP48E2"],
-        "lut_per_pair": pair["LUT"], "lut_per_packed_mac": pair["LUT"] / (2 * head_dim),
-        "lut_per_booth_column": booth["LUT"], "lut_per_booth_mac": booth["LUT"] / head_dim,
-        "lut_per_nibble_column": nibble["LUT"], "lut_per_nibble_mac": nibble["LUT"] / head_dim,
+        "dsp_per_pair": pair["DSP48E2"],
+        "macs_per_dsp": 2 * head_dim / pair["DSP48E2"],
+        "lut_per_pair": pair["LUT"],
+        "lut_per_packed_mac": pair["LUT"] / (2 * head_dim),
+        "lut_per_booth_column": booth["LUT"],
+        "lut_per_booth_mac": booth["LUT"] / head_dim,
+        "lut_per_nibble_column": nibble["LUT"],
+        "lut_per_nibble_mac": nibble["LUT"] / head_dim,
     }
 
 
@@ -52,9 +59,21 @@ def figures(progress):
     return [
         {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": "synthesised"}
         for name, value, unit, goal, anchor in (
-            ("mpu.lut_per_mac", found["lut_per_booth_mac"], "LUT", "<= 70", "Booth column with adder tree; FAST-Prefill: about 104"),
+            (
+                "mpu.lut_per_mac",
+                found["lut_per_booth_mac"],
+                "LUT",
+                "<= 70",
+                "Booth column with adder tree; FAST-Prefill: about 104",
+            ),
             ("mpu.macs_per_dsp", found["macs_per_dsp"], "", ">= 1.9", "two products a DSP48E2; FAST-Prefill: 0.95"),
-            ("mpu.lut_per_packed_mac", found["lut_per_packed_mac"], "LUT", "", "banks, unpacking and adder tree of a DSP pair"),
+            (
+                "mpu.lut_per_packed_mac",
+                found["lut_per_packed_mac"],
+                "LUT",
+                "",
+                "banks, unpacking and adder tree of a DSP pair",
+            ),
             ("mpu.lut_per_nibble_mac", found["lut_per_nibble_mac"], "LUT", "", "FAST-Prefill's form, for comparison"),
         )
     ]

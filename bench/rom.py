@@ -54,7 +54,9 @@ def hardwired_cells(seed):
     theirs = da4ml_verilog(weights)
     if theirs is None:
         return ours.lut, None
-    kept = theirs.replace("module shift_adder", "(* keep_hierarchy *) module shift_adder")  # as ours; whichever is smaller counts
+    kept = theirs.replace(
+        "module shift_adder", "(* keep_hierarchy *) module shift_adder"
+    )  # as ours; whichever is smaller counts
     return ours.lut, min(measure_fpga(text, "top", "xcup").lut for text in (theirs, kept))
 
 
@@ -94,14 +96,30 @@ def figures(model, pdk, progress):
     nangate, banks = read_liberty("nangate45"), {seed: random_trits(DEPTH, LANE_WIDTH, ZEROS, seed) for seed in SEEDS}
     size, bits = f"{DEPTH} x {2 * LANE_WIDTH} bit, {ZEROS:.0%} zero weights, {DRAWN}", 2 * DEPTH * LANE_WIDTH
     areas = of_seeds("mapping a bank of random weights, Nangate45", lambda seed: _areas(banks[seed], nangate))
-    add("rom.abc_over_ours", statistics.median(found["code"].area / found["structured"].area for found in areas), "", ">= 1.25",
-        f"{size}; a first form 1.27 (seed 7)")
-    add("rom.nangate45_um2_per_bit", statistics.median(found["structured"].area for found in areas) / bits, "um2", "", size)
+    add(
+        "rom.abc_over_ours",
+        statistics.median(found["code"].area / found["structured"].area for found in areas),
+        "",
+        ">= 1.25",
+        f"{size}; a first form 1.27 (seed 7)",
+    )
+    add(
+        "rom.nangate45_um2_per_bit",
+        statistics.median(found["structured"].area for found in areas) / bits,
+        "um2",
+        "",
+        size,
+    )
     name, (trits,) = model_cases(model, DEPTH, 2 * LANE_WIDTH)[-1]
     progress(f"mapping {name}, Nangate45")
     areas = _areas(trits, nangate)
-    add("rom.abc_over_ours_model", areas["code"].area / areas["structured"].area, "", ">= 1.25",
-        f"{name}, {100 * (trits == 0).mean():.0f} % zero weights")
+    add(
+        "rom.abc_over_ours_model",
+        areas["code"].area / areas["structured"].area,
+        "",
+        ">= 1.25",
+        f"{name}, {100 * (trits == 0).mean():.0f} % zero weights",
+    )
     luts = of_seeds("mapping a hardwired matrix, UltraScale+", hardwired_cells)
     matrix = f"{HARDWIRED['rows']} x {HARDWIRED['inputs']}, {HARDWIRED['zeros']:.0%} zero weights, {DRAWN}"
     weights = HARDWIRED["rows"] * HARDWIRED["inputs"]
@@ -110,19 +128,35 @@ def figures(model, pdk, progress):
         progress.say("rom.lut_per_weight_over_da4ml is left out: pip install 'intaglio[bench]'")
     else:
         theirs = statistics.median(theirs for _, theirs in luts) / weights
-        add("rom.lut_per_weight_over_da4ml", statistics.median(ours / theirs for ours, theirs in luts), "", "<= 1.0",
-            f"da4ml {theirs:.2f} LUT a weight in the same run; {matrix}")
+        add(
+            "rom.lut_per_weight_over_da4ml",
+            statistics.median(ours / theirs for ours, theirs in luts),
+            "",
+            "<= 1.0",
+            f"da4ml {theirs:.2f} LUT a weight in the same run; {matrix}",
+        )
     if pdk is not None:
         parts = sorted(Path(pdk).glob("asap7_*.lib*"))
         if not parts:
             raise Error(f"PDK folder {pdk} must have the parts of ASAP7, asap7_*.lib.gz")
-        for name, dont_use, goal, anchor in (("rom.asap7_mb_per_mm2", (), ">= 21.3", "TOM, 7 nm: 15.0; ABC 16.7"),
-                                             ("rom.asap7_legal_mb_per_mm2", ASAP7_DONT_USE, ">= 15.9", "ABC 12.0")):
+        for name, dont_use, goal, anchor in (
+            ("rom.asap7_mb_per_mm2", (), ">= 21.3", "TOM, 7 nm: 15.0; ABC 16.7"),
+            ("rom.asap7_legal_mb_per_mm2", ASAP7_DONT_USE, ">= 15.9", "ABC 12.0"),
+        ):
             library = read_liberty(parts, dont_use)
-            found = [one["structured"] for one in of_seeds(
-                f"mapping a bank, ASAP7 without {len(dont_use)} kinds of cells",
-                lambda seed, library=library: _areas(banks[seed], library, PERIOD_PS, ("structured",)))]
+            found = [
+                one["structured"]
+                for one in of_seeds(
+                    f"mapping a bank, ASAP7 without {len(dont_use)} kinds of cells",
+                    lambda seed, library=library: _areas(banks[seed], library, PERIOD_PS, ("structured",)),
+                )
+            ]
             delay = statistics.median(one.delay_ps for one in found)
-            add(name, statistics.median(one.mb_per_mm2(bits) for one in found), "MB/mm2", goal,
-                f"{anchor}; {delay:.0f} ps without wires; {DRAWN}")
+            add(
+                name,
+                statistics.median(one.mb_per_mm2(bits) for one in found),
+                "MB/mm2",
+                goal,
+                f"{anchor}; {delay:.0f} ps without wires; {DRAWN}",
+            )
     return out

@@ -44,22 +44,44 @@ def figures(progress, folder=None):
     scratch = tempfile.mkdtemp(prefix="intaglio-scale-", dir=folder)
     try:
         if (free := shutil.disk_usage(scratch).free) < ROOM:
-            raise RuntimeError(f"the figures at full size need {ROOM / 1e9} GB in {scratch}, and {free / 1e9:.1f} GB are free")
-        write_random_checkpoint(f"{scratch}/model", BITNET_2B4T, seed=1, zeros=0.4, progress=lambda text, share: progress(f"2B4T: {text}"))
+            raise RuntimeError(
+                f"the figures at full size need {ROOM / 1e9} GB in {scratch}, and {free / 1e9:.1f} GB are free"
+            )
+        write_random_checkpoint(
+            f"{scratch}/model", BITNET_2B4T, seed=1, zeros=0.4, progress=lambda text, share: progress(f"2B4T: {text}")
+        )
         layer = _emit(scratch, "layer", [7], progress)
         whole = _emit(scratch, "whole", None, progress)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     estimate = estimate_decoder(machine_for(model_config("bitnet-2b4t"), "tom"), COSTS)
-    note = f"{estimate.cycles:,} cycles; without head {estimate.tokens_per_second_without_head:,.0f}; 3,306 (TOM) without"
-    of_layer, of_whole = (f"{run['bytes'] / 1e6:,.0f} MB of images, {run['cpu']:.0f} s of CPU" for run in (layer, whole))
+    note = (
+        f"{estimate.cycles:,} cycles; without head {estimate.tokens_per_second_without_head:,.0f}; 3,306 (TOM) without"
+    )
+    of_layer, of_whole = (
+        f"{run['bytes'] / 1e6:,.0f} MB of images, {run['cpu']:.0f} s of CPU" for run in (layer, whole)
+    )
     return [
         {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": kind}
         for name, value, unit, goal, anchor, kind in (
-            ("decoder2b.projected_tokens_per_second", estimate.tokens_per_second, "tokens/s", ">= 3306", note, "projected"),
+            (
+                "decoder2b.projected_tokens_per_second",
+                estimate.tokens_per_second,
+                "tokens/s",
+                ">= 3306",
+                note,
+                "projected",
+            ),
             ("gen.layer2b_seconds", layer["seconds"], "s", "<= 60", of_layer, "simulated"),
             ("gen.model2b_minutes", whole["seconds"] / 60, "min", "<= 30", of_whole, "simulated"),
-            ("gen.model2b_peak_gb", max(layer["peak"], whole["peak"]) / 1e9, "GB", "<= 2", "resident, all processes", "simulated"),
+            (
+                "gen.model2b_peak_gb",
+                max(layer["peak"], whole["peak"]) / 1e9,
+                "GB",
+                "<= 2",
+                "resident, all processes",
+                "simulated",
+            ),
         )
     ]
 

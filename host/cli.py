@@ -9,26 +9,46 @@ __all__ = ["register"]
 
 def register(subparsers):
     """Add the command ``run``."""
-    parser = subparsers.add_parser("run", help="generate text with a device, simulated or real",
-                                   description="Generate text with a device. The text goes to standard output as it comes, "
-                                   "speeds and counters to standard error.")
-    parser.add_argument("--device", required=True, metavar="SCHEME:REST",
-                        help="sim:OUT, a generated folder; serial:PORT?baud=N; tcp:HOST:PORT; record:FILE?target=...; replay:FILE")
+    parser = subparsers.add_parser(
+        "run",
+        help="generate text with a device, simulated or real",
+        description="Generate text with a device. The text goes to standard output as it comes, "
+        "speeds and counters to standard error.",
+    )
+    parser.add_argument(
+        "--device",
+        required=True,
+        metavar="SCHEME:REST",
+        help="sim:OUT, a generated folder; serial:PORT?baud=N; tcp:HOST:PORT; record:FILE?target=...; replay:FILE",
+    )
     parser.add_argument("--prompt", metavar="TEXT", help="by default read from standard input")
     parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="default 256")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default 0: always the most probable token")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="default 0: always the most probable token"
+    )
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K most probable tokens")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the most probable share P")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
-    parser.add_argument("--adapter", action="append", default=[], metavar="DIR",
-                        help="load a low-rank adapter (PEFT's files) and generate with it; may be repeated, the first one is used")
-    parser.add_argument("--use", type=int, metavar="N", help="with several adapters, generate with the N-th of them, 0 for none")
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="load a low-rank adapter (PEFT's files) and generate with it; may be repeated, the first one is used",
+    )
+    parser.add_argument(
+        "--use", type=int, metavar="N", help="with several adapters, generate with the N-th of them, 0 for none"
+    )
     parser.add_argument("--counters", action="store_true", help="show the device's counters afterwards")
-    parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="give up after this time without a word")
+    parser.add_argument(
+        "--timeout", type=float, default=60.0, metavar="SECONDS", help="give up after this time without a word"
+    )
     parser.add_argument("--manifest", metavar="FILE", help="for devices that do not bring their manifest")
     parser.add_argument("--cache", metavar="DIR", help="folder for built simulations")
-    parser.add_argument("--trace", metavar="FILE", help="waveform of a simulation, .vcd or .fst, or counts of transitions, .saif")
+    parser.add_argument(
+        "--trace", metavar="FILE", help="waveform of a simulation, .vcd or .fst, or counts of transitions, .saif"
+    )
     parser.set_defaults(run=run)
 
 
@@ -49,8 +69,17 @@ def run(args):
         raise ValueError(f"--use must be in 0..{len(args.adapter)}, the adapters given, not {args.use}")
     sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
     options = {name: value for name in ("cache", "trace") if (value := getattr(args, name)) is not None}
-    with Progress() as show, open(args.device, timeout=args.timeout, manifest=args.manifest, progress=lambda text, _: show(text),
-                                  accept=lambda manifest: _check(manifest, args, prompt, sampling), **options) as device:
+    with (
+        Progress() as show,
+        open(
+            args.device,
+            timeout=args.timeout,
+            manifest=args.manifest,
+            progress=lambda text, _: show(text),
+            accept=lambda manifest: _check(manifest, args, prompt, sampling),
+            **options,
+        ) as device,
+    ):
         slots = []
         for folder in args.adapter:
             show(f"loading the adapter {folder}")
@@ -75,8 +104,10 @@ def _check(manifest, args, prompt, sampling):
     for folder in args.adapter:
         adapter_words(manifest, folder)
     if len(args.adapter) > (slots := manifest.adapter["slots"] if manifest.adapter else 0):
-        raise ValueError(f"--adapter must be given at most {slots} times, the adapters that the device has memory for, "
-                         f"not {len(args.adapter)}")
+        raise ValueError(
+            f"--adapter must be given at most {slots} times, the adapters that the device has memory for, "
+            f"not {len(args.adapter)}"
+        )
 
 
 def _generate(device, show, prompt, args, adapter, sampling):
@@ -85,8 +116,14 @@ def _generate(device, show, prompt, args, adapter, sampling):
 
     count = len(prompt_tokens(device.manifest, prompt))
     show(f"prompt of {count} tokens")
-    pieces = device.generate(prompt, args.max_tokens, adapter=adapter, stop=args.stop, **sampling,
-                             progress=lambda taken: show(f"prompt, {taken} of {count} tokens", taken / count))
+    pieces = device.generate(
+        prompt,
+        args.max_tokens,
+        adapter=adapter,
+        stop=args.stop,
+        **sampling,
+        progress=lambda taken: show(f"prompt, {taken} of {count} tokens", taken / count),
+    )
     terminal = sys.stdout.isatty()
     try:
         for piece in pieces:
@@ -111,10 +148,15 @@ def _note(text):
 
 def _report(device):
     last, clock = device.last, f"{device.manifest.clock_hz / 1e6:g} MHz"
-    lines = [f"prompt: {last['prompt_tokens']} tokens", f"generated: {last['generated_tokens']} tokens (end: {last['finish']})"]
+    lines = [
+        f"prompt: {last['prompt_tokens']} tokens",
+        f"generated: {last['generated_tokens']} tokens (end: {last['finish']})",
+    ]
     if last["cycles_prefill"] is not None:
-        lines[0] += (f", first token after {last['first_token_seconds'] * 1e3:.3f} ms at {clock} "
-                     f"({last['cycles_prefill']} cycles, {last['seconds_prefill']:.2f} s wall)")
+        lines[0] += (
+            f", first token after {last['first_token_seconds'] * 1e3:.3f} ms at {clock} "
+            f"({last['cycles_prefill']} cycles, {last['seconds_prefill']:.2f} s wall)"
+        )
     if last["tokens_per_second"] is not None:
         lines[1] += f", {last['tokens_per_second']:.1f} tokens/s at {clock}"
     if last["wall_tokens_per_second"] is not None:

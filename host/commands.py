@@ -7,15 +7,23 @@ __all__ = ["register_devices", "register_serve"]
 
 def register_devices(subparsers):
     """Add the command ``devices``."""
-    parser = subparsers.add_parser("devices", help="list the serial ports, and ask what is behind them",
-                                   description="List the serial ports of this computer. With --probe each is opened and asked for its "
-                                   "digest, which resets an intaglio device and sends a few bytes to whatever else is there. Exit code 1 "
-                                   "if what was asked for is missing: the device of a --manifest, one at every --port, any at all.")
+    parser = subparsers.add_parser(
+        "devices",
+        help="list the serial ports, and ask what is behind them",
+        description="List the serial ports of this computer. With --probe each is opened and asked for its "
+        "digest, which resets an intaglio device and sends a few bytes to whatever else is there. Exit code 1 "
+        "if what was asked for is missing: the device of a --manifest, one at every --port, any at all.",
+    )
     parser.add_argument("--probe", action="store_true", help="ask each port whether an intaglio device is behind it")
     parser.add_argument("--port", action="append", metavar="PORT", help="ask this port only; may be repeated")
     parser.add_argument("--baud", type=int, default=1_000_000, metavar="N", help="baud rate to ask at, default 1000000")
-    parser.add_argument("--manifest", action="append", default=[], metavar="PATH",
-                        help="name the device whose manifest this is, when its digest is found; may be repeated")
+    parser.add_argument(
+        "--manifest",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="name the device whose manifest this is, when its digest is found; may be repeated",
+    )
     parser.set_defaults(run=devices)
 
 
@@ -28,7 +36,9 @@ def devices(args):
     asking = args.probe or bool(args.port)
     if args.manifest and not asking:
         raise ValueError("--manifest needs --probe or --port, which ask for its digest")
-    known = {manifest.digest_word: f"{path} ({manifest.top})" for path in args.manifest for manifest in [Manifest.read(path)]}
+    known = {
+        manifest.digest_word: f"{path} ({manifest.top})" for path in args.manifest for manifest in [Manifest.read(path)]
+    }
     rows = ports()
     if args.port:
         found = {row.port: row for row in rows}
@@ -39,7 +49,10 @@ def devices(args):
         if asking:
             try:
                 answers.append(probe(row.port, args.baud))
-                line.append(f"intaglio device, digest {answers[-1]:08x}" + (f": {known[answers[-1]]}" if answers[-1] in known else ""))
+                line.append(
+                    f"intaglio device, digest {answers[-1]:08x}"
+                    + (f": {known[answers[-1]]}" if answers[-1] in known else "")
+                )
                 line += [slow] if (slow := delay(row)) else []
             except DeviceError as fault:
                 line.append(str(fault))
@@ -63,12 +76,19 @@ def devices(args):
 
 def register_serve(subparsers):
     """Add the command ``serve``."""
-    parser = subparsers.add_parser("serve", help="put a device behind TCP",
-                                   description="Open a device and serve it to one client at a time, which opens it as tcp:HOST:PORT. "
-                                   "Whoever can reach the address can use the device: there is no password and no encryption.")
+    parser = subparsers.add_parser(
+        "serve",
+        help="put a device behind TCP",
+        description="Open a device and serve it to one client at a time, which opens it as tcp:HOST:PORT. "
+        "Whoever can reach the address can use the device: there is no password and no encryption.",
+    )
     parser.add_argument("--device", required=True, metavar="SCHEME:REST", help="for example sim:OUT or serial:PORT")
-    parser.add_argument("--listen", default="127.0.0.1:7000", metavar="HOST:PORT",
-                        help="default 127.0.0.1:7000, which only this computer can reach; 0.0.0.0:7000 is every network")
+    parser.add_argument(
+        "--listen",
+        default="127.0.0.1:7000",
+        metavar="HOST:PORT",
+        help="default 127.0.0.1:7000, which only this computer can reach; 0.0.0.0:7000 is every network",
+    )
     parser.add_argument("--manifest", metavar="FILE", help="for devices that do not bring their manifest")
     parser.add_argument("--cache", metavar="DIR", help="folder for built simulations")
     parser.set_defaults(run=serve)
@@ -87,12 +107,21 @@ def serve(args):
     listener(args.listen).close()  # told before anything is built
     options = {} if args.cache is None else {"cache": args.cache}
     with Progress() as show:
-        transport = open_transport(args.device, manifest=args.manifest, progress=lambda text, _: show(text), accept=Manifest.from_dict,
-                                   **options)
+        transport = open_transport(
+            args.device,
+            manifest=args.manifest,
+            progress=lambda text, _: show(text),
+            accept=Manifest.from_dict,
+            **options,
+        )
     try:
         described = Device(transport).info  # a wrong bitstream is refused here
         with Server(transport, args.listen, tell=_note) as server:
-            reach = "this computer only" if is_loopback(host) else "WARNING: anyone who can reach this address can use the device"
+            reach = (
+                "this computer only"
+                if is_loopback(host)
+                else "WARNING: anyone who can reach this address can use the device"
+            )
             _note(f"{args.device} (digest {described['digest'][:8]}) at tcp:{server.address}, {reach}; Ctrl-C ends")
             server.run()
     finally:

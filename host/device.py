@@ -9,7 +9,16 @@ from intaglio.host.adapter.files import AdapterError
 from intaglio.host.adapter.loading import load_adapter
 from intaglio.host.generation import check_tokens, generate_pieces, generate_tokens
 from intaglio.host.manifest import MAGIC, MAP_VERSION, Manifest
-from intaglio.host.protocol import ConfigMismatchError, DeviceError, DeviceTimeout, Owed, Result, command, selection, token_bits
+from intaglio.host.protocol import (
+    ConfigMismatchError,
+    DeviceError,
+    DeviceTimeout,
+    Owed,
+    Result,
+    command,
+    selection,
+    token_bits,
+)
 from intaglio.host.transport import open_transport
 
 __all__ = ["Device", "open"]
@@ -76,12 +85,20 @@ class Device:
         for name, expected in (("magic", MAGIC), ("version", MAP_VERSION), ("digest", self.manifest.digest_word)):
             found = self.read_register(name)
             if found != expected:
-                raise ConfigMismatchError(f"the device's {name} register is 0x{found:08x}, but its manifest "
-                                          f"(digest {self.manifest.digest[:16]}) says 0x{expected:08x}: "
-                                          "device and manifest must come from the same generated folder")
-        self.info = {"top": self.manifest.top, "digest": self.manifest.digest, "generator": self.manifest.generator,
-                     "clock_hz": self.manifest.clock_hz, "version": MAP_VERSION,
-                     "capabilities": self.read_register("capabilities"), **self.manifest.model}
+                raise ConfigMismatchError(
+                    f"the device's {name} register is 0x{found:08x}, but its manifest "
+                    f"(digest {self.manifest.digest[:16]}) says 0x{expected:08x}: "
+                    "device and manifest must come from the same generated folder"
+                )
+        self.info = {
+            "top": self.manifest.top,
+            "digest": self.manifest.digest,
+            "generator": self.manifest.generator,
+            "clock_hz": self.manifest.clock_hz,
+            "version": MAP_VERSION,
+            "capabilities": self.read_register("capabilities"),
+            **self.manifest.model,
+        }
 
     def __enter__(self):
         return self
@@ -194,19 +211,29 @@ class Device:
         words = self._packet()
         token, position = self._answer(words)
         if token == self.full and position < self.manifest.model["context"]:
-            raise DeviceError("the device refused a token: the slot that was selected for its sequence holds no adapter")
+            raise DeviceError(
+                "the device refused a token: the slot that was selected for its sequence holds no adapter"
+            )
         if token == self.full:
-            raise DeviceError(f"the device's context of {self.manifest.model['context']} tokens is full "
-                              f"(status 0x{self.read_register('status'):08x})")
+            raise DeviceError(
+                f"the device's context of {self.manifest.model['context']} tokens is full "
+                f"(status 0x{self.read_register('status'):08x})"
+            )
         if len(words) == 1:
-            return Result(token=token, position=position, tokens=np.empty(0, np.uint32), logits=np.empty(0, np.int32),
-                          scale=0.0)
+            return Result(
+                token=token, position=position, tokens=np.empty(0, np.uint32), logits=np.empty(0, np.int32), scale=0.0
+            )
         mantissa, exponent = int(words[1]) & 0xFFFF, int(words[1] >> 16)
         exponent -= (exponent & 0x8000) << 1
         if abs(exponent) > 512:
             raise DeviceError(f"the exponent of a logit unit must be in -512..512, not {exponent} (stream result)")
-        return Result(token=token, position=position, tokens=words[2::2], logits=words[3::2].view(np.int32),
-                      scale=mantissa * 2.0 ** exponent)
+        return Result(
+            token=token,
+            position=position,
+            tokens=words[2::2],
+            logits=words[3::2].view(np.int32),
+            scale=mantissa * 2.0**exponent,
+        )
 
     def _answer(self, words):
         """Token and position of a packet, which is then no longer owed."""
@@ -221,18 +248,27 @@ class Device:
         if not len(flags) or not flags[-1]:
             if len(words) < limit:
                 raise self._timed_out("result", len(words), "a whole packet")
-            raise DeviceError(f"a result packet must end within {limit} words (stream result, "
-                              f"status 0x{self.read_register('status'):08x})")
+            raise DeviceError(
+                f"a result packet must end within {limit} words (stream result, "
+                f"status 0x{self.read_register('status'):08x})"
+            )
         if len(words) > 1 and len(words) % 2:
-            raise DeviceError(f"a result packet must have 1 word or an even number of words, not {len(words)} (stream result)")
+            raise DeviceError(
+                f"a result packet must have 1 word or an even number of words, not {len(words)} (stream result)"
+            )
         return words
 
     def _timed_out(self, stream, done, expected):
-        cycles, status = self.read_cycles(), self.read_register("status")  # first: their answers say also how many commands were taken
+        cycles, status = (
+            self.read_cycles(),
+            self.read_register("status"),
+        )  # first: their answers say also how many commands were taken
         pending = self.transport.pending
         waiting = f", {pending} command words not taken" if pending else ""
-        return DeviceTimeout(f"no word moved for {self.timeout:g} s: stream {stream}, words done {done}, expected {expected}"
-                             f"{waiting}, cycle {cycles}, status 0x{status:08x}")
+        return DeviceTimeout(
+            f"no word moved for {self.timeout:g} s: stream {stream}, words done {done}, expected {expected}"
+            f"{waiting}, cycle {cycles}, status 0x{status:08x}"
+        )
 
     def load_adapter(self, folder, *, slot=None) -> int:
         """Load a low-rank adapter in PEFT's layout; see :func:`intaglio.host.adapter.loading.load_adapter`."""
@@ -250,11 +286,15 @@ class Device:
         """Command words that make the sequences after them compute with the adapter in slot ``adapter``, or with none (None)."""
         if self.manifest.adapter is None:
             if adapter is not None:
-                raise AdapterError("adapter must be None: this device has no adapter hardware (generate it with --set rank=8)")
+                raise AdapterError(
+                    "adapter must be None: this device has no adapter hardware (generate it with --set rank=8)"
+                )
             return []
         if adapter is not None and adapter not in self.adapters:
-            raise AdapterError(f"adapter must be None or a slot that holds one ({', '.join(map(str, self.adapters)) or 'none does'}), "
-                               f"not {adapter}")
+            raise AdapterError(
+                f"adapter must be None or a slot that holds one ({', '.join(map(str, self.adapters)) or 'none does'}), "
+                f"not {adapter}"
+            )
         return [selection(adapter)]
 
     def evaluate(self, tokens, *, top=0, every=False, chunk=64, adapter=None) -> list:
@@ -278,11 +318,13 @@ class Device:
         if selected := self.selection(adapter):
             self.submit(selected)
         wanted = [every or i == len(tokens) - 1 for i in range(len(tokens))]
-        words = [self.command(t, first=i == 0, want=wanted[i], top=top if wanted[i] else 0) for i, t in enumerate(tokens)]
+        words = [
+            self.command(t, first=i == 0, want=wanted[i], top=top if wanted[i] else 0) for i, t in enumerate(tokens)
+        ]
         results = []
         for start in range(0, len(words), chunk):
-            self.submit(words[start:start + chunk])
-            results.extend(self.receive() for _ in range(sum(wanted[start:start + chunk])))
+            self.submit(words[start : start + chunk])
+            results.extend(self.receive() for _ in range(sum(wanted[start : start + chunk])))
         return results
 
     def check_tokens(self, tokens) -> list:

@@ -13,8 +13,19 @@ __all__ = ["check_request", "check_stops", "check_tokens", "generate_pieces", "g
 BURST = 8  # tokens that the device generates by itself for one command
 
 
-def generate_tokens(device, tokens, max_tokens, *, temperature=0.0, top_k=None, top_p=1.0, seed=0, burst=BURST, adapter=None,
-                    progress=None):
+def generate_tokens(
+    device,
+    tokens,
+    max_tokens,
+    *,
+    temperature=0.0,
+    top_k=None,
+    top_p=1.0,
+    seed=0,
+    burst=BURST,
+    adapter=None,
+    progress=None,
+):
     """Generate tokens after ``tokens``.
 
     Greedy generation runs on the device in bursts, after the first token, which is asked for alone: the counters are read when it has come
@@ -54,8 +65,9 @@ def generate_tokens(device, tokens, max_tokens, *, temperature=0.0, top_k=None, 
         A prompt that is empty, too long or outside the vocabulary, or an argument out of range.
     DeviceTimeout, DeviceError
     """
-    tokens, sampler = check_request(device.manifest, tokens, max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-                                    burst=burst)
+    tokens, sampler = check_request(
+        device.manifest, tokens, max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, burst=burst
+    )
     return _generate(device, tokens, max_tokens, sampler, burst, device.selection(adapter), progress)
 
 
@@ -190,12 +202,12 @@ def _pieces(device, tokens, stops):
             held += decoder.decode(bytes([token]))
             found = [at for at in (held.find(stop) for stop in stops) if at >= 0]
             if found:
-                held = held[:min(found)]
+                held = held[: min(found)]
                 with suppress(StopIteration):
                     tokens.throw(_StopError())
                 break
             keep = _overlap(held, stops)
-            piece, held = held[:len(held) - keep], held[len(held) - keep:]
+            piece, held = held[: len(held) - keep], held[len(held) - keep :]
             if piece:
                 yield piece
         else:

@@ -7,16 +7,54 @@ from pathlib import Path
 
 from intaglio import Error
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "MAGIC", "MAP_VERSION", "Manifest", "ManifestError", "Register", "check_kind", "read_json"]
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "MAGIC",
+    "MAP_VERSION",
+    "Manifest",
+    "ManifestError",
+    "Register",
+    "check_kind",
+    "read_json",
+]
 
 FORMAT, FORMAT_VERSION = "intaglio-manifest", 1
 MAGIC, MAP_VERSION = 0x494E5447, 1  # "INTG"; version of the register map and of the protocol
-KINDS = {"decoder": "a decoder, which `intaglio run` and intaglio.host.open take",
-         "prefill-attention": "a prefill attention unit, which `intaglio attention` and intaglio.host.open_attention take"}
-REQUIRED_REGISTERS = ("magic", "version", "digest", "capabilities", "status", "position", "control", "cycles_lo", "cycles_hi",
-                      "stall_in", "stall_out", "tokens")
-REQUIRED_ADAPTER = {"rank": int, "slots": int, "trits": int, "targets": list, "lanes": int, "lane_width": int, "layers": int,
-                    "head_dim": int, "operations": list, "shapes": dict, "modules": dict, "base": str, "scales": list, "image_words": int}
+KINDS = {
+    "decoder": "a decoder, which `intaglio run` and intaglio.host.open take",
+    "prefill-attention": "a prefill attention unit, which `intaglio attention` and intaglio.host.open_attention take",
+}
+REQUIRED_REGISTERS = (
+    "magic",
+    "version",
+    "digest",
+    "capabilities",
+    "status",
+    "position",
+    "control",
+    "cycles_lo",
+    "cycles_hi",
+    "stall_in",
+    "stall_out",
+    "tokens",
+)
+REQUIRED_ADAPTER = {
+    "rank": int,
+    "slots": int,
+    "trits": int,
+    "targets": list,
+    "lanes": int,
+    "lane_width": int,
+    "layers": int,
+    "head_dim": int,
+    "operations": list,
+    "shapes": dict,
+    "modules": dict,
+    "base": str,
+    "scales": list,
+    "image_words": int,
+}
 ADAPTER_REGISTERS = ("adapter_slots", "adapter_status", "adapter_begin", "adapter_data", "adapter_commit")
 REQUIRED_MODEL = ("vocab_size", "context", "top_k", "bos", "eos", "tokenizer")
 
@@ -89,21 +127,29 @@ class Manifest:
             if type(self.model[name]) is not int or self.model[name] < 0:
                 raise ManifestError(f"model.{name} must be a non-negative integer, not {self.model[name]!r}")
         if not 1 < self.model["vocab_size"] <= 0xFFFFF or not 1 < self.model["context"] <= 0xFFFF:
-            raise ManifestError("model.vocab_size must be in 2..1048575 and context must be in 2..65535, "
-                                f"not {self.model['vocab_size']} and {self.model['context']}")
+            raise ManifestError(
+                "model.vocab_size must be in 2..1048575 and context must be in 2..65535, "
+                f"not {self.model['vocab_size']} and {self.model['context']}"
+            )
         for name, tokens in (("bos", () if self.model["bos"] is None else (self.model["bos"],)), ("eos", self.ends)):
             for token in tokens:
                 if type(token) is not int or not 0 <= token < self.model["vocab_size"]:
-                    raise ManifestError(f"model.{name} must be a token in 0..{self.model['vocab_size'] - 1}, not {token!r}")
+                    raise ManifestError(
+                        f"model.{name} must be a token in 0..{self.model['vocab_size'] - 1}, not {token!r}"
+                    )
         if self.model["tokenizer"] not in ("bytes", "none"):
             raise ManifestError(f"model.tokenizer must be 'bytes' or 'none', not {self.model['tokenizer']!r}")
         if self.model["tokenizer"] == "bytes" and self.model["vocab_size"] > 256:
-            raise ManifestError(f"model.vocab_size must be at most 256 for the byte tokenizer, not {self.model['vocab_size']}")
+            raise ManifestError(
+                f"model.vocab_size must be at most 256 for the byte tokenizer, not {self.model['vocab_size']}"
+            )
 
         if self.adapter is not None:
             for name, kind in REQUIRED_ADAPTER.items():
                 if not isinstance(self.adapter.get(name), kind):
-                    raise ManifestError(f"a manifest's adapter.{name} must be of type {kind.__name__}, not {self.adapter.get(name)!r}")
+                    raise ManifestError(
+                        f"a manifest's adapter.{name} must be of type {kind.__name__}, not {self.adapter.get(name)!r}"
+                    )
             for name in ADAPTER_REGISTERS:
                 if name not in self.registers:
                     raise ManifestError(f"registers must include {name!r} where there are adapters")
@@ -126,10 +172,20 @@ class Manifest:
             found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
             raise ManifestError(f"a manifest's format must be {FORMAT!r}, not {found!r}")
         if raw.get("format_version") != FORMAT_VERSION:
-            raise ManifestError(f"a manifest's format_version must be {FORMAT_VERSION}, not {raw.get('format_version')!r}: "
-                                "generate the device again with this version of intaglio")
+            raise ManifestError(
+                f"a manifest's format_version must be {FORMAT_VERSION}, not {raw.get('format_version')!r}: "
+                "generate the device again with this version of intaglio"
+            )
         check_kind(raw, "decoder")
-        kinds = {"top": str, "digest": str, "generator": str, "clock_hz": int, "registers": dict, "phases": list, "model": dict}
+        kinds = {
+            "top": str,
+            "digest": str,
+            "generator": str,
+            "clock_hz": int,
+            "registers": dict,
+            "phases": list,
+            "model": dict,
+        }
         for name, kind in kinds.items():
             if not isinstance(raw.get(name), kind):
                 raise ManifestError(f"a manifest's {name} must be of type {kind.__name__}, not {raw.get(name)!r}")
@@ -137,12 +193,15 @@ class Manifest:
         for name, fields in raw["registers"].items():
             if not isinstance(fields, dict) or not {"offset", "access"} <= fields.keys():
                 raise ManifestError(f"register {name!r} must state offset and access, not {fields!r}")
-            registers[name] = Register(offset=fields["offset"], access=fields["access"],
-                                       description=fields.get("description", ""))
+            registers[name] = Register(
+                offset=fields["offset"], access=fields["access"], description=fields.get("description", "")
+            )
         if not isinstance(raw.get("adapter", {}), dict):
             raise ManifestError(f"a manifest's adapter must be of type dict, not {raw['adapter']!r}")
-        return cls(**{name: raw[name] for name in kinds} | {"registers": registers, "phases": tuple(raw["phases"]),
-                                                            "adapter": raw.get("adapter")})
+        return cls(
+            **{name: raw[name] for name in kinds}
+            | {"registers": registers, "phases": tuple(raw["phases"]), "adapter": raw.get("adapter")}
+        )
 
     @classmethod
     def read(cls, path) -> "Manifest":
@@ -159,8 +218,10 @@ def check_kind(raw, wanted):
     """
     found = raw.get("kind", "decoder")
     if found != wanted:
-        raise ManifestError(f"the device must be {KINDS[wanted]}, but it is "
-                            + (KINDS[found] if isinstance(found, str) and found in KINDS else f"of the kind {found!r}"))
+        raise ManifestError(
+            f"the device must be {KINDS[wanted]}, but it is "
+            + (KINDS[found] if isinstance(found, str) and found in KINDS else f"of the kind {found!r}")
+        )
 
 
 def read_json(path) -> dict:

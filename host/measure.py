@@ -68,8 +68,12 @@ class Measure:
         if self.results == 1:
             self.first, self.prefill = self.latest, work(self.device)
             self.resumed = time.monotonic()
-        self.device.last = {"prompt_tokens": self.prompt_tokens, "generated_tokens": self.generated, "finish": None,
-                            "wall_tokens_per_second": self._wall_speed()}
+        self.device.last = {
+            "prompt_tokens": self.prompt_tokens,
+            "generated_tokens": self.generated,
+            "finish": None,
+            "wall_tokens_per_second": self._wall_speed(),
+        }
 
     def _wall_speed(self):
         seconds = self.latest - self.resumed
@@ -77,13 +81,29 @@ class Measure:
 
     def close(self, finish):
         """The dict described above."""
-        row = {"prompt_tokens": self.prompt_tokens, "generated_tokens": self.generated, "finish": finish} | dict.fromkeys((
-            "cycles_prefill", "cycles_decode", "tokens_decode", "first_token_seconds", "tokens_per_second", "seconds_prefill",
-            "seconds_decode", "wall_tokens_per_second"))
+        row = {
+            "prompt_tokens": self.prompt_tokens,
+            "generated_tokens": self.generated,
+            "finish": finish,
+        } | dict.fromkeys(
+            (
+                "cycles_prefill",
+                "cycles_decode",
+                "tokens_decode",
+                "first_token_seconds",
+                "tokens_per_second",
+                "seconds_prefill",
+                "seconds_decode",
+                "wall_tokens_per_second",
+            )
+        )
         if not self.results or finish == "error" or self.device.closed:
             return row
-        row |= {"seconds_prefill": self.first - self.began, "wall_tokens_per_second": self._wall_speed(),
-                "seconds_decode": self.latest - self.resumed if self.results > 1 else 0.0}
+        row |= {
+            "seconds_prefill": self.first - self.began,
+            "wall_tokens_per_second": self._wall_speed(),
+            "seconds_decode": self.latest - self.resumed if self.results > 1 else 0.0,
+        }
         clock = self.device.manifest.clock_hz
         if self.prefill is None or self.prefill.tokens != self.prompt_tokens:
             return row  # something else was computed meanwhile
@@ -96,8 +116,11 @@ class Measure:
             whole = work(self.device)
         if whole is None or (decode := whole - self.prefill).tokens < self.results - 1:
             return row
-        return row | {"cycles_decode": decode.cycles, "tokens_decode": decode.tokens,
-                      "tokens_per_second": decode.tokens * clock / decode.cycles if decode.cycles and self.results > 1 else None}
+        return row | {
+            "cycles_decode": decode.cycles,
+            "tokens_decode": decode.tokens,
+            "tokens_per_second": decode.tokens * clock / decode.cycles if decode.cycles and self.results > 1 else None,
+        }
 
 
 @contextmanager

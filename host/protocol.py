@@ -12,7 +12,16 @@ import numpy as np
 
 from intaglio import Error
 
-__all__ = ["ConfigMismatchError", "DeviceError", "DeviceTimeout", "Owed", "Result", "command", "selection", "token_bits"]
+__all__ = [
+    "ConfigMismatchError",
+    "DeviceError",
+    "DeviceTimeout",
+    "Owed",
+    "Result",
+    "command",
+    "selection",
+    "token_bits",
+]
 
 SELECT = 1 << 29  # of a command word: it selects an adapter
 

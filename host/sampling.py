@@ -50,7 +50,7 @@ class Sampler:
         logits = np.asarray(logits, dtype=np.float64)
         with np.errstate(over="ignore"):  # a tiny temperature leaves only the greatest
             weights = np.exp((logits - logits[0]) / self.temperature)
-        weights[self.top_k:] = 0.0
+        weights[self.top_k :] = 0.0
         weights /= weights.sum()
         before = np.cumsum(weights) - weights
         weights[1:][before[1:] >= self.top_p] = 0.0

@@ -23,7 +23,11 @@ __all__ = ["DeviceEnd", "Server", "is_loopback", "listener"]
 DEPTH = 128  # words of each direction in the server
 SILENT_SECONDS = 10.0  # for which a client may hold the device without beginning a session
 POLL_SECONDS = 0.02  # for which the device is waited for while the client is not served
-KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # a client whose computer has vanished frees the device in 25 s
+KEEPALIVE = {
+    "TCP_KEEPIDLE": 10,
+    "TCP_KEEPINTVL": 5,
+    "TCP_KEEPCNT": 3,
+}  # a client whose computer has vanished frees the device in 25 s
 
 
 def is_loopback(host) -> bool:
@@ -40,7 +44,9 @@ def listener(listen) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=4)
     except OSError as fault:
-        raise DeviceError(f"the address to listen at must be free and this computer's, not {listen}: {fault.strerror or fault}") from fault
+        raise DeviceError(
+            f"the address to listen at must be free and this computer's, not {listen}: {fault.strerror or fault}"
+        ) from fault
 
 
 class Server:
@@ -106,7 +112,9 @@ class Server:
         if self._client is not None:
             connection.settimeout(1.0)
             try:
-                connection.sendall(_line(error=f"the device is in use by {self._client.name}; only one client at a time"))
+                connection.sendall(
+                    _line(error=f"the device is in use by {self._client.name}; only one client at a time")
+                )
             except OSError:
                 pass
             connection.close()
@@ -169,7 +177,10 @@ class DeviceEnd:
         self.transport, self.peer = transport, Peer(int(transport.manifest["digest"][:8], 16), depth=DEPTH)
         self._owed = Owed(token_bits(transport.manifest["model"]["vocab_size"]))
         self._decoder, self._resets = Decoder(), 0
-        self._given, self._first = 0, None  # commands given to the transport and not taken from the peer; first word of a packet
+        self._given, self._first = (
+            0,
+            None,
+        )  # commands given to the transport and not taken from the peer; first word of a packet
 
     @property
     def busy(self) -> bool:
@@ -221,7 +232,7 @@ class DeviceEnd:
         """Commands to the device, results from it."""
         peer = self.peer
         if len(peer.commands) > self._given:
-            words, last = (np.array(column) for column in zip(*peer.commands[self._given:], strict=True))
+            words, last = (np.array(column) for column in zip(*peer.commands[self._given :], strict=True))
             words = words.astype(np.uint32)
             sent = self.transport.send(words, last, POLL_SECONDS)
             self._owed.add(words[:sent])

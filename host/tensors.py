@@ -44,23 +44,35 @@ def read_tensors(path):
     size = int.from_bytes(data[:8], "little")
     need(size <= min(len(data) - 8, _HEADER_LIMIT), f"its header of {size} bytes does not fit its {len(data)} bytes")
     try:
-        header = json.loads(data[8:8 + size].decode("utf-8"), object_pairs_hook=_unique)
+        header = json.loads(data[8 : 8 + size].decode("utf-8"), object_pairs_hook=_unique)
     except (UnicodeDecodeError, ValueError, RecursionError) as fault:
         raise TensorError(f"{path} must be a whole safetensors file: its header is not JSON ({fault})") from fault
     need(isinstance(header, dict), "its header is not an object")
     metadata = header.pop("__metadata__", {})
-    need(isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values()), "its metadata is not an object of texts")
-    body, tensors, ends = data[8 + size:], {}, []
+    need(
+        isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values()),
+        "its metadata is not an object of texts",
+    )
+    body, tensors, ends = data[8 + size :], {}, []
     for name, entry in header.items():
-        need(isinstance(entry, dict) and {"dtype", "shape", "data_offsets"} <= entry.keys(), f"tensor {name!r} is not described")
+        need(
+            isinstance(entry, dict) and {"dtype", "shape", "data_offsets"} <= entry.keys(),
+            f"tensor {name!r} is not described",
+        )
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         need(isinstance(dtype, str) and dtype in _WIDTH, f"tensor {name!r} has the unknown dtype {dtype!r}")
         for what, numbers in (("shape", shape), ("data_offsets", offsets)):
-            need(isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers),
-                 f"tensor {name!r} has the {what} {numbers!r}")
-        need(len(offsets) == 2 and offsets[1] - offsets[0] == math.prod(shape) * _WIDTH[dtype] and offsets[1] <= len(body),
-             f"tensor {name!r} of shape {shape} lies at {offsets} of {len(body)} bytes")
-        tensors[name] = (dtype, tuple(shape), body[offsets[0]:offsets[1]])
+            need(
+                isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers),
+                f"tensor {name!r} has the {what} {numbers!r}",
+            )
+        need(
+            len(offsets) == 2
+            and offsets[1] - offsets[0] == math.prod(shape) * _WIDTH[dtype]
+            and offsets[1] <= len(body),
+            f"tensor {name!r} of shape {shape} lies at {offsets} of {len(body)} bytes",
+        )
+        tensors[name] = (dtype, tuple(shape), body[offsets[0] : offsets[1]])
         ends.append(offsets)
     at = 0
     for first, last in sorted(ends):
@@ -100,14 +112,18 @@ def real_array(name, values):
     try:
         values = _dense(values)
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as fault:  # torch's are of many kinds
-        raise ValueError(f"{name} must be a dense array or tensor of numbers, not {type(values).__name__} ({fault})") from fault
+        raise ValueError(
+            f"{name} must be a dense array or tensor of numbers, not {type(values).__name__} ({fault})"
+        ) from fault
     if values.dtype.kind != "f":
         raise ValueError(f"{name} must be of a floating type, not {values.dtype}")
     return values
 
 
 def _dense(values):
-    if isinstance(values, list | tuple) and any(isinstance(one, list | tuple) or hasattr(one, "detach") for one in values):
+    if isinstance(values, list | tuple) and any(
+        isinstance(one, list | tuple) or hasattr(one, "detach") for one in values
+    ):
         return np.asarray([_dense(one) for one in values])
     if not hasattr(values, "detach"):
         return np.asarray(values)

@@ -38,8 +38,13 @@ def main(argv=None, commands=None) -> int:
         commands = {found.name: found.load for found in entry_points(group=GROUP)}
     parser = argparse.ArgumentParser(prog="intaglio", description="A decoder language model as synthesizable Verilog.")
     parser.add_argument("--version", action="version", version=f"intaglio {__version__}")
-    parser.add_argument("--tool", action="append", default=[], metavar="NAME=PROGRAM",
-                        help="use this program in place of the environment's own: verilator, g++; may be given again")
+    parser.add_argument(
+        "--tool",
+        action="append",
+        default=[],
+        metavar="NAME=PROGRAM",
+        help="use this program in place of the environment's own: verilator, g++; may be given again",
+    )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     chosen = argv[0] if argv and argv[0] in commands else None
     for name in sorted(commands):
@@ -75,7 +80,9 @@ def _register(subparsers, name, load):
         def unavailable(_args):
             raise Error(message)
 
-        stub = subparsers.add_parser(name, help="(not available in this installation)", add_help=False, prefix_chars="\0")
+        stub = subparsers.add_parser(
+            name, help="(not available in this installation)", add_help=False, prefix_chars="\0"
+        )
         stub.add_argument("rest", nargs="*")  # whatever it is: with that prefix, nothing is an option
         stub.set_defaults(run=unavailable)
         return

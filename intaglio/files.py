@@ -35,5 +35,7 @@ def check_output(path, what) -> Path:
         if not os.access(path if there else path.parent, os.W_OK if there else os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as fault:
-        raise Error(f"{what} must name a file that can be written, not {str(path)!r}: {fault.strerror or fault}") from fault
+        raise Error(
+            f"{what} must name a file that can be written, not {str(path)!r}: {fault.strerror or fault}"
+        ) from fault
     return path

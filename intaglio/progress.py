@@ -70,7 +70,7 @@ class Progress:
         waited = now - self._began
         line = f"intaglio: {self._text} ({waited:.0f} s)"
         if sys.stderr.isatty():
-            sys.stderr.write("\r\x1b[K" + line[:_columns() - 1])
+            sys.stderr.write("\r\x1b[K" + line[: _columns() - 1])
             self._drawn, self._due = True, now + DRAW_SECONDS
         else:
             sys.stderr.write(line + "\n")

@@ -16,8 +16,13 @@ CACHE = Path(__file__).parents[1] / "build" / "test-cache"
 
 
 def pytest_addoption(parser):
-    parser.addoption("--tool", action="append", default=[], metavar="NAME=PROGRAM",
-                     help="use this program in place of the environment's own: verilator, g++")
+    parser.addoption(
+        "--tool",
+        action="append",
+        default=[],
+        metavar="NAME=PROGRAM",
+        help="use this program in place of the environment's own: verilator, g++",
+    )
 
 
 def pytest_configure(config):

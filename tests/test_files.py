@@ -13,7 +13,9 @@ from intaglio.gen.checkpoint.tensorfile import TensorFolder
 
 def test_a_file_to_be_written_is_looked_at_and_left_alone(tmp_path):
     (tmp_path / "there").write_text("kept")
-    assert check_output(str(tmp_path / "there"), "it") == tmp_path / "there" and (tmp_path / "there").read_text() == "kept"
+    assert (
+        check_output(str(tmp_path / "there"), "it") == tmp_path / "there" and (tmp_path / "there").read_text() == "kept"
+    )
     check_output(tmp_path / "new", "it")
     assert check_output("new", "it") == Path("new") and not (tmp_path / "new").exists()
 
@@ -21,8 +23,13 @@ def test_a_file_to_be_written_is_looked_at_and_left_alone(tmp_path):
 def test_why_a_file_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to("loop")
-    for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "no" / "file", "No such file"), (tmp_path / "file" / "x", "Not a dir"),
-                         (tmp_path / "loop", "Too many levels"), (tmp_path / ("x" * 300), "File name too long")):
+    for path, reason in (
+        (tmp_path, "Is a directory"),
+        (tmp_path / "no" / "file", "No such file"),
+        (tmp_path / "file" / "x", "Not a dir"),
+        (tmp_path / "loop", "Too many levels"),
+        (tmp_path / ("x" * 300), "File name too long"),
+    ):
         with pytest.raises(Error, match=f"--map must name a file that can be written, not .*{path.name}': {reason}"):
             check_output(path, "--map")
     monkeypatch.setattr(os, "access", lambda *_: False)

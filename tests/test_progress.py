@@ -59,7 +59,9 @@ def test_on_a_terminal_one_line_that_goes_away(quick, capsys, monkeypatch):
         time.sleep(0.2)
         show("x" * 300)
     err = capsys.readouterr().err
-    assert err.startswith("\r\x1b[Kintaglio:  12% translating (0 s)\r\x1b[Kintaglio:  12% ") and err.endswith("\r\x1b[K")
+    assert err.startswith("\r\x1b[Kintaglio:  12% translating (0 s)\r\x1b[Kintaglio:  12% ") and err.endswith(
+        "\r\x1b[K"
+    )
     assert "\n" not in err and max(map(len, err.split("\r\x1b[K"))) < 80
 
 

@@ -16,14 +16,18 @@ BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 @pytest.mark.slow
 def test_readme(tmp_path):
     (tmp_path / "models").symlink_to(ROOT / "models")
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-                                "XDG_CACHE_HOME": str(ROOT / "build" / "test-cache")}
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "XDG_CACHE_HOME": str(ROOT / "build" / "test-cache"),
+    }
     blocks = BLOCK.findall((ROOT / "README.md").read_text())
     assert [kind for kind, _ in blocks].count("sh") >= 2 and "python" in dict(blocks)
     outputs = []
     for kind, text in blocks:
         command = ["bash", "-euc", text] if kind == "sh" else [sys.executable, "-c", text]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
         assert done.returncode == 0, done.stderr
         outputs.append(done.stdout)
     assert "def read_header" not in outputs[0] and len(outputs[0]) > 80  # the continuation, not the prompt

@@ -101,13 +101,17 @@ def _acceptable(out, about):
     try:
         if marker.is_file():
             if marker.read_bytes() != about:
-                raise Error(f"the output folder must hold banks of the same model, layout and form, and {out} holds others")
+                raise Error(
+                    f"the output folder must hold banks of the same model, layout and form, and {out} holds others"
+                )
             if os.path.lexists(out / "manifest.json") and (described(out) or {}).get("format") != FORMAT:
                 raise Error(f"files that no generator wrote must not be in the way in {out}: move manifest.json")
         elif not out.is_dir():
             check_folder(out, "banks")
         elif others := sorted(path.name for path in out.iterdir() if path.name != ".lock"):
-            raise Error(f"the output folder {out} must be empty or hold banks, and holds {', '.join(others[:3])}: choose another folder")
+            raise Error(
+                f"the output folder {out} must be empty or hold banks, and holds {', '.join(others[:3])}: choose another folder"
+            )
     except OSError as fault:
         raise Error(f"cannot read the output folder {out}: {fault}") from fault
 
@@ -139,7 +143,11 @@ def _locked(out, about):
 
 def _partial(out):
     """Folders of parts that are being written."""
-    return [path for path in out.glob(".*.partial") if path.is_dir() and re.fullmatch(r"\.(layer_\d+|embedding)\.partial", path.name)]
+    return [
+        path
+        for path in out.glob(".*.partial")
+        if path.is_dir() and re.fullmatch(r"\.(layer_\d+|embedding)\.partial", path.name)
+    ]
 
 
 def _replace(path, data):
@@ -161,15 +169,33 @@ class _Run:
         """Content of ``layout.json``."""
         config = self.reader.config
         layout, hidden = self.layout, config.hidden_size
-        banks = {name: {"rows": rows, "inputs": inputs, "words": layout.banks(rows, inputs), "bits": layout.bits}
-                 for name, (rows, inputs) in self.shapes.items()}
-        banks["embedding"] = {"rows": config.vocab_size, "inputs": hidden, "words": layout.banks(config.vocab_size, hidden),
-                              "bits": 8 * layout.width}
-        return json_text({"format": FORMAT, "format_version": 1, "generator": __version__, "form": self.form,
-                          "layout": dataclasses.asdict(layout), "model": config.to_json(), "banks_of_a_unit": banks}).encode()
+        banks = {
+            name: {"rows": rows, "inputs": inputs, "words": layout.banks(rows, inputs), "bits": layout.bits}
+            for name, (rows, inputs) in self.shapes.items()
+        }
+        banks["embedding"] = {
+            "rows": config.vocab_size,
+            "inputs": hidden,
+            "words": layout.banks(config.vocab_size, hidden),
+            "bits": 8 * layout.width,
+        }
+        return json_text(
+            {
+                "format": FORMAT,
+                "format_version": 1,
+                "generator": __version__,
+                "form": self.form,
+                "layout": dataclasses.asdict(layout),
+                "model": config.to_json(),
+                "banks_of_a_unit": banks,
+            }
+        ).encode()
 
     def check(self, pool, layers, everything, allow_constant):
-        tasks, suspect = [(index, "check_layer", index) for index in layers] + [("embedding", "check_embedding")] * everything, {}
+        tasks, suspect = (
+            [(index, "check_layer", index) for index in layers] + [("embedding", "check_embedding")] * everything,
+            {},
+        )
         for count, (key, result) in enumerate(pool.run(tasks), 1):
             if key == "embedding":
                 self.inputs["embedding"], suspect[key], self.largest = result
@@ -205,7 +231,9 @@ class _Run:
             need += sum(layout.positions * sum(layout.banks(*shape)) * (2 * -(-bits // 8) + 1) for shape in shapes)
         free = shutil.disk_usage(self.out).free
         if need > free:
-            raise Error(f"the output folder {self.out} must have room for {need / 1e6:,.0f} MB of banks, and {free / 1e6:,.0f} MB are free")
+            raise Error(
+                f"the output folder {self.out} must have room for {need / 1e6:,.0f} MB of banks, and {free / 1e6:,.0f} MB are free"
+            )
 
     def write(self, pool):
         (self.out / "manifest.json").unlink(missing_ok=True)
@@ -248,7 +276,9 @@ class _Run:
     def _exchange(self, partial, place):
         """Put the files of a part where an earlier one is that is not whole, its description last; other files there stay."""
         try:
-            former = [name for name in json.loads((place / "banks.json").read_bytes())["files"] if Path(name).name == name]
+            former = [
+                name for name in json.loads((place / "banks.json").read_bytes())["files"] if Path(name).name == name
+            ]
         except (OSError, ValueError, KeyError, TypeError):
             former = []
         for name in ("banks.json", *former):
@@ -264,17 +294,28 @@ class _Run:
             scales |= of_matrix
             zeros, weights = zeros + zero, weights + count
         gains, constants = layer_constants(index, scales, self.reader.norms(index), self.reader.config.head_dim)
-        return ({"files": files, "constants": {name: [scalar.m, scalar.e] for name, scalar in constants.items()},
-                 "zero_weight_share": round(zeros / weights, 6)},
-                {"gains.hex": self._gains([gains[name] for name in GAINS])})
+        return (
+            {
+                "files": files,
+                "constants": {name: [scalar.m, scalar.e] for name, scalar in constants.items()},
+                "zero_weight_share": round(zeros / weights, 6),
+            },
+            {"gains.hex": self._gains([gains[name] for name in GAINS])},
+        )
 
     def _embedding(self, results):
         config = self.reader.config
         scale, embed_scale, embed_shift = embedding_scales(self.largest)
         gains, unit = head_constants(self.reader.final_norm(), scale, logit_shift(config.hidden_size))
-        return ({"files": {name: digest for digests in results.values() for name, digest in digests.items()},
-                 "embed_scale": embed_scale, "embed_shift": embed_shift, "logit_unit": [unit.m, unit.e]},
-                {"gains.hex": self._gains([gains])})
+        return (
+            {
+                "files": {name: digest for digests in results.values() for name, digest in digests.items()},
+                "embed_scale": embed_scale,
+                "embed_shift": embed_shift,
+                "logit_unit": [unit.m, unit.e],
+            },
+            {"gains.hex": self._gains([gains])},
+        )
 
     def _gains(self, vectors):
         """Image of norm gains: words of ``width`` 16-bit numbers, each norm from a word of its own."""
@@ -283,9 +324,14 @@ class _Run:
         return hex_text(np.concatenate(padded).astype("<i2").view(np.uint8))
 
     def finish(self, everything):
-        parts = {part: hashlib.sha256((self.out / part / "banks.json").read_bytes()).hexdigest() for part in sorted(self.inputs)}
-        _replace(self.out / "manifest.json", json_text(
-            {"format": FORMAT, "format_version": 1, "complete": everything, "parts": parts}).encode())
+        parts = {
+            part: hashlib.sha256((self.out / part / "banks.json").read_bytes()).hexdigest()
+            for part in sorted(self.inputs)
+        }
+        _replace(
+            self.out / "manifest.json",
+            json_text({"format": FORMAT, "format_version": 1, "complete": everything, "parts": parts}).encode(),
+        )
         self.tell("written", 1.0)
 
 

@@ -71,7 +71,7 @@ class Job:
         elements = np.empty((stop - start, config.hidden_size), np.int8)
         for first in range(start, stop, 1024):
             last = min(first + 1024, stop)
-            elements[first - start:last - start] = quantise_embedding(self.reader.embed(first, last), scale)
+            elements[first - start : last - start] = quantise_embedding(self.reader.embed(first, last), scale)
         return self._write(folder, byte_banks(self.layout, "embedding", elements, tile), 8 * self.layout.width)
 
     def _write(self, folder, banks, bits):

@@ -114,7 +114,7 @@ def layout_for(preset):
 
 
 def matrix_banks(layout, layer, name, weights):
-    """Banks of one matrix (:func:`~intaglio.gen.emit.images.execution_matrix`) as pairs of :class:`Bank` and words, uint8 ``[depth, bytes]``."""
+    """Banks of one matrix (of :func:`~intaglio.gen.emit.images.execution_matrix`): pairs of :class:`Bank` and words, uint8 ``[depth, bytes]``."""
     for lane, unit, rows in _units(layout, weights):
         words = pack(rows, layout.packing)
         yield from _cut(layout, layer, name, lane, unit, weights.shape[1], words)
@@ -141,4 +141,4 @@ def _units(layout, matrix):
 def _cut(layout, layer, name, lane, unit, inputs, words):
     step = layout.groups_in_bank(inputs) * layout.chunks(inputs)
     for tile, start in enumerate(range(0, len(words), step)):
-        yield Bank(layer=layer, matrix=name, lane=lane, unit=unit, tile=tile), words[start:start + step]
+        yield Bank(layer=layer, matrix=name, lane=lane, unit=unit, tile=tile), words[start : start + step]

@@ -68,7 +68,9 @@ class Pool:
                     self.peaks[process] = peak
                     yield key, result
         except BrokenProcessPool as fault:
-            raise Error("a working process ended by itself (killed, or out of memory); what is complete stays, run again") from fault
+            raise Error(
+                "a working process ended by itself (killed, or out of memory); what is complete stays, run again"
+            ) from fault
         finally:
             for future in pending:
                 future.cancel()

@@ -23,7 +23,9 @@ def pack(weights):
     """
     weights = np.asarray(weights)
     if weights.ndim != 2 or weights.shape[0] % ROWS_PER_BYTE:
-        raise CheckpointError(f"a packed matrix must be [rows, columns] with rows a multiple of 4, not {list(weights.shape)}")
+        raise CheckpointError(
+            f"a packed matrix must be [rows, columns] with rows a multiple of 4, not {list(weights.shape)}"
+        )
     if not np.isin(weights, (-1, 0, 1)).all():
         raise CheckpointError("weights must be in {-1, 0, 1}")
     codes = (weights + 1).astype(np.uint8).reshape(ROWS_PER_BYTE, -1, weights.shape[1])
@@ -44,8 +46,10 @@ def check_codes(packed, name="packed matrix"):
     if bad.any():
         bad = np.argwhere(bad)
         row, column = bad[0]
-        raise CheckpointError(f"{name} must hold ternary codes 0, 1 and 2, not the 3 in byte [{row}, {column}] = "
-                              f"0x{packed[row, column]:02x} ({len(bad)} such bytes)")
+        raise CheckpointError(
+            f"{name} must hold ternary codes 0, 1 and 2, not the 3 in byte [{row}, {column}] = "
+            f"0x{packed[row, column]:02x} ({len(bad)} such bytes)"
+        )
 
 
 def unpack(packed, name="packed matrix"):
@@ -55,6 +59,6 @@ def unpack(packed, name="packed matrix"):
     rows = packed.shape[0]
     out = np.empty((ROWS_PER_BYTE * rows, packed.shape[1]), np.uint8)
     for k in range(ROWS_PER_BYTE):
-        np.bitwise_and(packed >> np.uint8(2 * k), 3, out=out[k * rows:(k + 1) * rows])
+        np.bitwise_and(packed >> np.uint8(2 * k), 3, out=out[k * rows : (k + 1) * rows])
     out -= 1
     return out.view(np.int8)

@@ -30,7 +30,10 @@ def norm_constants(index, norms):
 
 def layer_constants(index, layer):
     """The suspect tensors of a :class:`~intaglio.gen.checkpoint.weights.Layer`, as ``{tensor: its only value}``."""
-    values = {f"model.layers.{index}.{MATRIX_TENSORS[name]}.weight": only_value(matrix.weights) for name, matrix in layer.matrices.items()}
+    values = {
+        f"model.layers.{index}.{MATRIX_TENSORS[name]}.weight": only_value(matrix.weights)
+        for name, matrix in layer.matrices.items()
+    }
     return {name: value for name, value in values.items() if value is not None} | norm_constants(index, layer.norms)
 
 
@@ -50,5 +53,7 @@ def refuse_constant(found):
     if found:
         named = ", ".join(f"{name} (all {value:g})" for name, value in list(found.items())[:_NAMED])
         more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-        raise CheckpointError(f"a trained model's matrices must hold several values and its norms not only zeros, unlike {named}{more}: "
-                              "the file is damaged, or converted wrongly; --allow-constant (Python: allow_constant=True) takes it as it is")
+        raise CheckpointError(
+            f"a trained model's matrices must hold several values and its norms not only zeros, unlike {named}{more}: "
+            "the file is damaged, or converted wrongly; --allow-constant (Python: allow_constant=True) takes it as it is"
+        )

@@ -11,8 +11,16 @@ from pathlib import Path
 __all__ = ["CheckpointError", "ModelConfig"]
 
 _ARCHITECTURE = "BitNetForCausalLM"
-_DIMENSIONS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-               "num_key_value_heads", "head_dim", "max_position_embeddings")
+_DIMENSIONS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
 
 
 class CheckpointError(ValueError):
@@ -75,22 +83,33 @@ class ModelConfig:
             value = getattr(self, name)
             tokens = value if many and type(value) is tuple and value else (value,)
             if value is not None and not all(type(token) is int and 0 <= token < self.vocab_size for token in tokens):
-                raise CheckpointError(f"{name} must be null or one token id{many} in 0..{self.vocab_size - 1}, not {value!r}")
+                raise CheckpointError(
+                    f"{name} must be null or one token id{many} in 0..{self.vocab_size - 1}, not {value!r}"
+                )
         if self.num_attention_heads * self.head_dim != self.hidden_size:
-            raise CheckpointError(f"hidden_size must be num_attention_heads * head_dim = {self.num_attention_heads} * "
-                                  f"{self.head_dim} = {self.num_attention_heads * self.head_dim}, not {self.hidden_size}")
+            raise CheckpointError(
+                f"hidden_size must be num_attention_heads * head_dim = {self.num_attention_heads} * "
+                f"{self.head_dim} = {self.num_attention_heads * self.head_dim}, not {self.hidden_size}"
+            )
         if self.num_attention_heads % self.num_key_value_heads:
-            raise CheckpointError(f"num_key_value_heads must divide num_attention_heads = {self.num_attention_heads}, "
-                                  f"not be {self.num_key_value_heads}")
+            raise CheckpointError(
+                f"num_key_value_heads must divide num_attention_heads = {self.num_attention_heads}, "
+                f"not be {self.num_key_value_heads}"
+            )
         if self.head_dim % 2:
             raise CheckpointError(f"head_dim must be even (rotary embedding turns pairs), not {self.head_dim}")
-        for name, rows in (("hidden_size", self.hidden_size), ("intermediate_size", self.intermediate_size),
-                           ("num_key_value_heads * head_dim", self.key_value_size)):
+        for name, rows in (
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_key_value_heads * head_dim", self.key_value_size),
+        ):
             if rows % 4:
                 raise CheckpointError(f"{name} must be a multiple of 4 (four rows share a packed byte), not {rows}")
         if self.tie_word_embeddings is not True:
-            raise CheckpointError("tie_word_embeddings must be true (the head reads the embedding's memory), "
-                                  f"not {self.tie_word_embeddings!r}")
+            raise CheckpointError(
+                "tie_word_embeddings must be true (the head reads the embedding's memory), "
+                f"not {self.tie_word_embeddings!r}"
+            )
         if self.linear_class not in ("bitlinear", "autobitlinear"):
             raise CheckpointError(f"linear_class must be 'bitlinear' or 'autobitlinear', not {self.linear_class!r}")
         if self.quantization_mode not in ("offline", "online"):
@@ -135,24 +154,32 @@ class ModelConfig:
             _require(data, key, required)
         quantization = data.get("quantization_config")
         if not isinstance(quantization, dict):
-            raise CheckpointError("quantization_config must be present with quant_method 'bitnet': the weights must be "
-                                  f"ternary, not {quantization!r}")
+            raise CheckpointError(
+                "quantization_config must be present with quant_method 'bitnet': the weights must be "
+                f"ternary, not {quantization!r}"
+            )
         _require(quantization, "quant_method", "bitnet", optional=False)
         _require(quantization, "use_rms_norm", False)
         kept = quantization.get("modules_to_not_convert")
         if kept not in (None, [], ["lm_head"]):
-            raise CheckpointError(f"modules_to_not_convert must be null or ['lm_head'] (every matrix is ternary), not {kept!r}")
+            raise CheckpointError(
+                f"modules_to_not_convert must be null or ['lm_head'] (every matrix is ternary), not {kept!r}"
+            )
         fields = {name: data[name] for name in _DIMENSIONS[:5] if name in data}
         missing = [name for name in _DIMENSIONS[:5] if name not in data]
         if missing:
             raise CheckpointError(f"config must give {', '.join(missing)}")
         heads = fields["num_attention_heads"]
-        fields["num_key_value_heads"] = data["num_key_value_heads"] if data.get("num_key_value_heads") is not None else heads
+        fields["num_key_value_heads"] = (
+            data["num_key_value_heads"] if data.get("num_key_value_heads") is not None else heads
+        )
         fields["head_dim"] = data.get("head_dim")
         if fields["head_dim"] is None:
             hidden = fields["hidden_size"]
             if type(hidden) is not int or type(heads) is not int or heads < 1 or hidden % heads:
-                raise CheckpointError(f"hidden_size must be a multiple of num_attention_heads = {heads!r}, not {hidden!r}")
+                raise CheckpointError(
+                    f"hidden_size must be a multiple of num_attention_heads = {heads!r}, not {hidden!r}"
+                )
             fields["head_dim"] = hidden // heads
         for name in ("rms_norm_eps", "max_position_embeddings"):
             if name in data:
@@ -160,17 +187,32 @@ class ModelConfig:
         for name in ("bos_token_id", "eos_token_id"):
             value = data.get(name)
             fields[name] = value if not isinstance(value, list) else value[0] if len(value) == 1 else tuple(value)
-        return cls(rope_theta=_rope_theta(data), tie_word_embeddings=data.get("tie_word_embeddings", False),
-                   linear_class=quantization.get("linear_class", "bitlinear"),
-                   quantization_mode=quantization.get("quantization_mode", "offline"), **fields)
+        return cls(
+            rope_theta=_rope_theta(data),
+            tie_word_embeddings=data.get("tie_word_embeddings", False),
+            linear_class=quantization.get("linear_class", "bitlinear"),
+            quantization_mode=quantization.get("quantization_mode", "offline"),
+            **fields,
+        )
 
     def to_json(self):
         """The content of an equivalent ``config.json``, as a dict of plain values."""
         fields = asdict(self)
-        quantization = {"quant_method": "bitnet", "linear_class": fields.pop("linear_class"),
-                        "quantization_mode": fields.pop("quantization_mode"), "modules_to_not_convert": None}
-        return {"architectures": [_ARCHITECTURE], "model_type": "bitnet", "hidden_act": "relu2", "attention_bias": False,
-                "dtype": "float32", **fields, "quantization_config": quantization}
+        quantization = {
+            "quant_method": "bitnet",
+            "linear_class": fields.pop("linear_class"),
+            "quantization_mode": fields.pop("quantization_mode"),
+            "modules_to_not_convert": None,
+        }
+        return {
+            "architectures": [_ARCHITECTURE],
+            "model_type": "bitnet",
+            "hidden_act": "relu2",
+            "attention_bias": False,
+            "dtype": "float32",
+            **fields,
+            "quantization_config": quantization,
+        }
 
 
 def _read_object(path):
@@ -201,7 +243,9 @@ def _rope_theta(data):
             continue
         if not isinstance(rope, dict):
             raise CheckpointError(f"{key} must be null or an object, not {rope!r}")
-        extra = {k: v for k, v in rope.items() if k != "rope_theta" and not (k in ("rope_type", "type") and v == "default")}
+        extra = {
+            k: v for k, v in rope.items() if k != "rope_theta" and not (k in ("rope_type", "type") and v == "default")
+        }
         if extra:
             raise CheckpointError(f"{key} must be plain rotary embedding (rope_type 'default'), not {extra!r}")
         theta = rope.get("rope_theta", theta)

@@ -13,11 +13,28 @@ from intaglio.rtl.arithmetic import numerics
 from intaglio.rtl.arithmetic.numerics import Scalar
 from intaglio.rtl.config.decoder import DecoderConfig
 
-__all__ = ["QuantisedLayer", "QuantisedModel", "decoder_config", "embedding_scales", "hardware_order", "head_constants", "layer_constants",
-           "quantise", "quantise_embedding", "quantise_layer"]
+__all__ = [
+    "QuantisedLayer",
+    "QuantisedModel",
+    "decoder_config",
+    "embedding_scales",
+    "hardware_order",
+    "head_constants",
+    "layer_constants",
+    "quantise",
+    "quantise_embedding",
+    "quantise_layer",
+]
 
-_NORM_OF = {"q": "input", "k": "input", "v": "input", "o": "attn_sub", "gate": "post_attention", "up": "post_attention",
-            "down": "ffn_sub"}  # the norm that a matrix's input comes from
+_NORM_OF = {
+    "q": "input",
+    "k": "input",
+    "v": "input",
+    "o": "attn_sub",
+    "gate": "post_attention",
+    "up": "post_attention",
+    "down": "ffn_sub",
+}  # the norm that a matrix's input comes from
 
 
 @dataclass(frozen=True)
@@ -49,9 +66,15 @@ class QuantisedModel:
 def decoder_config(model, **hardware):
     """The :class:`DecoderConfig` for a :class:`~intaglio.gen.checkpoint.model.ModelConfig` and the widths of the units."""
     return DecoderConfig(
-        hidden=model.hidden_size, intermediate=model.intermediate_size, layers=model.num_hidden_layers,
-        heads=model.num_attention_heads, kv_heads=model.num_key_value_heads, head_dim=model.head_dim,
-        vocab=model.vocab_size, **hardware)
+        hidden=model.hidden_size,
+        intermediate=model.intermediate_size,
+        layers=model.num_hidden_layers,
+        heads=model.num_attention_heads,
+        kv_heads=model.num_key_value_heads,
+        head_dim=model.head_dim,
+        vocab=model.vocab_size,
+        **hardware,
+    )
 
 
 def _gains(values):
@@ -88,7 +111,9 @@ def embedding_scales(largest):
         raise ValueError("the embedding must not be all zero")
     scale = largest / 127
     embed_shift = min(24, 16 - math.frexp(scale * 2.0**numerics.RESIDUAL_FRACTION)[1])
-    if round(scale * 2.0 ** (numerics.RESIDUAL_FRACTION + embed_shift)) == 1 << 16:  # rounded up, out of the instruction's 16 bits
+    if (
+        round(scale * 2.0 ** (numerics.RESIDUAL_FRACTION + embed_shift)) == 1 << 16
+    ):  # rounded up, out of the instruction's 16 bits
         embed_shift -= 1
     embed_scale = round(scale * 2.0 ** (numerics.RESIDUAL_FRACTION + embed_shift))
     if embed_shift < 0 or embed_scale == 0:
@@ -125,8 +150,10 @@ def layer_constants(index, scales, norms, head_dim):
         gains[name], gamma[name] = _gains(values)
     for name, norm in _NORM_OF.items():
         factor = {"q": score, "k": key, "v": key}.get(name, 1.0)
-        constants[name] = _constant(f"the scale of layer {index}'s {name}",
-                                    scales[name] * gamma[norm] * math.sqrt(len(norms[norm])) / 127 * factor)
+        constants[name] = _constant(
+            f"the scale of layer {index}'s {name}",
+            scales[name] * gamma[norm] * math.sqrt(len(norms[norm])) / 127 * factor,
+        )
     return gains, constants
 
 
@@ -174,6 +201,7 @@ def quantise(checkpoint, config):
         residual_epsilon=_constant("rms_norm_eps", epsilon * config.hidden * 2.0 ** (2 * numerics.RESIDUAL_FRACTION)),
         attention_epsilon=_constant("rms_norm_eps", epsilon * config.hidden),
         gated_epsilon=_constant("rms_norm_eps", epsilon * config.intermediate),
-        increments=tuple(numerics.rotary_increment(i, config.head_dim, model.rope_theta)
-                         for i in range(config.head_dim // 2)),
+        increments=tuple(
+            numerics.rotary_increment(i, config.head_dim, model.rope_theta) for i in range(config.head_dim // 2)
+        ),
     )

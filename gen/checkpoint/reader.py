@@ -13,7 +13,13 @@ import numpy as np
 
 from intaglio.gen.checkpoint import tensorfile
 from intaglio.gen.checkpoint.codes import ROWS_PER_BYTE, check_codes, pack, unpack
-from intaglio.gen.checkpoint.constant import layer_constants, norm_constants, only_packed_value, only_value, refuse_constant
+from intaglio.gen.checkpoint.constant import (
+    layer_constants,
+    norm_constants,
+    only_packed_value,
+    only_value,
+    refuse_constant,
+)
 from intaglio.gen.checkpoint.model import CheckpointError, ModelConfig
 from intaglio.gen.checkpoint.weights import (
     MATRIX_TENSORS,
@@ -27,8 +33,21 @@ from intaglio.gen.checkpoint.weights import (
     stored_scale,
 )
 
-__all__ = ["MATRIX_TENSORS", "NORM_TENSORS", "Checkpoint", "CheckpointReader", "Layer", "Ternary", "absmean_ternary", "base_digest",
-           "end_constants", "load_checkpoint", "loaded_scale", "save_checkpoint", "stored_scale"]
+__all__ = [
+    "MATRIX_TENSORS",
+    "NORM_TENSORS",
+    "Checkpoint",
+    "CheckpointReader",
+    "Layer",
+    "Ternary",
+    "absmean_ternary",
+    "base_digest",
+    "end_constants",
+    "load_checkpoint",
+    "loaded_scale",
+    "save_checkpoint",
+    "stored_scale",
+]
 
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 FLOATS = ("F32", "BF16", "F16")
@@ -78,12 +97,16 @@ class CheckpointReader:
             for name, size in c.norm_sizes.items():
                 self._expect(left, f"{prefix}{NORM_TENSORS[name]}.weight", (size,))
         if left:
-            raise CheckpointError(f"{folder} must hold no other tensors than the decoder's, not {', '.join(sorted(left)[:8])} "
-                                  f"({len(left)} unexpected)")
+            raise CheckpointError(
+                f"{folder} must hold no other tensors than the decoder's, not {', '.join(sorted(left)[:8])} "
+                f"({len(left)} unexpected)"
+            )
         if self.scales and (median := statistics.median(self.scales.values())) > LARGEST_SCALE:
             other = "autobitlinear" if c.linear_class == "bitlinear" else "bitlinear"
-            raise CheckpointError(f"weight_scale must be meant as linear_class {c.linear_class!r} says, but then half of the matrices "
-                                  f"are multiplied by more than {median:.4g}; as {other!r} by less than {1 / median:.4g}")
+            raise CheckpointError(
+                f"weight_scale must be meant as linear_class {c.linear_class!r} says, but then half of the matrices "
+                f"are multiplied by more than {median:.4g}; as {other!r} by less than {1 / median:.4g}"
+            )
 
     def _expect(self, left, name, shape, kinds=FLOATS):
         """Check and cross off one tensor."""
@@ -100,8 +123,9 @@ class CheckpointReader:
         if name not in left or left[name].dtype == "U8":
             self._expect(left, name, (shape[0] // ROWS_PER_BYTE, shape[1]), ("U8",))
         elif self.config.linear_class == "bitlinear":
-            raise CheckpointError(f"tensor {name} must be U8 (linear_class 'bitlinear' stores packed weights), "
-                                  f"not {left[name].dtype}")
+            raise CheckpointError(
+                f"tensor {name} must be U8 (linear_class 'bitlinear' stores packed weights), not {left[name].dtype}"
+            )
         else:
             self._expect(left, name, shape)
             if self.config.quantization_mode == "online":
@@ -115,7 +139,9 @@ class CheckpointReader:
     def _floats(self, name, start=0, stop=None):
         values = self._files.read(name, start, stop).to_float32()
         if not np.isfinite(values).all():
-            raise CheckpointError(f"tensor {name} must be finite, but {np.count_nonzero(~np.isfinite(values))} values are not")
+            raise CheckpointError(
+                f"tensor {name} must be finite, but {np.count_nonzero(~np.isfinite(values))} values are not"
+            )
         return values
 
     def matrix(self, index, name):
@@ -129,14 +155,18 @@ class CheckpointReader:
             if self.config.quantization_mode == "online":
                 return absmean_ternary(values)
             if not np.isin(values, (-1, 0, 1)).all():
-                raise CheckpointError(f"tensor {name} must hold only -1, 0 and 1 (quantization_mode is 'offline'), "
-                                      f"not {values[~np.isin(values, (-1, 0, 1))][0]}")
+                raise CheckpointError(
+                    f"tensor {name} must hold only -1, 0 and 1 (quantization_mode is 'offline'), "
+                    f"not {values[~np.isin(values, (-1, 0, 1))][0]}"
+                )
             weights = values.astype(np.int8)
         return Ternary(weights=weights, scale=self.scales[stem])
 
     def layer(self, index):
         """Read layer ``index`` as :class:`Layer`."""
-        return Layer(matrices={name: self.matrix(index, name) for name in self.config.matrix_shapes}, norms=self.norms(index))
+        return Layer(
+            matrices={name: self.matrix(index, name) for name in self.config.matrix_shapes}, norms=self.norms(index)
+        )
 
     def check_layer(self, index):
         """Raise what reading layer ``index`` would raise; returns its suspect tensors, as ``{tensor: its only value}``."""
@@ -155,7 +185,9 @@ class CheckpointReader:
 
     def norms(self, index):
         """Gains of layer ``index`` by norm, float32."""
-        return {name: self._floats(f"model.layers.{index}.{NORM_TENSORS[name]}.weight") for name in self.config.norm_sizes}
+        return {
+            name: self._floats(f"model.layers.{index}.{NORM_TENSORS[name]}.weight") for name in self.config.norm_sizes
+        }
 
     def embed(self, start=0, stop=None):
         """Rows ``start .. stop - 1`` of the embedding, float32."""
@@ -174,8 +206,10 @@ class CheckpointReader:
         for start, rows in self.embed_blocks():
             different += np.count_nonzero(rows != self._floats(HEAD, start, start + len(rows)))
         if different:
-            raise CheckpointError(f"tensor {HEAD} must equal {EMBEDDING}, whose memory the head reads, but {different} values differ: "
-                                  "the model is not tied, whatever tie_word_embeddings says")
+            raise CheckpointError(
+                f"tensor {HEAD} must equal {EMBEDDING}, whose memory the head reads, but {different} values differ: "
+                "the model is not tied, whatever tie_word_embeddings says"
+            )
 
     def final_norm(self):
         """Gains of the final norm, float32."""
@@ -227,8 +261,12 @@ def load_checkpoint(folder, *, allow_constant=False):
         for index, layer in enumerate(layers):
             suspect |= layer_constants(index, layer)
         refuse_constant(suspect)
-    return Checkpoint(config=dataclasses.replace(reader.config, quantization_mode="offline"), embed=embed, layers=layers,
-                      final_norm=final_norm)
+    return Checkpoint(
+        config=dataclasses.replace(reader.config, quantization_mode="offline"),
+        embed=embed,
+        layers=layers,
+        final_norm=final_norm,
+    )
 
 
 def save_checkpoint(folder, checkpoint, embedding_dtype="F32"):
@@ -248,8 +286,10 @@ def save_checkpoint(folder, checkpoint, embedding_dtype="F32"):
         An embedding value is outside the range of its stored type.
     """
     c = checkpoint.config
-    tensors = {EMBEDDING: tensorfile.Tensor.from_float32(checkpoint.embed, embedding_dtype),
-               FINAL_NORM: tensorfile.Tensor.from_float32(checkpoint.final_norm, "F32")}
+    tensors = {
+        EMBEDDING: tensorfile.Tensor.from_float32(checkpoint.embed, embedding_dtype),
+        FINAL_NORM: tensorfile.Tensor.from_float32(checkpoint.final_norm, "F32"),
+    }
     for index, layer in enumerate(checkpoint.layers):
         prefix = f"model.layers.{index}."
         for name, matrix in layer.matrices.items():

@@ -44,9 +44,13 @@ def random_checkpoint(config, seed=0, zeros=1 / 3):
         weights = rng.choice(np.array([-1, 0, 1], np.int8), shape, p=((1 - zeros) / 2, zeros, (1 - zeros) / 2))
         return Ternary(weights=weights, scale=_scale(shape))
 
-    layers = tuple(Layer(matrices={name: matrix(shape) for name, shape in config.matrix_shapes.items()},
-                         norms={name: gains(size) for name, size in config.norm_sizes.items()})
-                   for _ in range(config.num_hidden_layers))
+    layers = tuple(
+        Layer(
+            matrices={name: matrix(shape) for name, shape in config.matrix_shapes.items()},
+            norms={name: gains(size) for name, size in config.norm_sizes.items()},
+        )
+        for _ in range(config.num_hidden_layers)
+    )
     embed = rng.normal(size=(config.vocab_size, config.hidden_size)).astype(np.float32)
     return Checkpoint(config=config, embed=embed, layers=layers, final_norm=gains(config.hidden_size))
 

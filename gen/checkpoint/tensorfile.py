@@ -18,7 +18,11 @@ from intaglio.gen.checkpoint.model import CheckpointError
 __all__ = ["Entry", "Tensor", "TensorFolder", "file_order", "from_bytes", "header", "to_bytes"]
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_WIDTH = {"F32": 4, "BF16": 2, "F16": 2}  # bytes; other types are written as bytes. Wide types come first: all are aligned.
+_WIDTH = {
+    "F32": 4,
+    "BF16": 2,
+    "F16": 2,
+}  # bytes; other types are written as bytes. Wide types come first: all are aligned.
 
 
 @dataclass(frozen=True)
@@ -150,8 +154,10 @@ class TensorFolder:
             expected = {name for name, place in places.items() if place == shard}
             if set(found) != expected:
                 difference = sorted(set(found) ^ expected)
-                raise CheckpointError(f"{folder / shard} must hold the tensors that the index names; "
-                                      f"differing: {', '.join(difference[:8])} ({len(difference)})")
+                raise CheckpointError(
+                    f"{folder / shard} must hold the tensors that the index names; "
+                    f"differing: {', '.join(difference[:8])} ({len(difference)})"
+                )
             self.entries.update(found)
 
     def read(self, name, start=0, stop=None):
@@ -174,7 +180,10 @@ class TensorFolder:
 def _entries(path):
     """``{name: Entry}`` of one file, whose header the safetensors library has checked against the file's length."""
     try:
-        with open(path, "rb") as file, safe_open(path, "np"):  # opened here first: safetensors takes every fault for a missing file
+        with (
+            open(path, "rb") as file,
+            safe_open(path, "np"),
+        ):  # opened here first: safetensors takes every fault for a missing file
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
     except OSError as error:

@@ -7,13 +7,33 @@ import numpy as np
 
 from intaglio.gen.checkpoint.model import CheckpointError, ModelConfig
 
-__all__ = ["MATRIX_TENSORS", "NORM_TENSORS", "Checkpoint", "Layer", "Ternary", "absmean_ternary", "base_digest", "loaded_scale",
-           "stored_scale"]
+__all__ = [
+    "MATRIX_TENSORS",
+    "NORM_TENSORS",
+    "Checkpoint",
+    "Layer",
+    "Ternary",
+    "absmean_ternary",
+    "base_digest",
+    "loaded_scale",
+    "stored_scale",
+]
 
-MATRIX_TENSORS = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
-                  "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
-NORM_TENSORS = {"input": "input_layernorm", "attn_sub": "self_attn.attn_sub_norm",
-                "post_attention": "post_attention_layernorm", "ffn_sub": "mlp.ffn_sub_norm"}
+MATRIX_TENSORS = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+NORM_TENSORS = {
+    "input": "input_layernorm",
+    "attn_sub": "self_attn.attn_sub_norm",
+    "post_attention": "post_attention_layernorm",
+    "ffn_sub": "mlp.ffn_sub_norm",
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,11 +52,15 @@ class Ternary:
 
     def __post_init__(self):
         if self.weights.dtype != np.int8 or self.weights.ndim != 2:
-            raise CheckpointError(f"weights must be int8 [out, in], not {self.weights.dtype} {list(self.weights.shape)}")
+            raise CheckpointError(
+                f"weights must be int8 [out, in], not {self.weights.dtype} {list(self.weights.shape)}"
+            )
         if self.weights.size and not (-1 <= self.weights.min() and self.weights.max() <= 1):
             raise CheckpointError(f"weights must be in {{-1, 0, 1}}, not {self.weights.min()}..{self.weights.max()}")
         if not 2.0**-126 <= self.scale <= 2.0**126:
-            raise CheckpointError(f"scale must be a normal float32 above 0 whose inverse is one too, not {self.scale!r}")
+            raise CheckpointError(
+                f"scale must be a normal float32 above 0 whose inverse is one too, not {self.scale!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,15 +107,21 @@ class Checkpoint:
         _check_floats("embed", self.embed, (c.vocab_size, c.hidden_size))
         _check_floats("final_norm", self.final_norm, (c.hidden_size,))
         if len(self.layers) != c.num_hidden_layers:
-            raise CheckpointError(f"layers must be num_hidden_layers = {c.num_hidden_layers} long, not {len(self.layers)}")
+            raise CheckpointError(
+                f"layers must be num_hidden_layers = {c.num_hidden_layers} long, not {len(self.layers)}"
+            )
         for index, layer in enumerate(self.layers):
-            for kind, found, expected in (("matrices", layer.matrices, c.matrix_shapes), ("norms", layer.norms, c.norm_sizes)):
+            for kind, found, expected in (
+                ("matrices", layer.matrices, c.matrix_shapes),
+                ("norms", layer.norms, c.norm_sizes),
+            ):
                 if set(found) != set(expected):
                     raise CheckpointError(f"layer {index}'s {kind} must be {sorted(expected)}, not {sorted(found)}")
             for name, shape in c.matrix_shapes.items():
                 if layer.matrices[name].weights.shape != shape:
-                    raise CheckpointError(f"layer {index}'s {name} must be {list(shape)}, "
-                                          f"not {list(layer.matrices[name].weights.shape)}")
+                    raise CheckpointError(
+                        f"layer {index}'s {name} must be {list(shape)}, not {list(layer.matrices[name].weights.shape)}"
+                    )
             for name, size in c.norm_sizes.items():
                 _check_floats(f"layer {index}'s {name} norm", layer.norms[name], (size,))
 

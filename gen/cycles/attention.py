@@ -54,7 +54,12 @@ def _pass(c, memory, *, blocks, heads, groups):
     compute = pass_tiles(c, blocks=1, heads=heads, groups=groups) * c.head_dim + heads * groups
     ends, retired, now = [0.0, 0.0], [], 0.0
     for block in range(blocks):
-        ends = [ends[1], memory.following(ends, request_beats(c, FetchKind.K), retired[block - c.lines] if block >= c.lines else 0.0)]
+        ends = [
+            ends[1],
+            memory.following(
+                ends, request_beats(c, FetchKind.K), retired[block - c.lines] if block >= c.lines else 0.0
+            ),
+        ]
         now = max(now, ends[1]) + compute
         retired.append(now)
     return round(now) + PASS
@@ -77,8 +82,12 @@ def index_cycles(c, blocks, aware, memory):
     for _ in range(c.group):
         ends = [ends[1], memory.following(ends, queries, 0.0)]
     return {
-        "load": round(ends[1]), "max": one + c.group * c.row_groups * norm, "mass": one + SETTLE,
-        "select": max(decision, select_cycles(blocks, MASS_BITS)), "pool": aware * pool + c.group, "map": pattern_cycles(c, blocks) + 2,
+        "load": round(ends[1]),
+        "max": one + c.group * c.row_groups * norm,
+        "mass": one + SETTLE,
+        "select": max(decision, select_cycles(blocks, MASS_BITS)),
+        "pool": aware * pool + c.group,
+        "map": pattern_cycles(c, blocks) + 2,
     }
 
 
@@ -94,10 +103,18 @@ class _Walk:
     def __init__(self, c, memory, blocks):
         self.c, self.memory, self.now = c, memory, 0.0
         self.alone, self.share = drain_cycles(c), drain_cycles(c) / _drain_busy(c)
-        self.owed, self.left, self.drained = 0, 0.0, []  # results that leave or wait, what is left of the first of them, ends of all before
+        self.owed, self.left, self.drained = (
+            0,
+            0.0,
+            [],
+        )  # results that leave or wait, what is left of the first of them, ends of all before
         self.accepted, self.ends, self.queries_next = 0.0, [0.0, 0.0], True
         self.queries, self.keys = [], []  # when each block asked for is there
-        self.total, self.wanted, self.asked = blocks * c.group, [], 0  # query blocks of the run; times at which key blocks may be asked for
+        self.total, self.wanted, self.asked = (
+            blocks * c.group,
+            [],
+            0,
+        )  # query blocks of the run; times at which key blocks may be asked for
 
     def advance(self, cycles, speed):
         """Pass time, in which results leave at a speed."""
@@ -120,8 +137,15 @@ class _Walk:
     def fetch(self):
         """The next request: query and key blocks take turns, two requests are under way at a time."""
         index, never = len(self.queries), float("inf")
-        query = never if index == self.total else 0.0 if index < self.c.slots else \
-            self.drained[index - self.c.slots] if index - self.c.slots < len(self.drained) else never
+        query = (
+            never
+            if index == self.total
+            else 0.0
+            if index < self.c.slots
+            else self.drained[index - self.c.slots]
+            if index - self.c.slots < len(self.drained)
+            else never
+        )
         key = self.wanted[len(self.keys)] if len(self.keys) < len(self.wanted) else never
         if min(query, key) == never:  # every slot is in use: until one is free
             self.advance(self.left, 1.0)
@@ -170,10 +194,16 @@ def attend_cycles(c, block_map, misses, memory):
     """
     heads, blocks, _ = block_map.shape
     whole, diagonal = (2 * c.head_dim * job_tiles(c, kind) for kind in (False, True))
-    visits = [(first, key) for first in range(0, blocks, c.window) for key in range(min(first + c.window, blocks))
-              if block_map[:, first:first + c.window, key].any()]
+    visits = [
+        (first, key)
+        for first in range(0, blocks, c.window)
+        for key in range(min(first + c.window, blocks))
+        if block_map[:, first : first + c.window, key].any()
+    ]
     walk, missing, loaded = _Walk(c, memory, blocks), _missing(visits, misses), -1
-    decided = sum(c.group * (-(-blocks // c.columns) - key // c.columns) + 2 for key in range(blocks)) + c.group + DECISION
+    decided = (
+        sum(c.group * (-(-blocks // c.columns) - key // c.columns) + 2 for key in range(blocks)) + c.group + DECISION
+    )
     retired = []
     for number, (first, key) in enumerate(visits):
         while loaded < min(number + c.lookahead, len(visits) - 1):  # visits that may be decided by now
@@ -184,7 +214,7 @@ def attend_cycles(c, block_map, misses, memory):
         if missing[number]:
             walk.wait(walk.keys, walk.asked)
             walk.asked += 1
-        rows = block_map[:, first:first + c.window, key]
+        rows = block_map[:, first : first + c.window, key]
         for query in range(first, min(first + c.window, blocks)):
             for head in range(heads):
                 if rows[head, query - first]:

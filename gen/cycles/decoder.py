@@ -20,8 +20,17 @@ from intaglio.rtl.vector.unit import Kind, VectorUnit
 __all__ = ["Timing", "TokenCycles", "operations", "token_cycles"]
 
 _VECTOR = {Op.EMBED: Kind.EMBED, Op.NORM8: Kind.NORM8, Op.NORM16: Kind.NORM16, Op.ROPE: Kind.ROPE, Op.DRAIN: Kind.DRAIN}
-_PHASE = {Op.EMBED: "embed", Op.NORM8: "norm", Op.NORM16: "norm", Op.LINEAR: "linear", Op.ADAPT: "linear", Op.ROPE: "rotary",
-          Op.ATTEND: "attention", Op.DRAIN: "attention", Op.HEAD: "head"}
+_PHASE = {
+    Op.EMBED: "embed",
+    Op.NORM8: "norm",
+    Op.NORM16: "norm",
+    Op.LINEAR: "linear",
+    Op.ADAPT: "linear",
+    Op.ROPE: "rotary",
+    Op.ATTEND: "attention",
+    Op.DRAIN: "attention",
+    Op.HEAD: "head",
+}
 
 
 @dataclass

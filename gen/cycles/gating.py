@@ -1,6 +1,6 @@
 """What power gating does in a token: closed form of the banks' activity, and its picture.
 
-    python -m intaglio.gen.cycles.gating --model models/burin --preset desk --set gate_words=1024 -o timeline.svg
+python -m intaglio.gen.cycles.gating --model models/burin --preset desk --set gate_words=1024 -o timeline.svg
 """
 
 import argparse
@@ -14,7 +14,14 @@ from intaglio.rtl.ternary.gate import BankGate
 
 __all__ = ["Interval", "bank_activity", "powered_intervals", "timeline"]
 
-_COLOURS = {"embed": "#bbb", "norm": "#e0c060", "linear": "#4a78b0", "rotary": "#b070b0", "attention": "#60a070", "head": "#c06050"}
+_COLOURS = {
+    "embed": "#bbb",
+    "norm": "#e0c060",
+    "linear": "#4a78b0",
+    "rotary": "#b070b0",
+    "attention": "#60a070",
+    "head": "#c06050",
+}
 _POWERED, _OFF = "#999", "#f2f2f2"
 
 
@@ -47,7 +54,9 @@ def powered_intervals(config, streams):
             begin, end = bank * size, (bank + 1) * size
             since = announced + 1 if begin <= word + lead else first + begin - lead - word
             until = first + min(end, stop) - 1 - word
-            out.append(Interval(bank=bank, first=since + 1, last=until + 2, reads=max(0, min(end, stop) - max(begin, word))))
+            out.append(
+                Interval(bank=bank, first=since + 1, last=until + 2, reads=max(0, min(end, stop) - max(begin, word)))
+            )
         word = stop
     return out
 
@@ -71,8 +80,10 @@ def timeline(config, token, title):
     left, width, row, top = 64, 1000, 12, 46
     scale = width / total
     height = top + row * banks + 34
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 16} {height}" font-family="sans-serif" font-size="11">',
-           f'<rect width="100%" height="100%" fill="white"/><text x="8" y="16" font-size="13">{title}</text>']
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 16} {height}" font-family="sans-serif" font-size="11">',
+        f'<rect width="100%" height="100%" fill="white"/><text x="8" y="16" font-size="13">{title}</text>',
+    ]
     stops = [*(first for _, first in token.starts[1:]), total]
     for (name, first), stop in zip(token.starts, stops, strict=True):
         out.append(_box(left + first * scale, 26, (stop - first) * scale, 12, _COLOURS[name]))
@@ -86,7 +97,11 @@ def timeline(config, token, title):
         if i.reads:
             out.append(_box(left + (i.last - 1 - i.reads) * scale, y, i.reads * scale, row - 2, _COLOURS["linear"]))
     x, y = left, top + row * banks + 18
-    for label, colour in [*((name, _COLOURS[name]) for name in _COLOURS), ("bank with power, not read", _POWERED), ("off", _OFF)]:
+    for label, colour in [
+        *((name, _COLOURS[name]) for name in _COLOURS),
+        ("bank with power, not read", _POWERED),
+        ("off", _OFF),
+    ]:
         out += [_box(x, y - 9, 10, 10, colour), f'<text x="{x + 14}" y="{y}">{label}</text>']
         x += 30 + 7 * len(label)
     out.append(f'<text x="{left + width}" y="{y}" text-anchor="end">{total:,} cycles</text></svg>')
@@ -103,10 +118,14 @@ def main(arguments=None):
     from intaglio.gen.cli import changes
     from intaglio.gen.presets.decoder import config_for
 
-    parser = argparse.ArgumentParser(prog="python -m intaglio.gen.cycles.gating", description="Draw which banks have power during a token.")
+    parser = argparse.ArgumentParser(
+        prog="python -m intaglio.gen.cycles.gating", description="Draw which banks have power during a token."
+    )
     parser.add_argument("--model", required=True, metavar="DIR", help="checkpoint folder")
     parser.add_argument("--preset", default="desk", metavar="NAME")
-    parser.add_argument("--set", action="append", default=[], metavar="WIDTH=VALUE", help="change one width of the preset")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="WIDTH=VALUE", help="change one width of the preset"
+    )
     parser.add_argument("--position", type=int, default=127, metavar="N", help="of the token, default 127")
     parser.add_argument("-o", "--out", required=True, metavar="FILE", help="SVG to write")
     args = parser.parse_args(arguments)
@@ -119,8 +138,10 @@ def main(arguments=None):
         if not 0 <= args.position < config.context:
             raise ValueError(f"--position must be in 0..{config.context - 1}, not {args.position}")
         token = token_cycles(quantise(checkpoint, config), args.position)
-        title = (f"{Path(args.model).name} on {args.preset}, token {args.position}: {config.gate_banks} columns of banks of "
-                 f"{config.gate_words:,} words, wake-up {config.gate_wake} cycles")
+        title = (
+            f"{Path(args.model).name} on {args.preset}, token {args.position}: {config.gate_banks} columns of banks of "
+            f"{config.gate_words:,} words, wake-up {config.gate_wake} cycles"
+        )
         Path(args.out).write_text(timeline(config, token, title))
     except (Error, ValueError, OSError) as fault:
         sys.stderr.write(f"intaglio: error: {fault}\n")

@@ -39,6 +39,7 @@ def generate(preset, out, *, prefix=None, progress=None, reuse=False, **changes)
     Error, ValueError
         The folder holds something else; the shape does not fit.
     """
+
     def tell(text, share):
         if progress:
             progress(text, share)
@@ -56,12 +57,19 @@ def generate(preset, out, *, prefix=None, progress=None, reuse=False, **changes)
     shell = PrefillShell(config, int(digest[:8], 16))
     modules = renamed(convert(shell, f"intaglio_{NAME}", shell.port_map()) | {RAM_MODULE: RAM_VERILOG}, NAME, top)
     tell("files", 0.95)
-    files = {"verilog": sorted(f"rtl/{name}.v" for name in modules), "rom": [], "lint": ["lint.vlt"], "core": [f"{top}.core"],
-             "header": [f"{top}.h"]}
+    files = {
+        "verilog": sorted(f"rtl/{name}.v" for name in modules),
+        "rom": [],
+        "lint": ["lint.vlt"],
+        "core": [f"{top}.core"],
+        "header": [f"{top}.h"],
+    }
     content = {f"rtl/{name}.v": text.encode() for name, text in modules.items()}
-    content |= {"lint.vlt": collateral.lint_waivers().encode(),
-                f"{top}.core": collateral.core_file(files, top, "Sparse prefill attention").encode(),
-                f"{top}.h": collateral.c_header(digest, top, REGISTER_MAP).encode()}
+    content |= {
+        "lint.vlt": collateral.lint_waivers().encode(),
+        f"{top}.core": collateral.core_file(files, top, "Sparse prefill attention").encode(),
+        f"{top}.h": collateral.c_header(digest, top, REGISTER_MAP).encode(),
+    }
     described = output.write(out, content, _manifest(config, preset, top, digest, files) | {"inputs": inputs})
     tell("written", 1.0)
     return described
@@ -69,16 +77,37 @@ def generate(preset, out, *, prefix=None, progress=None, reuse=False, **changes)
 
 def _manifest(config, preset, top, digest, files):
     return {
-        "format": output.FORMAT, "format_version": 1, "generator": __version__, "kind": KIND, "top": top, "digest": digest,
-        "clock": "aclk", "reset": "aresetn", "clock_hz": config.clock_hz, "preset": preset,
-        "streams": {"result": {"prefix": "m_axis", "direction": "out", "width": 16 * config.drain, "user_width": USER_BITS,
-                               "fields": {"values": [0, 16 * config.drain]},
-                               "user": {"block": [0, HEAD_BIT], "head": [HEAD_BIT, 8], "void": [VOID_BIT, 1]}}},
+        "format": output.FORMAT,
+        "format_version": 1,
+        "generator": __version__,
+        "kind": KIND,
+        "top": top,
+        "digest": digest,
+        "clock": "aclk",
+        "reset": "aresetn",
+        "clock_hz": config.clock_hz,
+        "preset": preset,
+        "streams": {
+            "result": {
+                "prefix": "m_axis",
+                "direction": "out",
+                "width": 16 * config.drain,
+                "user_width": USER_BITS,
+                "fields": {"values": [0, 16 * config.drain]},
+                "user": {"block": [0, HEAD_BIT], "head": [HEAD_BIT, 8], "void": [VOID_BIT, 1]},
+            }
+        },
         "memory_bus": {"prefix": "m_axi", "data_width": 8 * config.head_dim, "address_width": 44},
         "register_bus": {"prefix": "s_axil", "address_width": ADDRESS_BITS, "data_width": 32},
-        "registers": collateral.register_fields(REGISTER_MAP), "counters": list(COUNTERS),
+        "registers": collateral.register_fields(REGISTER_MAP),
+        "counters": list(COUNTERS),
         "phases": [phase.name.lower() for phase in PHASES],
-        "monitor": {"port": "monitor", "phases": [phase.name.lower() for phase in Phase],
-                    "bits": {name: 4 + number for number, name in enumerate(MONITOR)}},
-        "config": config.to_json(), "files": files, "tools": collateral.tools(),
+        "monitor": {
+            "port": "monitor",
+            "phases": [phase.name.lower() for phase in Phase],
+            "bits": {name: 4 + number for number, name in enumerate(MONITOR)},
+        },
+        "config": config.to_json(),
+        "files": files,
+        "tools": collateral.tools(),
     }

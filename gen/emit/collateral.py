@@ -15,7 +15,10 @@ __all__ = ["adapter_layout", "c_header", "core_file", "lint_waivers", "manifest"
 _WAIVERS = (
     ("CASEOVERLAP", "Amaranth writes If and Elif as a case statement, in which the first condition that holds counts"),
     ("UNUSEDSIGNAL", "Amaranth gives every field of a structure a wire of its own, read or not"),
-    ("WIDTH", "Amaranth's operators have exact widths; assignments to wider signals extend, to narrower ones truncate on purpose"),
+    (
+        "WIDTH",
+        "Amaranth's operators have exact widths; assignments to wider signals extend, to narrower ones truncate on purpose",
+    ),
     ("VARHIDDEN", "inner names are Amaranth's"),
 )
 
@@ -35,13 +38,24 @@ def adapter_layout(checkpoint, config):
     if not config.rank:
         return {}
     shapes, names = checkpoint.config.matrix_shapes, [name for names in config.adapted for name in names]
-    return {"adapter": {
-        "rank": config.rank, "slots": config.adapters, "trits": config.adapter_trits, "targets": config.adapter_targets.split(","),
-        "lanes": config.lanes, "lane_width": config.lane_width, "layers": config.layers, "head_dim": config.head_dim,
-        "operations": [list(names) for names in config.adapted], "shapes": {name: list(shapes[name]) for name in names},
-        "modules": {name: MATRIX_TENSORS[name] for name in names}, "base": base_digest(checkpoint), "image_words": image_words(config),
-        "scales": [{name: layer.matrices[name].scale for name in names} for layer in checkpoint.layers],
-    }}
+    return {
+        "adapter": {
+            "rank": config.rank,
+            "slots": config.adapters,
+            "trits": config.adapter_trits,
+            "targets": config.adapter_targets.split(","),
+            "lanes": config.lanes,
+            "lane_width": config.lane_width,
+            "layers": config.layers,
+            "head_dim": config.head_dim,
+            "operations": [list(names) for names in config.adapted],
+            "shapes": {name: list(shapes[name]) for name in names},
+            "modules": {name: MATRIX_TENSORS[name] for name in names},
+            "base": base_digest(checkpoint),
+            "image_words": image_words(config),
+            "scales": [{name: layer.matrices[name].scale for name in names} for layer in checkpoint.layers],
+        }
+    }
 
 
 def manifest(model, *, bos, eos, preset, top, digest, files, zero_share, inputs, adapter):
@@ -64,23 +78,57 @@ def manifest(model, *, bos, eos, preset, top, digest, files, zero_share, inputs,
     """
     c = model.config
     return {
-        "format": FORMAT, "format_version": 1, "generator": __version__, "kind": "decoder",
-        "top": top, "digest": digest, "clock": "aclk", "reset": "aresetn", "clock_hz": c.clock_hz, "preset": preset,
+        "format": FORMAT,
+        "format_version": 1,
+        "generator": __version__,
+        "kind": "decoder",
+        "top": top,
+        "digest": digest,
+        "clock": "aclk",
+        "reset": "aresetn",
+        "clock_hz": c.clock_hz,
+        "preset": preset,
         "streams": {
-            "command": {"prefix": "s_axis", "direction": "in", "width": 32, "fields": {
-                "token": [0, c.token_bits], "run": [c.token_bits, 24 - c.token_bits], "top": [24, 5],
-                **({"select": [29, 1]} if c.rank else {}), "want": [30, 1], "first": [31, 1]}},
-            "result": {"prefix": "m_axis", "direction": "out", "width": 32, "fields": {
-                "token": [0, c.token_bits], "position": [c.token_bits, c.position_bits]}},
+            "command": {
+                "prefix": "s_axis",
+                "direction": "in",
+                "width": 32,
+                "fields": {
+                    "token": [0, c.token_bits],
+                    "run": [c.token_bits, 24 - c.token_bits],
+                    "top": [24, 5],
+                    **({"select": [29, 1]} if c.rank else {}),
+                    "want": [30, 1],
+                    "first": [31, 1],
+                },
+            },
+            "result": {
+                "prefix": "m_axis",
+                "direction": "out",
+                "width": 32,
+                "fields": {"token": [0, c.token_bits], "position": [c.token_bits, c.position_bits]},
+            },
         },
         "register_bus": {"prefix": "s_axil", "address_width": ADDRESS_BITS, "data_width": 32},
         "registers": register_fields(register_map(c)),
         "phases": list(PHASES),
-        "model": {"vocab_size": c.vocab, "context": c.context, "layers": c.layers, "hidden": c.hidden, "top_k": c.top_k,
-                  "bos": bos, "eos": list(eos) if isinstance(eos, tuple) else eos, "tokenizer": "bytes" if c.vocab <= 256 else "none",
-                  "ternary_weights": c.layers * c.layer_weights, "zero_weight_share": round(zero_share, 6)},
-        "config": c.to_json(), "files": files,
-        "tools": tools(), "inputs": inputs, **adapter,
+        "model": {
+            "vocab_size": c.vocab,
+            "context": c.context,
+            "layers": c.layers,
+            "hidden": c.hidden,
+            "top_k": c.top_k,
+            "bos": bos,
+            "eos": list(eos) if isinstance(eos, tuple) else eos,
+            "tokenizer": "bytes" if c.vocab <= 256 else "none",
+            "ternary_weights": c.layers * c.layer_weights,
+            "zero_weight_share": round(zero_share, 6),
+        },
+        "config": c.to_json(),
+        "files": files,
+        "tools": tools(),
+        "inputs": inputs,
+        **adapter,
     }
 
 
@@ -95,25 +143,50 @@ def core_file(files, top, description):
     """FuseSoC core description (CAPI2) of files, lists under verilog and rom; the core has the name of the top."""
     rom = files["rom"]
     sets = "[rom, rtl]" if rom else "[rtl]"
-    lines = ["CAPI=2:", "", f"name: intaglio:generated:{top}:{__version__}", f"description: {description}", "",
-             "filesets:", "  rtl:", "    files:"]
+    lines = [
+        "CAPI=2:",
+        "",
+        f"name: intaglio:generated:{top}:{__version__}",
+        f"description: {description}",
+        "",
+        "filesets:",
+        "  rtl:",
+        "    files:",
+    ]
     lines += [f"      - {name}" for name in files["verilog"]]
     lines += ["    file_type: verilogSource"]
     if rom:
         lines += ["  rom:", "    files:"]
         lines += [f"      - {name}: {{file_type: mem, copyto: {name}}}" for name in rom]
-    lines += ["  lint:", "    files:", "      - lint.vlt: {file_type: vlt}", "", "targets:",
-              "  default: &default", f"    filesets: {sets}", f"    toplevel: {top}",
-              "  lint:", "    <<: *default", "    default_tool: verilator", f"    filesets: [lint, {sets[1:]}",
-              "    tools: {verilator: {mode: lint-only, verilator_options: [-Wall]}}", ""]
+    lines += [
+        "  lint:",
+        "    files:",
+        "      - lint.vlt: {file_type: vlt}",
+        "",
+        "targets:",
+        "  default: &default",
+        f"    filesets: {sets}",
+        f"    toplevel: {top}",
+        "  lint:",
+        "    <<: *default",
+        "    default_tool: verilator",
+        f"    filesets: [lint, {sets[1:]}",
+        "    tools: {verilator: {mode: lint-only, verilator_options: [-Wall]}}",
+        "",
+    ]
     return "\n".join(lines)
 
 
 def c_header(digest, top, registers):
     """C header of the registers of a top; every macro begins with its name."""
     name = top.upper()
-    lines = [f"/* Registers of {top}: byte offsets on the AXI4-Lite port. */", f"#ifndef {name}_H",
-             f"#define {name}_H", "", f"#define {name}_EXPECTED_DIGEST 0x{digest[:8]}u /* value of the register digest */"]
+    lines = [
+        f"/* Registers of {top}: byte offsets on the AXI4-Lite port. */",
+        f"#ifndef {name}_H",
+        f"#define {name}_H",
+        "",
+        f"#define {name}_EXPECTED_DIGEST 0x{digest[:8]}u /* value of the register digest */",
+    ]
     for r in registers:
         lines.append(f"#define {name}_{r.name.upper()} 0x{r.offset:02x}u /* {r.access}: {r.description} */")
     lines += ["", "#endif", ""]

@@ -39,8 +39,8 @@ def generate(model, preset, out, *, prefix=None, progress=None, reuse=False, all
     out : path
         Must not exist, be empty, or hold an earlier decoder, whose files are replaced; other files in it stay.
     prefix : str or None
-        The top is ``<prefix>_decoder``, and every name of the design begins with that (:mod:`intaglio.gen.emit.naming`); by default it has the
-        first digits of the digest in it, so that designs of different content can stand in one project.
+        The top is ``<prefix>_decoder``, and every name of the design begins with that (:mod:`intaglio.gen.emit.naming`); by default it has
+        the first digits of the digest in it, so that designs of different content can stand in one project.
     progress : callable or None
         Called with a text and the share done (0 to 1).
     reuse : bool
@@ -99,20 +99,35 @@ def _design(checkpoint, config, preset, prefix, inputs, progress):
     top = top_name(KIND, digest, prefix)
     modules = renamed(_modules(config, len(roms["program"]), int(digest[:8], 16), progress), KIND, top)
     _tell(progress, "files", 0.9)
-    files = {"verilog": sorted(f"rtl/{name}.v" for name in modules), "rom": sorted(f"rom/{top}_{name}.hex" for name in roms),
-             "lint": ["lint.vlt"], "core": [f"{top}.core"], "header": [f"{top}.h"]}
+    files = {
+        "verilog": sorted(f"rtl/{name}.v" for name in modules),
+        "rom": sorted(f"rom/{top}_{name}.hex" for name in roms),
+        "lint": ["lint.vlt"],
+        "core": [f"{top}.core"],
+        "header": [f"{top}.h"],
+    }
     content = {f"rtl/{name}.v": text.encode() for name, text in modules.items()}
     content |= {f"rom/{top}_{name}.hex": hex_text(image) for name, image in roms.items()}
-    content |= {"lint.vlt": collateral.lint_waivers().encode(),
-                f"{top}.core": collateral.core_file(files, top, "Ternary decoder language model").encode(),
-                f"{top}.h": collateral.c_header(digest, top, register_map(config)).encode()}
+    content |= {
+        "lint.vlt": collateral.lint_waivers().encode(),
+        f"{top}.core": collateral.core_file(files, top, "Ternary decoder language model").encode(),
+        f"{top}.h": collateral.c_header(digest, top, register_map(config)).encode(),
+    }
     if config.gate_words:
         files["power"] = [f"{top}.upf"]
         content[f"{top}.upf"] = power_intent(config, top).encode()
     return content, collateral.manifest(
-        quantised, bos=checkpoint.config.bos_token_id, eos=checkpoint.config.eos_token_id, preset=preset, top=top,
-        digest=digest, files=files, zero_share=_zero_share(quantised), inputs=inputs,
-        adapter=collateral.adapter_layout(checkpoint, config))
+        quantised,
+        bos=checkpoint.config.bos_token_id,
+        eos=checkpoint.config.eos_token_id,
+        preset=preset,
+        top=top,
+        digest=digest,
+        files=files,
+        zero_share=_zero_share(quantised),
+        inputs=inputs,
+        adapter=collateral.adapter_layout(checkpoint, config),
+    )
 
 
 def _modules(config, program_words, digest_word, progress):
@@ -147,5 +162,8 @@ def _inputs_digest(checkpoint, preset, prefix, config):
 def _digest(config, roms):
     parts = {name: hashlib.sha256(image.tobytes()).hexdigest() for name, image in roms.items()}
     # With all that the Verilog is made of, since its names have this digest in them; the prefix, which changes names alone, is no part.
-    text = json.dumps({"config": config.digest(), "generator": __version__, "tools": collateral.tools(), "roms": parts}, sort_keys=True)
+    text = json.dumps(
+        {"config": config.digest(), "generator": __version__, "tools": collateral.tools(), "roms": parts},
+        sort_keys=True,
+    )
     return hashlib.sha256(text.encode()).hexdigest()

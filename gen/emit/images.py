@@ -12,7 +12,12 @@ from intaglio.rtl.ternary.packing import execution_order, pack
 
 __all__ = ["EXECUTION", "execution_matrix", "images", "program_words"]
 
-EXECUTION = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)}  # in the order of the program
+EXECUTION = {
+    "qkv": ("q", "k", "v"),
+    "o": ("o",),
+    "gate_up": ("gate", "up"),
+    "down": ("down",),
+}  # in the order of the program
 
 
 def program_words(model):
@@ -41,7 +46,7 @@ def images(model, progress=None):
     for i, parts in enumerate(lanes):
         words = np.concatenate(parts)
         if c.gate_words:
-            out |= {bank_name(rom_name(i), b): words[b * c.gate_words:][:c.gate_words] for b in range(c.gate_banks)}
+            out |= {bank_name(rom_name(i), b): words[b * c.gate_words :][: c.gate_words] for b in range(c.gate_banks)}
         else:
             out[rom_name(i)] = words
     out["embedding"] = model.embedding.reshape(-1, c.array).view(np.uint8)

@@ -35,4 +35,6 @@ def serial_verilog(manifest, *, clock_hz, baud, depth=32):
     uart_divisor(clock_hz, baud)  # before anything is made
     check_depth(depth)
     device = SerialDevice(top, digest, clock_hz=clock_hz, baud=baud, depth=depth)
-    return convert(device, SERIAL_TOP, {"rx": (device.rx, None), "tx": (device.tx, None)}) | {BUFFER_MODULE: BUFFER_VERILOG}
+    return convert(device, SERIAL_TOP, {"rx": (device.rx, None), "tx": (device.tx, None)}) | {
+        BUFFER_MODULE: BUFFER_VERILOG
+    }

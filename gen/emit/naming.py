@@ -13,14 +13,21 @@ __all__ = ["PREFIX_LENGTH", "checked_prefix", "renamed", "top_name"]
 PREFIX_LENGTH = 64
 _ROOT = "intaglio_"
 _FILE = re.compile(r'\.FILE\("(\w+\.hex)"\)')
-_MODULE, _INSTANCE = re.compile(r"^module (\w+)", re.MULTILINE), re.compile(r"^  (\w+)(?= (?:#\(|\S+ +\())", re.MULTILINE)
+_MODULE, _INSTANCE = (
+    re.compile(r"^module (\w+)", re.MULTILINE),
+    re.compile(r"^  (\w+)(?= (?:#\(|\S+ +\())", re.MULTILINE),
+)
 
 
 def checked_prefix(prefix):
     """``prefix``, a str or None; raises ``ValueError`` unless module names, file names and macros can begin with it."""
-    if prefix is not None and not (isinstance(prefix, str) and re.fullmatch(rf"[A-Za-z]\w{{0,{PREFIX_LENGTH - 1}}}", prefix, re.ASCII)):
-        raise ValueError(f"the prefix must be a letter and then letters, digits or underscores, {PREFIX_LENGTH} characters at most, "
-                         f"not {prefix!r}")
+    if prefix is not None and not (
+        isinstance(prefix, str) and re.fullmatch(rf"[A-Za-z]\w{{0,{PREFIX_LENGTH - 1}}}", prefix, re.ASCII)
+    ):
+        raise ValueError(
+            f"the prefix must be a letter and then letters, digits or underscores, {PREFIX_LENGTH} characters at most, "
+            f"not {prefix!r}"
+        )
     return prefix
 
 
@@ -45,7 +52,9 @@ def renamed(modules, kind, top):
         text = _INSTANCE.sub(lambda match: f"  {names.get(match[1], match[1])}", text)
         text = _FILE.sub(lambda match: f'.FILE("{top}_{match[1]}")', text)
         own = f"{top.upper()}_ROM_DIR"
-        default = (f"`ifndef {own}\n`ifdef {ROM_DIR}\n`define {own} `{ROM_DIR}\n`else\n`define {own} \"rom/\"\n`endif\n`endif\n")
+        default = (
+            f'`ifndef {own}\n`ifdef {ROM_DIR}\n`define {own} `{ROM_DIR}\n`else\n`define {own} "rom/"\n`endif\n`endif\n'
+        )
         head, found, rest = text.partition(ROM_DIR_DEFAULT)
         return head + default + rest.replace(f"`{ROM_DIR}", f"`{own}") if found else text
 

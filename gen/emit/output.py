@@ -19,8 +19,15 @@ __all__ = ["FORMAT", "UNFINISHED", "check_folder", "described", "json_text", "ke
 FORMAT = "intaglio-manifest"
 UNFINISHED = "intaglio-unfinished"  # format of the manifest of an output that is being written
 MANIFEST = "manifest.json"
-_NAMES = {"decoder": "a decoder", "prefill-attention": "a prefill unit", "board": "a board's build", "kernel": "a kernel package",
-          "lane": "a lane's build", "rom-banks": "banks of 'intaglio synth'", "banks": "ROM banks"}
+_NAMES = {
+    "decoder": "a decoder",
+    "prefill-attention": "a prefill unit",
+    "board": "a board's build",
+    "kernel": "a kernel package",
+    "lane": "a lane's build",
+    "rom-banks": "banks of 'intaglio synth'",
+    "banks": "ROM banks",
+}
 
 
 def json_text(value):
@@ -62,10 +69,14 @@ def check_folder(out, kind):
     found = described(out)
     if found is None:
         if others := sorted(path.name for path in out.iterdir()):
-            raise Error(f"the output folder {out} must be empty or hold an earlier output, and has no manifest of one but {_some(others)}")
+            raise Error(
+                f"the output folder {out} must be empty or hold an earlier output, and has no manifest of one but {_some(others)}"
+            )
     elif (other := _kind(found)) != kind:
-        raise Error(f"the output folder {out} must be empty or hold {_NAMES[kind]}, and its manifest.json is that of "
-                    f"{_NAMES.get(other, other)}: choose another folder")
+        raise Error(
+            f"the output folder {out} must be empty or hold {_NAMES[kind]}, and its manifest.json is that of "
+            f"{_NAMES.get(other, other)}: choose another folder"
+        )
     else:
         _own(out, found)
     return out
@@ -121,7 +132,12 @@ def _sources():
 def kept(out, inputs):
     """The manifest of the output in ``out`` if it was made of the same inputs and no listed file has changed, else None."""
     found = described(out)
-    if found is None or found["format"] != FORMAT or found.get("inputs") != inputs or not isinstance(found.get("content"), dict):
+    if (
+        found is None
+        or found["format"] != FORMAT
+        or found.get("inputs") != inputs
+        or not isinstance(found.get("content"), dict)
+    ):
         return None
     try:
         whole = all(_sha256((out / name).read_bytes()) == digest for name, digest in found["content"].items())
@@ -161,19 +177,31 @@ def write(out, content, manifest):
     Error
         A file that the folder's manifest does not list is in the way; another run writes to it; it cannot be written.
     """
-    manifest = {"format": FORMAT, **manifest, "content": {name: _sha256(data) for name, data in sorted(content.items())}}
+    manifest = {
+        "format": FORMAT,
+        **manifest,
+        "content": {name: _sha256(data) for name, data in sorted(content.items())},
+    }
     with _writing(out):
         own = _own(out, described(out) or {"content": {}})
         _inside(out, content)
         names = {*content, *(parent.as_posix() for name in content for parent in Path(name).parents if parent.name)}
-        in_the_way = [name for name in sorted(names) if name not in own and os.path.lexists(out / name)
-                      and (name in content or not (out / name).is_dir())]
+        in_the_way = [
+            name
+            for name in sorted(names)
+            if name not in own and os.path.lexists(out / name) and (name in content or not (out / name).is_dir())
+        ]
         if in_the_way:
             raise Error(f"files that no generator wrote must not be in the way in {out}: move {_some(in_the_way)}")
-        _replace(out / MANIFEST, {"format": UNFINISHED, "kind": _kind(manifest), "content": dict.fromkeys(sorted(own | set(content)), "")})
+        _replace(
+            out / MANIFEST,
+            {"format": UNFINISHED, "kind": _kind(manifest), "content": dict.fromkeys(sorted(own | set(content)), "")},
+        )
         for name in own:  # also what is written again: a link must not lead elsewhere
             (out / name).unlink(missing_ok=True)
-        for folder in sorted({parent for name in own for parent in Path(name).parents if parent.name}, key=lambda path: -len(path.parts)):
+        for folder in sorted(
+            {parent for name in own for parent in Path(name).parents if parent.name}, key=lambda path: -len(path.parts)
+        ):
             with contextlib.suppress(OSError):  # not empty, or gone
                 (out / folder).rmdir()
         for name, data in content.items():

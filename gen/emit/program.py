@@ -38,12 +38,14 @@ def layer_program(model):
         out.append(Instruction(op=Op.LDS, rd=_WORK, wait=Wait.PASS_A))
         if epsilon is not None:
             out.append(Instruction.with_scalar(Op.LDX, epsilon, rd=_DEVIATION))
-        out.extend([
-            Instruction(op=Op.ADD, rd=_WORK, ra=_WORK, rb=_DEVIATION),
-            Instruction(op=Op.SQRT, rd=_WORK, ra=_WORK),
-            Instruction(op=Op.LDM, rd=_SCALE, m=0),
-            Instruction(op=Op.DIV, rd=_SCALE, ra=_SCALE, rb=_WORK),
-        ])
+        out.extend(
+            [
+                Instruction(op=Op.ADD, rd=_WORK, ra=_WORK, rb=_DEVIATION),
+                Instruction(op=Op.SQRT, rd=_WORK, ra=_WORK),
+                Instruction(op=Op.LDM, rd=_SCALE, m=0),
+                Instruction(op=Op.DIV, rd=_SCALE, ra=_SCALE, rb=_WORK),
+            ]
+        )
 
     def norm(elements, source, op=Op.NORM8, wait=Wait.VECTOR | Wait.LINEAR):
         out.append(Instruction(op=op, rd=source, m=gains.take(elements), e=_words(elements, v), wait=wait))
@@ -52,10 +54,26 @@ def layer_program(model):
         chunks = _words(inputs, c.lane_width)
         adapted = names in c.adapted
         if adapted:
-            out.append(Instruction(op=Op.ADAPT, rd=KIND[names].value, m=len(names) * c.rank // c.lanes, e=chunks,
-                                   wait=Wait.ENDING | Wait.LINEAR))
-        out.append(Instruction(op=Op.LINEAR, rd=mode.value, m=_words(rows, c.lanes), e=chunks, ra=scale, rb=int(adapted),
-                               wait=Wait.ENDING | Wait.LINEAR))
+            out.append(
+                Instruction(
+                    op=Op.ADAPT,
+                    rd=KIND[names].value,
+                    m=len(names) * c.rank // c.lanes,
+                    e=chunks,
+                    wait=Wait.ENDING | Wait.LINEAR,
+                )
+            )
+        out.append(
+            Instruction(
+                op=Op.LINEAR,
+                rd=mode.value,
+                m=_words(rows, c.lanes),
+                e=chunks,
+                ra=scale,
+                rb=int(adapted),
+                wait=Wait.ENDING | Wait.LINEAR,
+            )
+        )
 
     for index, layer in enumerate(model.layers):
         constant = layer.constants
@@ -71,11 +89,13 @@ def layer_program(model):
         out.append(Instruction(op=Op.ROPE, ra=_Q, e=index, wait=Wait.VECTOR | Wait.LINEAR))
         for store, register, base in ((Op.STK, _K, c.heads), (Op.STV, _V, c.heads + c.kv_heads)):
             for head in range(c.kv_heads):
-                out.extend([
-                    Instruction(op=Op.LDM, rd=_WORK, m=base + head, e=1, wait=Wait.PASS_A),
-                    Instruction(op=Op.MUL, rd=_WORK, ra=_WORK, rb=register),
-                    Instruction(op=store, ra=_WORK, m=head),
-                ])
+                out.extend(
+                    [
+                        Instruction(op=Op.LDM, rd=_WORK, m=base + head, e=1, wait=Wait.PASS_A),
+                        Instruction(op=Op.MUL, rd=_WORK, ra=_WORK, rb=register),
+                        Instruction(op=store, ra=_WORK, m=head),
+                    ]
+                )
         for group in range(c.head_groups):
             out.append(Instruction(op=Op.ATTEND, m=group, wait=Wait.VECTOR | Wait.ATTENTION))
             out.append(Instruction(op=Op.DRAIN, m=group, wait=Wait.ATTENTION | Wait.VECTOR))
@@ -90,13 +110,15 @@ def layer_program(model):
         deviation(model.residual_epsilon)
         times(_WORK, "gate")
         times(_UNIT, "up")
-        out.extend([
-            Instruction(op=Op.MUL, rd=_WORK, ra=_WORK, rb=_WORK),
-            Instruction(op=Op.MUL, rd=_UNIT, ra=_WORK, rb=_UNIT),
-            Instruction(op=Op.MUL, rd=_UNIT, ra=_UNIT, rb=_UNIT),
-            Instruction.with_scalar(Op.LDI, model.gated_epsilon, rd=_DEVIATION),
-            Instruction(op=Op.DIV, rd=_DEVIATION, ra=_DEVIATION, rb=_UNIT),
-        ])
+        out.extend(
+            [
+                Instruction(op=Op.MUL, rd=_WORK, ra=_WORK, rb=_WORK),
+                Instruction(op=Op.MUL, rd=_UNIT, ra=_WORK, rb=_UNIT),
+                Instruction(op=Op.MUL, rd=_UNIT, ra=_UNIT, rb=_UNIT),
+                Instruction.with_scalar(Op.LDI, model.gated_epsilon, rd=_DEVIATION),
+                Instruction(op=Op.DIV, rd=_DEVIATION, ra=_DEVIATION, rb=_UNIT),
+            ]
+        )
         norm(c.intermediate, 1)
         out.append(Instruction(op=Op.SCX, rd=_DEVIATION, ra=_DEVIATION))
         deviation(None)

@@ -10,10 +10,14 @@ __all__ = ["convert", "merge_equal", "modules_of", "whole"]
 # Unlike verilog.convert's passes, these keep clock enables: `if (en) q <= d`, where a compiled simulation would otherwise copy every
 # register in every cycle.
 _PASSES = ("proc -norom", "opt_clean", "opt_dff", "opt_clean", "memory_collect")
-_ATTRIBUTES = "-remove generator -remove top -remove src -remove amaranth.hierarchy -remove amaranth.decoding -remove unused_bits"
+_ATTRIBUTES = (
+    "-remove generator -remove top -remove src -remove amaranth.hierarchy -remove amaranth.decoding -remove unused_bits"
+)
 
 _HEADER = re.compile(r"^module (\\\S+ |\w+)", re.MULTILINE)
-_TRIGGER = re.compile(r"\\\$auto\$verilog_backend\.cc:\d+:dump_module\$\d+ ")  # Yosys' aid for event-driven simulators, numbered anew
+_TRIGGER = re.compile(
+    r"\\\$auto\$verilog_backend\.cc:\d+:dump_module\$\d+ "
+)  # Yosys' aid for event-driven simulators, numbered anew
 _INITIAL = re.compile(r"^  reg ((?:\[\d+:\d+\] )?)(\\\S+ |\w+) = (.+;)$", re.MULTILINE)
 _INNER = re.compile(r"\\\$(?:procmux|procdff|auto)\S* ")  # names that Yosys numbers through the whole design
 _PORT = re.compile(r"\\port\$\d+\$\d+ ")
@@ -49,9 +53,11 @@ def modules_of(text, top):
     found = {}
     for part in text.split("endmodule")[:-1]:
         start = _HEADER.search(part)
-        body = escaped.sub(lambda match: re.sub(r"\W", "_", match["path"]), part[start.start():]) + "endmodule\n"
+        body = escaped.sub(lambda match: re.sub(r"\W", "_", match["path"]), part[start.start() :]) + "endmodule\n"
         body = _TRIGGER.sub("initial_trigger ", body)
-        body = _INITIAL.sub(r"  reg \1\2;\n  initial \2 = \3", body)  # new linters object to both in one line, old ones cannot waive it
+        body = _INITIAL.sub(
+            r"  reg \1\2;\n  initial \2 = \3", body
+        )  # new linters object to both in one line, old ones cannot waive it
         name = _HEADER.search(body).group(1).strip()
         if name in found:
             raise ValueError(f"module names must differ after escaping, but {name} comes twice")
@@ -67,6 +73,7 @@ def plain_ports(modules):
             names[name].setdefault(port, f"slice_{len(names[name])}")
     out = {}
     for name, body in modules.items():
+
         def connections(match):
             inner = names.get(match["module"], {})
             return _CONNECTED.sub(lambda port: f".{inner[port[1]]} (" if port[1] in inner else port[0], match[0])
@@ -91,5 +98,8 @@ def merge_equal(modules):
         if not renamed:
             return modules
         instance = re.compile(r"^  (" + "|".join(map(re.escape, renamed)) + r")(?= )", re.MULTILINE)
-        modules = {name: instance.sub(lambda match, names=renamed: f"  {names[match[1]]}", body)
-                   for name, body in modules.items() if name not in renamed}
+        modules = {
+            name: instance.sub(lambda match, names=renamed: f"  {names[match[1]]}", body)
+            for name, body in modules.items()
+            if name not in renamed
+        }

@@ -34,7 +34,9 @@ class Saif:
         try:
             return self.instances[path][name]
         except KeyError:
-            raise Error(f"the SAIF must have the net {name} of {path or 'the top'}: trace the decoder that the estimate is of") from None
+            raise Error(
+                f"the SAIF must have the net {name} of {path or 'the top'}: trace the decoder that the estimate is of"
+            ) from None
 
 
 def read_saif(path, top):
@@ -55,7 +57,9 @@ def read_saif(path, top):
                 elif found := _INSTANCE.search(line):
                     stack.append(found[1])
                 elif line.strip() == ")":
-                    stack, closed = (stack[:-1], False) if len(line) - len(line.lstrip()) == len(stack) and stack else (stack, True)
+                    stack, closed = (
+                        (stack[:-1], False) if len(line) - len(line.lstrip()) == len(stack) and stack else (stack, True)
+                    )
                 elif "(DURATION" in line:
                     duration = int(re.search(r"\d+", line)[0])
     except (OSError, UnicodeDecodeError) as fault:
@@ -65,7 +69,11 @@ def read_saif(path, top):
     prefix = next((name for name in instances if name.split("/")[-1] == top), None)
     if prefix is None:
         raise Error(f"{path} must have an instance {top}")
-    inner = {name[len(prefix):].lstrip("/"): nets for name, nets in instances.items() if name == prefix or name.startswith(prefix + "/")}
+    inner = {
+        name[len(prefix) :].lstrip("/"): nets
+        for name, nets in instances.items()
+        if name == prefix or name.startswith(prefix + "/")
+    }
     return Saif(duration=duration, instances=inner)
 
 
@@ -79,8 +87,12 @@ class Cells:
     source: str
 
 
-ASAP7 = Cells(leakage=30.4155e-12, pin=0.341683e-15, volt=0.7,
-              source="anchor: NAND2xp33 of ASAP7, 7 nm predictive, TT, 0.7 V, 25 C, as --liberty reads it")
+ASAP7 = Cells(
+    leakage=30.4155e-12,
+    pin=0.341683e-15,
+    volt=0.7,
+    source="anchor: NAND2xp33 of ASAP7, 7 nm predictive, TT, 0.7 V, 25 C, as --liberty reads it",
+)
 
 
 def read_cells(path):
@@ -99,14 +111,22 @@ def read_cells(path):
     found = []
     for cell in library.of_kind(NAND2, "a NAND2"):
         leakage = re.search(r"\bcell_leakage_power\s*:\s*\"?([-\d.eE+]+)", cell.body)
-        values = [float(v) for v in re.findall(r"leakage_power\s*\(\s*\)\s*\{[^}]*?value\s*:\s*\"?([-\d.eE+]+)", cell.body)]
+        values = [
+            float(v) for v in re.findall(r"leakage_power\s*\(\s*\)\s*\{[^}]*?value\s*:\s*\"?([-\d.eE+]+)", cell.body)
+        ]
         values = [value for value in values if value > 0]
         if (leakage or values) and cell.capacitance > 0:
             found.append((float(leakage[1]) if leakage else sum(values) / len(values), cell))
     if not found or not power or not load or not volt:
-        raise Error(f"cell library {path} must have a NAND2 with area, leakage and input capacitance, units and a voltage; an area-only "
-                    "library has none: leave it out and the anchors count")
+        raise Error(
+            f"cell library {path} must have a NAND2 with area, leakage and input capacitance, units and a voltage; an area-only "
+            "library has none: leave it out and the anchors count"
+        )
     leakage, cell = found[0]
     pin = cell.capacitance / 2
-    return Cells(leakage=leakage * float(power[1]) * _UNITS[power[2]], pin=pin * float(load[1]) * _UNITS[load[2]], volt=float(volt[1]),
-                 source=f"{cell.name} of {Path(path).name}")
+    return Cells(
+        leakage=leakage * float(power[1]) * _UNITS[power[2]],
+        pin=pin * float(load[1]) * _UNITS[load[2]],
+        volt=float(volt[1]),
+        source=f"{cell.name} of {Path(path).name}",
+    )

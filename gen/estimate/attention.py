@@ -12,7 +12,16 @@ from intaglio import Error
 from intaglio.gen.estimate.targets import TARGETS
 from intaglio.progress import Progress
 
-__all__ = ["LENGTHS", "MODELS", "AttentionEstimate", "Model", "add_parser", "estimate", "least_density", "synthetic_map"]
+__all__ = [
+    "LENGTHS",
+    "MODELS",
+    "AttentionEstimate",
+    "Model",
+    "add_parser",
+    "estimate",
+    "least_density",
+    "synthetic_map",
+]
 
 LENGTHS = (4096, 8192, 16384, 32768, 65536, 131072)
 SEED, BLOCK = 2602_20515, 128
@@ -65,8 +74,10 @@ def synthetic_map(heads, blocks, density):
         keep, order = causal & ((column == 0) | (column == row)), picks.permutation(blocks)
         for number, choice in enumerate([*order, *order]):
             slash = number % 2 == 0 and number < blocks
-            more = np.flatnonzero(causal & ~keep & ((row - column == choice % max(1, blocks // 2)) if slash else (column == choice)))
-            keep.flat[more[:max(0, wanted - keep.sum())]] = True
+            more = np.flatnonzero(
+                causal & ~keep & ((row - column == choice % max(1, blocks // 2)) if slash else (column == choice))
+            )
+            keep.flat[more[: max(0, wanted - keep.sum())]] = True
             if keep.sum() >= wanted:
                 break
         out[head] = keep
@@ -119,37 +130,64 @@ def estimate(model, tokens, *, units, config, target, density, aware):
 
     c, blocks, clock = config, tokens // config.block, config.clock_hz
     keep = synthetic_map(c.group, blocks, density)
-    memory = Memory(latency=math.ceil(target.latency_ns * clock / 1e9), rate=target.bytes_per_second / units / clock / c.head_dim)
-    visits = sum(int(keep[:, first:first + c.window].any((0, 1)).sum()) for first in range(0, blocks, c.window))
+    memory = Memory(
+        latency=math.ceil(target.latency_ns * clock / 1e9), rate=target.bytes_per_second / units / clock / c.head_dim
+    )
+    visits = sum(int(keep[:, first : first + c.window].any((0, 1)).sum()) for first in range(0, blocks, c.window))
     every = sum(min(first + c.window, blocks) for first in range(0, blocks, c.window))  # visits of a dense run
     phases = run_cycles(c, keep, aware, visits, memory)
     cycles, index = sum(phases.values()), sum(value for name, value in phases.items() if name != "attend")
     turns = model.layers * math.ceil(model.kv_heads / units)
     diagonal = c.group * blocks
     tiles = 2 * c.head_dim * ((int(keep.sum()) - diagonal) * job_tiles(c, False) + diagonal * job_tiles(c, True))
-    beats = 2 * blocks * (c.block + c.exponent_beats) + visits * (2 * c.block + c.exponent_beats) + c.group * blocks * c.block
+    beats = (
+        2 * blocks * (c.block + c.exponent_beats)
+        + visits * (2 * c.block + c.exponent_beats)
+        + c.group * blocks * c.block
+    )
     return AttentionEstimate(
-        tokens=tokens, density=float(keep.sum() / (c.group * blocks * (blocks + 1) / 2)), cycles=phases,
-        seconds=turns * cycles / clock, dense_seconds=turns * dense_cycles(c, blocks, every, memory) / clock, index_share=index / cycles,
-        index_over_bound=index / index_bound(c, blocks), utilisation=(tiles + index_bound(c, blocks)) / cycles,
+        tokens=tokens,
+        density=float(keep.sum() / (c.group * blocks * (blocks + 1) / 2)),
+        cycles=phases,
+        seconds=turns * cycles / clock,
+        dense_seconds=turns * dense_cycles(c, blocks, every, memory) / clock,
+        index_share=index / cycles,
+        index_over_bound=index / index_bound(c, blocks),
+        utilisation=(tiles + index_bound(c, blocks)) / cycles,
         read_gb=model.layers * model.kv_heads * beats * c.head_dim / 1e9,
-        linear_seconds=tokens * model.linear_macs / (units * c.columns * c.head_dim * clock))
+        linear_seconds=tokens * model.linear_macs / (units * c.columns * c.head_dim * clock),
+    )
 
 
 def add_parser(kinds):
     """Add ``attention`` to the kinds of estimates."""
-    parser = kinds.add_parser("attention", help="prefill attention of a long prompt", description=(
-        "Project prefill attention of a published model on an FPGA, from the closed form of the cycles; every assumption is printed."))
-    parser.add_argument("--model", default="llama-3.2-1b", metavar="NAME", help=f"one of {', '.join(MODELS)}; default llama-3.2-1b")
+    parser = kinds.add_parser(
+        "attention",
+        help="prefill attention of a long prompt",
+        description=(
+            "Project prefill attention of a published model on an FPGA, from the closed form of the cycles; every assumption is printed."
+        ),
+    )
+    parser.add_argument(
+        "--model", default="llama-3.2-1b", metavar="NAME", help=f"one of {', '.join(MODELS)}; default llama-3.2-1b"
+    )
     parser.add_argument("--tokens", metavar="N,N", help="lengths, multiples of 128, default 4096 to 131072")
     parser.add_argument("--target", default="u280", metavar="NAME", help=f"one of {', '.join(TARGETS)}; default u280")
     parser.add_argument("--columns", type=int, default=64, metavar="C", help="columns of each unit, default 64")
     parser.add_argument("--density", type=float, default=0.2, help="share of the causal blocks kept, default 0.2")
     parser.add_argument("--aware", type=float, default=0.5, help="share of query-aware heads, default 0.5")
-    parser.add_argument("--reserved", type=float, default=0.3,
-                        help="share of DSP slices, LUTs and memory on chip left to everything else, default 0.3")
-    parser.add_argument("--clock-mhz", type=float, metavar="F", help="default "
-                        + ", ".join(f"{target.clock_hz / 1e6:g} ({name})" for name, target in TARGETS.items()))
+    parser.add_argument(
+        "--reserved",
+        type=float,
+        default=0.3,
+        help="share of DSP slices, LUTs and memory on chip left to everything else, default 0.3",
+    )
+    parser.add_argument(
+        "--clock-mhz",
+        type=float,
+        metavar="F",
+        help="default " + ", ".join(f"{target.clock_hz / 1e6:g} ({name})" for name, target in TARGETS.items()),
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -169,11 +207,15 @@ def _checked(args):
     except ValueError:
         lengths = (0,)
     if any(length < 256 or length > 131072 or length % 128 for length in lengths):
-        raise ValueError(f"--tokens must be multiples of 128 in 256..131072 with commas between them, not {args.tokens!r}")
+        raise ValueError(
+            f"--tokens must be multiples of 128 in 256..131072 with commas between them, not {args.tokens!r}"
+        )
     for length in lengths:
         if args.density < least_density(length // BLOCK):
-            raise ValueError(f"--density must be at least {least_density(length // BLOCK):.4f} at {length:,} tokens, where sink and "
-                             f"diagonal alone are that, not {args.density:g}")
+            raise ValueError(
+                f"--density must be at least {least_density(length // BLOCK):.4f} at {length:,} tokens, where sink and "
+                f"diagonal alone are that, not {args.density:g}"
+            )
     return lengths
 
 
@@ -188,38 +230,68 @@ def run(args):
     lengths = _checked(args)
     model, target = MODELS[args.model], TARGETS[args.target]
     clock = target.clock_hz if args.clock_mhz is None else round(args.clock_mhz * 1e6)
-    fit = fit_units(model, args.target, tokens=max(lengths), columns=args.columns, reserved=args.reserved, clock_hz=clock)
+    fit = fit_units(
+        model, args.target, tokens=max(lengths), columns=args.columns, reserved=args.reserved, clock_hz=clock
+    )
     units, c = fit.units, fit.config
     macs, aware = units * c.columns * c.head_dim, round(args.aware * c.group)
     assumptions = (
-        (f"{units} unit{'s' if units > 1 else ''} of {c.columns} x {c.head_dim} multipliers ({macs:,} in all): what the DSP slices and "
-         f"LUTs of {args.target} hold with {args.reserved:.0%} of both left to everything else, {fit.lut_columns} columns of each on "
-         f"LUTs ({LUT_PER_MAC} and {LUT_PER_PACKED_MAC} LUTs a multiply-accumulate, synthesised); not placed"),
-        (f"on chip {units * memory_bits(c) / 1e6:.0f} of {target.ram_bits / 1e6:.0f} Mbit: {c.lines} blocks of K and V and windows of "
-         f"{c.window} query blocks in each unit, the same at every length; bits, not filled up to the shapes of RAM blocks"),
+        (
+            f"{units} unit{'s' if units > 1 else ''} of {c.columns} x {c.head_dim} multipliers ({macs:,} in all): what the DSP slices and "
+            f"LUTs of {args.target} hold with {args.reserved:.0%} of both left to everything else, {fit.lut_columns} columns of each on "
+            f"LUTs ({LUT_PER_MAC} and {LUT_PER_PACKED_MAC} LUTs a multiply-accumulate, synthesised); not placed"
+        ),
+        (
+            f"on chip {units * memory_bits(c) / 1e6:.0f} of {target.ram_bits / 1e6:.0f} Mbit: {c.lines} blocks of K and V and windows of "
+            f"{c.window} query blocks in each unit, the same at every length; bits, not filled up to the shapes of RAM blocks"
+        ),
         f"{clock / 1e6:g} MHz: an assumption, no unit of this size was placed",
-        (f"density {args.density:g} of the causal blocks in every head (sink, diagonal, verticals, slashes drawn with a fixed seed); "
-         f"{aware} of the {c.group} heads of each KV head query-aware"),
+        (
+            f"density {args.density:g} of the causal blocks in every head (sink, diagonal, verticals, slashes drawn with a fixed seed); "
+            f"{aware} of the {c.group} heads of each KV head query-aware"
+        ),
         "KV heads in turns on the units; no two phases overlap; linear layers, norms and the sampling of tokens are not in it",
-        (f"memory: {target.memory}, {target.bytes_per_second / 1e9:g} GB/s shared by the units (data sheet, its peak), "
-         f"{target.latency_ns:g} ns (assumed); every visit reads its block (no hits counted)"),
+        (
+            f"memory: {target.memory}, {target.bytes_per_second / 1e9:g} GB/s shared by the units (data sheet, its peak), "
+            f"{target.latency_ns:g} ns (assumed); every visit reads its block (no hits counted)"
+        ),
         "linear: multiplications of the linear layers over those of the same multipliers, a bound and not an estimate",
     )
     rows = []
     with Progress() as progress:
         for length in lengths:
             progress(f"{length:,} tokens")
-            rows.append(estimate(model, length, units=units, config=c, target=target, density=args.density, aware=aware))
+            rows.append(
+                estimate(model, length, units=units, config=c, target=target, density=args.density, aware=aware)
+            )
     if args.json:
-        sys.stdout.write(json.dumps({"class": "projected", "model": args.model, "target": args.target, "clock_hz": clock, "units": units,
-                                     "unit": c.to_json(), "assumptions": assumptions, "lengths": [asdict(row) for row in rows]},
-                                    indent=2) + "\n")
+        sys.stdout.write(
+            json.dumps(
+                {
+                    "class": "projected",
+                    "model": args.model,
+                    "target": args.target,
+                    "clock_hz": clock,
+                    "units": units,
+                    "unit": c.to_json(),
+                    "assumptions": assumptions,
+                    "lengths": [asdict(row) for row in rows],
+                },
+                indent=2,
+            )
+            + "\n"
+        )
         return
-    out = [f"{args.model} on {args.target}: prefill attention of all {model.layers} layers. Every figure is *projected*.", "",
-           "  tokens  density  attention s  dense s  dense / sparse  index share  index / bound  utilisation  GB read  linear s"]
+    out = [
+        f"{args.model} on {args.target}: prefill attention of all {model.layers} layers. Every figure is *projected*.",
+        "",
+        "  tokens  density  attention s  dense s  dense / sparse  index share  index / bound  utilisation  GB read  linear s",
+    ]
     for row in rows:
-        out.append(f"{row.tokens:8,}  {row.density:7.3f}  {row.seconds:11.4f}  {row.dense_seconds:7.3f}  "
-                   f"{row.dense_seconds / row.seconds:14.2f}  {row.index_share:11.3f}  {row.index_over_bound:13.3f}  "
-                   f"{row.utilisation:11.3f}  {row.read_gb:7.2f}  {row.linear_seconds:8.3f}")
+        out.append(
+            f"{row.tokens:8,}  {row.density:7.3f}  {row.seconds:11.4f}  {row.dense_seconds:7.3f}  "
+            f"{row.dense_seconds / row.seconds:14.2f}  {row.index_share:11.3f}  {row.index_over_bound:13.3f}  "
+            f"{row.utilisation:11.3f}  {row.read_gb:7.2f}  {row.linear_seconds:8.3f}"
+        )
     out += ["", "Assumptions", *(f"* {text}" for text in assumptions)]
     sys.stdout.write("\n".join(out) + "\n")

@@ -20,16 +20,31 @@ def register(subparsers):
 
 
 def _add_decoder(kinds):
-    decoder = kinds.add_parser("decoder", help="tokens a second, area and power of a decoder", description=(
-        "Project tokens a second, area and power of a decoder, LM head included, from the closed forms of the cycles that the RTL "
-        "confirmed; every assumption is printed."))
-    decoder.add_argument("--model", required=True, metavar="NAME|DIR", help="a published model (bitnet-2b4t) or a checkpoint folder")
-    decoder.add_argument("--preset", default="tom", metavar="NAME",
-                         help="tom (the default: 16 lanes x 10 units x 128 weights, 500 MHz, no vector wider than a head), or a preset of "
-                         "the decoder: desk, desk-4k, ulx3s or small")
+    decoder = kinds.add_parser(
+        "decoder",
+        help="tokens a second, area and power of a decoder",
+        description=(
+            "Project tokens a second, area and power of a decoder, LM head included, from the closed forms of the cycles that the RTL "
+            "confirmed; every assumption is printed."
+        ),
+    )
+    decoder.add_argument(
+        "--model", required=True, metavar="NAME|DIR", help="a published model (bitnet-2b4t) or a checkpoint folder"
+    )
+    decoder.add_argument(
+        "--preset",
+        default="tom",
+        metavar="NAME",
+        help="tom (the default: 16 lanes x 10 units x 128 weights, 500 MHz, no vector wider than a head), or a preset of "
+        "the decoder: desk, desk-4k, ulx3s or small",
+    )
     decoder.add_argument("--context", type=int, metavar="N", help="tokens in the KV cache; the last one is projected")
-    decoder.add_argument("--set", action="append", default=[], metavar="WIDTH=VALUE", help="change one width of the machine")
-    decoder.add_argument("--cost", action="append", default=[], metavar="NAME=VALUE", help="change one cost, e.g. weight_um2=0.00588")
+    decoder.add_argument(
+        "--set", action="append", default=[], metavar="WIDTH=VALUE", help="change one width of the machine"
+    )
+    decoder.add_argument(
+        "--cost", action="append", default=[], metavar="NAME=VALUE", help="change one cost, e.g. weight_um2=0.00588"
+    )
     decoder.add_argument("--json", action="store_true", help="print JSON")
     decoder.set_defaults(run=run_decoder)
 
@@ -75,9 +90,14 @@ def run_decoder(args):
     costs = costs_with(pairs("--cost", args.cost, float))
     estimate = estimate_decoder(machine, costs)
     if args.json:
-        record = {"class": "projected", "model": args.model, "preset": args.preset,
-                  "machine": {name: value for name, value in vars(machine).items() if name != "model"},
-                  **dataclasses.asdict(estimate), "costs": {name: dataclasses.asdict(cost) for name, cost in costs.items()}}
+        record = {
+            "class": "projected",
+            "model": args.model,
+            "preset": args.preset,
+            "machine": {name: value for name, value in vars(machine).items() if name != "model"},
+            **dataclasses.asdict(estimate),
+            "costs": {name: dataclasses.asdict(cost) for name, cost in costs.items()},
+        }
         sys.stdout.write(json.dumps(record, indent=2) + "\n")
     else:
         sys.stdout.write(_text(args.model, args.preset, machine, costs, estimate))
@@ -86,11 +106,20 @@ def run_decoder(args):
 def _text(model, preset, machine, costs, e):
     from intaglio.gen.estimate.decoder import TOM_TOKENS_PER_SECOND
 
-    lines = [f"{model} on {preset}, {machine.clock_hz / 1e6:g} MHz, context {machine.context:,}. Every figure is *projected*.", "",
-             f"tokens per second, LM head included    {e.tokens_per_second:>12,.0f}",
-             f"tokens per second without the head     {e.tokens_per_second_without_head:>12,.0f}"
-             + (f"   (anchor: {TOM_TOKENS_PER_SECOND:,}, TOM, arXiv 2602.20662)" if (model, preset) == ("bitnet-2b4t", "tom") else ""),
-             f"limit of the ternary units alone       {e.tokens_per_second_arrays:>12,.0f}", "", "cycles of a token"]
+    lines = [
+        f"{model} on {preset}, {machine.clock_hz / 1e6:g} MHz, context {machine.context:,}. Every figure is *projected*.",
+        "",
+        f"tokens per second, LM head included    {e.tokens_per_second:>12,.0f}",
+        f"tokens per second without the head     {e.tokens_per_second_without_head:>12,.0f}"
+        + (
+            f"   (anchor: {TOM_TOKENS_PER_SECOND:,}, TOM, arXiv 2602.20662)"
+            if (model, preset) == ("bitnet-2b4t", "tom")
+            else ""
+        ),
+        f"limit of the ternary units alone       {e.tokens_per_second_arrays:>12,.0f}",
+        "",
+        "cycles of a token",
+    ]
     lines += [f"  {name:36} {cycles:>12,}  {cycles / e.cycles:6.1%}" for name, cycles in e.phases.items()]
     lines += [f"  {'all':36} {e.cycles:>12,}", "", "storage"]
     lines += [f"  {name.replace('_', ' '):36} {bits / 8e6:>12,.1f} MB" for name, bits in e.storage.items()]

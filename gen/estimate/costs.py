@@ -19,7 +19,9 @@ class Cost:
 
 
 _ROM = "bank of 1,024 words of 64 random trits, 40 % zeros (70 % zero bits), ABC's own sharing, median of three seeds"
-_EMBEDDING = "bank of 1,024 words of 16 INT8 numbers, Gaussian with the largest at 5.5 deviations, median of three seeds"
+_EMBEDDING = (
+    "bank of 1,024 words of 16 INT8 numbers, Gaussian with the largest at 5.5 deviations, median of three seeds"
+)
 _LANE = "intaglio_lane of 128 weights with its accumulator"
 _MULTIPLIER = "8 products of 16 x 8 bits with registers and adder tree"
 
@@ -28,7 +30,9 @@ COSTS = {
     "embedding_um2": Cost(0.00644, "um2/bit", f"synthesised: {_EMBEDDING}"),
     "lane_um2": Cost(7.50, "um2/weight", f"synthesised: {_LANE}"),
     "multiplier_um2": Cost(81.7, "um2", f"synthesised: {_MULTIPLIER}"),
-    "sram_um2": Cost(0.043, "um2/bit", "anchor: ASAP7's synthetic fakeram7 macros in OpenROAD-flow-scripts, area of the LEF"),
+    "sram_um2": Cost(
+        0.043, "um2/bit", "anchor: ASAP7's synthetic fakeram7 macros in OpenROAD-flow-scripts, area of the LEF"
+    ),
     "utilisation": Cost(0.7, "", "assumed: share of the die that cells and macros cover"),
     "logic_leakage": Cost(1.06e-3, "uW/um2", f"synthesised: {_LANE}; at 25 C, several times more when hot"),
     "rom_leakage": Cost(0.65e-3, "uW/um2", f"synthesised: {_ROM}; at 25 C, several times more when hot"),
@@ -41,7 +45,9 @@ COSTS = {
     "embedding_ff": Cost(0.1311, "fF/bit", f"synthesised: {_EMBEDDING}"),
     "lane_ff": Cost(92.3, "fF/weight", f"synthesised: {_LANE}"),
     "multiplier_ff": Cost(1160.0, "fF", f"synthesised: {_MULTIPLIER}"),
-    "sram_pj": Cost(0.08, "pJ/bit", "assumed: a small macro; half of the 10 pJ for 64 bits of 8 KiB in 45 nm (Horowitz, ISSCC 2014)"),
+    "sram_pj": Cost(
+        0.08, "pJ/bit", "assumed: a small macro; half of the 10 pJ for 64 bits of 8 KiB in 45 nm (Horowitz, ISSCC 2014)"
+    ),
 }
 
 SHARES = ("utilisation", "gated_leakage")

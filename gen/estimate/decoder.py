@@ -58,30 +58,47 @@ def estimate_decoder(machine, costs):
     storage = _storage(machine)
     area = _area(machine, costs, storage)
     return DecoderEstimate(
-        phases=dict(whole.phases), cycles=whole.total, cycles_without_head=without.total,
-        tokens_per_second=clock / whole.total, tokens_per_second_without_head=clock / without.total,
+        phases=dict(whole.phases),
+        cycles=whole.total,
+        cycles_without_head=without.total,
+        tokens_per_second=clock / whole.total,
+        tokens_per_second_without_head=clock / without.total,
         tokens_per_second_arrays=clock * machine.lanes * machine.lane_width / (machine.layers * machine.layer_weights),
-        storage=storage, area_mm2=area, watts=_watts(machine, costs, storage, area, whole.total), assumptions=_assumptions(machine))
+        storage=storage,
+        area_mm2=area,
+        watts=_watts(machine, costs, storage, area, whole.total),
+        assumptions=_assumptions(machine),
+    )
 
 
 def _words(machine):
     """Words of weights that the ternary units read for a token: rows and inputs filled up."""
     shapes = matrix_shapes(machine.model).values()
-    return machine.layers * machine.lanes * sum(-(-rows // machine.lanes) * -(-inputs // machine.lane_width) for rows, inputs in shapes)
+    return (
+        machine.layers
+        * machine.lanes
+        * sum(-(-rows // machine.lanes) * -(-inputs // machine.lane_width) for rows, inputs in shapes)
+    )
 
 
 def _storage(m):
     scales = 2 * m.kv_heads * SCALE_BITS
-    return {"weights": _words(m) * m.lane_width * BITS, "embedding": m.vocab * m.hidden * EMBEDDING_BITS,
-            "kv_cache": m.context * m.layers * (2 * m.kv_dim * KV_BITS + scales)}
+    return {
+        "weights": _words(m) * m.lane_width * BITS,
+        "embedding": m.vocab * m.hidden * EMBEDDING_BITS,
+        "kv_cache": m.context * m.layers * (2 * m.kv_dim * KV_BITS + scales),
+    }
 
 
 def _area(m, costs, storage):
     c = {name: cost.value for name, cost in costs.items()}
     area = {
-        "weights": storage["weights"] * c["weight_um2"], "embedding": storage["embedding"] * c["embedding_um2"],
-        "ternary units": m.lanes * m.lane_width * c["lane_um2"], "multipliers": m.multipliers * c["multiplier_um2"],
-        "kv cache": storage["kv_cache"] * c["sram_um2"]}
+        "weights": storage["weights"] * c["weight_um2"],
+        "embedding": storage["embedding"] * c["embedding_um2"],
+        "ternary units": m.lanes * m.lane_width * c["lane_um2"],
+        "multipliers": m.multipliers * c["multiplier_um2"],
+        "kv cache": storage["kv_cache"] * c["sram_um2"],
+    }
     area = {name: value / 1e6 for name, value in area.items()}
     return area | {"die": sum(area.values()) / c["utilisation"]}
 
@@ -95,8 +112,14 @@ def _watts(m, costs, storage, area, cycles):
     height = 1024  # words of the bank that the capacitances were measured on: all of them may move when one is read
     read = 2 * m.layers * m.kv_dim * KV_BITS * m.context
     um2 = 1e6
-    awake = {"weights": 1 / m.layers, "embedding": 0.0}  # of the ROM; the rest is off. The head's banks are awake for its share of the time
-    rom_leak = sum(area[part] * um2 * 1e-6 * c["rom_leakage"] * (share + (1 - share) * c["gated_leakage"]) for part, share in awake.items())
+    awake = {
+        "weights": 1 / m.layers,
+        "embedding": 0.0,
+    }  # of the ROM; the rest is off. The head's banks are awake for its share of the time
+    rom_leak = sum(
+        area[part] * um2 * 1e-6 * c["rom_leakage"] * (share + (1 - share) * c["gated_leakage"])
+        for part, share in awake.items()
+    )
     logic = (area["ternary units"] + area["multipliers"]) * um2 * 1e-6 * c["logic_leakage"]
     watts = {
         "weights, reading": rate * storage["weights"] * height * c["weight_ff"] * joule,
@@ -117,18 +140,30 @@ def _assumptions(m):
     head = -(-m.vocab * m.head_groups // m.attention_tokens)
     return (
         f"One token after the other, at position {m.context - 1:,} (the last of the context); prompts are not sped up.",
-        (f"Ternary matrices: {m.lanes} rows at once, {m.lane_width} inputs a cycle each; rows and inputs are filled up with zeros, a "
-         "weight takes 2 bits."),
-        ("Pipelines are as deep as the RTL's whatever the widths; the result buffer takes all rows at once (the RTL wants their number to "
-         "divide the vector width)."),
+        (
+            f"Ternary matrices: {m.lanes} rows at once, {m.lane_width} inputs a cycle each; rows and inputs are filled up with zeros, a "
+            "weight takes 2 bits."
+        ),
+        (
+            "Pipelines are as deep as the RTL's whatever the widths; the result buffer takes all rows at once (the RTL wants their number "
+            "to divide the vector width)."
+        ),
         f"{m.reach} further cycles for each operation of the ternary units or the attention units, for wires across the die.",
-        (f"Attention: INT8 cache; {m.attention_units} units of {m.attention_heads} query heads by {m.attention_tokens} tokens of "
-         f"{m.head_dim} elements, {m.multipliers:,} multipliers of 16 x 8 bits, each of which gets its operands every cycle."),
-        (f"LM head: the embedding as INT8 ROM, {m.vocab:,} x {m.hidden:,} products on the attention units' multipliers ({head:,} cycles); "
-         "the paper leaves it out."),
-        (f"Vector unit: {m.vector_width} elements a cycle. Norms, rotation, attention and matrices follow each other; only scalars overlap "
-         "with a matrix, as in the RTL."),
+        (
+            f"Attention: INT8 cache; {m.attention_units} units of {m.attention_heads} query heads by {m.attention_tokens} tokens of "
+            f"{m.head_dim} elements, {m.multipliers:,} multipliers of 16 x 8 bits, each of which gets its operands every cycle."
+        ),
+        (
+            f"LM head: the embedding as INT8 ROM, {m.vocab:,} x {m.hidden:,} products on the attention units' multipliers ({head:,} "
+            "cycles); the paper leaves it out."
+        ),
+        (
+            f"Vector unit: {m.vector_width} elements a cycle. Norms, rotation, attention and matrices follow each other; only scalars "
+            "overlap with a matrix, as in the RTL."
+        ),
         "Area: ROM, units, multipliers and cache by the costs below; vector unit, sequencer, adapters, clock tree and IO are not counted.",
-        ("Power: a use moves the share `activity` of the pins of the bank or unit used. ROM banks of one layer are on, the others off; "
-         "waking costs no cycle. The embedding is on for the head only, its leakage then is not counted."),
+        (
+            "Power: a use moves the share `activity` of the pins of the bank or unit used. ROM banks of one layer are on, the others off; "
+            "waking costs no cycle. The embedding is on for the head only, its leakage then is not counted."
+        ),
     )

@@ -1,7 +1,7 @@
 """Energy of a decoder with gated weight banks, with and without the gating: *projected* from transitions that a simulation counted.
 
-    intaglio run --device sim:OUT --trace t.saif ...
-    python -m intaglio.gen.estimate.energy OUT --saif t.saif [--liberty FILE] [--set leakage_factor=10]
+intaglio run --device sim:OUT --trace t.saif ...
+python -m intaglio.gen.estimate.energy OUT --saif t.saif [--liberty FILE] [--set leakage_factor=10]
 """
 
 import argparse
@@ -17,7 +17,10 @@ from intaglio.rtl.config.decoder import DecoderConfig
 __all__ = ["ASSUMPTIONS", "Energy", "add_energy", "assumptions_with", "estimate_energy"]
 
 ASSUMPTIONS = {  # name: value, what it is and where it comes from
-    "nand2_per_bit": (0.114, "NAND2 a bit of a ROM bank; measured: 1,024 x 128 bit, 70 % zero bits, ASAP7, Yosys and ABC"),
+    "nand2_per_bit": (
+        0.114,
+        "NAND2 a bit of a ROM bank; measured: 1,024 x 128 bit, 70 % zero bits, ASAP7, Yosys and ABC",
+    ),
     "pins_per_nand2": (2.0, "inputs that its output and inputs stand for"),
     "nand2_per_net": (3.0, "NAND2 of logic for each bit of a net of the RTL, for its leakage and switching"),
     "wires": (2.0, "capacitance of pins and wires over that of the pins"),
@@ -108,26 +111,42 @@ def estimate_energy(config, saif, cells, assumptions):
     words = sum(reads)
     outputs = [net for lane in range(config.lanes) for net in _outputs(saif, lane)]
     activity = sum(net.transitions for net in outputs) / max(1, words * config.lanes * config.weight_word_bits)
-    bits = [min(config.gate_words, config.weight_depth - b * config.gate_words) * config.weight_word_bits * config.lanes
-            for b in range(config.gate_banks)]  # of a column
+    bits = [
+        min(config.gate_words, config.weight_depth - b * config.gate_words) * config.weight_word_bits * config.lanes
+        for b in range(config.gate_banks)
+    ]  # of a column
     seconds = cycles / config.clock_hz
     leak = [a["nand2_per_bit"] * n * cells.leakage * a["leakage_factor"] * seconds for n in bits]
     farad = [a["nand2_per_bit"] * a["pins_per_nand2"] * n * cells.pin * a["wires"] for n in bits]
-    swing = cells.volt ** 2
+    swing = cells.volt**2
     share = [net.high / saif.duration for net in power]
     read = sum(n * c for n, c in zip(reads, farad, strict=True)) * activity * swing / 2
     wakes = [(net.transitions + 1) // 2 for net in power]
     nets = {net for path, found in saif.instances.items() if not _in_bank(path) for net in found.values()}
     pins = sum(net.transitions for net in nets) * a["nand2_per_net"] * a["pins_per_nand2"] * cells.pin * a["wires"]
-    common = {"logic switching": pins * swing / 2,
-              "logic leakage": len(nets) * a["nand2_per_net"] * cells.leakage * a["leakage_factor"] * seconds}
-    gated = {"ROM leakage": sum(e * (s + (1 - s) * a["off_leakage"]) for e, s in zip(leak, share, strict=True)), "ROM reading": read,
-             "wake-up": sum(n * c for n, c in zip(wakes, farad, strict=True)) * a["rail"] * swing, **common}
+    common = {
+        "logic switching": pins * swing / 2,
+        "logic leakage": len(nets) * a["nand2_per_net"] * cells.leakage * a["leakage_factor"] * seconds,
+    }
+    gated = {
+        "ROM leakage": sum(e * (s + (1 - s) * a["off_leakage"]) for e, s in zip(leak, share, strict=True)),
+        "ROM reading": read,
+        "wake-up": sum(n * c for n, c in zip(wakes, farad, strict=True)) * a["rail"] * swing,
+        **common,
+    }
     held = {"ROM leakage": sum(leak), "ROM reading": read, "wake-up": 0.0, **common}
     broadcast = held | {"ROM reading": words * sum(farad) * activity * swing / 2}
-    return Energy(cycles=round(cycles), reads=round(words), wakes=sum(wakes), powered_share=sum(share) / len(share), activity=activity,
-                  **{name: parts | {"total": sum(parts.values())} for name, parts in
-                     (("gated", gated), ("held", held), ("broadcast", broadcast))})
+    return Energy(
+        cycles=round(cycles),
+        reads=round(words),
+        wakes=sum(wakes),
+        powered_share=sum(share) / len(share),
+        activity=activity,
+        **{
+            name: parts | {"total": sum(parts.values())}
+            for name, parts in (("gated", gated), ("held", held), ("broadcast", broadcast))
+        },
+    )
 
 
 def _in_bank(path):
@@ -142,15 +161,21 @@ def _outputs(saif, lane):
 
 def add_energy(kinds):
     """Add the kind ``energy`` to the parsers of ``intaglio estimate``."""
-    parser = kinds.add_parser("energy", help="energy with and without power gating, from a SAIF", description=__doc__.splitlines()[0])
+    parser = kinds.add_parser(
+        "energy", help="energy with and without power gating, from a SAIF", description=__doc__.splitlines()[0]
+    )
     _arguments(parser)
     parser.set_defaults(run=run_energy)
 
 
 def _arguments(parser):
     parser.add_argument("folder", help="output of `intaglio gen decoder --set gate_words=...`")
-    parser.add_argument("--saif", required=True, metavar="FILE", help="transitions, from `intaglio run --trace FILE.saif`")
-    parser.add_argument("--liberty", metavar="FILE", help="cell library with leakage, .lib or .lib.gz; without it anchors of ASAP7")
+    parser.add_argument(
+        "--saif", required=True, metavar="FILE", help="transitions, from `intaglio run --trace FILE.saif`"
+    )
+    parser.add_argument(
+        "--liberty", metavar="FILE", help="cell library with leakage, .lib or .lib.gz; without it anchors of ASAP7"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change one assumption")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -176,27 +201,51 @@ def run_energy(args):
     cells = read_cells(args.liberty) if args.liberty else ASAP7
     energy = estimate_energy(config, read_saif(args.saif, top), cells, assumptions)
     if args.json:
-        record = {"class": "projected", **asdict(energy), "ratio_held": energy.ratio_held, "ratio_broadcast": energy.ratio_broadcast,
-                  "cells": asdict(cells), "assumptions": assumptions}
+        record = {
+            "class": "projected",
+            **asdict(energy),
+            "ratio_held": energy.ratio_held,
+            "ratio_broadcast": energy.ratio_broadcast,
+            "cells": asdict(cells),
+            "assumptions": assumptions,
+        }
         sys.stdout.write(json.dumps(record, indent=2) + "\n")
     else:
         sys.stdout.write(_text(config, energy, cells, assumptions))
 
 
 def _text(config, e, cells, assumptions):
-    text = ", ".join((f"{config.gate_banks} columns of banks of {config.gate_words:,} words", f"{e.cycles:,} cycles traced",
-                      f"{config.clock_hz / 1e6:g} MHz"))
-    lines = [f"{text}. Every figure is *projected*.", "", f"  {'nJ':20} {'gated':>12} {'addresses held':>15} {'broadcast':>12}"]
-    lines += [f"  {part:20} {1e9 * e.gated[part]:12.4f} {1e9 * e.held[part]:15.4f} {1e9 * e.broadcast[part]:12.4f}" for part in e.gated]
-    lines += ["", f"gated over ungated, every bank sees every address        {e.ratio_broadcast:.4f}",
-              f"gated over ungated, banks not read keep their address    {e.ratio_held:.4f}",
-              f"share of the time that a column has power                {e.powered_share:.4f}",
-              f"wake-ups; words read of a lane                           {e.wakes}; {e.reads:,}",
-              f"transitions of an output bit a word                      {e.activity:.4f}", "",
-              f"NAND2: {cells.leakage * 1e12:.4g} pW, {cells.pin * 1e15:.4g} fF an input, {cells.volt:g} V ({cells.source})",
-              "assumptions (--set NAME=VALUE changes one)"]
+    text = ", ".join(
+        (
+            f"{config.gate_banks} columns of banks of {config.gate_words:,} words",
+            f"{e.cycles:,} cycles traced",
+            f"{config.clock_hz / 1e6:g} MHz",
+        )
+    )
+    lines = [
+        f"{text}. Every figure is *projected*.",
+        "",
+        f"  {'nJ':20} {'gated':>12} {'addresses held':>15} {'broadcast':>12}",
+    ]
+    lines += [
+        f"  {part:20} {1e9 * e.gated[part]:12.4f} {1e9 * e.held[part]:15.4f} {1e9 * e.broadcast[part]:12.4f}"
+        for part in e.gated
+    ]
+    lines += [
+        "",
+        f"gated over ungated, every bank sees every address        {e.ratio_broadcast:.4f}",
+        f"gated over ungated, banks not read keep their address    {e.ratio_held:.4f}",
+        f"share of the time that a column has power                {e.powered_share:.4f}",
+        f"wake-ups; words read of a lane                           {e.wakes}; {e.reads:,}",
+        f"transitions of an output bit a word                      {e.activity:.4f}",
+        "",
+        f"NAND2: {cells.leakage * 1e12:.4g} pW, {cells.pin * 1e15:.4g} fF an input, {cells.volt:g} V ({cells.source})",
+        "assumptions (--set NAME=VALUE changes one)",
+    ]
     lines += [f"  {name:16} {assumptions[name]:>8g}  {text}" for name, (_, text) in ASSUMPTIONS.items()]
-    lines += ["  not counted: KV cache and buffers (memories), clock tree, isolation cells and switches, the ROMs of embedding and gains"]
+    lines += [
+        "  not counted: KV cache and buffers (memories), clock tree, isolation cells and switches, the ROMs of embedding and gains"
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -36,16 +36,29 @@ class Fit:
 def unit_config(model, *, tokens, columns=64, clock_hz=300_000_000, window=WINDOW, lines=None):
     """The unit of a model's heads: blocks of 128, ``window`` query blocks, ``lines`` blocks on chip (None: a tenth of all, 16 at least)."""
     blocks = -(-tokens // BLOCK)
-    return PrefillConfig(head_dim=model.head_dim, group=model.heads // model.kv_heads, block=BLOCK, columns=columns,
-                         context=blocks * BLOCK, window=min(window, columns), lines=max(16, blocks // 10) if lines is None else lines,
-                         lookahead=LOOKAHEAD, drain=min(32, columns), clock_hz=clock_hz)
+    return PrefillConfig(
+        head_dim=model.head_dim,
+        group=model.heads // model.kv_heads,
+        block=BLOCK,
+        columns=columns,
+        context=blocks * BLOCK,
+        window=min(window, columns),
+        lines=max(16, blocks // 10) if lines is None else lines,
+        lookahead=LOOKAHEAD,
+        drain=min(32, columns),
+        clock_hz=clock_hz,
+    )
 
 
 def memory_bits(c):
     """Bits of a unit's memories: stores, accumulators, states, block map, block scores; small buffers are not counted."""
     words = c.slots * c.row_groups
-    return (store_bits(c) + c.columns * words * (c.value_bits * c.head_dim + c.maximum_bits + c.sum_bits)
-            + c.group * c.columns * c.batches * c.blocks + SCORE_WORD * c.columns * c.blocks)
+    return (
+        store_bits(c)
+        + c.columns * words * (c.value_bits * c.head_dim + c.maximum_bits + c.sum_bits)
+        + c.group * c.columns * c.batches * c.blocks
+        + SCORE_WORD * c.columns * c.blocks
+    )
 
 
 def layer_bytes(model, tokens):
@@ -85,12 +98,16 @@ def fit_units(model, target, *, tokens, columns, reserved, clock_hz):
     if found.columns < columns:
         narrower = 1 << found.columns.bit_length() - 1
         hint = f"; --columns {narrower} fits" if narrower >= max(8, 2 * (model.heads // model.kv_heads)) else ""
-        raise Error(f"the target must hold a unit of {columns} columns of {dim} multipliers; {target} holds {found.columns} columns, "
-                    f"{found.columns - found.lut_columns} in pairs on its {has.dsp:,} DSP slices and {found.lut_columns} on its "
-                    f"{has.lut:,} LUTs, with {reserved:.0%} of both left to everything else{hint}")
+        raise Error(
+            f"the target must hold a unit of {columns} columns of {dim} multipliers; {target} holds {found.columns} columns, "
+            f"{found.columns - found.lut_columns} in pairs on its {has.dsp:,} DSP slices and {found.lut_columns} on its "
+            f"{has.lut:,} LUTs, with {reserved:.0%} of both left to everything else{hint}"
+        )
     if layer_bytes(model, tokens) > has.memory_bytes:
-        raise Error(f"the memory must hold Q, K and V of a layer, {layer_bytes(model, tokens) / 1e6:,.0f} MB at {tokens:,} tokens; "
-                    f"{target} has {has.memory_bytes / 1e6:,.0f} MB ({has.memory})")
+        raise Error(
+            f"the memory must hold Q, K and V of a layer, {layer_bytes(model, tokens) / 1e6:,.0f} MB at {tokens:,} tokens; "
+            f"{target} has {has.memory_bytes / 1e6:,.0f} MB ({has.memory})"
+        )
     room = has.ram_bits * (1 - reserved)
     for units in range(found.columns // columns, 0, -1):
         pairs = min(columns // 2, found.dsp // dim // units)  # every unit has as many
@@ -99,8 +116,10 @@ def fit_units(model, target, *, tokens, columns, reserved, clock_hz):
         for config in _sizes(model, tokens, columns, clock_hz):
             if units * memory_bits(config) <= room:
                 return Fit(units=units, lut_columns=columns - 2 * pairs, config=config)
-    raise Error(f"the target must hold a unit's memories on chip, at the least {memory_bits(config) / 1e6:.1f} Mbit for {tokens:,} tokens; "
-                f"{target} has {has.ram_bits / 1e6:.1f} Mbit, {room / 1e6:.1f} with {reserved:.0%} left to everything else")
+    raise Error(
+        f"the target must hold a unit's memories on chip, at the least {memory_bits(config) / 1e6:.1f} Mbit for {tokens:,} tokens; "
+        f"{target} has {has.ram_bits / 1e6:.1f} Mbit, {room / 1e6:.1f} with {reserved:.0%} left to everything else"
+    )
 
 
 def _sizes(model, tokens, columns, clock_hz):

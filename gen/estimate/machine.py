@@ -24,7 +24,7 @@ __all__ = ["MACHINES", "Machine", "WideTiming", "machine_for"]
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Widths of the units for one model; has the names of :class:`~intaglio.rtl.config.decoder.DecoderConfig` where the closed forms use them.
+    """Widths of the units for one model; the names that closed forms use are those of :class:`~intaglio.rtl.config.decoder.DecoderConfig`.
 
     Parameters
     ----------
@@ -69,22 +69,36 @@ class Machine:
     dot: str = "planes"
 
     def __post_init__(self):
-        for name, least, most in (("context", 2, self.model.max_position_embeddings), ("lanes", 2, 1 << 16), ("lane_width", 1, 1 << 16),
-                                  ("vector_width", 2, self.head_dim), ("attention_heads", 1, self.heads // self.kv_heads),
-                                  ("attention_units", 1, self.heads), ("attention_tokens", 1, 1 << 16), ("top_k", 1, min(31, self.vocab)),
-                                  ("clock_hz", 1, 10**11), ("reach", 0, 1000)):
+        for name, least, most in (
+            ("context", 2, self.model.max_position_embeddings),
+            ("lanes", 2, 1 << 16),
+            ("lane_width", 1, 1 << 16),
+            ("vector_width", 2, self.head_dim),
+            ("attention_heads", 1, self.heads // self.kv_heads),
+            ("attention_units", 1, self.heads),
+            ("attention_tokens", 1, 1 << 16),
+            ("top_k", 1, min(31, self.vocab)),
+            ("clock_hz", 1, 10**11),
+            ("reach", 0, 1000),
+        ):
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
                 raise ValueError(f"{name} must be an integer in {least}..{most}, not {value!r}")
         if self.dot not in DOTS:
             raise ValueError(f"dot must be one of {', '.join(DOTS)}, not {self.dot!r}")
         if self.vector_width & (self.vector_width - 1) or self.head_dim % self.vector_width:
-            raise ValueError(f"vector_width must be a power of 2 that divides head_dim = {self.head_dim}, not {self.vector_width}")
+            raise ValueError(
+                f"vector_width must be a power of 2 that divides head_dim = {self.head_dim}, not {self.vector_width}"
+            )
         if self.heads // self.kv_heads % self.attention_heads:
-            raise ValueError(f"attention_heads must divide heads / kv_heads = {self.heads // self.kv_heads}, not {self.attention_heads}")
+            raise ValueError(
+                f"attention_heads must divide heads / kv_heads = {self.heads // self.kv_heads}, not {self.attention_heads}"
+            )
         if self.heads // self.attention_heads % self.attention_units:
-            raise ValueError(f"attention_units must divide heads / attention_heads = {self.heads // self.attention_heads}, "
-                             f"not {self.attention_units}")
+            raise ValueError(
+                f"attention_units must divide heads / attention_heads = {self.heads // self.attention_heads}, "
+                f"not {self.attention_units}"
+            )
 
     hidden = property(lambda self: self.model.hidden_size)
     intermediate = property(lambda self: self.model.intermediate_size)
@@ -127,13 +141,27 @@ class Machine:
         """The layer program; its constants, on which no cycle depends, are 1."""
         one = Scalar.of_float(1.0)
         layer = SimpleNamespace(constants=dict.fromkeys(("q", "k", "v", "o", "gate", "up", "down"), one))
-        return layer_program(SimpleNamespace(config=self, embed_scale=1, layers=[layer] * self.layers, logit_constant=one,
-                                             residual_epsilon=one, attention_epsilon=one, gated_epsilon=one))
+        return layer_program(
+            SimpleNamespace(
+                config=self,
+                embed_scale=1,
+                layers=[layer] * self.layers,
+                logit_constant=one,
+                residual_epsilon=one,
+                attention_epsilon=one,
+                gated_epsilon=one,
+            )
+        )
 
     def token_cycles(self, position, *, want=True, program=None):
         """:class:`~intaglio.gen.cycles.decoder.TokenCycles` of the token at ``position``; without ``want`` it ends before the head."""
-        return token_cycles(SimpleNamespace(config=self), position, want=want, program=program or self.program(),
-                            timing=WideTiming(self))
+        return token_cycles(
+            SimpleNamespace(config=self),
+            position,
+            want=want,
+            program=program or self.program(),
+            timing=WideTiming(self),
+        )
 
 
 class WideTiming(Timing):
@@ -146,20 +174,46 @@ class WideTiming(Timing):
         """Keys and values ``attention_tokens`` at a time; the maximum over them and the sum of their values take a tree each."""
         c = self.config
         tokens = -(-(position + 1) // c.attention_tokens)
-        return (2 * tokens + 1 + KEY_DRAIN + tree_stages(c.head_dim) + VALUE_DRAIN + 2 * tree_stages(c.attention_tokens) + c.reach)
+        return (
+            2 * tokens
+            + 1
+            + KEY_DRAIN
+            + tree_stages(c.head_dim)
+            + VALUE_DRAIN
+            + 2 * tree_stages(c.attention_tokens)
+            + c.reach
+        )
 
     def head(self):
         """``attention_tokens`` words at a time, each with a list of candidates of its own; the lists are merged one entry a cycle."""
         c = self.config
         words = -(-c.vocab * c.head_groups // c.attention_tokens)
         merge = c.attention_tokens * c.top_k if c.attention_tokens > 1 else 0
-        return (words + HEAD_DRAIN + tree_stages(c.head_dim) + tree_stages(c.attention_heads * c.attention_units) + merge + c.reach)
+        return (
+            words
+            + HEAD_DRAIN
+            + tree_stages(c.head_dim)
+            + tree_stages(c.attention_heads * c.attention_units)
+            + merge
+            + c.reach
+        )
 
 
 # TOM gives 16 lanes x 10 units at 500 MHz; 128 weights a cycle follow from its speed, and its dense products (attention) share the ternary
 # units' adder trees, so the attention units have as many multipliers as there are weights a cycle. Vector width and reach are ours.
-MACHINES = {"tom": {"lanes": 160, "lane_width": 128, "vector_width": 128, "attention_heads": "all", "attention_units": "all",
-                    "attention_tokens": "units", "context": 1024, "clock_hz": 500_000_000, "reach": 8}}
+MACHINES = {
+    "tom": {
+        "lanes": 160,
+        "lane_width": 128,
+        "vector_width": 128,
+        "attention_heads": "all",
+        "attention_units": "all",
+        "attention_tokens": "units",
+        "context": 1024,
+        "clock_hz": 500_000_000,
+        "reach": 8,
+    }
+}
 
 
 def machine_for(model, preset, **changes):
@@ -177,9 +231,14 @@ def machine_for(model, preset, **changes):
         raise ValueError(f"the preset must be one of {', '.join([*MACHINES, *PRESETS])}, not {preset!r}")
     if preset not in MACHINES:
         widths = widths_of(model, preset, **changes)  # what is given is checked, and not what it replaces
-        return Machine(model=model, **{"clock_hz": DecoderConfig.clock_hz} | {name: widths[name] for name in known if name in widths})
-    fitting = {"vector_width": min(MACHINES[preset]["vector_width"], model.head_dim & -model.head_dim),  # no wider than a head
-               "context": min(MACHINES[preset]["context"], model.max_position_embeddings)}
+        return Machine(
+            model=model,
+            **{"clock_hz": DecoderConfig.clock_hz} | {name: widths[name] for name in known if name in widths},
+        )
+    fitting = {
+        "vector_width": min(MACHINES[preset]["vector_width"], model.head_dim & -model.head_dim),  # no wider than a head
+        "context": min(MACHINES[preset]["context"], model.max_position_embeddings),
+    }
     widths = MACHINES[preset] | fitting | changes
     if widths["attention_heads"] == "all":
         widths["attention_heads"] = model.num_attention_heads // model.num_key_value_heads

@@ -33,8 +33,17 @@ def _rom(name, words):
     """Combinational ROM of uint8 ``words [depth, bytes]``."""
     bits = (len(words) - 1).bit_length()
     rows = [f"    {bits}'d{i}: d = {8 * words.shape[1]}'h{row[::-1].tobytes().hex()};" for i, row in enumerate(words)]
-    return "\n".join([f"module {name}(input [{bits - 1}:0] a, output reg [{8 * words.shape[1] - 1}:0] d);", "  always @* case (a)", *rows,
-                      "    default: d = 'x;", "  endcase", "endmodule", ""])
+    return "\n".join(
+        [
+            f"module {name}(input [{bits - 1}:0] a, output reg [{8 * words.shape[1] - 1}:0] d);",
+            "  always @* case (a)",
+            *rows,
+            "    default: d = 'x;",
+            "  endcase",
+            "endmodule",
+            "",
+        ]
+    )
 
 
 def _weights(name, seed):
@@ -48,8 +57,16 @@ def _embedding(name, seed):
 
 
 def _lane(name, seed):
-    lane = Lane(SimpleNamespace(lane_width=LANE_WIDTH, packing="2bit", dot="planes", rank=0, weight_word_bits=2 * LANE_WIDTH,
-                                lane_sum_bits=(127 * 6912).bit_length() + 1))
+    lane = Lane(
+        SimpleNamespace(
+            lane_width=LANE_WIDTH,
+            packing="2bit",
+            dot="planes",
+            rank=0,
+            weight_word_bits=2 * LANE_WIDTH,
+            lane_sum_bits=(127 * 6912).bit_length() + 1,
+        )
+    )
     m = Module()
     m.submodules.lane = lane
     m.d.comb += [lane.masks[k].eq(mask) for k, mask in enumerate(Lane.MASKS)]
@@ -76,8 +93,12 @@ def _products(name, seed):
 
 
 # Verilog, how many units (bits, weights, multipliers) the part has, and the seeds of what is drawn in it.
-PARTS = {"weight": (_weights, HEIGHT * 128, SEEDS), "embedding": (_embedding, HEIGHT * 128, SEEDS), "lane": (_lane, LANE_WIDTH, (None,)),
-         "multiplier": (_products, PRODUCTS, (None,))}
+PARTS = {
+    "weight": (_weights, HEIGHT * 128, SEEDS),
+    "embedding": (_embedding, HEIGHT * 128, SEEDS),
+    "lane": (_lane, LANE_WIDTH, (None,)),
+    "multiplier": (_products, PRODUCTS, (None,)),
+}
 
 
 def measure(part, libraries, timeout=1800):
@@ -101,8 +122,25 @@ def _mapped(part, verilog, library, timeout):
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "cells.lib").write_text(library.text)
         (Path(scratch) / "part.v").write_text(verilog)
-        steps = ["read_verilog part.v", "hierarchy -top part", "proc", "flatten", "opt", "wreduce", "alumacc", "opt", "memory", "opt -full",
-                 "techmap", "opt", "techmap", f"dfflibmap {options}", f"abc {options}", "opt_clean", "tee -q -o stat.json stat -json"]
+        steps = [
+            "read_verilog part.v",
+            "hierarchy -top part",
+            "proc",
+            "flatten",
+            "opt",
+            "wreduce",
+            "alumacc",
+            "opt",
+            "memory",
+            "opt -full",
+            "techmap",
+            "opt",
+            "techmap",
+            f"dfflibmap {options}",
+            f"abc {options}",
+            "opt_clean",
+            "tee -q -o stat.json stat -json",
+        ]
         told = run_yosys(steps, scratch, f"the part {part}", timeout=timeout)
         stat = Path(scratch) / "stat.json"
         if not stat.is_file():
@@ -116,7 +154,9 @@ def _mapped(part, verilog, library, timeout):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m intaglio.gen.estimate.measure", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m intaglio.gen.estimate.measure", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--liberty", action="append", required=True, metavar="FILE", help="may be given several times")
     libraries = parser.parse_args(arguments).liberty
     for part in PARTS:

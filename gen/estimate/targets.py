@@ -40,11 +40,28 @@ class Target:
 
 # Xilinx DS963 (Alveo U280: 2,016 block RAMs, 960 UltraRAMs), DS180 (Artix-7 100T: 135 block RAMs), Digilent's manual of the Arty A7.
 TARGETS = {
-    "u280": Target(dsp=9024, lut=1_304_000, pair_dsp=1, clock_hz=300_000_000, ram_bits=2016 * 36_864 + 960 * 294_912, memory="HBM2",
-                   memory_bytes=8 << 30, bytes_per_second=460e9, latency_ns=120.0),
-    "a7-100t": Target(dsp=240, lut=63_400, pair_dsp=2, clock_hz=100_000_000, ram_bits=135 * 36_864,
-                      memory="DDR3L of the board Arty A7-100T, 16 bits at 667 MT/s", memory_bytes=256 << 20, bytes_per_second=2 * 667e6,
-                      latency_ns=150.0),
+    "u280": Target(
+        dsp=9024,
+        lut=1_304_000,
+        pair_dsp=1,
+        clock_hz=300_000_000,
+        ram_bits=2016 * 36_864 + 960 * 294_912,
+        memory="HBM2",
+        memory_bytes=8 << 30,
+        bytes_per_second=460e9,
+        latency_ns=120.0,
+    ),
+    "a7-100t": Target(
+        dsp=240,
+        lut=63_400,
+        pair_dsp=2,
+        clock_hz=100_000_000,
+        ram_bits=135 * 36_864,
+        memory="DDR3L of the board Arty A7-100T, 16 bits at 667 MT/s",
+        memory_bytes=256 << 20,
+        bytes_per_second=2 * 667e6,
+        latency_ns=150.0,
+    ),
 }
 
 
@@ -82,9 +99,14 @@ def split(target_dsp, target_lut, head_dim, *, lut_per_column, lut_per_pair, res
     Error
         A number is out of its range, or not one column fits.
     """
-    for name, value, least in (("target_dsp", target_dsp, 0), ("target_lut", target_lut, 0), ("head_dim", head_dim, 1),
-                               ("lut_per_column", lut_per_column, 1), ("lut_per_pair", lut_per_pair, 0),
-                               ("limit", 1 if limit is None else limit, 1)):
+    for name, value, least in (
+        ("target_dsp", target_dsp, 0),
+        ("target_lut", target_lut, 0),
+        ("head_dim", head_dim, 1),
+        ("lut_per_column", lut_per_column, 1),
+        ("lut_per_pair", lut_per_pair, 0),
+        ("limit", 1 if limit is None else limit, 1),
+    ):
         if not (isinstance(value, int) and value >= least):
             raise Error(f"{name} must be an integer of {least} at least, not {value!r}")
     if not 0 <= reserved < 1:
@@ -102,10 +124,16 @@ def split(target_dsp, target_lut, head_dim, *, lut_per_column, lut_per_pair, res
     if limit is not None:
         columns = min(columns, limit - 2 * pairs)
     if 2 * pairs + columns == 0:
-        raise Error(f"a column of {head_dim} must fit {dsp} DSP blocks and {lut} LUTs, not need {lut_per_column} LUTs, "
-                    f"or a pair {head_dim} DSP blocks and {lut_per_pair} LUTs")
-    return Split(columns=2 * pairs + columns, lut_columns=columns, dsp=pairs * head_dim,
-                 lut=pairs * lut_per_pair + columns * lut_per_column)
+        raise Error(
+            f"a column of {head_dim} must fit {dsp} DSP blocks and {lut} LUTs, not need {lut_per_column} LUTs, "
+            f"or a pair {head_dim} DSP blocks and {lut_per_pair} LUTs"
+        )
+    return Split(
+        columns=2 * pairs + columns,
+        lut_columns=columns,
+        dsp=pairs * head_dim,
+        lut=pairs * lut_per_pair + columns * lut_per_column,
+    )
 
 
 def _ceil(value):

@@ -18,17 +18,28 @@ class Preset:
 PRESETS = {
     "desk": Preset(
         description="simulation on a desk: 256 weights a cycle, 1,024 tokens of context",
-        widths={"context": 1024, "lanes": 4, "lane_width": 64, "vector_width": 16, "attention_heads": "all"}),
+        widths={"context": 1024, "lanes": 4, "lane_width": 64, "vector_width": 16, "attention_heads": "all"},
+    ),
     "desk-4k": Preset(
         description="as desk, 4,096 tokens of context",
-        widths={"context": 4096, "lanes": 4, "lane_width": 64, "vector_width": 16, "attention_heads": "all"}),
+        widths={"context": 4096, "lanes": 4, "lane_width": 64, "vector_width": 16, "attention_heads": "all"},
+    ),
     "ulx3s": Preset(  # three attention heads at a time, or more lanes, would fit, and do not route: docs/synthesis.md
         description="sized for an ECP5-85F: five weights in a byte, sums on carry chains, 128 tokens of context",
-        widths={"context": 128, "lanes": 8, "lane_width": 64, "vector_width": 8, "attention_heads": 2, "packing": "5trit",
-                "dot": "adders"}),
+        widths={
+            "context": 128,
+            "lanes": 8,
+            "lane_width": 64,
+            "vector_width": 8,
+            "attention_heads": 2,
+            "packing": "5trit",
+            "dot": "adders",
+        },
+    ),
     "small": Preset(
         description="narrow units for small models and quick tests",
-        widths={"context": 64, "lanes": 2, "lane_width": 16, "vector_width": 4, "attention_heads": 1, "top_k": 8}),
+        widths={"context": 64, "lanes": 2, "lane_width": 16, "vector_width": 4, "attention_heads": 1, "top_k": 8},
+    ),
 }
 
 
@@ -47,7 +58,9 @@ def widths_of(model, preset, **changes):
     if widths["attention_heads"] == "all":
         widths["attention_heads"] = group
     elif "attention_heads" not in changes:
-        widths["attention_heads"] = max(heads for heads in range(1, widths["attention_heads"] + 1) if group % heads == 0)
+        widths["attention_heads"] = max(
+            heads for heads in range(1, widths["attention_heads"] + 1) if group % heads == 0
+        )
     widths.setdefault("top_k", min(16, model.vocab_size))
     return widths
 
@@ -60,12 +73,30 @@ def config_for(model, preset, **changes):
     ValueError
         The preset is unknown, a change is not a width, or the widths do not fit the model.
     """
-    allowed = ("context", "lanes", "lane_width", "packing", "dot", "vector_width", "attention_heads", "top_k", "clock_hz", "rank",
-               "adapters", "adapter_trits", "adapter_targets", "gate_words", "gate_wake", "gate_isolation")
+    allowed = (
+        "context",
+        "lanes",
+        "lane_width",
+        "packing",
+        "dot",
+        "vector_width",
+        "attention_heads",
+        "top_k",
+        "clock_hz",
+        "rank",
+        "adapters",
+        "adapter_trits",
+        "adapter_targets",
+        "gate_words",
+        "gate_wake",
+        "gate_isolation",
+    )
     widths = widths_of(model, preset, **changes)
     if unknown := sorted(set(changes) - set(allowed)):
         raise ValueError(f"a width must be one of {', '.join(allowed)}, not {unknown[0]!r}")
     if isinstance(widths["context"], int) and widths["context"] > model.max_position_embeddings:
-        raise ValueError(f"context must be at most the model's max_position_embeddings = {model.max_position_embeddings}, "
-                         f"not {widths['context']}")
+        raise ValueError(
+            f"context must be at most the model's max_position_embeddings = {model.max_position_embeddings}, "
+            f"not {widths['context']}"
+        )
     return decoder_config(model, **widths)

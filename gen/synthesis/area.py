@@ -99,7 +99,9 @@ def check_period(liberty, period_ps):
     if period_ps is None:
         return
     if not liberty.timed:
-        raise Error(f"cell library {liberty.name} must have delay tables for a period of {period_ps:g} ps; it has areas only")
+        raise Error(
+            f"cell library {liberty.name} must have delay tables for a period of {period_ps:g} ps; it has areas only"
+        )
     if not 0 < period_ps < math.inf:
         raise Error(f"the clock period must be a finite number of picoseconds above 0, not {period_ps:g}")
     liberty.inverters()
@@ -121,7 +123,16 @@ def mapped_blif(netlist, cells):
         lines.append(f".gate {cell.name} {pins} {cell.output}={names[-1]}")
     shown = [f"d{o}" for o in range(len(netlist.outputs)) if o not in {o for o, _ in extra}]
     # Outputs that are constants or repeat another take no gate: they are wires, and are left out.
-    return "\n".join([".model bank", ".inputs " + " ".join(names[:netlist.inputs]), ".outputs " + " ".join(shown), *lines, ".end", ""])
+    return "\n".join(
+        [
+            ".model bank",
+            ".inputs " + " ".join(names[: netlist.inputs]),
+            ".outputs " + " ".join(shown),
+            *lines,
+            ".end",
+            "",
+        ]
+    )
 
 
 def _constraints(liberty):
@@ -142,8 +153,20 @@ def _by_abc(script, folder, timeout):
 def _by_yosys(bank, liberty, folder, timeout):
     """Area and number of gates; leaves the logic before mapping in ``bank.blif``."""
     (folder / "bank.v").write_text(bank.combinational())
-    steps = ["read_verilog bank.v", f"hierarchy -check -top {bank.name}", "proc", "flatten", "opt -full", "memory_map", "opt -full",
-             *GATE_LEVEL, "write_blif bank.blif", "abc -liberty cells.lib", "opt_clean", "tee -q -o stat.json stat -json"]
+    steps = [
+        "read_verilog bank.v",
+        f"hierarchy -check -top {bank.name}",
+        "proc",
+        "flatten",
+        "opt -full",
+        "memory_map",
+        "opt -full",
+        *GATE_LEVEL,
+        "write_blif bank.blif",
+        "abc -liberty cells.lib",
+        "opt_clean",
+        "tee -q -o stat.json stat -json",
+    ]
     output = run_yosys(steps, folder, bank.name, timeout=timeout)
     if not (folder / "stat.json").is_file():
         raise Error(f"Yosys must map {bank.name}; it ends with: {output[-1000:]}")

@@ -11,30 +11,59 @@ __all__ = ["register"]
 
 SWEEP = "0.30,0.40,0.50,0.65,0.80"
 FPGA = ("ecp5", "ice40", "xc7", "xcup")
-DEFAULTS = {"depth": 1024, "width": 128, "zeros": SWEEP, "seed": "7", "model": None, "strategy": None, "svg": None, "out": None}
+DEFAULTS = {
+    "depth": 1024,
+    "width": 128,
+    "zeros": SWEEP,
+    "seed": "7",
+    "model": None,
+    "strategy": None,
+    "svg": None,
+    "out": None,
+}
 ASIC_STRATEGIES, FPGA_STRATEGIES = "plain,code,planes,structured,polished", "plain,code"
 
 
 def register(subparsers):
     """Add the command ``synth``."""
     parser = subparsers.add_parser(
-        "synth", help="area and timing of weight memories",
+        "synth",
+        help="area and timing of weight memories",
         description="Map banks of ternary weights by every strategy and compare them: um2, MB/mm2 (1e6 bytes of two-bit weights), NAND2 a "
-                    "bit and critical path with a cell library; LUTs, registers, block RAMs and multipliers on an FPGA. Class of the "
-                    "figures: synthesised, cell area without placement and wires.")
-    parser.add_argument("--target", metavar="NAME", help="nangate45 (areas that come with intaglio), or an FPGA family: " + ", ".join(FPGA))
-    parser.add_argument("--liberty", action="append", default=[], metavar="FILE", help="cell library, .lib or .lib.gz; several are one")
+        "bit and critical path with a cell library; LUTs, registers, block RAMs and multipliers on an FPGA. Class of the "
+        "figures: synthesised, cell area without placement and wires.",
+    )
+    parser.add_argument(
+        "--target",
+        metavar="NAME",
+        help="nangate45 (areas that come with intaglio), or an FPGA family: " + ", ".join(FPGA),
+    )
+    parser.add_argument(
+        "--liberty", action="append", default=[], metavar="FILE", help="cell library, .lib or .lib.gz; several are one"
+    )
     parser.add_argument("--dont-use", action="append", default=[], metavar="PATTERN", help="leave cells out, as *xp*")
-    parser.add_argument("--period", type=float, metavar="PS", help="clock period to buffer and size for; needs delay tables")
+    parser.add_argument(
+        "--period", type=float, metavar="PS", help="clock period to buffer and size for; needs delay tables"
+    )
     parser.add_argument("--depth", type=int, metavar="WORDS", help="words of the bank, default 1024")
     parser.add_argument("--width", type=int, metavar="BITS", help="bits of a word, two a weight, default 128")
     parser.add_argument("--zeros", metavar="SHARES", help=f"shares of zero weights of random banks, default {SWEEP}")
     parser.add_argument("--model", metavar="DIR", help="take the bank from this checkpoint's matrices instead")
-    parser.add_argument("--strategy", metavar="NAMES", help=f"default {ASIC_STRATEGIES}; on an FPGA {FPGA_STRATEGIES} (and hardwired)")
+    parser.add_argument(
+        "--strategy", metavar="NAMES", help=f"default {ASIC_STRATEGIES}; on an FPGA {FPGA_STRATEGIES} (and hardwired)"
+    )
     parser.add_argument("--seed", metavar="N,N", help="of the random weights, default 7; the medians of several")
     parser.add_argument("--svg", metavar="FILE", help="plot of the comparison")
-    parser.add_argument("--out", metavar="DIR", help="write the last strategy's banks there: Verilog, and instances of the library's cells")
-    parser.add_argument("--folder", metavar="DIR", help="ecp5 only: report a whole design that 'intaglio gen decoder' wrote there instead")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="write the last strategy's banks there: Verilog, and instances of the library's cells",
+    )
+    parser.add_argument(
+        "--folder",
+        metavar="DIR",
+        help="ecp5 only: report a whole design that 'intaglio gen decoder' wrote there instead",
+    )
     parser.set_defaults(run=run, **DEFAULTS)
 
 
@@ -74,8 +103,11 @@ def run(args):
     if args.svg:
         check_output(args.svg, "--svg")
     zeros = [_share(text) for text in args.zeros.split(",")]
-    cases = rom_report.model_cases(args.model, args.depth, args.width) if args.model else \
-        rom_report.random_cases(zeros, args.depth, args.width, seeds)
+    cases = (
+        rom_report.model_cases(args.model, args.depth, args.width)
+        if args.model
+        else rom_report.random_cases(zeros, args.depth, args.width, seeds)
+    )
 
     with Progress() as progress:
         if target in FPGA:

@@ -80,6 +80,11 @@ def _kind(cell):
         return None
     given, connections = cell["parameters"], cell["connections"]
     enable = {"1": "1", "CE": connections.get("CE", ["1"])[0]}.get(given.get("CEMUX", "1").strip())
-    if enable is None or connections.get("LSR", ["0"]) != ["0"] or given.get("REGSET") != "RESET" or given.get("CLKMUX") != "CLK":
+    if (
+        enable is None
+        or connections.get("LSR", ["0"]) != ["0"]
+        or given.get("REGSET") != "RESET"
+        or given.get("CLKMUX") != "CLK"
+    ):
         return None
     return connections["CLK"][0], enable

@@ -18,7 +18,17 @@ from intaglio.gen.emit.output import FORMAT, described
 from intaglio.gen.synthesis.dsp import absorb_registers
 from intaglio.gen.synthesis.yosys import run_yosys
 
-__all__ = ["CELLS", "ECP5_85F", "SHIFTS", "Usage", "block_rams", "decoder_table", "netlist_ice40", "synthesise_ecp5", "table"]
+__all__ = [
+    "CELLS",
+    "ECP5_85F",
+    "SHIFTS",
+    "Usage",
+    "block_rams",
+    "decoder_table",
+    "netlist_ice40",
+    "synthesise_ecp5",
+    "table",
+]
 
 CELLS = ("LUT4", "CCU2C", "TRELLIS_DPR16X4", "TRELLIS_FF", "DP16KD", "MULT18X18D")
 # Lattice FPGA-DS-02012: 84k LUT4 and as many registers, 208 EBR of 18 kbit, 156 multipliers of 18 x 18.
@@ -69,8 +79,9 @@ class Usage:
 
 def block_rams(width, depth):
     """DP16KD of a memory of ``depth`` words of ``width`` bits with one write and one read port, all blocks in one shape."""
-    return min(-(-width // w) * -(-depth // d)
-               for w, d in ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384)))
+    return min(
+        -(-width // w) * -(-depth // d) for w, d in ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384))
+    )
 
 
 def synthesise_ecp5(folder, top, *, flatten=(), sources=(), netlist=None, progress=None, timeout=7200):
@@ -105,24 +116,37 @@ def synthesise_ecp5(folder, top, *, flatten=(), sources=(), netlist=None, progre
     files = [*_verilog(folder), *(str(Path(path).resolve()) for path in sources)]
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "stat.json"
-        steps = [f"read_verilog -defer {' '.join(files)}", "read_verilog -lib +/lattice/cells_bb_ecp5.v",
-                 f"hierarchy -check -top {top}", "proc", "setattr -mod -set keep_hierarchy 1 A:*"]
+        steps = [
+            f"read_verilog -defer {' '.join(files)}",
+            "read_verilog -lib +/lattice/cells_bb_ecp5.v",
+            f"hierarchy -check -top {top}",
+            "proc",
+            "setattr -mod -set keep_hierarchy 1 A:*",
+        ]
         steps += [f"setattr -mod -unset keep_hierarchy {pattern}" for pattern in flatten]
         steps += ["flatten", *["opt_expr", "opt_clean", "opt_hier"] * 2, "opt_expr", "opt_clean"]
         # Equal registers stay apart where the design asks for copies: Yosys looks for that at the cell, not at the signal.
         steps += ["select -set copies a:keep=1 %ci1 t:$dff* %i", "setattr -set keep 1 @copies"]
-        # Inner additions of trees (rtl/attention/narrow/array.py calls their signals half_*) become carry chains here: later Yosys would join
-        # them and the outer one to an addition of more operands, with LUTs before its chain.
+        # Inner additions of trees (rtl/attention/narrow/array.py calls their signals half_*) become carry chains here: later Yosys would
+        # join them and the outer one to an addition of more operands, with LUTs before its chain.
         steps += ["wreduce", "select -set inner w:*half_* %ci:+$add[Y] t:$add %i", "alumacc @inner"]
         (Path(scratch) / "shifts.v").write_text(SHIFTS)
         steps += [f"techmap -map {scratch}/shifts.v", "opt_expr", "opt_clean"]
-        steps += [f"synth_lattice -family ecp5 -noflatten -top {top} -run {first}:{second}"
-                  for first, second in zip(_LABELS, _LABELS[1:], strict=False)]
+        steps += [
+            f"synth_lattice -family ecp5 -noflatten -top {top} -run {first}:{second}"
+            for first, second in zip(_LABELS, _LABELS[1:], strict=False)
+        ]
         steps += [f"tee -q -o {report} stat -json"]
         if netlist:
             # Cells of scopes are for readers of hierarchies; nextpnr has no use for them.
-            steps += ["blackbox =A:whitebox", "setattr -mod -unset keep_hierarchy A:*", "flatten", "delete t:$scopeinfo", "clean",
-                      f"write_json {Path(netlist).resolve()}"]
+            steps += [
+                "blackbox =A:whitebox",
+                "setattr -mod -unset keep_hierarchy A:*",
+                "flatten",
+                "delete t:$scopeinfo",
+                "clean",
+                f"write_json {Path(netlist).resolve()}",
+            ]
         run_yosys(steps, folder, f"{top} in {folder}", timeout=timeout, progress=progress)
         if not report.is_file():
             raise Error(f"Yosys must report the cells of {top} in {folder}")
@@ -131,8 +155,14 @@ def synthesise_ecp5(folder, top, *, flatten=(), sources=(), netlist=None, progre
             absorb_registers(design["modules"][top])
             Path(netlist).write_text(json.dumps(design, separators=(",", ":")) + "\n")
         modules = json.loads(report.read_text())["modules"]
-    cells = {name: {kind: _number(n) for part in ("num_cells_by_type", "num_submodules_by_type")
-                    for kind, n in module.get(part, {}).items()} for name, module in modules.items()}
+    cells = {
+        name: {
+            kind: _number(n)
+            for part in ("num_cells_by_type", "num_submodules_by_type")
+            for kind, n in module.get(part, {}).items()
+        }
+        for name, module in modules.items()
+    }
     counts, names = {}, {}
 
     def walk(name, times):
@@ -145,8 +175,10 @@ def synthesise_ecp5(folder, top, *, flatten=(), sources=(), netlist=None, progre
 
     names["\\" + top] = top
     walk("\\" + top, 1)
-    return [Usage(name=names[name], count=n, cells={k: cells[name][k] for k in CELLS if k in cells[name]})
-            for name, n in counts.items()]
+    return [
+        Usage(name=names[name], count=n, cells={k: cells[name][k] for k in CELLS if k in cells[name]})
+        for name, n in counts.items()
+    ]
 
 
 def decoder_table(folder, *, progress=None):
@@ -175,7 +207,9 @@ def table(usages):
     lines = ["| module | number | " + " | ".join(CELLS) + " |", "|---|" + "---:|" * (len(CELLS) + 1)]
     for usage in sorted(usages, key=lambda u: -u.count * (u.cell("LUT4") + 2 * u.cell("CCU2C") + u.cell("DP16KD"))):
         if usage.cells:
-            lines.append(f"| `{usage.name}` | {usage.count} | " + " | ".join(f"{usage.cell(k):,}" for k in CELLS) + " |")
+            lines.append(
+                f"| `{usage.name}` | {usage.count} | " + " | ".join(f"{usage.cell(k):,}" for k in CELLS) + " |"
+            )
     total = [sum(u.count * u.cell(k) for u in usages) for k in CELLS]
     lines.append("| all | | " + " | ".join(f"{n:,}" for n in total) + " |")
     lines.append("| ECP5-85F | | " + " | ".join(f"{ECP5_85F[k]:,}" if k in ECP5_85F else "" for k in CELLS) + " |")

@@ -49,11 +49,18 @@ def measure_fpga(verilog, top, family, *, timeout=1800):
         output = run_yosys(steps, folder, top, timeout=timeout)
         if not (folder / "stat.json").is_file():
             raise Error(f"Yosys must map {top}; it ends with: {output[-1000:]}")
-        cells = {kind: int(n) for kind, n in json.loads((folder / "stat.json").read_text())["design"]["num_cells_by_type"].items()}
+        cells = {
+            kind: int(n)
+            for kind, n in json.loads((folder / "stat.json").read_text())["design"]["num_cells_by_type"].items()
+        }
 
     def total(*starts):
         return sum(n for kind, n in cells.items() if kind.startswith(starts))
 
     lut = total("LUT", "INV", "SB_LUT4") + 2 * cells.get("CCU2C", 0)
-    return FpgaCells(lut=lut, ff=total("FD", "TRELLIS_FF", "SB_DFF"), dsp=total(*_MULTIPLIERS),
-                     bram=sum(n * share for kind, n in cells.items() for start, share in _BLOCKS.items() if kind.startswith(start)))
+    return FpgaCells(
+        lut=lut,
+        ff=total("FD", "TRELLIS_FF", "SB_DFF"),
+        dsp=total(*_MULTIPLIERS),
+        bram=sum(n * share for kind, n in cells.items() for start, share in _BLOCKS.items() if kind.startswith(start)),
+    )

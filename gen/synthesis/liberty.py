@@ -21,7 +21,10 @@ __all__ = ["BUILT_IN", "NAND2", "Liberty", "LibertyCell", "read_liberty"]
 BUILT_IN = {"nangate45": Path(__file__).parent / "cells" / "nangate45.lib"}
 """Libraries that come with the project: areas only."""
 
-_GROUP = re.compile(r"(?:\b(library|cell|ff|latch|statetable|pin)\s*\(([^)]*)\)\s*\{)|([{}])|\"[^\"\\]*(?:\\.[^\"\\]*)*\"|(/\*)", re.DOTALL)
+_GROUP = re.compile(
+    r"(?:\b(library|cell|ff|latch|statetable|pin)\s*\(([^)]*)\)\s*\{)|([{}])|\"[^\"\\]*(?:\\.[^\"\\]*)*\"|(/\*)",
+    re.DOTALL,
+)
 _LIBRARY = re.compile(r"\blibrary\s*\(")
 _AREA = re.compile(r"\barea\s*:\s*\"?([-+.\deE]+)")
 _FUNCTION = re.compile(r"\bfunction\s*:\s*(?:\"([^\"\\]*(?:\\.[^\"\\]*)*)\"|([^\";\s][^\";]*);)", re.DOTALL)
@@ -29,7 +32,9 @@ _THREE_STATE = re.compile(r"\bthree_state\s*:")
 _DONT_USE = re.compile(r"\bdont_use\s*:\s*\"?true\b")
 _DIRECTION = re.compile(r"\bdirection\s*:\s*\"?(\w+)")
 _TIMING = re.compile(r"\bcell_rise\s*\(")
-_LEAKAGE = re.compile(r"leakage_power\s*\(\)\s*\{\s*value\s*:\s*([\d.eE+-]+);\s*when[^;]*;\s*related_pg_pin\s*:\s*\"?VDD")
+_LEAKAGE = re.compile(
+    r"leakage_power\s*\(\)\s*\{\s*value\s*:\s*([\d.eE+-]+);\s*when[^;]*;\s*related_pg_pin\s*:\s*\"?VDD"
+)
 _PIN = re.compile(r"\bpin\s*\(")
 _CAPACITANCE = re.compile(r"\bcapacitance\s*:\s*([\d.eE+-]+)")
 NAND2 = ("oai", (1, 1))
@@ -53,7 +58,7 @@ class LibertyCell:
 
     @functools.cached_property
     def gate(self):
-        """``(kind, pins in its order)`` of :func:`~intaglio.gen.synthesis.liberty_function.gate_kind`; None if it is no gate of one output."""
+        """``(kind, pins in its order)`` (:func:`~intaglio.gen.synthesis.liberty_function.gate_kind`); None if it is no gate of one output."""
         if self.sequential or len(self.functions) != 1 or not 1 <= len(self.inputs) <= INPUTS:
             return None
         table = truth_table(next(iter(self.functions.values())), self.inputs)
@@ -102,7 +107,7 @@ class Liberty:
                 if name not in self.cells:
                     text = text[:start] + text[stop:]
             start = text.index("{", _LIBRARY.search(text).start()) + 1
-            bodies.append(text[start:text.rindex("}")])
+            bodies.append(text[start : text.rindex("}")])
         return "library (" + re.sub(r"\W", "_", self.name) + ") {\n" + "\n".join(bodies) + "\n}\n"
 
     @functools.cached_property
@@ -167,12 +172,20 @@ def read_liberty(paths, dont_use=()):
         found = _cells(text, path)
         timed = timed or bool(_TIMING.search(text))
         cells.update(found)
-    kept = {name: cell for name, cell in cells.items()
-            if not _DONT_USE.search(cell.body) and not any(fnmatch.fnmatchcase(name, pattern) for pattern in dont_use)}
+    kept = {
+        name: cell
+        for name, cell in cells.items()
+        if not _DONT_USE.search(cell.body) and not any(fnmatch.fnmatchcase(name, pattern) for pattern in dont_use)
+    }
     if not kept:
         raise Error(f"cell library {'+'.join(names)} must have cells that may be used; all {len(cells)} are left out")
-    return Liberty(name=names[0] if len(names) == 1 else "+".join(names), paths=tuple(Path(BUILT_IN.get(str(p), p)) for p in paths),
-                   cells=kept, timed=timed, dont_use=tuple(dont_use))
+    return Liberty(
+        name=names[0] if len(names) == 1 else "+".join(names),
+        paths=tuple(Path(BUILT_IN.get(str(p), p)) for p in paths),
+        cells=kept,
+        timed=timed,
+        dont_use=tuple(dont_use),
+    )
 
 
 def _text(path):
@@ -217,12 +230,12 @@ def _parse(text, path):
             if stack and stack[-1][0] == depth:
                 _, kind, name, start, inner, outer = stack.pop()
                 if kind == "pin" and stack:
-                    stack[-1][4][-1] = ("pin", name, text[start:match.start()])
+                    stack[-1][4][-1] = ("pin", name, text[start : match.start()])
                 elif kind in ("ff", "latch", "statetable") and stack:
                     stack[-1][4][-1] = (kind, name, "")
                 elif kind == "cell":
                     spans[name] = outer, match.end()
-                    cell = _cell(name, text[start:match.start()], inner)
+                    cell = _cell(name, text[start : match.start()], inner)
                     if cell:
                         cells[name] = cell
             depth -= 1
@@ -249,6 +262,11 @@ def _cell(name, text, inner):
             inputs += pins
         elif function and not _THREE_STATE.search(body):
             functions |= dict.fromkeys(pins, function[1] or function[2])
-    return LibertyCell(name=name, area=float(area[1]), inputs=tuple(inputs), functions=functions,
-                       state=next((item[0] for item in inner if item[0] != "pin"), None), body=text)
-
+    return LibertyCell(
+        name=name,
+        area=float(area[1]),
+        inputs=tuple(inputs),
+        functions=functions,
+        state=next((item[0] for item in inner if item[0] != "pin"), None),
+        body=text,
+    )

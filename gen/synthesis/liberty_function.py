@@ -114,10 +114,22 @@ def gate_kind(table, inputs):
         full = size - 1
         if any(bits[i] > bits[i | 1 << k] for i in range(size) for k in range(len(inputs))):
             continue  # not monotone
-        false = [i for i in range(size) if not bits[i] and all(i >> k & 1 or bits[i | 1 << k] for k in range(len(inputs)))]
-        true = [i for i in range(size) if bits[i] and all(not i >> k & 1 or not bits[i & ~(1 << k)] for k in range(len(inputs)))]
-        for form, masks in ((("oai" if inverting else "oa"), [full & ~i for i in false]), (("aoi" if inverting else "ao"), true)):
+        false = [
+            i for i in range(size) if not bits[i] and all(i >> k & 1 or bits[i | 1 << k] for k in range(len(inputs)))
+        ]
+        true = [
+            i
+            for i in range(size)
+            if bits[i] and all(not i >> k & 1 or not bits[i & ~(1 << k)] for k in range(len(inputs)))
+        ]
+        for form, masks in (
+            (("oai" if inverting else "oa"), [full & ~i for i in false]),
+            (("aoi" if inverting else "ao"), true),
+        ):
             if sum(masks) == full and all(a & b == 0 for n, a in enumerate(masks) for b in masks[:n]):
-                groups = sorted(([pin for k, pin in enumerate(inputs) if mask >> k & 1] for mask in masks), key=lambda g: (-len(g), g))
+                groups = sorted(
+                    ([pin for k, pin in enumerate(inputs) if mask >> k & 1] for mask in masks),
+                    key=lambda g: (-len(g), g),
+                )
                 return (form, tuple(map(len, groups))), tuple(pin for group in groups for pin in group)
     return None

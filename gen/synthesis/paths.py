@@ -11,7 +11,17 @@ from intaglio.gen.synthesis.yosys import run_yosys
 __all__ = ["combinational_paths"]
 
 # Bit i of their output depends on bit i of these ports and on all of the others.
-_BITWISE = {"$not": "A", "$pos": "A", "$buf": "A", "$and": "AB", "$or": "AB", "$xor": "AB", "$xnor": "AB", "$mux": "AB", "$_NOT_": "A"}
+_BITWISE = {
+    "$not": "A",
+    "$pos": "A",
+    "$buf": "A",
+    "$and": "AB",
+    "$or": "AB",
+    "$xor": "AB",
+    "$xnor": "AB",
+    "$mux": "AB",
+    "$_NOT_": "A",
+}
 _IMAGE = re.compile(r"\$readmemh\s*\([^;]*\);")  # what a ROM holds makes no path
 _READ = ("RD_ADDR", "RD_EN", "RD_DATA")
 
@@ -46,18 +56,36 @@ def combinational_paths(files, top, *, ignore=(), timeout=600):
             text = _IMAGE.sub(";", Path(file).read_text(encoding="utf-8"))
             (Path(folder) / f"{number}.v").write_text(text, encoding="utf-8")
         names = " ".join(f"{number}.v" for number in range(number + 1))
-        run_yosys([f"read_verilog -defer {names}", f"hierarchy -check -top {top}", "proc -noopt", "flatten", "opt_clean",
-                   "memory_collect", "write_json netlist.json"], folder, f"the paths of {top}", timeout=timeout)
+        run_yosys(
+            [
+                f"read_verilog -defer {names}",
+                f"hierarchy -check -top {top}",
+                "proc -noopt",
+                "flatten",
+                "opt_clean",
+                "memory_collect",
+                "write_json netlist.json",
+            ],
+            folder,
+            f"the paths of {top}",
+            timeout=timeout,
+        )
         module = json.loads((Path(folder) / "netlist.json").read_text(encoding="utf-8"))["modules"][top]
     drivers = {}
     for cell in module["cells"].values():
         for bit, sources in _dependencies(cell):
             drivers.setdefault(bit, set()).update(sources)
-    inputs = {bit: name for name, port in module["ports"].items() if port["direction"] == "input" for bit in port["bits"]}
+    inputs = {
+        bit: name for name, port in module["ports"].items() if port["direction"] == "input" for bit in port["bits"]
+    }
     found = set()
     for name, port in module["ports"].items():
         if port["direction"] == "output":
-            found |= {(inputs[bit], name) for bit in _cone(port["bits"], drivers) if bit in inputs and inputs[bit] not in ignore}
+            found |= {
+                (inputs[bit], name)
+                for bit in _cone(port["bits"], drivers)
+                if bit in inputs and inputs[bit] not in ignore
+            }
     return sorted(found)
 
 
@@ -114,6 +142,6 @@ def _reads(cell):
     wide, high = len(data) // max(count, 1), len(address) // max(count, 1)
     for port in range(count):
         if clocked[port] == "0":
-            sources = {*address[port * high:(port + 1) * high], enable[port]}
-            for bit in data[port * wide:(port + 1) * wide]:
+            sources = {*address[port * high : (port + 1) * high], enable[port]}
+            for bit in data[port * wide : (port + 1) * wide]:
                 yield bit, sources

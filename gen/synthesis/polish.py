@@ -24,7 +24,7 @@ def genlib(cells):
         inner, outer = ("+", "*") if form in ("oai", "oa") else ("*", "+")
         place, parts = 0, []
         for size in groups:
-            parts.append("(" + inner.join(cell.pins[place:place + size]) + ")")
+            parts.append("(" + inner.join(cell.pins[place : place + size]) + ")")
             place += size
         function = f"{'!' if INVERTING[form] else ''}({outer.join(parts)})"
         lines.append(f"GATE {cell.name} {cell.area:.9g} {cell.output}={function}; PIN * UNKNOWN 1 999 1 0 1 0")
@@ -50,8 +50,16 @@ def polish(netlist, cells, *, scripts=SCRIPTS, timeout=600):
         (folder / "cells.genlib").write_text(genlib(cells))
         (folder / "bank.blif").write_text(mapped_blif(netlist, cells))
         for script in scripts:
-            run_tool([abc_program(), "-c", f"read_genlib cells.genlib; read_blif bank.blif; unmap; {script}; write_blif out.blif"],
-                     folder, timeout, "ABC")
+            run_tool(
+                [
+                    abc_program(),
+                    "-c",
+                    f"read_genlib cells.genlib; read_blif bank.blif; unmap; {script}; write_blif out.blif",
+                ],
+                folder,
+                timeout,
+                "ABC",
+            )
             if not (folder / "out.blif").is_file():
                 raise Error("ABC must write the polished bank, which it did not")
             found = _read((folder / "out.blif").read_text(), netlist, kinds, cells, firsts)
@@ -88,7 +96,7 @@ def _read(text, netlist, kinds, cells, firsts):
             continue
         groups, place = [], 0
         for size in kind[1]:
-            groups.append(tuple(signals[pin] for pin in ins[place:place + size]))
+            groups.append(tuple(signals[pin] for pin in ins[place : place + size]))
             place += size
         signals[name] = out.gate(kind[0], groups)
     out.outputs = [signals[f"d{firsts[signal]}"] if signal in firsts else signal for signal in netlist.outputs]

@@ -14,7 +14,15 @@ from intaglio.rtl.ternary.hardwired import adder_graph
 
 __all__ = ["Budget", "Choice", "choose", "lut_rom", "rom_blocks"]
 
-SHAPES = ((72, 512), (36, 1024), (18, 2048), (9, 4096), (4, 8192), (2, 16384), (1, 32768))  # of a block of 36 kbit (UltraScale+, 7 series)
+SHAPES = (
+    (72, 512),
+    (36, 1024),
+    (18, 2048),
+    (9, 4096),
+    (4, 8192),
+    (2, 16384),
+    (1, 32768),
+)  # of a block of 36 kbit (UltraScale+, 7 series)
 LUT_BITS = 64  # of a LUT6
 LARGEST = 1 << 14  # weights of a matrix that is considered for wiring
 
@@ -87,9 +95,15 @@ def choose(matrices, lane_width, budget):
             lut -= luts[name]
             chosen[name] = Choice(form="lut", lut=luts[name], bram=0, cycles=depth)
         else:
-            raise Error(f"the budget must hold every matrix; {name} needs {blocks[name]} block RAMs or {luts[name]} LUTs, "
-                        f"and {bram} and {lut} are left")
-    wired = {name: adder_graph(weights).adder_bits for name, weights in matrices.items() if np.asarray(weights).size <= LARGEST}
+            raise Error(
+                f"the budget must hold every matrix; {name} needs {blocks[name]} block RAMs or {luts[name]} LUTs, "
+                f"and {bram} and {lut} are left"
+            )
+    wired = {
+        name: adder_graph(weights).adder_bits
+        for name, weights in matrices.items()
+        if np.asarray(weights).size <= LARGEST
+    }
     for name in sorted(wired, key=lambda n: (-(shapes[n][1] - 1) / max(1, wired[n]), n)):
         if wired[name] <= lut + chosen[name].lut and shapes[name][1] > 1:
             lut += chosen[name].lut - wired[name]

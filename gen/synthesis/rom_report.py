@@ -18,7 +18,16 @@ from intaglio.rtl.memory.logic import STRATEGIES, bank
 from intaglio.rtl.ternary.hardwired import adder_graph, hardwired_verilog
 from intaglio.rtl.ternary.packing import execution_order, pack
 
-__all__ = ["asic_table", "check_banks", "fpga_table", "library", "model_cases", "random_cases", "random_trits", "write_banks"]
+__all__ = [
+    "asic_table",
+    "check_banks",
+    "fpga_table",
+    "library",
+    "model_cases",
+    "random_cases",
+    "random_trits",
+    "write_banks",
+]
 
 
 def random_trits(rows, inputs, zeros, seed=7):
@@ -30,7 +39,9 @@ def random_trits(rows, inputs, zeros, seed=7):
 def random_cases(shares, depth, width, seeds):
     """``(name, [trits [depth, width / 2] for each seed])`` for each share of zero weights."""
     _check(depth, width)
-    return [(f"random, {share:.2f}", [random_trits(depth, width // 2, share, seed) for seed in seeds]) for share in shares]
+    return [
+        (f"random, {share:.2f}", [random_trits(depth, width // 2, share, seed) for seed in seeds]) for share in shares
+    ]
 
 
 def model_cases(folder, depth, width):
@@ -58,7 +69,9 @@ def _check(depth, width):
 def library(target, liberty, dont_use):
     """The cell library of ``--target`` or ``--liberty``."""
     if not liberty and target not in BUILT_IN:
-        raise Error(f"target must be one of {', '.join([*BUILT_IN, *FAMILIES])}, or a cell library given by --liberty, not {target!r}")
+        raise Error(
+            f"target must be one of {', '.join([*BUILT_IN, *FAMILIES])}, or a cell library given by --liberty, not {target!r}"
+        )
     return read_liberty(liberty or target, dont_use)
 
 
@@ -77,18 +90,36 @@ def asic_table(cases, strategies, cells, period, progress):
                 found.append(measure(built[-1], cells, period))
             area = statistics.median(one.area for one in found)
             delays = [one.delay_ps for one in found if one.delay_ps is not None]
-            rows.append({"case": name, "zeros": _zeros(banks), "strategy": strategy, "area": area, "per_bit": area / bits,
-                         "mb_per_mm2": bits / 8 / area if area else float("inf"), "nand2_per_bit": area / bits / nand2,
-                         "delay_ps": statistics.median(delays) if delays else None, "registers": found[0].registers,
-                         "description": built[0].description, "texts": {"": built[0].verilog, "_mapped": built[0].mapped(cells.gates)}})
-    head = f"{cells.name}, {_size(cases)}, cell area without registers" + \
-        (f", buffered and sized for {period:g} ps" if period else "") + _drawn(cases)
-    title = f"{'bank':22} {'zeros: weights':>14} {'bits':>6}  {'strategy':10} {'um2':>11} {'MB/mm2':>8} {'NAND2/bit':>9}"
+            rows.append(
+                {
+                    "case": name,
+                    "zeros": _zeros(banks),
+                    "strategy": strategy,
+                    "area": area,
+                    "per_bit": area / bits,
+                    "mb_per_mm2": bits / 8 / area if area else float("inf"),
+                    "nand2_per_bit": area / bits / nand2,
+                    "delay_ps": statistics.median(delays) if delays else None,
+                    "registers": found[0].registers,
+                    "description": built[0].description,
+                    "texts": {"": built[0].verilog, "_mapped": built[0].mapped(cells.gates)},
+                }
+            )
+    head = (
+        f"{cells.name}, {_size(cases)}, cell area without registers"
+        + (f", buffered and sized for {period:g} ps" if period else "")
+        + _drawn(cases)
+    )
+    title = (
+        f"{'bank':22} {'zeros: weights':>14} {'bits':>6}  {'strategy':10} {'um2':>11} {'MB/mm2':>8} {'NAND2/bit':>9}"
+    )
     lines = [head, "", f"{title} {'delay ps':>8} {'regs':>5}"]
     for row in rows:
         delay = "-" if row["delay_ps"] is None else f"{row['delay_ps']:.0f}"
-        lines.append(f"{row['case']:22} {row['zeros']:14.3f} {(1 + row['zeros']) / 2:6.3f}  {row['strategy']:10} {row['area']:11,.1f} "
-                     f"{row['mb_per_mm2']:8.3f} {row['nand2_per_bit']:9.4f} {delay:>8} {row['registers']:5}")
+        lines.append(
+            f"{row['case']:22} {row['zeros']:14.3f} {(1 + row['zeros']) / 2:6.3f}  {row['strategy']:10} {row['area']:11,.1f} "
+            f"{row['mb_per_mm2']:8.3f} {row['nand2_per_bit']:9.4f} {delay:>8} {row['registers']:5}"
+        )
     return rows, "\n".join(lines)
 
 
@@ -139,16 +170,31 @@ def fpga_table(cases, strategies, family, progress):
             found = []
             for number, trits in enumerate(banks):
                 progress(f"{name}: {strategy}, bank {number + 1} of {len(banks)}")
-                text = hardwired_verilog(adder_graph(trits), "bank") if strategy == "hardwired" else \
-                    bank(pack(trits, "2bit"), 2 * trits.shape[1], "bank", strategy).verilog
+                text = (
+                    hardwired_verilog(adder_graph(trits), "bank")
+                    if strategy == "hardwired"
+                    else bank(pack(trits, "2bit"), 2 * trits.shape[1], "bank", strategy).verilog
+                )
                 found.append(measure_fpga(text, "bank", family))
             row = {key: statistics.median(getattr(one, key) for one in found) for key in ("lut", "ff", "bram", "dsp")}
-            rows.append({"case": name, "zeros": _zeros(banks), "strategy": strategy, **row, "lut_per_weight": row["lut"] / banks[0].size})
-    title = f"{'bank':22} {'zeros: weights':>14} {'bits':>6}  {'strategy':10} {'LUT':>8} {'FF':>6} {'BRAM':>6} {'DSP':>4}"
+            rows.append(
+                {
+                    "case": name,
+                    "zeros": _zeros(banks),
+                    "strategy": strategy,
+                    **row,
+                    "lut_per_weight": row["lut"] / banks[0].size,
+                }
+            )
+    title = (
+        f"{'bank':22} {'zeros: weights':>14} {'bits':>6}  {'strategy':10} {'LUT':>8} {'FF':>6} {'BRAM':>6} {'DSP':>4}"
+    )
     lines = [f"{family}, {_size(cases)}{_drawn(cases)}", "", f"{title} {'LUT/weight':>10}"]
     for row in rows:
-        lines.append(f"{row['case']:22} {row['zeros']:14.3f} {(1 + row['zeros']) / 2:6.3f}  {row['strategy']:10} {row['lut']:8,.0f} "
-                     f"{row['ff']:6,.0f} {row['bram']:6g} {row['dsp']:4g} {row['lut_per_weight']:10.4f}")
+        lines.append(
+            f"{row['case']:22} {row['zeros']:14.3f} {(1 + row['zeros']) / 2:6.3f}  {row['strategy']:10} {row['lut']:8,.0f} "
+            f"{row['ff']:6,.0f} {row['bram']:6g} {row['dsp']:4g} {row['lut_per_weight']:10.4f}"
+        )
     return rows, "\n".join(lines)
 
 

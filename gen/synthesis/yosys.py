@@ -37,10 +37,17 @@ def run_yosys(steps, folder, what, *, timeout, progress=None):
     """
     _pyosys()
     script = ["import sys", "from pyosys import libyosys", "design = libyosys.Design()"]
-    script += [f"sys.stderr.write('step {i}\\n'); sys.stderr.flush(); libyosys.run_pass({step!r}, design)" for i, step in enumerate(steps)]
+    script += [
+        f"sys.stderr.write('step {i}\\n'); sys.stderr.flush(); libyosys.run_pass({step!r}, design)"
+        for i, step in enumerate(steps)
+    ]
     late, told = threading.Event(), []
-    with tempfile.TemporaryFile("w+") as log, subprocess.Popen([sys.executable, "-c", "\n".join(script)], cwd=folder, stdout=log,
-                                                              stderr=subprocess.PIPE, text=True) as process:
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(
+            [sys.executable, "-c", "\n".join(script)], cwd=folder, stdout=log, stderr=subprocess.PIPE, text=True
+        ) as process,
+    ):
         alarm = threading.Timer(timeout, lambda: (late.set(), process.kill()))
         alarm.start()
         try:
@@ -49,7 +56,10 @@ def run_yosys(steps, folder, what, *, timeout, progress=None):
                 if word == "step" and number.isdecimal():
                     name = steps[int(number)].split()
                     if progress:
-                        progress("synthesis: " + (name[-1] if name[0] == "synth_lattice" else name[0]), int(number) / len(steps))
+                        progress(
+                            "synthesis: " + (name[-1] if name[0] == "synth_lattice" else name[0]),
+                            int(number) / len(steps),
+                        )
                 else:
                     told.append(line)
             code = process.wait()
@@ -82,8 +92,11 @@ def library_cells(stat, liberty, what):
     Error
         A cell is none of the library's: it would have no area.
     """
-    counts = {name: int(count["count"] if isinstance(count, dict) else count)
-              for name, count in stat["design"]["num_cells_by_type"].items() if name != "$scopeinfo"}
+    counts = {
+        name: int(count["count"] if isinstance(count, dict) else count)
+        for name, count in stat["design"]["num_cells_by_type"].items()
+        if name != "$scopeinfo"
+    }
     for name in counts:
         if name not in liberty.cells:
             raise Error(f"cell library {liberty.name} must have every cell that {what} needs, and lacks {name}")
@@ -109,5 +122,7 @@ def run_tool(command, folder, timeout, tool):
     except subprocess.TimeoutExpired as late:
         raise Error(f"{tool} must end within {timeout} s") from late
     if done.returncode:
-        raise Error(f"{tool} must map the bank; it ends with code {done.returncode}: {(done.stdout + done.stderr)[-1000:]}")
+        raise Error(
+            f"{tool} must map the bank; it ends with code {done.returncode}: {(done.stdout + done.stderr)[-1000:]}"
+        )
     return done.stdout

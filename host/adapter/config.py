@@ -30,8 +30,10 @@ FIELDS = {  # name: (accepted values, why no others)
     "layers_to_transform": (_READ, "the layers"),
     "layers_pattern": (_READ, "the layers"),
     # of another arithmetic
-    "init_lora_weights": ((None, True, False, "gaussian", "eva", "orthogonal", "mica"),
-                          "other starts change the base's matrices, which are read-only"),  # pissa, olora, corda, loftq, lora_ga
+    "init_lora_weights": (
+        (None, True, False, "gaussian", "eva", "orthogonal", "mica"),
+        "other starts change the base's matrices, which are read-only",
+    ),  # pissa, olora, corda, loftq, lora_ga
     "bias": ((None, "none"), "the hardware's matrices have no bias"),
     "lora_bias": (_OFF, "the hardware's matrices have no bias"),
     "fan_in_fan_out": (_OFF, "matrices are stored [out, in]"),
@@ -78,7 +80,9 @@ def read_config(path):
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as fault:
         raise AdapterError(f"{path} must be a readable JSON file: {fault}") from fault
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise AdapterError(f"peft_type must be 'LORA', not {config.get('peft_type') if isinstance(config, dict) else config!r} ({path})")
+        raise AdapterError(
+            f"peft_type must be 'LORA', not {config.get('peft_type') if isinstance(config, dict) else config!r} ({path})"
+        )
     check_config(config)
     return config
 
@@ -87,8 +91,10 @@ def check_config(config):
     """Raise :class:`AdapterError` for a field that is unknown, or not at a value known to be harmless."""
     unknown = sorted(set(config) - set(FIELDS))
     if unknown:
-        raise AdapterError(f"every field of adapter_config.json must be one whose effect is known, unlike {', '.join(unknown[:8])} "
-                           f"({len(unknown)}): remove what does not change the adapter's arithmetic")
+        raise AdapterError(
+            f"every field of adapter_config.json must be one whose effect is known, unlike {', '.join(unknown[:8])} "
+            f"({len(unknown)}): remove what does not change the adapter's arithmetic"
+        )
     for name, value in config.items():
         accepted, reason = FIELDS[name]
         if accepted is _ANY or accepted is _READ:

@@ -15,11 +15,27 @@ from intaglio.host.adapter.config import AdapterError, read_config, scaling
 from intaglio.host.adapter.targets import matched_modules
 from intaglio.host.tensors import read_tensors, to_float32
 
-__all__ = ["AdapterError", "Factors", "LowRank", "QuantisedAdapter", "quantise_adapter", "quantise_factor", "read_adapter"]
+__all__ = [
+    "AdapterError",
+    "Factors",
+    "LowRank",
+    "QuantisedAdapter",
+    "quantise_adapter",
+    "quantise_factor",
+    "read_adapter",
+]
 
 _NAME = re.compile(r"base_model\.model\.((?:model\.)?)layers\.(\d+)\.([\w.]+)\.lora_([AB])\.weight")
 # Linear layers of a BitNet decoder layer, those that a device has no room for too.
-_LINEAR = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+_LINEAR = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,7 +96,9 @@ def read_adapter(folder, layout):
     rank, scale = layout["rank"], scaling(config, layout["rank"])
     path = folder / "adapter_model.safetensors"
     if not path.is_file() and (folder / "adapter_model.bin").exists():
-        raise AdapterError(f"{folder} must hold adapter_model.safetensors (adapter_model.bin is a pickle, which is not read)")
+        raise AdapterError(
+            f"{folder} must hold adapter_model.safetensors (adapter_model.bin is a pickle, which is not read)"
+        )
     tensors, metadata = read_tensors(path)
     _check_metadata(path, tensors, metadata, layout)
     names = {module: name for name, module in layout["modules"].items()}
@@ -90,25 +108,37 @@ def read_adapter(folder, layout):
             raise AdapterError(f"every tensor must be lora_A or lora_B of a layer's matrix, not {tensor!r}")
     prefixes = {match[1] for match in matches.values()} or {"model."}
     if len(prefixes) > 1:
-        raise AdapterError("the tensors must be of one model, and some names have 'model.' before 'layers' while others have not")
+        raise AdapterError(
+            "the tensors must be of one model, and some names have 'model.' before 'layers' while others have not"
+        )
     wanted = _wanted(config, layout, prefixes.pop())
     found = {}
     for tensor, match in matches.items():
         key = (int(match[2]), names[match[3]])
         if key not in wanted:
-            raise AdapterError(f"tensor {tensor!r} must belong to one of {layout['layers']} layers and to a target module")
+            raise AdapterError(
+                f"tensor {tensor!r} must belong to one of {layout['layers']} layers and to a target module"
+            )
         out, inputs = layout["shapes"][key[1]]
-        found.setdefault(key, {})[match[4]] = _values(tensor, tensors[tensor], (rank, inputs) if match[4] == "A" else (out, rank))
+        found.setdefault(key, {})[match[4]] = _values(
+            tensor, tensors[tensor], (rank, inputs) if match[4] == "A" else (out, rank)
+        )
     for layer, name in sorted(wanted):
         if set(found.get((layer, name), ())) != {"A", "B"}:
-            raise AdapterError(f"layer {layer} must have lora_A and lora_B of {layout['modules'][name]}, "
-                               f"and has {' and '.join(sorted(found.get((layer, name), ()))) or 'neither'}")
-    return LowRank(rank=rank, scaling=scale, factors={key: (pair["A"], pair["B"]) for key, pair in sorted(found.items())})
+            raise AdapterError(
+                f"layer {layer} must have lora_A and lora_B of {layout['modules'][name]}, "
+                f"and has {' and '.join(sorted(found.get((layer, name), ()))) or 'neither'}"
+            )
+    return LowRank(
+        rank=rank, scaling=scale, factors={key: (pair["A"], pair["B"]) for key, pair in sorted(found.items())}
+    )
 
 
 def _wanted(config, layout, prefix):
     """The matrices that the adapter is for, as a set of (layer, name)."""
-    places = {f"{prefix}layers.{layer}.{module}": (layer, module) for layer in range(layout["layers"]) for module in _LINEAR}
+    places = {
+        f"{prefix}layers.{layer}.{module}": (layer, module) for layer in range(layout["layers"]) for module in _LINEAR
+    }
     others = [f"{prefix}embed_tokens", *(["lm_head"] if prefix else [])]
     try:
         matched = matched_modules(config, [*places, *others], list(places))
@@ -119,12 +149,16 @@ def _wanted(config, layout, prefix):
     for full in matched:
         layer, module = places.get(full, (None, full))
         if module not in room:
-            raise AdapterError(f"target_modules must be among those that the device has room for "
-                               f"({', '.join(one.rpartition('.')[2] for one in room)}), not {module.rpartition('.')[2]!r}")
+            raise AdapterError(
+                f"target_modules must be among those that the device has room for "
+                f"({', '.join(one.rpartition('.')[2] for one in room)}), not {module.rpartition('.')[2]!r}"
+            )
         wanted.add((layer, room[module]))
     if not wanted:
-        raise AdapterError(f"target_modules must mean at least one matrix of the device's {layout['layers']} layers, and "
-                           f"{config['target_modules']!r} means none")
+        raise AdapterError(
+            f"target_modules must mean at least one matrix of the device's {layout['layers']} layers, and "
+            f"{config['target_modules']!r} means none"
+        )
     return wanted
 
 
@@ -132,12 +166,16 @@ def _check_metadata(path, tensors, metadata, layout):
     """What our own trainer writes beside the tensors; other writers write nothing of it."""
     base, digest = metadata.get("base_digest"), metadata.get("values_sha256")
     if base is not None and base != layout["base"]:
-        raise AdapterError(f"the adapter must have been trained beside the device's weights (base {layout['base'][:16]}), "
-                           f"not beside {base[:16]}")
+        raise AdapterError(
+            f"the adapter must have been trained beside the device's weights (base {layout['base'][:16]}), "
+            f"not beside {base[:16]}"
+        )
     if digest is not None:
         found = hashlib.sha256(b"".join(tensors[name][2] for name in sorted(tensors))).hexdigest()
         if found != digest:
-            raise AdapterError(f"the values of {path} must have the SHA-256 that it states, {digest[:16]}, not {found[:16]}: it is damaged")
+            raise AdapterError(
+                f"the values of {path} must have the SHA-256 that it states, {digest[:16]}, not {found[:16]}: it is damaged"
+            )
 
 
 def _values(name, stored, shape):
@@ -146,7 +184,9 @@ def _values(name, stored, shape):
     if values is None:
         raise AdapterError(f"tensor {name!r} must be F32, F16 or BF16, not {dtype}")
     if found != shape:
-        raise AdapterError(f"tensor {name!r} must have the shape {list(shape)}, not {list(found)}: it is of another rank or base")
+        raise AdapterError(
+            f"tensor {name!r} must have the shape {list(shape)}, not {list(found)}: it is of another rank or base"
+        )
     if not np.isfinite(values).all():
         raise AdapterError(f"tensor {name!r} must be finite, not NaN or infinite")
     return values
@@ -186,8 +226,9 @@ def quantise_adapter(adapter, layout):
             out, inputs = layout["shapes"][name]
             pair = adapter.factors.get((layer, name))
             if pair is None:
-                matrices[layer, name] = Factors(a=np.zeros((adapter.rank, inputs), np.int8),
-                                                b=np.zeros((out, adapter.rank), np.int8), m=0, e=0)
+                matrices[layer, name] = Factors(
+                    a=np.zeros((adapter.rank, inputs), np.int8), b=np.zeros((out, adapter.rank), np.int8), m=0, e=0
+                )
                 continue
             a, a_scale = quantise_factor(pair[0], layout["trits"])
             b, b_scale = quantise_factor(pair[1], layout["trits"])
@@ -195,10 +236,12 @@ def quantise_adapter(adapter, layout):
                 half = layout["head_dim"] // 2
                 b = b.reshape(-1, 2, half, adapter.rank).transpose(0, 2, 1, 3).reshape(out, adapter.rank)
             m, e = _scalar(a_scale * b_scale * adapter.scaling / layout["scales"][layer][name])
-            widest = (127 * inputs * (3**layout["trits"] - 1) // 2).bit_length() - 7
+            widest = (127 * inputs * (3 ** layout["trits"] - 1) // 2).bit_length() - 7
             if e + widest > -1:
-                raise AdapterError(f"the scale of layer {layer}'s {layout['modules'][name]} must be below 2^{-16 - widest} "
-                                   f"of the base's own, not 2^{e + 16}")
+                raise AdapterError(
+                    f"the scale of layer {layer}'s {layout['modules'][name]} must be below 2^{-16 - widest} "
+                    f"of the base's own, not 2^{e + 16}"
+                )
             matrices[layer, name] = Factors(a=a, b=np.ascontiguousarray(b), m=m, e=e)
     return QuantisedAdapter(matrices=matrices)
 

@@ -30,7 +30,9 @@ def adapter_image(adapter, layout, digest_word):
             words.append(_words_of_a(np.concatenate([matrix.a for matrix in matrices]), layout))
             rows = [matrix.b for matrix in matrices]
             gated = names == ["gate", "up"]
-            words.append(_words_of_b(np.stack(rows, 1).reshape(-1, rows[0].shape[1]) if gated else np.concatenate(rows), layout))
+            words.append(
+                _words_of_b(np.stack(rows, 1).reshape(-1, rows[0].shape[1]) if gated else np.concatenate(rows), layout)
+            )
     lanes = np.concatenate(words, axis=1)  # [lanes, addresses, lane_width]
     packed = np.packbits(np.concatenate([lanes == 1, lanes == -1], axis=2), axis=2, bitorder="little")
     packed = np.pad(packed, ((0, 0), (0, 0), (0, -packed.shape[2] % 4)))
@@ -59,6 +61,11 @@ def _words_of_a(values, layout):
 def _words_of_b(values, layout):
     """``[lanes, words, lane_width]``: as many rows as fit one after another in a word, each row digit by digit."""
     lanes, width, trits, rank = layout["lanes"], layout["lane_width"], layout["trits"], values.shape[1]
-    rows = _digits(values, trits).reshape(trits, len(values) // lanes, lanes, rank).transpose(2, 1, 0, 3).reshape(lanes, -1, rank)
+    rows = (
+        _digits(values, trits)
+        .reshape(trits, len(values) // lanes, lanes, rank)
+        .transpose(2, 1, 0, 3)
+        .reshape(lanes, -1, rank)
+    )
     rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % (width // rank)), (0, 0)))
     return rows.reshape(lanes, -1, width)

@@ -7,8 +7,14 @@ from intaglio.host.protocol import DeviceError
 __all__ = ["adapter_words", "load_adapter"]
 
 LOADING, LOADED = 1, 2
-REFUSALS = {3: "the slot does not exist", 4: "the token under way still reads the memory", 5: "the image is for another device",
-            6: "the image is incomplete", 7: "the image is too long", 8: "the CRC-32 differs: words were damaged on the way"}
+REFUSALS = {
+    3: "the slot does not exist",
+    4: "the token under way still reads the memory",
+    5: "the image is for another device",
+    6: "the image is incomplete",
+    7: "the image is too long",
+    8: "the CRC-32 differs: words were damaged on the way",
+}
 
 
 def load_adapter(device, folder, *, slot=None):
@@ -41,7 +47,9 @@ def load_adapter(device, folder, *, slot=None):
     if slot is None:
         free = [s for s in range(layout["slots"]) if s not in device.adapters]
         if not free:
-            raise AdapterError(f"the device has memory for {layout['slots']} adapters, which are all loaded: name the slot to replace")
+            raise AdapterError(
+                f"the device has memory for {layout['slots']} adapters, which are all loaded: name the slot to replace"
+            )
         slot = free[0]
     if type(slot) is not int or not 0 <= slot < layout["slots"]:
         raise AdapterError(f"slot must be in 0..{layout['slots'] - 1}, not {slot!r}")
@@ -62,11 +70,15 @@ def adapter_words(manifest, folder):
         raise AdapterError("a device must have adapter hardware to load an adapter: generate it with --set rank=8")
     words = adapter_image(quantise_adapter(read_adapter(folder, layout), layout), layout, manifest.digest_word)
     if len(words) != layout["image_words"]:
-        raise AdapterError(f"the image must have {layout['image_words']} words, not {len(words)}: host and generator differ in version")
+        raise AdapterError(
+            f"the image must have {layout['image_words']} words, not {len(words)}: host and generator differ in version"
+        )
     return words
 
 
 def _expect(device, outcome):
     found = device.read_register("adapter_status") & 15
     if found != outcome:
-        raise DeviceError(f"the device refused the adapter, nothing has changed: {REFUSALS.get(found, f'status {found}')}")
+        raise DeviceError(
+            f"the device refused the adapter, nothing has changed: {REFUSALS.get(found, f'status {found}')}"
+        )

@@ -36,29 +36,45 @@ def matched_modules(config, modules, linear):
     ValueError
         A setting is of another type, contradicts another, is no regular expression, or takes longer than ten seconds to match.
     """
-    targets, excluded, layers, pattern = (config.get(name) for name in (
-        "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"))
+    targets, excluded, layers, pattern = (
+        config.get(name) for name in ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+    )
     for name, value in (("target_modules", targets), ("exclude_modules", excluded), ("layers_pattern", pattern)):
         texts = isinstance(value, str) or isinstance(value, list) and all(isinstance(one, str) for one in value)
         if not texts and (value is not None or name == "target_modules"):
             raise ValueError(f"{name} must be a list of names or one pattern, not {value!r}")
-    if not all(type(layer) is int for layer in (layers if isinstance(layers, list) else [] if layers is None else [layers])):
+    if not all(
+        type(layer) is int for layer in (layers if isinstance(layers, list) else [] if layers is None else [layers])
+    ):
         raise ValueError(f"layers_to_transform must be a layer's number or a list of them, not {layers!r}")
     if isinstance(targets, str) and (layers is not None or pattern is not None):
-        raise ValueError("target_modules must be a list where there are layers_to_transform or layers_pattern, not a pattern")
+        raise ValueError(
+            "target_modules must be a list where there are layers_to_transform or layers_pattern, not a pattern"
+        )
     if isinstance(targets, str) and targets.lower() == "all-linear":
         targets = linear
-    job = {"targets": targets, "excluded": excluded, "layers": [layers] if type(layers) is int else layers or None,
-           "patterns": [pattern] if isinstance(pattern, str) else pattern or [], "modules": modules}
+    job = {
+        "targets": targets,
+        "excluded": excluded,
+        "layers": [layers] if type(layers) is int else layers or None,
+        "patterns": [pattern] if isinstance(pattern, str) else pattern or [],
+        "modules": modules,
+    }
     if not isinstance(targets, str) and not isinstance(excluded, str) and not job["patterns"]:
         return _matched(job)
     try:
-        done = subprocess.run([sys.executable, "-I", __file__], input=json.dumps(job), capture_output=True, text=True, timeout=LIMIT_S)
+        done = subprocess.run(
+            [sys.executable, "-I", __file__], input=json.dumps(job), capture_output=True, text=True, timeout=LIMIT_S
+        )
     except subprocess.TimeoutExpired:
-        raise ValueError(f"the patterns of the adapter's modules must match within {LIMIT_S:g} s, not longer: {_patterns(job)}") from None
+        raise ValueError(
+            f"the patterns of the adapter's modules must match within {LIMIT_S:g} s, not longer: {_patterns(job)}"
+        ) from None
     if done.returncode:
-        raise ValueError(f"the patterns of the adapter's modules must be regular expressions, not {_patterns(job)}: "
-                         f"{done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}")
+        raise ValueError(
+            f"the patterns of the adapter's modules must be regular expressions, not {_patterns(job)}: "
+            f"{done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}"
+        )
     return json.loads(done.stdout)
 
 
@@ -82,7 +98,9 @@ def _is_target(job, module):
         return False
     if job["layers"] is None:
         return True
-    expressions = [rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\." for pattern in job["patterns"]] or [r".*?\.[^.]*\.(?P<idx>\d+)\."]
+    expressions = [rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\." for pattern in job["patterns"]] or [
+        r".*?\.[^.]*\.(?P<idx>\d+)\."
+    ]
     found = next(filter(None, (re.match(expression, module) for expression in expressions)), None)
     return found is not None and int(found["idx"]) in job["layers"]
 

@@ -44,10 +44,12 @@ def calibrate(q, k):
     """
     mean = k.mean(0)
     mean = np.where(np.abs(mean) > MEAN_LEAST * k.std(0), mean, 0)
-    of_q, of_k = np.sqrt((q**2).mean((0, 1))), np.sqrt(((k - mean)**2).mean(0))
+    of_q, of_k = np.sqrt((q**2).mean((0, 1))), np.sqrt(((k - mean) ** 2).mean(0))
     known = (of_q > 0) & (of_k > 0)
     apart = np.log2(np.divide(of_k, of_q, out=np.ones_like(of_k), where=known))
-    balance = np.where(np.abs(apart) >= RANGE_LEAST, np.rint(apart / 2), 0).clip(-BALANCE_MAX, BALANCE_MAX).astype(np.int64)
+    balance = (
+        np.where(np.abs(apart) >= RANGE_LEAST, np.rint(apart / 2), 0).clip(-BALANCE_MAX, BALANCE_MAX).astype(np.int64)
+    )
     return Conditioning(key_mean=mean, balance=balance)
 
 

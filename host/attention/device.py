@@ -17,8 +17,11 @@ from intaglio.host.transport import open_transport
 
 __all__ = ["AttentionDevice", "Run", "open_attention"]
 
-FAULTS = {1: "the memory answered a read with an error", 2: "the memory ended a burst at a wrong beat",
-          3: "the memory did not answer in time"}
+FAULTS = {
+    1: "the memory answered a read with an error",
+    2: "the memory ended a burst at a wrong beat",
+    3: "the memory did not answer in time",
+}
 VOID = 1 << 23  # in tuser: the run ended early
 MEMORY_TIMEOUT = 1 << 16  # cycles without a beat after which the unit gives up
 CANCEL_SECONDS, LEFT_BEATS = 5.0, 1 << 16  # to wait, and beats to take at a time, when a run is broken off
@@ -78,13 +81,19 @@ class AttentionDevice:
         self.transport, self.timeout, self.runs = transport, timeout, []
         self.manifest = PrefillManifest.from_dict(transport.manifest)
         self._closed = False
-        for name, expected in (("magic", MAGIC), ("version", MAP_VERSION), ("digest", self.manifest.digest_word),
-                               ("capabilities", self.manifest.capabilities)):
+        for name, expected in (
+            ("magic", MAGIC),
+            ("version", MAP_VERSION),
+            ("digest", self.manifest.digest_word),
+            ("capabilities", self.manifest.capabilities),
+        ):
             found = self.read_register(name)
             if found != expected:
-                raise ConfigMismatchError(f"the device's {name} register is 0x{found:08x}, but its manifest "
-                                          f"(digest {self.manifest.digest[:16]}) says 0x{expected:08x}: "
-                                          "device and manifest must come from the same generated folder")
+                raise ConfigMismatchError(
+                    f"the device's {name} register is 0x{found:08x}, but its manifest "
+                    f"(digest {self.manifest.digest[:16]}) says 0x{expected:08x}: "
+                    "device and manifest must come from the same generated folder"
+                )
 
     def __enter__(self):
         return self
@@ -111,7 +120,9 @@ class AttentionDevice:
             raise DeviceError("the device is closed")
         self.transport.write_register(self.manifest.registers[name].offset, value)
 
-    def attention(self, q, k, v, *, gamma=0.9, tau=0.1, dense=False, tenant=0, hot_threshold=0, maps=False, progress=None):
+    def attention(
+        self, q, k, v, *, gamma=0.9, tau=0.1, dense=False, tenant=0, hot_threshold=0, maps=False, progress=None
+    ):
         """Sparse causal attention.
 
         Parameters
@@ -151,18 +162,28 @@ class AttentionDevice:
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
                 raise ValueError(f"{name} must be an integer in 0..{most}, not {value!r}")
         group, heads = c["group"], len(k)
-        quantised = [quantise(q[h * group:(h + 1) * group], k[h], v[h], block=c["block"]) for h in range(heads)]
+        quantised = [quantise(q[h * group : (h + 1) * group], k[h], v[h], block=c["block"]) for h in range(heads)]
         out = np.empty(q.shape, np.float32)
         self.runs = []
         for head, z in enumerate(quantised):
+
             def tell(text, done, head=head):
                 if progress:
                     progress(f"KV head {head + 1} of {heads}: {text}", (head + done) / heads)
 
-            run = self.run(z, gamma16=gamma16, threshold=threshold, dense=dense or gamma16 == WHOLE, tenant=tenant, kv_head=head,
-                           hot_threshold=hot_threshold, maps=maps, progress=tell)
+            run = self.run(
+                z,
+                gamma16=gamma16,
+                threshold=threshold,
+                dense=dense or gamma16 == WHOLE,
+                tenant=tenant,
+                kv_head=head,
+                hot_threshold=hot_threshold,
+                maps=maps,
+                progress=tell,
+            )
             self.runs.append(run)
-            out[head * group:(head + 1) * group] = z.results(run.values)
+            out[head * group : (head + 1) * group] = z.results(run.values)
         return out
 
     def _checked(self, q, k, v):
@@ -181,13 +202,29 @@ class AttentionDevice:
             arrays.append(x)
         q, k, v = arrays
         if len(k) < 1 or len(q) != c["group"] * len(k):
-            raise ValueError(f"query heads must be {c['group']}, the unit's group, times the KV heads, not {len(q)} for {len(k)}")
+            raise ValueError(
+                f"query heads must be {c['group']}, the unit's group, times the KV heads, not {len(q)} for {len(k)}"
+            )
         if k.shape != v.shape or q.shape[1] != k.shape[1]:
-            raise ValueError(f"q, k and v must have the same tokens, k and v the same shape, not {list(q.shape)}, {list(k.shape)}, "
-                             f"{list(v.shape)}")
+            raise ValueError(
+                f"q, k and v must have the same tokens, k and v the same shape, not {list(q.shape)}, {list(k.shape)}, "
+                f"{list(v.shape)}"
+            )
         return q, k, v
 
-    def run(self, quantised, *, gamma16, threshold, dense=False, tenant=0, kv_head=0, hot_threshold=0, maps=False, progress=None) -> Run:
+    def run(
+        self,
+        quantised,
+        *,
+        gamma16,
+        threshold,
+        dense=False,
+        tenant=0,
+        kv_head=0,
+        hot_threshold=0,
+        maps=False,
+        progress=None,
+    ) -> Run:
         """One KV head's run from its integers (:class:`~intaglio.host.attention.quantise.Quantised`)."""
         c = self.manifest.config
         group, tokens, head_dim = quantised.q.shape
@@ -196,8 +233,19 @@ class AttentionDevice:
             self._break_off()
         self.transport.write_memory(memory.data, memory.origin)
         self.write_register("control", 4)
-        values = run_parameters(memory, tokens=tokens, block=c["block"], base=quantised.base, gamma16=gamma16, threshold=threshold,
-                                dense=dense, tenant=tenant, kv_head=kv_head % 256, hot_threshold=hot_threshold, timeout=MEMORY_TIMEOUT)
+        values = run_parameters(
+            memory,
+            tokens=tokens,
+            block=c["block"],
+            base=quantised.base,
+            gamma16=gamma16,
+            threshold=threshold,
+            dense=dense,
+            tenant=tenant,
+            kv_head=kv_head % 256,
+            hot_threshold=hot_threshold,
+            timeout=MEMORY_TIMEOUT,
+        )
         for name, value in values.items():
             self.write_register(name, value)
         self.write_register("control", 1)
@@ -215,8 +263,14 @@ class AttentionDevice:
         phases = {name: self.read_register(f"phase_{name}") for name in self.manifest.phases}
         cycles = self.read_register("cycles_lo") | self.read_register("cycles_hi") << 32
         aware = np.array([bool(self.read_register("aware") >> h & 1) for h in range(group)])
-        return Run(values=out, cycles=cycles, counters=counters, phases=phases, aware=aware,
-                   map=self.block_map(tokens) if maps else None)
+        return Run(
+            values=out,
+            cycles=cycles,
+            counters=counters,
+            phases=phases,
+            aware=aware,
+            map=self.block_map(tokens) if maps else None,
+        )
 
     def _results(self, wanted, progress):
         """All beats of a run, or an error; the device is then ready for the next run."""
@@ -247,14 +301,18 @@ class AttentionDevice:
         if status >> 7 & 1:
             return DeviceError(f"the device refused the parameters of the run (status 0x{status:08x})")
         fault = status >> 4 & 7
-        return DeviceError(f"the run was broken off: {FAULTS.get(fault, 'cancelled')} (status 0x{status:08x}, after "
-                           f"{self.read_register('beats')} beats, {self.read_register('cycles_lo')} cycles)")
+        return DeviceError(
+            f"the run was broken off: {FAULTS.get(fault, 'cancelled')} (status 0x{status:08x}, after "
+            f"{self.read_register('beats')} beats, {self.read_register('cycles_lo')} cycles)"
+        )
 
     def _stuck(self, got, wanted):
         """Break the run off, and say where it stood."""
         phase, status = self._phase(), self.read_register("status")
         self._break_off()
-        return DeviceTimeout(f"nothing moved for {self.timeout:g} s in phase {phase}: {got} of {wanted} beats, status 0x{status:08x}")
+        return DeviceTimeout(
+            f"nothing moved for {self.timeout:g} s in phase {phase}: {got} of {wanted} beats, status 0x{status:08x}"
+        )
 
     def _break_off(self):
         """Break the run under way off and take what is left of it."""
@@ -277,7 +335,9 @@ class AttentionDevice:
                 for key in range(min(blocks, (batch + 1) * columns)):
                     self.write_register("map_select", key | batch << 14 | head << 24)
                     bits = sum(self.read_register(name) << 32 * number for number, name in enumerate(words))
-                    keep[head, batch * columns:(batch + 1) * columns, key] = [bits >> row & 1 for row in range(columns)]
+                    keep[head, batch * columns : (batch + 1) * columns, key] = [
+                        bits >> row & 1 for row in range(columns)
+                    ]
         return keep[:, :blocks]
 
 
@@ -287,9 +347,17 @@ def _rows(beats, users, c, group, blocks):
     packet = c["block"] * dim // drain
     marks = users.reshape(group * blocks, packet)
     heads, places = marks[:, 0] >> 14 & 0xFF, marks[:, 0] & 0x3FFF
-    whole = (marks & 0x3FFFFF == marks[:, :1] & 0x3FFFFF).all() and (marks[:, -1] >> 31).all() and not (marks[:, :-1] >> 31).any()
-    if not whole or len(set(zip(heads.tolist(), places.tolist(), strict=True))) != group * blocks or heads.max() >= group \
-            or places.max() >= blocks:
+    whole = (
+        (marks & 0x3FFFFF == marks[:, :1] & 0x3FFFFF).all()
+        and (marks[:, -1] >> 31).all()
+        and not (marks[:, :-1] >> 31).any()
+    )
+    if (
+        not whole
+        or len(set(zip(heads.tolist(), places.tolist(), strict=True))) != group * blocks
+        or heads.max() >= group
+        or places.max() >= blocks
+    ):
         raise DeviceError("each (head, query block) must come once, in a packet of its own, and did not")
     rows = beats.reshape(group * blocks, c["block"] // columns, dim, columns // drain, drain)
     rows = rows.transpose(0, 1, 3, 4, 2).reshape(group * blocks, c["block"], dim)

@@ -8,10 +8,31 @@ from intaglio.host.manifest import FORMAT, FORMAT_VERSION, ManifestError, Regist
 __all__ = ["KIND", "MAP_VERSION", "PrefillManifest"]
 
 KIND, MAP_VERSION = "prefill-attention", 1
-REQUIRED_REGISTERS = ("magic", "version", "digest", "capabilities", "status", "control", "aware", "rows", "beats",
-                      "cycles_lo", "cycles_hi", "tokens", "gamma16",
-                      "threshold", "inverse", "base", "dense", "tenant", "kv_head", "hot_threshold", "timeout", "map_select",
-                      *(f"{name}_base{half}" for name in ("kv", "q", "last", "pooled_q", "pooled_k") for half in ("", "_high")))
+REQUIRED_REGISTERS = (
+    "magic",
+    "version",
+    "digest",
+    "capabilities",
+    "status",
+    "control",
+    "aware",
+    "rows",
+    "beats",
+    "cycles_lo",
+    "cycles_hi",
+    "tokens",
+    "gamma16",
+    "threshold",
+    "inverse",
+    "base",
+    "dense",
+    "tenant",
+    "kv_head",
+    "hot_threshold",
+    "timeout",
+    "map_select",
+    *(f"{name}_base{half}" for name in ("kv", "q", "last", "pooled_q", "pooled_k") for half in ("", "_high")),
+)
 STATUS_PHASES = 8  # that the status register can show
 SHAPE = ("head_dim", "group", "block", "columns", "context", "window", "lines", "lookahead", "drain")
 
@@ -82,10 +103,21 @@ class PrefillManifest:
         """Validate a manifest read from JSON."""
         for name, expected in (("format", FORMAT), ("format_version", FORMAT_VERSION)):
             if not isinstance(raw, dict) or raw.get(name) != expected:
-                raise ManifestError(f"the manifest's {name} must be {expected!r}, not {raw.get(name) if isinstance(raw, dict) else raw!r}")
+                raise ManifestError(
+                    f"the manifest's {name} must be {expected!r}, not {raw.get(name) if isinstance(raw, dict) else raw!r}"
+                )
         check_kind(raw, KIND)
-        kinds = {"top": str, "digest": str, "generator": str, "clock_hz": int, "registers": dict, "phases": list, "counters": list,
-                 "config": dict, "monitor": dict}
+        kinds = {
+            "top": str,
+            "digest": str,
+            "generator": str,
+            "clock_hz": int,
+            "registers": dict,
+            "phases": list,
+            "counters": list,
+            "config": dict,
+            "monitor": dict,
+        }
         for name, kind in kinds.items():
             if not isinstance(raw.get(name), kind):
                 raise ManifestError(f"a manifest's {name} must be of type {kind.__name__}, not {raw.get(name)!r}")
@@ -93,6 +125,8 @@ class PrefillManifest:
         for name, fields in raw["registers"].items():
             if not isinstance(fields, dict) or not {"offset", "access"} <= fields.keys():
                 raise ManifestError(f"register {name!r} must state offset and access, not {fields!r}")
-            registers[name] = Register(offset=fields["offset"], access=fields["access"], description=fields.get("description", ""))
+            registers[name] = Register(
+                offset=fields["offset"], access=fields["access"], description=fields.get("description", "")
+            )
         lists = {"phases": tuple(raw["phases"]), "counters": tuple(raw["counters"]), "registers": registers}
         return cls(**{name: raw[name] for name in kinds} | lists)

@@ -5,7 +5,9 @@ from numbers import Real
 
 __all__ = ["MARGIN", "TAU_MAX", "WHOLE", "divergence_threshold", "run_parameters", "share"]
 
-MARGIN = 1 / 32  # of what may be left out, not left out: covers the unit's logarithms, and errors of 8-bit operands as a rule
+MARGIN = (
+    1 / 32
+)  # of what may be left out, not left out: covers the unit's logarithms, and errors of 8-bit operands as a rule
 LOST = 2.0**-27  # share of a row's mass, for each key, set aside for what is truncated: twice the most that it can be
 WHOLE = 1 << 16  # a share of 1: the run is dense
 TAU_MAX = math.sqrt(math.log(2))  # largest square root of a Jensen-Shannon divergence
@@ -26,12 +28,20 @@ def divergence_threshold(tau):
     return math.floor(2 * tau**2 / math.log(2) * 2**28)
 
 
-def run_parameters(image, *, tokens, block, base, gamma16, threshold, dense=False, tenant=0, kv_head=0, hot_threshold=0, timeout=0):
+def run_parameters(
+    image, *, tokens, block, base, gamma16, threshold, dense=False, tenant=0, kv_head=0, hot_threshold=0, timeout=0
+):
     """Values of the parameter registers by name, for an :class:`~intaglio.host.attention.quantise.Image`; docs/prefill.md has them."""
     values = {
-        "dense": int(dense or tokens < block), "tokens": tokens, "gamma16": gamma16, "threshold": threshold,
-        "inverse": 65536 // ((tokens - 1) % block + 1), "base": base & 31,
-        "tenant": tenant, "kv_head": kv_head, "hot_threshold": hot_threshold,
+        "dense": int(dense or tokens < block),
+        "tokens": tokens,
+        "gamma16": gamma16,
+        "threshold": threshold,
+        "inverse": 65536 // ((tokens - 1) % block + 1),
+        "base": base & 31,
+        "tenant": tenant,
+        "kv_head": kv_head,
+        "hot_threshold": hot_threshold,
         "timeout": timeout,
     }
     for name in ("kv_base", "q_base", "last_base", "pooled_q_base", "pooled_k_base"):

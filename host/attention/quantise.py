@@ -69,7 +69,11 @@ def _power(name, value, low, high):
 
 def _real(name, x, shape):
     x = np.asarray(x)
-    if x.ndim != len(shape) or 0 in x.shape or any(want not in (None, have) for want, have in zip(shape, x.shape, strict=True)):
+    if (
+        x.ndim != len(shape)
+        or 0 in x.shape
+        or any(want not in (None, have) for want, have in zip(shape, x.shape, strict=True))
+    ):
         wanted = ", ".join("any" if n is None else str(n) for n in shape)
         raise ValueError(f"{name} must be of shape [{wanted}] without a zero, not {list(x.shape)}")
     if x.dtype.kind != "f":
@@ -99,7 +103,7 @@ def _rows(x, scale):
     peak = np.abs(x).max(-1)
     x = x * np.minimum(1.0, ELEMENT_MAX / np.maximum(peak, ELEMENT_MAX))[..., None]
     exponents = sum((np.rint(peak * 2.0**n) <= ELEMENT_MAX).astype(np.uint8) for n in range(1, EXPONENT_MAX + 1))
-    integers = np.rint(x * 2.0**exponents[..., None]).clip(-ELEMENT_MAX, ELEMENT_MAX)
+    integers = np.rint(x * 2.0 ** exponents[..., None]).clip(-ELEMENT_MAX, ELEMENT_MAX)
     return integers.astype(np.int8), exponents
 
 
@@ -145,8 +149,21 @@ def quantise(q, k, v, *, block=128):
     value_peak = np.abs(v).max(0)
     value_scale = np.where(value_peak < np.finfo(np.float32).tiny, 1.0, value_peak / ELEMENT_MAX)
     v_int = np.rint(v / value_scale).clip(-ELEMENT_MAX, ELEMENT_MAX).astype(np.int8)
-    return Quantised(q=q_int, xq=xq, k=k_int, xk=xk, v=v_int, base=base, pooled_q=pooled_q, pooled_xq=pooled_xq, pooled_k=pooled_k,
-                     pooled_xk=pooled_xk, query_scale=query_scale, key_scale=key_scale, value_scale=value_scale)
+    return Quantised(
+        q=q_int,
+        xq=xq,
+        k=k_int,
+        xk=xk,
+        v=v_int,
+        base=base,
+        pooled_q=pooled_q,
+        pooled_xq=pooled_xq,
+        pooled_k=pooled_k,
+        pooled_xk=pooled_xk,
+        query_scale=query_scale,
+        key_scale=key_scale,
+        value_scale=value_scale,
+    )
 
 
 def _blocks(x, block):
@@ -160,8 +177,8 @@ def _q_blocks(rows, exponents, block, columns):
     head_dim = rows.shape[1]
     out = np.zeros((-(-rows.shape[0] // block), 2 * block * head_dim), np.uint8)
     groups = _blocks(rows, block).reshape(len(out), block // columns, columns, head_dim).swapaxes(2, 3)
-    out[:, :block * head_dim] = groups.reshape(len(out), -1).view(np.uint8)
-    out[:, block * head_dim:block * head_dim + block] = _blocks(exponents, block)
+    out[:, : block * head_dim] = groups.reshape(len(out), -1).view(np.uint8)
+    out[:, block * head_dim : block * head_dim + block] = _blocks(exponents, block)
     return out
 
 
@@ -171,10 +188,10 @@ def _kv_lines(keys, exponents, values, block):
     size = block * head_dim
     out = np.zeros((-(-keys.shape[0] // block), 4 * size), np.uint8)
     out[:, :size] = _blocks(keys, block).reshape(len(out), -1).view(np.uint8)
-    out[:, size:size + block] = _blocks(exponents, block)
+    out[:, size : size + block] = _blocks(exponents, block)
     if values is not None:
         tiles = _blocks(values, block).reshape(len(out), -1, head_dim, head_dim).swapaxes(2, 3)
-        out[:, size + block:2 * size + block] = tiles.reshape(len(out), -1).view(np.uint8)
+        out[:, size + block : 2 * size + block] = tiles.reshape(len(out), -1).view(np.uint8)
     return out
 
 
@@ -205,7 +222,9 @@ def image(quantised, *, block=128, columns, origin=0):
     _power("block", block, head_dim, 128)
     _power("columns", columns, 8, head_dim)
     if x.pooled_k.shape[0] != count:
-        raise ValueError(f"block must be that of the pooled rows, {x.pooled_k.shape[0]} for {tokens} tokens, not {block}")
+        raise ValueError(
+            f"block must be that of the pooled rows, {x.pooled_k.shape[0]} for {tokens} tokens, not {block}"
+        )
     if isinstance(origin, bool) or not isinstance(origin, int) or origin < 0 or origin % ALIGNMENT:
         raise ValueError(f"origin must be a multiple of {ALIGNMENT} that is not negative, not {origin!r}")
 
@@ -213,8 +232,13 @@ def image(quantised, *, block=128, columns, origin=0):
         return np.concatenate([_q_blocks(rows[h], exponents[h], block, columns) for h in range(group)])
 
     last, last_x = (np.stack([_last_rows(r, block) for r in rows]) for rows in (x.q, x.xq))
-    sections = {"kv_base": _kv_lines(x.k, x.xk, x.v, block), "q_base": heads(x.q, x.xq), "last_base": heads(last, last_x),
-                "pooled_q_base": heads(x.pooled_q, x.pooled_xq), "pooled_k_base": _kv_lines(x.pooled_k, x.pooled_xk, None, block)}
+    sections = {
+        "kv_base": _kv_lines(x.k, x.xk, x.v, block),
+        "q_base": heads(x.q, x.xq),
+        "last_base": heads(last, last_x),
+        "pooled_q_base": heads(x.pooled_q, x.pooled_xq),
+        "pooled_k_base": _kv_lines(x.pooled_k, x.pooled_xk, None, block),
+    }
     bases, parts, end = {}, [], 0
     for name, section in sections.items():
         bases[name] = origin + end
@@ -228,8 +252,10 @@ def read_image(memory, *, group, tokens, head_dim, block, columns):
     data, count, size = memory.data.view(np.int8), -(-tokens // block), block * head_dim
 
     def q_block(address):
-        beats = data[address - memory.origin:][:size + block]
-        rows = beats[:size].reshape(block // columns, columns, head_dim // columns, columns)  # row group, beat, channel, query
+        beats = data[address - memory.origin :][: size + block]
+        rows = beats[:size].reshape(
+            block // columns, columns, head_dim // columns, columns
+        )  # row group, beat, channel, query
         return rows.transpose(0, 3, 1, 2).reshape(block, head_dim), beats[size:].view(np.uint8)
 
     def q_rows(base, blocks, rows):
@@ -237,10 +263,12 @@ def read_image(memory, *, group, tokens, head_dim, block, columns):
         return (np.stack([np.concatenate([pair[n] for pair in head])[:rows] for head in found]) for n in range(2))
 
     def kv_rows(base, rows):
-        lines = [data[base - memory.origin + b * 4 * size:][:4 * size] for b in range(-(-rows // block))]
+        lines = [data[base - memory.origin + b * 4 * size :][: 4 * size] for b in range(-(-rows // block))]
         keys = np.concatenate([line[:size].reshape(block, head_dim) for line in lines])
-        exponents = np.concatenate([line[size:size + block] for line in lines]).view(np.uint8)
-        tiles = [line[size + block:2 * size + block].reshape(-1, head_dim, head_dim) for line in lines]  # tile, channel, key
+        exponents = np.concatenate([line[size : size + block] for line in lines]).view(np.uint8)
+        tiles = [
+            line[size + block : 2 * size + block].reshape(-1, head_dim, head_dim) for line in lines
+        ]  # tile, channel, key
         values = np.concatenate([tile.transpose(0, 2, 1).reshape(block, head_dim) for tile in tiles])
         return keys[:rows], exponents[:rows], values[:rows]
 

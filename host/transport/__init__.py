@@ -94,7 +94,9 @@ def open_transport(target, *, manifest=None, progress=None, accept=None, **optio
             if name not in signature.parameters:
                 raise ValueError(f"the transport {scheme!r} takes no option {name!r}")
     if accept is None or "accept" in signature.parameters:
-        return opener(rest, manifest=manifest, progress=progress, **options, **({} if accept is None else {"accept": accept}))
+        return opener(
+            rest, manifest=manifest, progress=progress, **options, **({} if accept is None else {"accept": accept})
+        )
     transport = opener(rest, manifest=manifest, progress=progress, **options)
     try:
         accept(transport.manifest)
@@ -128,7 +130,9 @@ def options_of(rest, known):
         try:
             found[name] = known[name](text)
         except ValueError:
-            raise ValueError(f"the option {name} of the target must be of type {known[name].__name__}, not {text!r}") from None
+            raise ValueError(
+                f"the option {name} of the target must be of type {known[name].__name__}, not {text!r}"
+            ) from None
     if not place:
         raise ValueError(f"a target must name a place before its options, not {rest!r}")
     return place, found

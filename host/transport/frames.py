@@ -47,10 +47,18 @@ def frame_of(piece):
         if re.search(rb"(?:\A|[^\x7d])(?:\x7d\x7d)*\x7d\Z", piece):
             return None  # the flag was escaped
         piece = _ESCAPED.sub(lambda found: bytes((found[1][0] ^ FLIP,)), piece)
-    if len(piece) < 8 or len(piece) != 8 + 4 * (piece[0] >> 4) or zlib.crc32(piece[:-4]) != int.from_bytes(piece[-4:], "little"):
+    if (
+        len(piece) < 8
+        or len(piece) != 8 + 4 * (piece[0] >> 4)
+        or zlib.crc32(piece[:-4]) != int.from_bytes(piece[-4:], "little")
+    ):
         return None
     head, seq, ack, window, *words = struct.unpack(f"<BBBB{piece[0] >> 4}I", piece[:-4])
-    return Frame(kind=Kind(head & 7), mark=bool(head & 8), seq=seq, ack=ack, window=window, words=tuple(words)) if head & 7 else None
+    return (
+        Frame(kind=Kind(head & 7), mark=bool(head & 8), seq=seq, ack=ack, window=window, words=tuple(words))
+        if head & 7
+        else None
+    )
 
 
 class Decoder:

@@ -69,8 +69,10 @@ class LinkTransport:
         greeting = begin_session(self.channel, self._decoder, self.statistics, self.limit)
         expected = int(self.manifest["digest"][:8], 16)
         if greeting.digest != expected:
-            raise ConfigMismatchError(f"the device at {self.channel.name} has the digest 0x{greeting.digest:08x}, but its manifest says "
-                                      f"0x{expected:08x}: load the bitstream of this manifest, or give the manifest of that bitstream")
+            raise ConfigMismatchError(
+                f"the device at {self.channel.name} has the digest 0x{greeting.digest:08x}, but its manifest says "
+                f"0x{expected:08x}: load the bitstream of this manifest, or give the manifest of that bitstream"
+            )
         self._limit = self._window = greeting.window
         self._heard = time.monotonic()
 
@@ -150,8 +152,10 @@ class LinkTransport:
         elif self._owe_status:
             self._write(self._frame(Kind.STATUS))
         if time.monotonic() - self._heard > self.limit:
-            raise DeviceTimeout(f"nothing came from {self.channel.name} for {self.limit:g} s though the device was asked again and again "
-                                f"({self.statistics}): is it powered and connected?")
+            raise DeviceTimeout(
+                f"nothing came from {self.channel.name} for {self.limit:g} s though the device was asked again and again "
+                f"({self.statistics}): is it powered and connected?"
+            )
 
     def _receive(self, frame):
         self.statistics.received += 1
@@ -161,7 +165,9 @@ class LinkTransport:
             return
         self._heard = time.monotonic()
         if frame.kind == Kind.CLOSED:
-            raise LinkLost(f"the device at {self.channel.name} has no session any more, it was reset or loaded anew: open it again")
+            raise LinkLost(
+                f"the device at {self.channel.name} has no session any more, it was reset or loaded anew: open it again"
+            )
         if frame.kind == Kind.HELLO:  # the answer again
             self.statistics.repeated += 1
             return
@@ -173,7 +179,9 @@ class LinkTransport:
             number, when = self._went_back
             if self._access is not None:
                 self._write(self._access)
-            if self._next > self._acknowledged and (number != self._acknowledged or time.monotonic() - when > self._timer.seconds / 2):
+            if self._next > self._acknowledged and (
+                number != self._acknowledged or time.monotonic() - when > self._timer.seconds / 2
+            ):
                 self._go_back()
         elif frame.kind in (Kind.READ, Kind.WRITE):
             if self._access is not None and frame.seq == self._tag and len(frame.words) == 1:
@@ -188,8 +196,10 @@ class LinkTransport:
         if ahead >= 128:  # an old frame
             return
         if ahead > self._highest - self._acknowledged:
-            raise DeviceError(f"the device at {self.channel.name} acknowledged {ahead} command words, and only "
-                              f"{self._highest - self._acknowledged} were sent ({self.statistics})")
+            raise DeviceError(
+                f"the device at {self.channel.name} acknowledged {ahead} command words, and only "
+                f"{self._highest - self._acknowledged} were sent ({self.statistics})"
+            )
         if ahead:
             for _ in range(ahead):
                 self._queue.popleft()
@@ -282,8 +292,12 @@ class LinkTransport:
             self._access = None
         what = f"{kind.name.lower()} of the register at 0x{words[0]:x}"
         if self._answer is None:
-            raise DeviceTimeout(f"the device at {self.channel.name} must answer the {what} within {self.limit:g} s, but it did not "
-                                f"({self.statistics})")
+            raise DeviceTimeout(
+                f"the device at {self.channel.name} must answer the {what} within {self.limit:g} s, but it did not "
+                f"({self.statistics})"
+            )
         if self._answer.mark:
-            raise DeviceError(f"the register bus of the device at {self.channel.name} answered the {what} with an error")
+            raise DeviceError(
+                f"the register bus of the device at {self.channel.name} answered the {what} with an error"
+            )
         return self._answer.words[0]

@@ -115,7 +115,10 @@ class Peer:
 
     def next_frame(self):
         """The frame to be sent now, or None; calling this is sending it."""
-        want, fields = self._want, {"ack": (self.taken + len(self.commands)) & 255, "window": self.depth - len(self.commands)}
+        want, fields = (
+            self._want,
+            {"ack": (self.taken + len(self.commands)) & 255, "window": self.depth - len(self.commands)},
+        )
         for kind in (Kind.HELLO, Kind.CLOSED):
             if kind in want:
                 want.discard(kind)
@@ -128,7 +131,7 @@ class Peer:
         if self.sent < len(self.kept) and Kind.RESEND not in want:
             want.discard(Kind.STATUS)
             seq, words, mark = (self.oldest + self.sent) & 255, [], False
-            for word, mark in self.kept[self.sent:self.sent + MAX_WORDS]:
+            for word, mark in self.kept[self.sent : self.sent + MAX_WORDS]:
                 words.append(word)
                 if mark:
                     break

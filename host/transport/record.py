@@ -68,7 +68,9 @@ def _text(words, last):
 
 def _words(text):
     found = text.split()
-    return np.array([int(word.rstrip("."), 16) for word in found], np.uint32), np.array([word.endswith(".") for word in found], bool)
+    return np.array([int(word.rstrip("."), 16) for word in found], np.uint32), np.array(
+        [word.endswith(".") for word in found], bool
+    )
 
 
 class Recorder:
@@ -113,20 +115,32 @@ class Recorder:
         self.transport.watch = call
 
     def send(self, words, last, timeout):
-        return self._call({"call": "send", "words": _text(words, last)}, lambda: self.transport.send(words, last, timeout),
-                          lambda count: {"count": int(count)})
+        return self._call(
+            {"call": "send", "words": _text(words, last)},
+            lambda: self.transport.send(words, last, timeout),
+            lambda count: {"count": int(count)},
+        )
 
     def receive(self, capacity, timeout):
-        return self._call({"call": "receive", "capacity": int(capacity)}, lambda: self.transport.receive(capacity, timeout),
-                          lambda got: {"result": _text(*got)})
+        return self._call(
+            {"call": "receive", "capacity": int(capacity)},
+            lambda: self.transport.receive(capacity, timeout),
+            lambda got: {"result": _text(*got)},
+        )
 
     def read_register(self, offset):
-        return self._call({"call": "read", "offset": int(offset)}, lambda: self.transport.read_register(offset),
-                          lambda value: {"value": int(value)})
+        return self._call(
+            {"call": "read", "offset": int(offset)},
+            lambda: self.transport.read_register(offset),
+            lambda value: {"value": int(value)},
+        )
 
     def write_register(self, offset, value):
-        self._call({"call": "write", "offset": int(offset), "written": int(value)}, lambda: self.transport.write_register(offset, value),
-                   lambda _: {})
+        self._call(
+            {"call": "write", "offset": int(offset), "written": int(value)},
+            lambda: self.transport.write_register(offset, value),
+            lambda _: {},
+        )
 
     def reset(self):
         self._call({"call": "reset"}, self.transport.reset, lambda _: {})
@@ -157,11 +171,15 @@ class Replayer:
         if self._closed:
             raise DeviceError("the transport is closed")
         if self._at == len(self._rows):
-            raise DeviceError(f"the recording {self._path} ends after {self._at} calls, and the next one is {_show(call)}")
+            raise DeviceError(
+                f"the recording {self._path} ends after {self._at} calls, and the next one is {_show(call)}"
+            )
         row = self._rows[self._at]
         if any(row.get(name) != value for name, value in call.items()):
             recorded = {name: row[name] for name in ("call", "words", "capacity", "offset", "written") if name in row}
-            raise DeviceError(f"call {self._at + 1} of the recording {self._path} is {_show(recorded)}, not {_show(call)}")
+            raise DeviceError(
+                f"call {self._at + 1} of the recording {self._path} is {_show(recorded)}, not {_show(call)}"
+            )
         self._at += 1
         if "fault" in row:
             raise FAULTS.get(row["fault"], DeviceError)(row.get("message", ""))

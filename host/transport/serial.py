@@ -52,7 +52,9 @@ def open_serial(rest, *, manifest=None, progress=None, accept=None):
     port, options = options_of(rest, {"baud": int, "manifest": str})
     manifest = manifest or options.get("manifest")
     if manifest is None:
-        raise ValueError(f"a serial target needs the manifest of the board's bitstream: serial:{port}?manifest=PATH, or --manifest PATH")
+        raise ValueError(
+            f"a serial target needs the manifest of the board's bitstream: serial:{port}?manifest=PATH, or --manifest PATH"
+        )
     described = read_json(manifest)
     if not isinstance(described, dict) or len(str(described.get("digest"))) != 64:
         raise ValueError(f"the manifest {manifest} must state a digest of 64 hexadecimal digits")
@@ -82,7 +84,9 @@ class SerialChannel:
         except (serial.SerialException, OSError, ValueError) as fault:
             raise DeviceError(_advice(port, baud, fault)) from fault
         self._late = serial.SerialTimeoutException
-        with suppress(AttributeError, ValueError, OSError):  # not on every system, and not for every port; see :func:`delay`
+        with suppress(
+            AttributeError, ValueError, OSError
+        ):  # not on every system, and not for every port; see :func:`delay`
             self._port.set_low_latency_mode(True)
         self._port.reset_input_buffer()
 
@@ -102,13 +106,16 @@ class SerialChannel:
         try:
             self._port.write(data)
         except self._late as fault:
-            raise DeviceTimeout(f"the serial port {self.name} must take {len(data)} bytes within {WRITE_SECONDS:g} s, "
-                                "but it did not") from fault
+            raise DeviceTimeout(
+                f"the serial port {self.name} must take {len(data)} bytes within {WRITE_SECONDS:g} s, but it did not"
+            ) from fault
         except (self._fault, OSError, TypeError) as fault:
             raise self._gone(fault) from fault
 
     def _gone(self, fault):
-        return LinkLost(f"the serial port {self.name} has gone ({fault}): was the board unplugged? Plug it in and open it again")
+        return LinkLost(
+            f"the serial port {self.name} has gone ({fault}): was the board unplugged? Plug it in and open it again"
+        )
 
     def close(self):
         self._port.close()
@@ -120,13 +127,21 @@ def _advice(port, baud, fault):
     found = {entry.port: entry for entry in ports()}
     if number == errno.EACCES or "ermission denied" in text:
         entry = found.get(port)
-        vendor, product = (f"{entry.vendor:04x}", f"{entry.product:04x}") if entry and entry.vendor is not None else ("0403", "6015")
+        vendor, product = (
+            (f"{entry.vendor:04x}", f"{entry.product:04x}") if entry and entry.vendor is not None else ("0403", "6015")
+        )
         rule = f'SUBSYSTEM=="tty", ATTRS{{idVendor}}=="{vendor}", ATTRS{{idProduct}}=="{product}", TAG+="uaccess"'
-        return (f"no permission to open {port}. Add the line {rule} to /etc/udev/rules.d/70-intaglio.rules, run `sudo udevadm control "
-                "--reload` and plug the board in again; or join the port's group (`sudo usermod -aG dialout $USER`) and log in again")
+        return (
+            f"no permission to open {port}. Add the line {rule} to /etc/udev/rules.d/70-intaglio.rules, run `sudo udevadm control "
+            "--reload` and plug the board in again; or join the port's group (`sudo usermod -aG dialout $USER`) and log in again"
+        )
     if number in (errno.EBUSY, errno.EAGAIN, errno.EWOULDBLOCK) or "exclusively lock" in text:
-        return f"the serial port {port} is busy: another program has it open; close that one (`fuser {port}` tells which)"
-    if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO) or number is None and "FileNotFoundError" in text:  # Windows has no number
+        return (
+            f"the serial port {port} is busy: another program has it open; close that one (`fuser {port}` tells which)"
+        )
+    if (
+        number in (errno.ENOENT, errno.ENODEV, errno.ENXIO) or number is None and "FileNotFoundError" in text
+    ):  # Windows has no number
         there = ", ".join(found) or "none"
         return f"there is no serial port {port}; ports found: {there}. Is the board plugged in and powered?"
     return f"the serial port {port} cannot be opened at {baud} baud: {text}"
@@ -145,8 +160,15 @@ class Port:
 def ports() -> list:
     """The serial ports of this computer that have a device, as :class:`Port`."""
     found = _pyserial().tools.list_ports.comports()
-    return [Port(port=entry.device, description="" if entry.description == "n/a" else entry.description, vendor=entry.vid,
-                 product=entry.pid) for entry in sorted(found, key=lambda entry: entry.device)]
+    return [
+        Port(
+            port=entry.device,
+            description="" if entry.description == "n/a" else entry.description,
+            vendor=entry.vid,
+            product=entry.pid,
+        )
+        for entry in sorted(found, key=lambda entry: entry.device)
+    ]
 
 
 def delay(port) -> str | None:
@@ -157,15 +179,27 @@ def delay(port) -> str | None:
     port : Port
     """
     if not sys.platform.startswith("linux"):
-        return None if port.vendor != FTDI else ("the converter's latency timer cannot be set from here, answers may wait for up to 16 ms: "
-                                                 "set it to 1 ms in the settings of its driver")
+        return (
+            None
+            if port.vendor != FTDI
+            else (
+                "the converter's latency timer cannot be set from here, answers may wait for up to 16 ms: "
+                "set it to 1 ms in the settings of its driver"
+            )
+        )
     timer = CONVERTERS / Path(port.port).resolve().name / "latency_timer"
     try:
         milliseconds = int(timer.read_text())
     except (OSError, ValueError):
         return None  # not such a converter
-    return None if milliseconds <= 1 else (f"the converter's latency timer could not be set, answers wait for up to {milliseconds} ms: "
-                                           f"`echo 1 | sudo tee {timer}`")
+    return (
+        None
+        if milliseconds <= 1
+        else (
+            f"the converter's latency timer could not be set, answers wait for up to {milliseconds} ms: "
+            f"`echo 1 | sudo tee {timer}`"
+        )
+    )
 
 
 def probe(port, baud, seconds=PROBE_SECONDS):

@@ -13,7 +13,9 @@ from intaglio.host.transport.frames import LINK_MAGIC, LINK_VERSION, Decoder, Fr
 
 __all__ = ["ANSWER_SECONDS", "Greeting", "LinkLost", "LinkStatistics", "Timer", "begin_session"]
 
-ANSWER_SECONDS = 10.0  # within which a session must begin, a register be answered, and a device that is waited for be heard
+ANSWER_SECONDS = (
+    10.0  # within which a session must begin, a register be answered, and a device that is waited for be heard
+)
 FIRST_TIMEOUT, LEAST_TIMEOUT, MOST_TIMEOUT = 0.25, 0.03, 1.0  # seconds without progress until something is sent again
 
 
@@ -136,15 +138,21 @@ def begin_session(channel, decoder=None, statistics=None, limit=ANSWER_SECONDS) 
             if frame is not None and frame.kind == Kind.HELLO and len(frame.words) == 4 and frame.words[2] == session:
                 return _greeting(channel, frame)
     found = f"{heard} bytes came, but no answer" if heard else "nothing came"
-    raise DeviceTimeout(f"{channel.name} must answer the beginning of a session within {limit:g} s, but {found}: is the board powered, "
-                        "the bitstream loaded, and the baud rate right?")
+    raise DeviceTimeout(
+        f"{channel.name} must answer the beginning of a session within {limit:g} s, but {found}: is the board powered, "
+        "the bitstream loaded, and the baud rate right?"
+    )
 
 
 def _greeting(channel, frame):
     magic, version, _, digest = frame.words
     if magic != LINK_MAGIC:
-        raise DeviceError(f"{channel.name} must greet with 0x{LINK_MAGIC:08x}, not 0x{magic:08x}: it is not an intaglio device")
+        raise DeviceError(
+            f"{channel.name} must greet with 0x{LINK_MAGIC:08x}, not 0x{magic:08x}: it is not an intaglio device"
+        )
     if version != LINK_VERSION:
-        raise DeviceError(f"the device at {channel.name} must have version {LINK_VERSION} of the link, not {version}: make the bitstream "
-                          "with the host's version of intaglio")
+        raise DeviceError(
+            f"the device at {channel.name} must have version {LINK_VERSION} of the link, not {version}: make the bitstream "
+            "with the host's version of intaglio"
+        )
     return Greeting(digest=digest, window=frame.window)

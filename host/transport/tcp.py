@@ -28,7 +28,9 @@ def address_of(text):
     """
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdecimal() or not 0 <= int(port) <= 65535:
-        raise ValueError(f"an address must be HOST:PORT with a port in 0..65535, for example 127.0.0.1:7000, not {text!r}")
+        raise ValueError(
+            f"an address must be HOST:PORT with a port in 0..65535, for example 127.0.0.1:7000, not {text!r}"
+        )
     return host.strip("[]"), int(port)
 
 
@@ -53,16 +55,21 @@ def open_tcp(rest, *, manifest=None, progress=None, accept=None):
     try:
         connection = socket.create_connection((host, port), timeout=CONNECT_SECONDS)
     except TimeoutError as fault:
-        raise DeviceTimeout(f"{rest} must accept a connection within {CONNECT_SECONDS:g} s, but it did not: is the host "
-                            "reachable?") from fault
+        raise DeviceTimeout(
+            f"{rest} must accept a connection within {CONNECT_SECONDS:g} s, but it did not: is the host reachable?"
+        ) from fault
     except OSError as fault:
-        raise DeviceError(f"no connection to {rest}: {fault.strerror or fault}; is `intaglio serve` running there?") from fault
+        raise DeviceError(
+            f"no connection to {rest}: {fault.strerror or fault}; is `intaglio serve` running there?"
+        ) from fault
     channel = SocketChannel(connection, f"tcp:{rest}")
     try:
         described = _greeting(channel)
         if manifest is not None and (wanted := read_json(manifest).get("digest")) != described.get("digest"):
-            raise ConfigMismatchError(f"the device at {channel.name} has the digest {described.get('digest')}, but the manifest {manifest} "
-                                      f"says {wanted}")
+            raise ConfigMismatchError(
+                f"the device at {channel.name} has the digest {described.get('digest')}, but the manifest {manifest} "
+                f"says {wanted}"
+            )
         if accept is not None:
             accept(described)
         return LinkTransport(channel, described)
@@ -76,7 +83,9 @@ def _greeting(channel):
     data, end = b"", time.monotonic() + CONNECT_SECONDS
     while b"\n" not in data:
         if (left := end - time.monotonic()) <= 0:
-            raise DeviceTimeout(f"{channel.name} must greet within {CONNECT_SECONDS:g} s, but it did not: is it an intaglio server?")
+            raise DeviceTimeout(
+                f"{channel.name} must greet within {CONNECT_SECONDS:g} s, but it did not: is it an intaglio server?"
+            )
         data += channel.read(left)
         if len(data) > GREETING_LIMIT:
             break
@@ -87,7 +96,9 @@ def _greeting(channel):
     except (ValueError, KeyError, TypeError, AttributeError) as fault:
         raise DeviceError(f"{channel.name} must greet as an intaglio server, not with {line[:40]!r}") from fault
     if version != GREETING_VERSION:
-        raise DeviceError(f"the server at {channel.name} must have version {GREETING_VERSION} of the greeting, not {version}")
+        raise DeviceError(
+            f"the server at {channel.name} must have version {GREETING_VERSION} of the greeting, not {version}"
+        )
     if error is not None:
         raise DeviceError(f"the server at {channel.name} says: {error}")
     if not isinstance(manifest, dict) or len(str(manifest.get("digest"))) != 64:
@@ -127,7 +138,9 @@ class SocketChannel:
             self._socket.settimeout(WRITE_SECONDS)
             self._socket.sendall(data)
         except TimeoutError as fault:
-            raise DeviceTimeout(f"{self.name} must take {len(data)} bytes within {WRITE_SECONDS:g} s, but it did not") from fault
+            raise DeviceTimeout(
+                f"{self.name} must take {len(data)} bytes within {WRITE_SECONDS:g} s, but it did not"
+            ) from fault
         except OSError as fault:
             raise LinkLost(f"the connection to {self.name} has ended: {fault.strerror or fault}") from fault
 

@@ -84,7 +84,8 @@ class XrtTransport:
             self._kernel = pyxrt.kernel(self._device, uuid, KERNEL, pyxrt.kernel.cu_access_mode.exclusive)
             self._operations, self._answers = (
                 pyxrt.bo(self._device, 8 * (WORDS + 1), pyxrt.bo.flags.normal, self._kernel.group_id(number))
-                for number in (OPERATIONS_ARGUMENT, ANSWERS_ARGUMENT))
+                for number in (OPERATIONS_ARGUMENT, ANSWERS_ARGUMENT)
+            )
         except RuntimeError as fault:
             raise DeviceError(f"card {index} must load {xclbin}: {fault}") from fault
 
@@ -135,7 +136,9 @@ class XrtTransport:
             raise DeviceError("the card must be open")
         direction, completed = self._pyxrt.xclBOSyncDirection, self._pyxrt.ert_cmd_state.ERT_CMD_STATE_COMPLETED
         cycles = int(min(max(1, patience * self._clock_hz), LARGEST))
-        limit = round(1000 * (GRACE_SECONDS + (len(operations) + wanted + 1) * cycles / self._clock_hz))  # the kernel waits once a word
+        limit = round(
+            1000 * (GRACE_SECONDS + (len(operations) + wanted + 1) * cycles / self._clock_hz)
+        )  # the kernel waits once a word
         try:
             if len(operations):
                 self._operations.write(np.ascontiguousarray(operations, np.uint64), 0)
@@ -147,14 +150,16 @@ class XrtTransport:
         except RuntimeError as fault:
             raise DeviceError(f"XRT must carry out a run: {fault}") from fault
         if state != completed:
-            raise DeviceTimeout(f"the kernel must end its run of {len(operations)} operations within {limit} ms; its state is {state}")
+            raise DeviceTimeout(
+                f"the kernel must end its run of {len(operations)} operations within {limit} ms; its state is {state}"
+            )
         header = int(answers[0])
         count = header >> 32
         if header >> 31 & 1:
             raise DeviceError("the card's memory answered the kernel with an error")
         if count > WORDS:
             raise DeviceError(f"a run must have at most {WORDS} answers, not {count}")
-        return header & LARGEST, answers[1:1 + count]
+        return header & LARGEST, answers[1 : 1 + count]
 
 
 def _operation(kind, offset=0, value=0):

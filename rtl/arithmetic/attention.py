@@ -32,7 +32,9 @@ EXP = tuple(min(65535, round(65536 * 2.0 ** (-f / 256))) for f in range(256))  #
 LOG_FRACTION = 12
 LOG = 11  # bits of a mantissa that the table of logarithms sees: with fewer, the divergence of 32 even blocks comes out 4 % high
 LOG_TABLE = tuple(round(4096 * math.log2(1 + (m + 0.5) / (1 << LOG))) for m in range(1 << LOG))
-MASS_FRACTION = 28  # fraction bits of a key's share of a row's mass: 131,072 keys lose at most 2^-11 of it by truncation
+MASS_FRACTION = (
+    28  # fraction bits of a key's share of a row's mass: 131,072 keys lose at most 2^-11 of it by truncation
+)
 SCORE_WORD = MASS_FRACTION + 8  # bits of a block score: the masses of 128 rows, and one more for their rounding
 MERGE_SHIFT = 4  # fraction bits of sums that are merged by shifting
 WEIGHT_MAX = 254  # largest weight (probability) of a tile

@@ -46,10 +46,18 @@ class Divider(wiring.Component):
         if not isinstance(tag_bits, int) or tag_bits < 1:
             raise ValueError(f"tag_bits must be a positive integer, not {tag_bits!r}")
         self.bits_per_stage, self.latency = bits_per_stage, self.cycles(bits_per_stage)
-        super().__init__({
-            "i_valid": In(1), "i_numerator": In(NUMERATOR_BITS), "i_denominator": In(MANTISSA), "i_tag": In(tag_bits),
-            "o_valid": Out(1), "o_quotient": Out(MANTISSA), "o_tag": Out(tag_bits), "o_soon": Out(1),
-        })
+        super().__init__(
+            {
+                "i_valid": In(1),
+                "i_numerator": In(NUMERATOR_BITS),
+                "i_denominator": In(MANTISSA),
+                "i_tag": In(tag_bits),
+                "o_valid": Out(1),
+                "o_quotient": Out(MANTISSA),
+                "o_tag": Out(tag_bits),
+                "o_soon": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -61,9 +69,13 @@ class Divider(wiring.Component):
         for stage in range(self.latency):
             if stage == self.latency - 2:
                 m.d.comb += self.o_soon.eq(valid)
-            bits = left - (self.latency - 1 - stage) * self.bits_per_stage if parallel and not stage else min(self.bits_per_stage, left)
+            bits = (
+                left - (self.latency - 1 - stage) * self.bits_per_stage
+                if parallel and not stage
+                else min(self.bits_per_stage, left)
+            )
             left -= bits
-            top = low[MANTISSA - bits:]
+            top = low[MANTISSA - bits :]
             if parallel and bits == 2:
                 remainder, pair = two_steps(m, Cat(top, remainder), denominator, triple, f"difference_{stage}")
                 quotient = [bit & denominator[-1] for bit in pair]
@@ -77,17 +89,26 @@ class Divider(wiring.Component):
                     quotient.insert(0, fits & denominator[-1])
                     remainder = Mux(fits, difference[:MANTISSA], shifted[:MANTISSA])
             # The numerator's low bits leave this register at the top while quotient bits enter at the bottom.
-            low_next = Cat(*quotient, low[:MANTISSA - bits])
+            low_next = Cat(*quotient, low[: MANTISSA - bits])
             values = {"remainder": remainder, "low": low_next, "denominator": denominator, "tag": tag}
             if parallel:
                 values["triple"] = (denominator << 1) + denominator if triple is None else triple
-            registers = {name: Signal(MANTISSA + 2 if name == "triple" else len(tag) if name == "tag" else MANTISSA,
-                                      name=f"{name}_{stage}", reset_less=True) for name in values}
+            registers = {
+                name: Signal(
+                    MANTISSA + 2 if name == "triple" else len(tag) if name == "tag" else MANTISSA,
+                    name=f"{name}_{stage}",
+                    reset_less=True,
+                )
+                for name in values
+            }
             valid_next = Signal(name=f"valid_{stage}")
             m.d.sync += valid_next.eq(valid)
             with m.If(valid):
                 m.d.sync += [registers[name].eq(value) for name, value in values.items()]
-            valid, (remainder, low, denominator, tag) = valid_next, [registers[n] for n in ("remainder", "low", "denominator", "tag")]
+            valid, (remainder, low, denominator, tag) = (
+                valid_next,
+                [registers[n] for n in ("remainder", "low", "denominator", "tag")],
+            )
             triple = registers.get("triple")
         m.d.comb += [self.o_valid.eq(valid), self.o_quotient.eq(low), self.o_tag.eq(tag)]
         return m

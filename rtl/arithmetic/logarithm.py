@@ -52,7 +52,7 @@ class Logarithm(wiring.Component):
                 m.d.sync += top[0].eq(bit)
         # Shifted left until the msb is at bits - 1 + LOG: the bits below it are then at a fixed place.
         shifted = Cat(Const(0, LOG), number) << (Const(self.bits - 1) - top[0]).as_unsigned()
-        m.d.sync += mantissa.eq(shifted[self.bits - 1:self.bits - 1 + LOG])
+        m.d.sync += mantissa.eq(shifted[self.bits - 1 : self.bits - 1 + LOG])
         m.submodules.table = table = Memory(shape=LOG_FRACTION, depth=1 << LOG, init=LOG_TABLE)
         port = table.read_port()
         m.d.comb += [port.addr.eq(mantissa), self.log.eq(Cat(port.data, top[2]))]
@@ -93,6 +93,9 @@ class Power(wiring.Component):
         m.submodules.table = table = Memory(shape=16, depth=1 << FRACTION, init=EXP)
         port = table.read_port()
         m.d.comb += port.addr.eq(self.exponent[:FRACTION])
-        m.d.sync += [whole.eq(self.exponent[FRACTION:FRACTION + 4]), beyond.eq(self.exponent[FRACTION + 4:].any()),
-                     self.power.eq(Mux(beyond, 0, port.data >> whole))]
+        m.d.sync += [
+            whole.eq(self.exponent[FRACTION : FRACTION + 4]),
+            beyond.eq(self.exponent[FRACTION + 4 :].any()),
+            self.power.eq(Mux(beyond, 0, port.data >> whole)),
+        ]
         return m

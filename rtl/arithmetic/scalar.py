@@ -10,7 +10,7 @@ ScalarLayout = data.StructLayout({"m": 16, "e": signed(10)})
 
 
 class AluOp(enum.Enum, shape=3):
-    INT = 0   # integer ``n`` times 2^e of a
+    INT = 0  # integer ``n`` times 2^e of a
     MUL = 1
     DIV = 2
     ADD = 3
@@ -20,7 +20,7 @@ class AluOp(enum.Enum, shape=3):
 
 def bit_length(m, value, name):
     """Bit length of an unsigned value as a combinational signal: of 16 bits at a time, side by side."""
-    parts = [value[at:at + 16] for at in range(0, len(value), 16)]
+    parts = [value[at : at + 16] for at in range(0, len(value), 16)]
     out = None
     for i, part in enumerate(parts):
         length = Signal(5, name=f"{name}_{i}")
@@ -30,7 +30,7 @@ def bit_length(m, value, name):
                     m.d.comb += length.eq(bits)
         whole = Cat(length[:4], Mux(length[4], i + 1, Const(i, range(len(parts) + 1))))
         out = whole if out is None else Mux(part.any(), whole, out)
-    return out[:len(value).bit_length()]
+    return out[: len(value).bit_length()]
 
 
 def two_steps(m, shifted, denominator, triple, name):
@@ -54,7 +54,7 @@ def two_steps(m, shifted, denominator, triple, name):
         differences.append(difference)
     one, two, three = (~difference[-1] for difference in differences)
     remainder = Mux(two, Mux(three, differences[2], differences[1]), Mux(one, differences[0], shifted))
-    return remainder[:len(denominator)], [Mux(two, three, one), two]
+    return remainder[: len(denominator)], [Mux(two, three, one), two]
 
 
 class ScalarAlu(wiring.Component):
@@ -81,10 +81,18 @@ class ScalarAlu(wiring.Component):
 
     def __init__(self, int_bits):
         self.int_bits = int_bits
-        super().__init__({
-            "op": In(AluOp), "start": In(1), "a": In(ScalarLayout), "b": In(ScalarLayout), "n": In(int_bits),
-            "shift": In(signed(10)), "done": Out(1), "o": Out(ScalarLayout),
-        })
+        super().__init__(
+            {
+                "op": In(AluOp),
+                "start": In(1),
+                "a": In(ScalarLayout),
+                "b": In(ScalarLayout),
+                "n": In(int_bits),
+                "shift": In(signed(10)),
+                "done": Out(1),
+                "o": Out(ScalarLayout),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -117,7 +125,13 @@ class ScalarAlu(wiring.Component):
         m.d.sync += [
             big.m.eq(Mux(swap, b.m, a.m)),
             big.e.eq(Mux(swap, b.e, a.e)),
-            small.eq(Mux(over[-1], Mux(under[4:].any() | b_none, 0, a.m >> under[:4]), Mux(over[4:].any() | a_none, 0, b.m >> over[:4]))),
+            small.eq(
+                Mux(
+                    over[-1],
+                    Mux(under[4:].any() | b_none, 0, a.m >> under[:4]),
+                    Mux(over[4:].any() | a_none, 0, b.m >> over[:4]),
+                )
+            ),
         ]
         m.d.comb += total.eq(big.m + small)
 
@@ -133,8 +147,11 @@ class ScalarAlu(wiring.Component):
             trial = Signal(20, name=f"trial_{step}")
             more = Signal(20, name=f"more_{step}")
             fits = Signal(name=f"root_bit_{step}")
-            n_rest, n_root, n_in = (Signal(18, name=f"r_rest_{step}"), Signal(16, name=f"r_root_{step}"),
-                                    Signal(32, name=f"r_in_{step}"))
+            n_rest, n_root, n_in = (
+                Signal(18, name=f"r_rest_{step}"),
+                Signal(16, name=f"r_root_{step}"),
+                Signal(32, name=f"r_in_{step}"),
+            )
             m.d.comb += [
                 more.eq(Cat(r_in[30:32], r_rest)),
                 trial.eq(Cat(Const(1, 2), r_root)),
@@ -164,9 +181,12 @@ class ScalarAlu(wiring.Component):
 
         # The result is one of these. Zeros make themselves, but for a division by zero and the exponents.
         mantissas = {
-            AluOp.INT: top, AluOp.COPY: a.m, AluOp.MUL: Mux(product[31], product[16:], product[15:31]),
+            AluOp.INT: top,
+            AluOp.COPY: a.m,
+            AluOp.MUL: Mux(product[31], product[16:], product[15:31]),
             AluOp.DIV: Mux(quotient[16], quotient[1:17], quotient[:16]) & ~b_zero.replicate(16),
-            AluOp.ADD: Mux(total[16], total[1:], total[:16]), AluOp.SQRT: root,
+            AluOp.ADD: Mux(total[16], total[1:], total[:16]),
+            AluOp.SQRT: root,
         }
         chosen = Const(0, 16)
         for op, value in mantissas.items():

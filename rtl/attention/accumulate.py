@@ -41,23 +41,34 @@ class Accumulators(wiring.Component):
     def __init__(self, config, *, simulate):
         self.config, self.simulate = config, simulate
         lanes, words = config.columns, config.slots * config.row_groups
-        super().__init__({
-            "valid": In(1), "o": In(signed(config.mean_bits)).array(lanes), "address": In(index_bits(words)), "first": In(1),
-            "kept": In(SHIFT_BITS).array(lanes), "added": In(SHIFT_BITS).array(lanes),
-            "read": In(1), "read_address": In(index_bits(words)), "read_channel": In(index_bits(config.head_dim)),
-            "word": Out(signed(config.value_bits)).array(lanes),
-        })
+        super().__init__(
+            {
+                "valid": In(1),
+                "o": In(signed(config.mean_bits)).array(lanes),
+                "address": In(index_bits(words)),
+                "first": In(1),
+                "kept": In(SHIFT_BITS).array(lanes),
+                "added": In(SHIFT_BITS).array(lanes),
+                "read": In(1),
+                "read_address": In(index_bits(words)),
+                "read_channel": In(index_bits(config.head_dim)),
+                "word": Out(signed(config.value_bits)).array(lanes),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         c = self.config
         width = c.value_bits
-        m.submodules.memory = memory = Ram(c.columns * width, c.slots * c.row_groups * c.head_dim, simulate=self.simulate)
+        m.submodules.memory = memory = Ram(
+            c.columns * width, c.slots * c.row_groups * c.head_dim, simulate=self.simulate
+        )
         channel, place = Signal(index_bits(c.head_dim)), Signal.like(memory.read_addr)
         places = [Signal.like(place, name=f"place_{i}") for i in range(4)]
         stage, first = [Signal(name=f"stage_{i}") for i in range(4)], Signal()
         m.d.comb += [
-            place.eq(Cat(channel, self.address)), memory.read_en.eq(self.valid | self.read),
+            place.eq(Cat(channel, self.address)),
+            memory.read_en.eq(self.valid | self.read),
             memory.read_addr.eq(Mux(self.valid, place, Cat(self.read_channel, self.read_address))),
         ]
         with m.If(self.valid):
@@ -73,8 +84,10 @@ class Accumulators(wiring.Component):
             o = Signal(signed(c.mean_bits), name=f"o_{i}", reset_less=True)
             with m.If(self.valid):
                 m.d.sync += o.eq(self.o[i])
-            sources = (("kept", self.kept[i], Mux(first, 0, old), width),
-                       ("added", self.added[i], o << MERGE_SHIFT, c.mean_bits + MERGE_SHIFT))
+            sources = (
+                ("kept", self.kept[i], Mux(first, 0, old), width),
+                ("added", self.added[i], o << MERGE_SHIFT, c.mean_bits + MERGE_SHIFT),
+            )
             for name, amount, value, bits in sources:
                 shift = Signal(SHIFT_BITS, name=f"{name}_{i}", reset_less=True)
                 fine = Signal(3, name=f"{name}_fine_{i}", reset_less=True)

@@ -20,8 +20,14 @@ def results(config):
 
     Beats of a block come row group by row group, in it channel by channel, in it by ascending query.
     """
-    return data.StructLayout({"values": data.ArrayLayout(signed(16), config.drain), "head": index_bits(config.group), "block": BLOCK_BITS,
-                              "last": 1})
+    return data.StructLayout(
+        {
+            "values": data.ArrayLayout(signed(16), config.drain),
+            "head": index_bits(config.group),
+            "block": BLOCK_BITS,
+            "last": 1,
+        }
+    )
 
 
 def drain_cycles(config):
@@ -57,14 +63,28 @@ class Drain(wiring.Component):
     def __init__(self, config):
         self.config = config
         words, lanes = config.slots * config.row_groups, config.columns
-        super().__init__({
-            "start": In(1), "slot": In(index_bits(config.slots)), "head": In(index_bits(config.group)), "block": In(BLOCK_BITS),
-            "walk": Out(1), "walk_address": Out(index_bits(words)), "walk_granted": In(1),
-            "lane_valid": In(1), "lane_mantissa": In(MANTISSA), "lane_top": In(6),
-            "read": Out(1), "read_address": Out(index_bits(words)), "read_channel": Out(index_bits(config.head_dim)),
-            "read_granted": In(1), "word": In(signed(config.value_bits)).array(lanes),
-            "o": Out(stream.Signature(results(config))), "done": Out(1), "busy": Out(1),
-        })
+        super().__init__(
+            {
+                "start": In(1),
+                "slot": In(index_bits(config.slots)),
+                "head": In(index_bits(config.group)),
+                "block": In(BLOCK_BITS),
+                "walk": Out(1),
+                "walk_address": Out(index_bits(words)),
+                "walk_granted": In(1),
+                "lane_valid": In(1),
+                "lane_mantissa": In(MANTISSA),
+                "lane_top": In(6),
+                "read": Out(1),
+                "read_address": Out(index_bits(words)),
+                "read_channel": Out(index_bits(config.head_dim)),
+                "read_granted": In(1),
+                "word": In(signed(config.value_bits)).array(lanes),
+                "o": Out(stream.Signature(results(config))),
+                "done": Out(1),
+                "busy": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -72,17 +92,28 @@ class Drain(wiring.Component):
         chunks = c.columns // c.drain
         m.submodules.divider = divider = Divider(6)
         slot, head, block = Signal.like(self.slot), Signal.like(self.head), Signal.like(self.block)
-        group, channel, chunk = Signal(index_bits(c.row_groups)), Signal(index_bits(c.head_dim)), Signal(index_bits(chunks))
+        group, channel, chunk = (
+            Signal(index_bits(c.row_groups)),
+            Signal(index_bits(c.head_dim)),
+            Signal(index_bits(chunks)),
+        )
         inverses, tops = Signal(c.columns * MANTISSA, reset_less=True), Signal(c.columns * 6, reset_less=True)
         word, count = Signal(c.columns * c.value_bits, reset_less=True), Signal(range(c.columns))
         step, feed, final = Signal(), Signal(), Signal()
         m.d.comb += [
-            divider.i_valid.eq(self.lane_valid & self.busy), divider.i_numerator.eq(INVERSE), divider.i_denominator.eq(self.lane_mantissa),
-            divider.i_tag.eq(self.lane_top), self.walk_address.eq(slot * c.row_groups + group), self.read_address.eq(self.walk_address),
+            divider.i_valid.eq(self.lane_valid & self.busy),
+            divider.i_numerator.eq(INVERSE),
+            divider.i_denominator.eq(self.lane_mantissa),
+            divider.i_tag.eq(self.lane_top),
+            self.walk_address.eq(slot * c.row_groups + group),
+            self.read_address.eq(self.walk_address),
             self.read_channel.eq(channel),
         ]
         with m.If(divider.o_valid):
-            m.d.sync += [inverses.eq(Cat(inverses[MANTISSA:], divider.o_quotient)), tops.eq(Cat(tops[6:], divider.o_tag))]
+            m.d.sync += [
+                inverses.eq(Cat(inverses[MANTISSA:], divider.o_quotient)),
+                tops.eq(Cat(tops[6:], divider.o_tag)),
+            ]
         last_channel, last_group, last_chunk = channel == c.head_dim - 1, group == c.row_groups - 1, chunk == chunks - 1
         m.d.comb += self.busy.eq(1)
         with m.FSM(name="state"):
@@ -131,16 +162,27 @@ class Drain(wiring.Component):
 
         valid, last = ([Signal(name=f"{name}_{i}") for i in range(PIPELINE)] for name in ("valid", "last"))
         result = self.o.payload
-        m.d.comb += [step.eq(~valid[-1] | self.o.ready), self.o.valid.eq(valid[-1]), self.done.eq(self.o.valid & self.o.ready & last[-1]),
-                     result.head.eq(head), result.block.eq(block), result.last.eq(last[-1])]
+        m.d.comb += [
+            step.eq(~valid[-1] | self.o.ready),
+            self.o.valid.eq(valid[-1]),
+            self.done.eq(self.o.valid & self.o.ready & last[-1]),
+            result.head.eq(head),
+            result.block.eq(block),
+            result.last.eq(last[-1]),
+        ]
         with m.If(step):
             for start, chain in ((feed, valid), (final, last)):
                 m.d.sync += [after.eq(before) for before, after in zip([start, *chain], chain, strict=False)]
         bits = c.value_bits + MANTISSA + 1
         for lane in range(c.drain):
-            value, inverse = Signal(signed(c.value_bits), name=f"value_{lane}", reset_less=True), Signal(MANTISSA, name=f"inverse_{lane}")
+            value, inverse = (
+                Signal(signed(c.value_bits), name=f"value_{lane}", reset_less=True),
+                Signal(MANTISSA, name=f"inverse_{lane}"),
+            )
             shifts = [Signal(6, name=f"shift_{lane}_{i}", reset_less=True) for i in range(3)]
-            product, again = (Signal(signed(bits), name=f"{name}_{lane}", reset_less=True) for name in ("product", "again"))
+            product, again = (
+                Signal(signed(bits), name=f"{name}_{lane}", reset_less=True) for name in ("product", "again")
+            )
             twice = Signal(signed(bits + 1), name=f"twice_{lane}", reset_less=True)
             rounded = Signal(signed(bits + 1), name=f"rounded_{lane}")
             mean = Signal(signed(16), name=f"mean_{lane}", reset_less=True)
@@ -149,9 +191,14 @@ class Drain(wiring.Component):
             m.d.comb += [rounded.eq((twice + 1) >> 1), result["values"][lane].eq(mean)]
             with m.If(step):
                 m.d.sync += [
-                    value.eq(word.word_select(lane, c.value_bits)), inverse.eq(first.word_select(chunk, MANTISSA)),
-                    shifts[0].eq(tall.word_select(chunk, 6) + 9), shifts[1].eq(shifts[0]), shifts[2].eq(shifts[1]),
-                    product.eq(value * inverse), again.eq(product), twice.eq(Cat(0, again).as_signed() >> shifts[2]),
+                    value.eq(word.word_select(lane, c.value_bits)),
+                    inverse.eq(first.word_select(chunk, MANTISSA)),
+                    shifts[0].eq(tall.word_select(chunk, 6) + 9),
+                    shifts[1].eq(shifts[0]),
+                    shifts[2].eq(shifts[1]),
+                    product.eq(value * inverse),
+                    again.eq(product),
+                    twice.eq(Cat(0, again).as_signed() >> shifts[2]),
                     mean.eq(Mux(rounded > INT16_MAX, INT16_MAX, Mux(rounded < -INT16_MAX, -INT16_MAX, rounded))),
                 ]
         return m

@@ -57,16 +57,34 @@ class TileEngine(wiring.Component):
     def __init__(self, config, matrix, *, simulate):
         self.config, self.matrix, self.simulate = config, matrix, simulate
         c, beat = config, 8 * config.head_dim
-        super().__init__({
-            "base": In(signed(BASE_BITS)), "i_tile": In(stream.Signature(tile_command(c))), "read_line": Out(index_bits(c.lines)),
-            "k_read": Out(1), "k_row": Out(index_bits(c.block)), "k_data": In(beat),
-            "v_read": Out(1), "v_row": Out(index_bits(c.block)), "v_data": In(beat),
-            "x_read": Out(1), "x_tile": Out(index_bits(c.tiles)), "x_data": In(beat),
-            "q_read": Out(1), "q_slot": Out(index_bits(c.slots)), "q_beat": Out(index_bits(c.block + c.exponent_beats)), "q_data": In(beat),
-            "mass_valid": Out(1), "mass_p": Out(MASS_FRACTION).array(c.columns), "mass_t": Out(signed(SCORE_BITS)).array(c.columns),
-            "mass_key": Out(index_bits(c.head_dim)), "mass_tag": Out(mass_tag(c)),
-            "o": Out(stream.Signature(results(c))), "o_retired": Out(retired(c)), "idle": Out(1),
-        })
+        super().__init__(
+            {
+                "base": In(signed(BASE_BITS)),
+                "i_tile": In(stream.Signature(tile_command(c))),
+                "read_line": Out(index_bits(c.lines)),
+                "k_read": Out(1),
+                "k_row": Out(index_bits(c.block)),
+                "k_data": In(beat),
+                "v_read": Out(1),
+                "v_row": Out(index_bits(c.block)),
+                "v_data": In(beat),
+                "x_read": Out(1),
+                "x_tile": Out(index_bits(c.tiles)),
+                "x_data": In(beat),
+                "q_read": Out(1),
+                "q_slot": Out(index_bits(c.slots)),
+                "q_beat": Out(index_bits(c.block + c.exponent_beats)),
+                "q_data": In(beat),
+                "mass_valid": Out(1),
+                "mass_p": Out(MASS_FRACTION).array(c.columns),
+                "mass_t": Out(signed(SCORE_BITS)).array(c.columns),
+                "mass_key": Out(index_bits(c.head_dim)),
+                "mass_tag": Out(mass_tag(c)),
+                "o": Out(stream.Signature(results(c))),
+                "o_retired": Out(retired(c)),
+                "idle": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -80,7 +98,8 @@ class TileEngine(wiring.Component):
         # A tile's way: next (queries being loaded), early and late (scored, late is the older), weighed, with values; out and merged
         # follow the weights as they leave.
         next_, early, late, weighed, valued, out, merged = (
-            Signal(word, name=name) for name in ("next", "early", "late", "weighed", "valued", "out", "merged"))
+            Signal(word, name=name) for name in ("next", "early", "late", "weighed", "valued", "out", "merged")
+        )
         held, loaded, scored, known, owes = Signal(), Signal(), Signal(2), Signal(2), Signal()
         settle, weights_left = Signal(range(dim + 64)), Signal(range(dim + 5))
         left, values_now = Signal(range(dim + 1)), Signal()  # of the phase on the matrix unit
@@ -102,11 +121,23 @@ class TileEngine(wiring.Component):
         place_now, tile_now = Signal.like(place), Signal(word)
         m.d.comb += [
             place_now.eq(Mux(free, 0, place)),
-            tile_now.eq(Mux(issue_keys, next_, Mux(issue_values, weighed, Mux(values_now, valued, Mux(scored == 2, early, late))))),
-            self.read_line.eq(tile_now.line), self.k_read.eq(reading_keys), self.v_read.eq(reading_values),
-            self.k_row.eq(tile_now.tile * dim + place_now), self.v_row.eq(self.k_row), self.x_read.eq(issue_keys),
+            tile_now.eq(
+                Mux(
+                    issue_keys,
+                    next_,
+                    Mux(issue_values, weighed, Mux(values_now, valued, Mux(scored == 2, early, late))),
+                )
+            ),
+            self.read_line.eq(tile_now.line),
+            self.k_read.eq(reading_keys),
+            self.v_read.eq(reading_values),
+            self.k_row.eq(tile_now.tile * dim + place_now),
+            self.v_row.eq(self.k_row),
+            self.x_read.eq(issue_keys),
             self.x_tile.eq(tile_now.tile),
-            self.o_retired.visit.eq((place_now == dim - 1) & tile_now.retire & Mux(attend, reading_values, reading_keys)),
+            self.o_retired.visit.eq(
+                (place_now == dim - 1) & tile_now.retire & Mux(attend, reading_values, reading_keys)
+            ),
         ]
         with m.If(reading_keys | reading_values):
             m.d.sync += [place.eq(place_now + 1), left.eq(Mux(free, dim - 1, left - 1))]
@@ -138,7 +169,9 @@ class TileEngine(wiring.Component):
             self.idle.eq(calm & ~self.i_tile.valid),
         ]
 
-        last_value = self._matrix(m, matrix, softmax, values, issue_keys, reading_keys, reading_values, place_now, next_, bank)
+        last_value = self._matrix(
+            m, matrix, softmax, values, issue_keys, reading_keys, reading_values, place_now, next_, bank
+        )
         weighing = [Signal(name=f"weighing_{i}") for i in range(softmax.WEIGHT_LATENCY)]
         m.d.sync += [after.eq(before) for before, after in zip([weigh, *weighing], weighing, strict=False)]
         with m.If(weighing[-1]):
@@ -146,38 +179,68 @@ class TileEngine(wiring.Component):
         with m.If(softmax.p_valid & (softmax.key == dim - 1)):
             m.d.sync += merged.eq(out)
         m.d.comb += [
-            softmax.base.eq(self.base), softmax.start.eq(weighing[0]), softmax.mode.eq(weighed.mode),
+            softmax.base.eq(self.base),
+            softmax.start.eq(weighing[0]),
+            softmax.mode.eq(weighed.mode),
             matrix.load_b.eq(softmax.p_valid & (out.mode == Mode.ATTEND)),
-            self.mass_valid.eq(softmax.p_valid & (out.mode == Mode.MASS)), self.mass_key.eq(softmax.key),
-            self.mass_tag.head.eq(out.head), self.mass_tag.row_group.eq(out.row_group), self.mass_tag.tile.eq(out.tile),
+            self.mass_valid.eq(softmax.p_valid & (out.mode == Mode.MASS)),
+            self.mass_key.eq(softmax.key),
+            self.mass_tag.head.eq(out.head),
+            self.mass_tag.row_group.eq(out.row_group),
+            self.mass_tag.tile.eq(out.tile),
         ]
         with m.If(softmax.p_valid & (out.mode == Mode.ATTEND)):
-            m.d.comb += [data.eq(weight - WEIGHT_OFFSET) for data, weight in zip(matrix.load_b_data, softmax.weight, strict=True)]
+            m.d.comb += [
+                data.eq(weight - WEIGHT_OFFSET) for data, weight in zip(matrix.load_b_data, softmax.weight, strict=True)
+            ]
         with m.Else():
             m.d.comb += [data.eq(load) for data, load in zip(matrix.load_b_data, matrix.load_a_data, strict=True)]
             m.d.comb += matrix.load_b.eq(shift & into_b)
         norm = self.i_tile.valid & calm & (self.i_tile.payload.mode == Mode.NORM)
         read = weigh & (late.mode == Mode.MASS)
         m.d.comb += [
-            states.merge.eq(softmax.sums_valid & (merged.mode != Mode.MASS)), states.first.eq(merged.first), states.read.eq(read),
-            states.norm.eq(norm), states.walk.eq(norm | (drain.walk & drain.walk_granted)),
+            states.merge.eq(softmax.sums_valid & (merged.mode != Mode.MASS)),
+            states.first.eq(merged.first),
+            states.read.eq(read),
+            states.norm.eq(norm),
+            states.walk.eq(norm | (drain.walk & drain.walk_granted)),
             drain.walk_granted.eq(~states.merge & ~states.busy),
             states.address.eq(Mux(states.merge, merged.state, drain.walk_address)),
-            drain.lane_valid.eq(states.lane_valid), drain.lane_mantissa.eq(states.lane_mantissa), drain.lane_top.eq(states.lane_top),
-            values.address.eq(valued.state), values.first.eq(valued.first), values.read.eq(drain.read),
-            values.read_address.eq(drain.read_address), values.read_channel.eq(drain.read_channel), drain.read_granted.eq(~values.valid),
-            self.o_retired.slot.eq(drain.done), self.o_retired.index.eq(draining),
+            drain.lane_valid.eq(states.lane_valid),
+            drain.lane_mantissa.eq(states.lane_mantissa),
+            drain.lane_top.eq(states.lane_top),
+            values.address.eq(valued.state),
+            values.first.eq(valued.first),
+            values.read.eq(drain.read),
+            values.read_address.eq(drain.read_address),
+            values.read_channel.eq(drain.read_channel),
+            drain.read_granted.eq(~values.valid),
+            self.o_retired.slot.eq(drain.done),
+            self.o_retired.index.eq(draining),
         ]
         with m.If(norm):
             m.d.comb += states.address.eq(self.i_tile.payload.state)
         with m.Elif(read):
             m.d.comb += states.address.eq(late.state)
-        pairs = ((softmax.log, states.log), (states.e, softmax.sums_e), (states.sums, softmax.sums), (values.kept, states.kept),
-                 (values.added, states.added), (drain.word, values.word), (self.mass_p, softmax.p),
-                 (self.mass_t, softmax.t), (softmax.dot, matrix.dot))
+        pairs = (
+            (softmax.log, states.log),
+            (states.e, softmax.sums_e),
+            (states.sums, softmax.sums),
+            (values.kept, states.kept),
+            (values.added, states.added),
+            (drain.word, values.word),
+            (self.mass_p, softmax.p),
+            (self.mass_t, softmax.t),
+            (softmax.dot, matrix.dot),
+        )
         m.d.comb += [a.eq(b) for left_, right in pairs for a, b in zip(left_, right, strict=True)]
 
-        m.d.comb += [drain.start.eq(drain_owed & ~drain.busy), drain.slot.eq(slot), drain.head.eq(head), drain.block.eq(block)]
+        m.d.comb += [
+            drain.start.eq(drain_owed & ~drain.busy),
+            drain.slot.eq(slot),
+            drain.head.eq(head),
+            drain.block.eq(block),
+        ]
         with m.If(drain.start):
             m.d.sync += [drain_owed.eq(0), draining.eq(slot)]
         with m.If(last_value & valued.finish):
@@ -204,7 +267,10 @@ class TileEngine(wiring.Component):
         m.d.comb += into.eq(Mux(attend, 0, ~bank))
         beats = next_.row_group * c.columns + count // per_beat
         with m.If(issue_keys):
-            m.d.comb += [self.q_read.eq(next_.load), self.q_beat.eq(c.block + next_.row_group * c.columns // c.head_dim)]
+            m.d.comb += [
+                self.q_read.eq(next_.load),
+                self.q_beat.eq(c.block + next_.row_group * c.columns // c.head_dim),
+            ]
         with m.Else():
             m.d.comb += [self.q_read.eq(loading & (count % per_beat == 0)), self.q_beat.eq(beats)]
         m.d.comb += self.q_slot.eq(next_.slot)
@@ -215,13 +281,13 @@ class TileEngine(wiring.Component):
             m.d.sync += bank.eq(into)
         m.d.comb += self.matrix.load_a.eq(shift & ~into_b)
         elements = self.q_data.word_select(element, 8 * c.columns)
-        m.d.comb += [data.eq(elements[8 * i:8 * i + 8]) for i, data in enumerate(self.matrix.load_a_data)]
+        m.d.comb += [data.eq(elements[8 * i : 8 * i + 8]) for i, data in enumerate(self.matrix.load_a_data)]
         return shift, into_b
 
     def _offset(self, m, channels):
         """What sums of weights less 127 lack: 127 times the sum of a channel's values, the same in all lanes."""
         dim = self.config.head_dim
-        terms, largest, stage = [self.v_data[8 * i:8 * i + 8].as_signed() for i in range(dim)], 127, 0
+        terms, largest, stage = [self.v_data[8 * i : 8 * i + 8].as_signed() for i in range(dim)], 127, 0
         while len(terms) > 1:
             largest *= 4
             terms = add_stage(m, terms, 4, channels[stage], largest=largest, name=f"values_{stage}")
@@ -238,14 +304,19 @@ class TileEngine(wiring.Component):
         c = self.config
         steps = matrix.latency + 1
         keys, channels, firsts, lasts = (
-            [Signal(name=f"{name}_{i}") for i in range(steps)] for name in ("keys", "channels", "first", "last"))
+            [Signal(name=f"{name}_{i}") for i in range(steps)] for name in ("keys", "channels", "first", "last")
+        )
         starts = (reading_keys, reading_values, issue_keys, reading_values & (place == c.head_dim - 1))
         for start, chain in zip(starts, (keys, channels, firsts, lasts), strict=True):
             m.d.sync += [after.eq(before) for before, after in zip([start, *chain], chain, strict=False)]
-        m.d.comb += [matrix.go.eq(keys[0] | channels[0]), matrix.bank.eq(channels[0] | bank),
-                     softmax.valid.eq(keys[-1]), values.valid.eq(channels[-1])]
+        m.d.comb += [
+            matrix.go.eq(keys[0] | channels[0]),
+            matrix.bank.eq(channels[0] | bank),
+            softmax.valid.eq(keys[-1]),
+            values.valid.eq(channels[-1]),
+        ]
         row = Mux(channels[0], self.v_data, self.k_data)
-        m.d.comb += [data.eq(row[8 * i:8 * i + 8]) for i, data in enumerate(matrix.row)]
+        m.d.comb += [data.eq(row[8 * i : 8 * i + 8]) for i, data in enumerate(matrix.row)]
         offset = self._offset(m, channels)
         m.d.comb += [o.eq(dot + offset) for o, dot in zip(values.o, matrix.dot, strict=True)]
 
@@ -257,9 +328,9 @@ class TileEngine(wiring.Component):
             m.d.sync += [limit.eq(next_.limit), loads.eq(next_.load), group.eq(next_.row_group)]
         parts = self.q_data.word_select(group % (c.head_dim // c.columns), 8 * c.columns)
         with m.If(firsts[0]):
-            m.d.sync += waiting.eq(Cat(*(self.x_data[8 * i:8 * i + 3] for i in range(c.head_dim))))
+            m.d.sync += waiting.eq(Cat(*(self.x_data[8 * i : 8 * i + 3] for i in range(c.head_dim))))
             with m.If(loads):
-                m.d.sync += [query.eq(parts[8 * i:8 * i + 3]) for i, query in enumerate(queries)]
+                m.d.sync += [query.eq(parts[8 * i : 8 * i + 3]) for i, query in enumerate(queries)]
         with m.If(firsts[-2]):
             m.d.sync += [exponents.eq(waiting), softmax.limit.eq(limit)]
             m.d.sync += [xq.eq(query) for xq, query in zip(softmax.xq, queries, strict=True)]

@@ -44,11 +44,21 @@ class QueryLoader(wiring.Component):
     def __init__(self, config):
         self.config = config
         slot = index_bits(config.slots)
-        super().__init__({
-            "start": In(1), "blocks": In(BLOCK_BITS), "base": In(ADDRESS_BITS), "o_fetch": Out(stream.Signature(fetch_request(config))),
-            "arrived": In(1), "arrived_slot": In(slot), "spent": In(1), "spent_slot": In(slot),
-            "drained": In(1), "drained_slot": In(slot), "loaded": Out(config.slots),
-        })
+        super().__init__(
+            {
+                "start": In(1),
+                "blocks": In(BLOCK_BITS),
+                "base": In(ADDRESS_BITS),
+                "o_fetch": Out(stream.Signature(fetch_request(config))),
+                "arrived": In(1),
+                "arrived_slot": In(slot),
+                "spent": In(1),
+                "spent_slot": In(slot),
+                "drained": In(1),
+                "drained_slot": In(slot),
+                "loaded": Out(config.slots),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -63,19 +73,34 @@ class QueryLoader(wiring.Component):
         with m.FSM(name="state"):
             with m.State("IDLE"):
                 with m.If(self.start):
-                    m.d.sync += [free.eq(-1), self.loaded.eq(0), slot.eq(0), head.eq(0), block.eq(0), row_address.eq(self.base),
-                                 address.eq(self.base)]
+                    m.d.sync += [
+                        free.eq(-1),
+                        self.loaded.eq(0),
+                        slot.eq(0),
+                        head.eq(0),
+                        block.eq(0),
+                        row_address.eq(self.base),
+                        address.eq(self.base),
+                    ]
                     m.next = "ASK"
             with m.State("ASK"):
                 m.d.comb += self.o_fetch.valid.eq(free.bit_select(slot, 1))
                 with m.If(self.o_fetch.valid & self.o_fetch.ready):
-                    m.d.sync += [free.bit_select(slot, 1).eq(0), slot.eq(slot + 1), head.eq(head + 1),
-                                 address.eq(address + (self.blocks << (size.bit_length() - 1)))]
+                    m.d.sync += [
+                        free.bit_select(slot, 1).eq(0),
+                        slot.eq(slot + 1),
+                        head.eq(head + 1),
+                        address.eq(address + (self.blocks << (size.bit_length() - 1))),
+                    ]
                     with m.If(slot == c.slots - 1):
                         m.d.sync += slot.eq(0)
                     with m.If(last_head):
-                        m.d.sync += [head.eq(0), block.eq(block + 1), row_address.eq(row_address + size),
-                                     address.eq(row_address + size)]
+                        m.d.sync += [
+                            head.eq(0),
+                            block.eq(block + 1),
+                            row_address.eq(row_address + size),
+                            address.eq(row_address + size),
+                        ]
                         with m.If(block == self.blocks - 1):
                             m.next = "IDLE"
         with m.If(self.drained):

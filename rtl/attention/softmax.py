@@ -82,17 +82,29 @@ class TileSoftmax(wiring.Component):
     def __init__(self, config, *, simulate):
         self.config, self.simulate = config, simulate
         lanes = config.columns
-        super().__init__({
-            "base": In(signed(BASE_BITS)), "valid": In(1), "dot": In(signed(config.dot_bits)).array(lanes),
-            "xq": In(3).array(lanes), "xk": In(3),
-            "limit": In(signed(config.head_dim.bit_length() + 2)),
-            "e_valid": Out(1), "e": Out(signed(config.maximum_bits)).array(lanes),
-            "start": In(1), "mode": In(2), "log": In(signed(LOG_BITS)).array(lanes),
-            "p_valid": Out(1), "key": Out(index_bits(config.head_dim)), "p": Out(MASS_FRACTION).array(lanes), "weight": Out(8).array(lanes),
-            "t": Out(signed(SCORE_BITS)).array(lanes),
-            "sums_valid": Out(1), "sums": Out(tile_sum_bits(config)).array(lanes),
-            "sums_e": Out(signed(config.maximum_bits)).array(lanes),
-        })
+        super().__init__(
+            {
+                "base": In(signed(BASE_BITS)),
+                "valid": In(1),
+                "dot": In(signed(config.dot_bits)).array(lanes),
+                "xq": In(3).array(lanes),
+                "xk": In(3),
+                "limit": In(signed(config.head_dim.bit_length() + 2)),
+                "e_valid": Out(1),
+                "e": Out(signed(config.maximum_bits)).array(lanes),
+                "start": In(1),
+                "mode": In(2),
+                "log": In(signed(LOG_BITS)).array(lanes),
+                "p_valid": Out(1),
+                "key": Out(index_bits(config.head_dim)),
+                "p": Out(MASS_FRACTION).array(lanes),
+                "weight": Out(8).array(lanes),
+                "t": Out(signed(SCORE_BITS)).array(lanes),
+                "sums_valid": Out(1),
+                "sums": Out(tile_sum_bits(config)).array(lanes),
+                "sums_e": Out(signed(config.maximum_bits)).array(lanes),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -116,17 +128,26 @@ class TileSoftmax(wiring.Component):
         m.d.sync += [self.e_valid.eq(valid[3] & last), half.eq(half ^ (valid[3] & last))]
         words = []
         for i in range(c.columns):
-            dot, shift = Signal(signed(c.dot_bits), name=f"dot_{i}", reset_less=True), Signal(6, name=f"shift_{i}", reset_less=True)
+            dot, shift = (
+                Signal(signed(c.dot_bits), name=f"dot_{i}", reset_less=True),
+                Signal(6, name=f"shift_{i}", reset_less=True),
+            )
             twice = Signal(signed(c.dot_bits + SCORE_FRACTION + 1), name=f"twice_{i}", reset_less=True)
             score = Signal(signed(SCORE_BITS), name=f"score_{i}", reset_less=True)
             masked = [Signal(name=f"masked_{i}_{stage}", reset_less=True) for stage in range(3)]
             rounded = Signal(signed(c.dot_bits + SCORE_FRACTION + 1), name=f"rounded_{i}")
             m.d.comb += rounded.eq((twice + 1) >> 1)
             with m.If(valid[0]):
-                m.d.sync += [dot.eq(self.dot[i]), shift.eq(self.base + SCORE_FRACTION + self.xq[i] + self.xk),
-                             masked[0].eq(place[0] > self.limit + i)]
+                m.d.sync += [
+                    dot.eq(self.dot[i]),
+                    shift.eq(self.base + SCORE_FRACTION + self.xq[i] + self.xk),
+                    masked[0].eq(place[0] > self.limit + i),
+                ]
             with m.If(valid[1]):
-                m.d.sync += [twice.eq(Cat(Const(0, SCORE_FRACTION + 1), dot).as_signed() >> shift), masked[1].eq(masked[0])]
+                m.d.sync += [
+                    twice.eq(Cat(Const(0, SCORE_FRACTION + 1), dot).as_signed() >> shift),
+                    masked[1].eq(masked[0]),
+                ]
             with m.If(valid[2]):
                 high = Mux(rounded > SCORE_MAX, SCORE_MAX, rounded)
                 m.d.sync += [score.eq(Mux(rounded < -SCORE_MAX - 1, -SCORE_MAX - 1, high)), masked[2].eq(masked[1])]
@@ -135,13 +156,20 @@ class TileSoftmax(wiring.Component):
             reached = Signal(name=f"reached_{i}", reset_less=True)
             top_next, reached_next = Signal.like(top), Signal.like(reached)
             whole, begun = score[FRACTION:].as_signed(), reached & ~first
-            m.d.comb += [reached_next.eq(begun | ~masked[2]), top_next.eq(Mux(~masked[2] & (~begun | (whole > top)), whole, top))]
+            m.d.comb += [
+                reached_next.eq(begun | ~masked[2]),
+                top_next.eq(Mux(~masked[2] & (~begun | (whole > top)), whole, top)),
+            ]
             with m.If(valid[3]):
                 m.d.sync += [top.eq(top_next), reached.eq(reached_next)]
                 with m.If(last):
                     m.d.sync += self.e[i].eq(Mux(reached_next, top_next + 1, UNREACHED))
             words += [score, masked[2]]
-        m.d.comb += [buffer.write_en.eq(valid[3]), buffer.write_addr.eq(Cat(place[3], half)), buffer.write_data.eq(Cat(*words))]
+        m.d.comb += [
+            buffer.write_en.eq(valid[3]),
+            buffer.write_addr.eq(Cat(place[3], half)),
+            buffer.write_data.eq(Cat(*words)),
+        ]
 
     def _weights(self, m, buffer):
         """Four stages after the buffer: distance to the reference, table, probability, weight; then the sum."""
@@ -151,14 +179,20 @@ class TileSoftmax(wiring.Component):
         key = [Signal(bits, name=f"key_{i}") for i in range(5)]
         valid = [Signal(name=f"weighed_{i}") for i in range(6)]
         mode = [Signal(2, name=f"mode_{i}") for i in range(4)]
-        m.d.comb += [valid[0].eq(self.start | running), buffer.read_en.eq(valid[0]), buffer.read_addr.eq(Cat(key[0], half))]
+        m.d.comb += [
+            valid[0].eq(self.start | running),
+            buffer.read_en.eq(valid[0]),
+            buffer.read_addr.eq(Cat(key[0], half)),
+        ]
         with m.If(valid[0]):
             m.d.sync += [running.eq(key[0] != c.head_dim - 1), key[0].eq(key[0] + 1)]
             with m.If(key[0] == c.head_dim - 1):
                 m.d.sync += half.eq(~half)
         with m.If(self.start):
             m.d.sync += mode[0].eq(self.mode)
-        m.d.sync += [after.eq(before) for chain in (key, valid, mode) for before, after in zip(chain, chain[1:], strict=False)]
+        m.d.sync += [
+            after.eq(before) for chain in (key, valid, mode) for before, after in zip(chain, chain[1:], strict=False)
+        ]
         out_key = Signal(bits)
         m.d.sync += out_key.eq(key[4])
         first, last = out_key == 0, out_key == c.head_dim - 1
@@ -173,7 +207,10 @@ class TileSoftmax(wiring.Component):
             score, masked = word[:SCORE_BITS].as_signed(), word[SCORE_BITS]
             reference = Signal(signed(LOG_BITS), name=f"reference_{i}", reset_less=True)
             difference = Signal(signed(LOG_BITS + 1), name=f"difference_{i}")
-            fine, coarse = Signal(FRACTION, name=f"fine_{i}", reset_less=True), Signal(COARSE, name=f"coarse_{i}", reset_less=True)
+            fine, coarse = (
+                Signal(FRACTION, name=f"fine_{i}", reset_less=True),
+                Signal(COARSE, name=f"coarse_{i}", reset_less=True),
+            )
             fall = Signal(COARSE, name=f"fall_{i}", reset_less=True)
             gone = [Signal(name=f"gone_{i}_{s}", reset_less=True) for s in range(2)]
             p = Signal(MASS_FRACTION, name=f"p_{i}", reset_less=True)
@@ -190,18 +227,27 @@ class TileSoftmax(wiring.Component):
                 with m.If(difference < 0):
                     m.d.sync += [fine.eq(0), coarse.eq(0), gone[0].eq(masked)]
                 with m.Else():
-                    m.d.sync += [Cat(fine, coarse).eq(difference[:FRACTION + COARSE]),
-                                 gone[0].eq(masked | difference[FRACTION + COARSE:].any())]
+                    m.d.sync += [
+                        Cat(fine, coarse).eq(difference[: FRACTION + COARSE]),
+                        gone[0].eq(masked | difference[FRACTION + COARSE :].any()),
+                    ]
                 m.d.sync += scores[0].eq(score)
                 with m.If(key[1] == c.head_dim - 1):
                     m.d.sync += e.eq(reference >> FRACTION)
             with m.If(valid[2]):
                 m.d.sync += [fall.eq(coarse), gone[1].eq(gone[0]), scores[1].eq(scores[0])]
             with m.If(valid[3]):
-                m.d.sync += [p.eq(Mux(gone[1], 0, Cat(Const(0, MASS_FRACTION - 16), read.data) >> fall)), scores[2].eq(scores[1])]
+                m.d.sync += [
+                    p.eq(Mux(gone[1], 0, Cat(Const(0, MASS_FRACTION - 16), read.data) >> fall)),
+                    scores[2].eq(scores[1]),
+                ]
             with m.If(valid[4]):
-                weight = (p[MASS_FRACTION - 9:] + 1) >> 1
-                m.d.sync += [self.p[i].eq(p), self.t[i].eq(scores[2]), self.weight[i].eq(Mux(weight > WEIGHT_MAX, WEIGHT_MAX, weight))]
+                weight = (p[MASS_FRACTION - 9 :] + 1) >> 1
+                m.d.sync += [
+                    self.p[i].eq(p),
+                    self.t[i].eq(scores[2]),
+                    self.weight[i].eq(Mux(weight > WEIGHT_MAX, WEIGHT_MAX, weight)),
+                ]
             summed = Signal.like(total, name=f"summed_{i}")
             m.d.comb += summed.eq(Mux(first, 0, total) + Mux(attend, self.weight[i] << MERGE_SHIFT, self.p[i]))
             with m.If(valid[5]):

@@ -55,14 +55,25 @@ class RowStates(wiring.Component):
     def __init__(self, config, *, simulate):
         self.config, self.simulate = config, simulate
         lanes, self.words = config.columns, config.slots * config.row_groups
-        super().__init__({
-            "merge": In(1), "first": In(1), "address": In(index_bits(self.words)),
-            "e": In(signed(config.maximum_bits)).array(lanes), "sums": In(tile_sum_bits(config)).array(lanes),
-            "kept": Out(SHIFT_BITS).array(lanes), "added": Out(SHIFT_BITS).array(lanes),
-            "read": In(1), "log": Out(signed(LOG_BITS)).array(lanes),
-            "walk": In(1), "norm": In(1), "busy": Out(1),
-            "lane_valid": Out(1), "lane_mantissa": Out(MANTISSA), "lane_top": Out(6),
-        })
+        super().__init__(
+            {
+                "merge": In(1),
+                "first": In(1),
+                "address": In(index_bits(self.words)),
+                "e": In(signed(config.maximum_bits)).array(lanes),
+                "sums": In(tile_sum_bits(config)).array(lanes),
+                "kept": Out(SHIFT_BITS).array(lanes),
+                "added": Out(SHIFT_BITS).array(lanes),
+                "read": In(1),
+                "log": Out(signed(LOG_BITS)).array(lanes),
+                "walk": In(1),
+                "norm": In(1),
+                "busy": Out(1),
+                "lane_valid": Out(1),
+                "lane_mantissa": Out(MANTISSA),
+                "lane_top": Out(6),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -72,8 +83,10 @@ class RowStates(wiring.Component):
         merged, merge_write, merge_address = self._merge(m, memory, width)
         walked, walk_write, walk_address = self._walk(m, memory, width)
         m.d.comb += [
-            memory.read_en.eq(self.merge | self.read | (self.walk & ~self.busy)), memory.read_addr.eq(self.address),
-            memory.write_en.eq(merge_write | walk_write), memory.write_addr.eq(Mux(walk_write, walk_address, merge_address)),
+            memory.read_en.eq(self.merge | self.read | (self.walk & ~self.busy)),
+            memory.read_addr.eq(self.address),
+            memory.write_en.eq(merge_write | walk_write),
+            memory.write_addr.eq(Mux(walk_write, walk_address, merge_address)),
             memory.write_data.eq(Mux(walk_write, walked, merged)),
             *(log.eq(memory.read_data.word_select(i, width)) for i, log in enumerate(self.log)),
         ]
@@ -92,22 +105,30 @@ class RowStates(wiring.Component):
             maximum = Signal(signed(c.maximum_bits), name=f"maximum_{i}", reset_less=True)
             total, held = (Signal(c.sum_bits, name=f"{name}_{i}", reset_less=True) for name in ("total", "held"))
             addend = Signal(tile_sum_bits(c), name=f"addend_{i}", reset_less=True)
-            m.d.comb += [old.eq(Mux(first, UNREACHED, word[c.sum_bits:].as_signed())), new.eq(Mux(old > self.e[i], old, self.e[i]))]
+            m.d.comb += [
+                old.eq(Mux(first, UNREACHED, word[c.sum_bits :].as_signed())),
+                new.eq(Mux(old > self.e[i], old, self.e[i])),
+            ]
             with m.If(stage[0]):
-                m.d.sync += [maximum.eq(new), total.eq(Mux(first, 0, word[:c.sum_bits]))]
+                m.d.sync += [maximum.eq(new), total.eq(Mux(first, 0, word[: c.sum_bits]))]
                 for amount, below in ((self.kept[i], old), (self.added[i], self.e[i])):
                     distance = Signal(c.maximum_bits, name=f"{amount.name}_distance")
                     m.d.comb += distance.eq(new - below)
                     m.d.sync += amount.eq(Mux(distance > SHIFT_MAX, SHIFT_MAX, distance))
             with m.If(stage[1]):
                 m.d.sync += [held.eq(total >> self.kept[i]), addend.eq(self.sums[i] >> self.added[i])]
-            words += [(held + addend)[:c.sum_bits], maximum]
+            words += [(held + addend)[: c.sum_bits], maximum]
         return Cat(*words), stage[2], address
 
     def _walk(self, m, memory, width):
         c = self.config
         latency = 4  # from the register to the logarithm
-        address, norm, taken, count = Signal.like(self.address), Signal(), Signal(), Signal(range(c.columns + latency + 1))
+        address, norm, taken, count = (
+            Signal.like(self.address),
+            Signal(),
+            Signal(),
+            Signal(range(c.columns + latency + 1)),
+        )
         held, running, done = Signal(c.columns * width, reset_less=True), Signal(), Signal()
         m.d.comb += self.busy.eq(taken | running | done)
         m.d.sync += [taken.eq(self.walk & ~self.busy), done.eq(0)]
@@ -116,7 +137,7 @@ class RowStates(wiring.Component):
 
         # The lowest row leaves the register while its logarithm, some cycles later, enters at the top.
         row = held[:width]
-        total, maximum = row[:c.sum_bits], row[c.sum_bits:].as_signed()
+        total, maximum = row[: c.sum_bits], row[c.sum_bits :].as_signed()
         top = Signal(6)
         for bit in range(1, c.sum_bits):
             with m.If(total[bit]):
@@ -126,8 +147,14 @@ class RowStates(wiring.Component):
         maxima = [Signal(signed(c.maximum_bits), name=f"walked_maximum_{i}", reset_less=True) for i in range(3)]
         empty = [Signal(name=f"empty_{i}", reset_less=True) for i in range(3)]
         plain, normal = Signal(c.sum_bits, reset_less=True), Signal(c.sum_bits, reset_less=True)
-        m.d.sync += [valid[0].eq(running & (count < c.columns)), tops[0].eq(top), maxima[0].eq(maximum), empty[0].eq(total == 0),
-                     plain.eq(total), normal.eq(plain << (c.sum_bits - 1 - tops[0]).as_unsigned()[:6])]
+        m.d.sync += [
+            valid[0].eq(running & (count < c.columns)),
+            tops[0].eq(top),
+            maxima[0].eq(maximum),
+            empty[0].eq(total == 0),
+            plain.eq(total),
+            normal.eq(plain << (c.sum_bits - 1 - tops[0]).as_unsigned()[:6]),
+        ]
         for chain in (valid, tops, maxima, empty):
             m.d.sync += [after.eq(before) for before, after in zip(chain, chain[1:], strict=False)]
         m.d.comb += [self.lane_valid.eq(valid[1]), self.lane_top.eq(tops[1]), self.lane_mantissa.eq(normal[-MANTISSA:])]
@@ -135,8 +162,10 @@ class RowStates(wiring.Component):
         m.submodules.log_table = table = Memory(MemoryData(shape=LOG_FRACTION + 1, depth=1 << LOG, init=LOG_TABLE))
         read = table.read_port()
         log, whole = Signal(LOG_FRACTION + 6), Signal(signed(LOG_BITS), reset_less=True)
-        m.d.comb += [read.addr.eq(normal[-1 - LOG:-1]), log.eq((tops[2] << LOG_FRACTION) + read.data)]
-        m.d.sync += whole.eq(Mux(empty[2], MASKED_L, (maxima[2] << FRACTION) + ((log + 8) >> 4) - (MASS_FRACTION << FRACTION)))
+        m.d.comb += [read.addr.eq(normal[-1 - LOG : -1]), log.eq((tops[2] << LOG_FRACTION) + read.data)]
+        m.d.sync += whole.eq(
+            Mux(empty[2], MASKED_L, (maxima[2] << FRACTION) + ((log + 8) >> 4) - (MASS_FRACTION << FRACTION))
+        )
         with m.If(taken):
             m.d.sync += [held.eq(memory.read_data), running.eq(1), count.eq(0)]
         with m.If(running):

@@ -8,8 +8,20 @@ from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.control.program import PHASES
 
-__all__ = ["ADAPTER_REGISTERS", "ADDRESS_BITS", "AXI_LITE", "MAGIC", "OKAY", "REGISTER_MAP", "SLVERR", "VERSION", "AxiLite", "Register",
-           "register_map", "writable"]
+__all__ = [
+    "ADAPTER_REGISTERS",
+    "ADDRESS_BITS",
+    "AXI_LITE",
+    "MAGIC",
+    "OKAY",
+    "REGISTER_MAP",
+    "SLVERR",
+    "VERSION",
+    "AxiLite",
+    "Register",
+    "register_map",
+    "writable",
+]
 
 MAGIC = 0x494E5447  # "INTG"
 VERSION = 1
@@ -25,39 +37,63 @@ class Register:
     description: str
 
 
-REGISTER_MAP = tuple(Register(name=n, offset=o, access=a, description=d) for n, o, a, d in (
-    ("magic", 0x00, "ro", "0x494E5447, the letters INTG"),
-    ("version", 0x04, "ro", "version of this register map and of the command protocol"),
-    ("digest", 0x08, "ro", "first 32 bits of the manifest's digest"),
-    ("capabilities", 0x0C, "ro", "context in bits 15:0, candidates of the head in bits 20:16"),
-    ("status", 0x10, "w1c", "bit 0: busy; bit 1: a token did not fit the context (write 1 to clear)"),
-    ("position", 0x14, "ro", "tokens of the sequence so far"),
-    ("control", 0x18, "rw", "bit 0: write 1 to clear the counters"),
-    ("cycles_lo", 0x20, "ro", "clock cycles since the counters were cleared, bits 31:0; reading latches bits 63:32"),
-    ("cycles_hi", 0x24, "ro", "clock cycles, bits 63:32, as latched"),
-    ("stall_in", 0x28, "ro", "cycles that the device waited for a command"),
-    ("stall_out", 0x2C, "ro", "cycles that a result waited to be taken"),
-    ("tokens", 0x30, "ro", "tokens processed"),
-    *((f"phase_{phase}", 0x40 + 4 * i, "ro", f"cycles in phase {phase}") for i, phase in enumerate(PHASES)),
-))
+REGISTER_MAP = tuple(
+    Register(name=n, offset=o, access=a, description=d)
+    for n, o, a, d in (
+        ("magic", 0x00, "ro", "0x494E5447, the letters INTG"),
+        ("version", 0x04, "ro", "version of this register map and of the command protocol"),
+        ("digest", 0x08, "ro", "first 32 bits of the manifest's digest"),
+        ("capabilities", 0x0C, "ro", "context in bits 15:0, candidates of the head in bits 20:16"),
+        ("status", 0x10, "w1c", "bit 0: busy; bit 1: a token did not fit the context (write 1 to clear)"),
+        ("position", 0x14, "ro", "tokens of the sequence so far"),
+        ("control", 0x18, "rw", "bit 0: write 1 to clear the counters"),
+        (
+            "cycles_lo",
+            0x20,
+            "ro",
+            "clock cycles since the counters were cleared, bits 31:0; reading latches bits 63:32",
+        ),
+        ("cycles_hi", 0x24, "ro", "clock cycles, bits 63:32, as latched"),
+        ("stall_in", 0x28, "ro", "cycles that the device waited for a command"),
+        ("stall_out", 0x2C, "ro", "cycles that a result waited to be taken"),
+        ("tokens", 0x30, "ro", "tokens processed"),
+        *((f"phase_{phase}", 0x40 + 4 * i, "ro", f"cycles in phase {phase}") for i, phase in enumerate(PHASES)),
+    )
+)
 
 # Only of a decoder with adapters; docs/adapters.md describes a load.
-ADAPTER_REGISTERS = tuple(Register(name=n, offset=o, access=a, description=d) for n, o, a, d in (
-    ("adapter_slots", 0x80, "ro", "slots in bits 7:0; bit 16 + n: slot n holds an adapter"),
-    ("adapter_status", 0x84, "w1c", "bits 3:0: latest load, 0 none, 1 loading, 2 loaded, else refused; bit 8: token refused (1 clears)"),
-    ("adapter_begin", 0x88, "rw", "write a slot: a load begins, and one under way is forgotten"),
-    ("adapter_data", 0x8C, "rw", "write the next word of the adapter's image"),
-    ("adapter_commit", 0x90, "rw", "write the CRC-32 of the image: the slot changes if all is well"),
-))
+ADAPTER_REGISTERS = tuple(
+    Register(name=n, offset=o, access=a, description=d)
+    for n, o, a, d in (
+        ("adapter_slots", 0x80, "ro", "slots in bits 7:0; bit 16 + n: slot n holds an adapter"),
+        (
+            "adapter_status",
+            0x84,
+            "w1c",
+            "bits 3:0: latest load, 0 none, 1 loading, 2 loaded, else refused; bit 8: token refused (1 clears)",
+        ),
+        ("adapter_begin", 0x88, "rw", "write a slot: a load begins, and one under way is forgotten"),
+        ("adapter_data", 0x8C, "rw", "write the next word of the adapter's image"),
+        ("adapter_commit", 0x90, "rw", "write the CRC-32 of the image: the slot changes if all is well"),
+    )
+)
 
 # Only of a decoder with power gating.
-GATE_REGISTERS = tuple(Register(name=n, offset=o, access=a, description=d) for n, o, a, d in (
-    ("gate_bank", 0xA0, "rw", "write: the column of banks that the next three registers are of; read: the number of columns"),
-    ("gate_powered", 0xA4, "ro", "cycles that the column's power was on, waking included"),
-    ("gate_reads", 0xA8, "ro", "words read from each of its banks"),
-    ("gate_wakes", 0xAC, "ro", "times that its power was switched on"),
-    ("gate_stall", 0xB0, "ro", "cycles that a word waited for its bank, all columns"),
-))
+GATE_REGISTERS = tuple(
+    Register(name=n, offset=o, access=a, description=d)
+    for n, o, a, d in (
+        (
+            "gate_bank",
+            0xA0,
+            "rw",
+            "write: the column of banks that the next three registers are of; read: the number of columns",
+        ),
+        ("gate_powered", 0xA4, "ro", "cycles that the column's power was on, waking included"),
+        ("gate_reads", 0xA8, "ro", "words read from each of its banks"),
+        ("gate_wakes", 0xAC, "ro", "times that its power was switched on"),
+        ("gate_stall", 0xB0, "ro", "cycles that a word waited for its bank, all columns"),
+    )
+)
 
 
 def writable(registers):
@@ -71,11 +107,23 @@ def register_map(config):
 
 
 AXI_LITE = {
-    "awaddr": In(ADDRESS_BITS), "awvalid": In(1), "awready": Out(1),
-    "wdata": In(32), "wstrb": In(4), "wvalid": In(1), "wready": Out(1),
-    "bresp": Out(2), "bvalid": Out(1), "bready": In(1),
-    "araddr": In(ADDRESS_BITS), "arvalid": In(1), "arready": Out(1),
-    "rdata": Out(32), "rresp": Out(2), "rvalid": Out(1), "rready": In(1),
+    "awaddr": In(ADDRESS_BITS),
+    "awvalid": In(1),
+    "awready": Out(1),
+    "wdata": In(32),
+    "wstrb": In(4),
+    "wvalid": In(1),
+    "wready": Out(1),
+    "bresp": Out(2),
+    "bvalid": Out(1),
+    "bready": In(1),
+    "araddr": In(ADDRESS_BITS),
+    "arvalid": In(1),
+    "arready": Out(1),
+    "rdata": Out(32),
+    "rresp": Out(2),
+    "rvalid": Out(1),
+    "rready": In(1),
 }
 
 
@@ -113,11 +161,17 @@ class AxiLite(wiring.Component):
     """
 
     def __init__(self, offsets):
-        super().__init__({
-            **AXI_LITE,
-            "address": Out(ADDRESS_BITS), "read": Out(1), "write": Out(1),
-            "read_data": In(32), "write_data": Out(32), "taken": In(1),
-        })
+        super().__init__(
+            {
+                **AXI_LITE,
+                "address": Out(ADDRESS_BITS),
+                "read": Out(1),
+                "write": Out(1),
+                "read_data": In(32),
+                "write_data": Out(32),
+                "taken": In(1),
+            }
+        )
         self.at = {offset: Signal(name=f"at_{offset:03x}") for offset in offsets}
 
     def connect(self, m, top):
@@ -146,10 +200,15 @@ class AxiLite(wiring.Component):
         read_address, write_address = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)
         whole, empty = Signal(), Signal()  # all strobes, none
         writing = Signal()  # the access under way, or the last one
-        for valid, ready, held in ((self.awvalid, self.awready, ((write_address, self.awaddr),)),
-                                   (self.wvalid, self.wready, ((self.write_data, self.wdata), (whole, self.wstrb.all()),
-                                                               (empty, ~self.wstrb.any()))),
-                                   (self.arvalid, self.arready, ((read_address, self.araddr),))):
+        for valid, ready, held in (
+            (self.awvalid, self.awready, ((write_address, self.awaddr),)),
+            (
+                self.wvalid,
+                self.wready,
+                ((self.write_data, self.wdata), (whole, self.wstrb.all()), (empty, ~self.wstrb.any())),
+            ),
+            (self.arvalid, self.arready, ((read_address, self.araddr),)),
+        ):
             with m.If(valid & ready):
                 m.d.sync += [ready.eq(0), *(register.eq(value) for register, value in held)]
         m.d.sync += [self.read.eq(0), self.write.eq(0)]
@@ -169,8 +228,12 @@ class AxiLite(wiring.Component):
                 m.d.sync += [self.read.eq(~writing), self.write.eq(writing & whole)]
                 m.next = "ACCESS"
             with m.State("ACCESS"):
-                m.d.sync += [self.rdata.eq(self.read_data), self.rvalid.eq(~writing), self.bvalid.eq(writing),
-                             self.bresp.eq(Mux(empty | (whole & self.taken), OKAY, SLVERR))]
+                m.d.sync += [
+                    self.rdata.eq(self.read_data),
+                    self.rvalid.eq(~writing),
+                    self.bvalid.eq(writing),
+                    self.bresp.eq(Mux(empty | (whole & self.taken), OKAY, SLVERR)),
+                ]
                 m.next = "ANSWER"
             with m.State("ANSWER"):
                 with m.If(self.rvalid & self.rready):

@@ -43,8 +43,9 @@ class FetchKind(enum.IntEnum):
 
 def mass_tag(config):
     """What comes back with the probabilities of a MASS tile: the head, the row group, the key tile of the block."""
-    return data.StructLayout({"head": index_bits(config.group), "row_group": index_bits(config.row_groups),
-                              "tile": index_bits(config.tiles)})
+    return data.StructLayout(
+        {"head": index_bits(config.group), "row_group": index_bits(config.row_groups), "tile": index_bits(config.tiles)}
+    )
 
 
 def tile_command(config):
@@ -58,14 +59,23 @@ def tile_command(config):
     finish : last tile of a (head, query block): drain slot. retire : last tile that uses the line.
     head, block : identity of the results, for the output's header.
     """
-    return data.StructLayout({
-        "mode": 2, "slot": index_bits(config.slots), "row_group": index_bits(config.row_groups),
-        "line": index_bits(config.lines), "tile": index_bits(config.tiles),
-        "state": index_bits(config.slots * config.row_groups),
-        "limit": signed(config.head_dim.bit_length() + 2),
-        "first": 1, "load": 1, "finish": 1, "retire": 1,
-        "head": index_bits(config.group), "block": BLOCK_BITS,
-    })
+    return data.StructLayout(
+        {
+            "mode": 2,
+            "slot": index_bits(config.slots),
+            "row_group": index_bits(config.row_groups),
+            "line": index_bits(config.lines),
+            "tile": index_bits(config.tiles),
+            "state": index_bits(config.slots * config.row_groups),
+            "limit": signed(config.head_dim.bit_length() + 2),
+            "first": 1,
+            "load": 1,
+            "finish": 1,
+            "retire": 1,
+            "head": index_bits(config.group),
+            "block": BLOCK_BITS,
+        }
+    )
 
 
 def fetch_request(config):
@@ -89,7 +99,14 @@ def visit(config):
     jobs : bit ``q * group + h``. next_window, next_valid : the window of the next visit to the block. remaining : visits after this one.
     last : no visit follows in this run.
     """
-    return data.StructLayout({
-        "window": index_bits(config.windows), "block": BLOCK_BITS, "jobs": config.slots, "next_valid": 1,
-        "next_window": index_bits(config.windows), "remaining": (config.windows).bit_length(), "last": 1,
-    })
+    return data.StructLayout(
+        {
+            "window": index_bits(config.windows),
+            "block": BLOCK_BITS,
+            "jobs": config.slots,
+            "next_valid": 1,
+            "next_window": index_bits(config.windows),
+            "remaining": (config.windows).bit_length(),
+            "last": 1,
+        }
+    )

@@ -14,7 +14,9 @@ def job_tiles(config, diagonal):
     """Tiles of a job: all of a block, or those not wholly above the diagonal."""
     if not diagonal:
         return config.row_groups * config.tiles
-    return sum((group * config.columns + config.columns - 1) // config.head_dim + 1 for group in range(config.row_groups))
+    return sum(
+        (group * config.columns + config.columns - 1) // config.head_dim + 1 for group in range(config.row_groups)
+    )
 
 
 class JobSequencer(wiring.Component):
@@ -47,18 +49,28 @@ class JobSequencer(wiring.Component):
 
     def __init__(self, config):
         self.config = config
-        super().__init__({
-            "i_visit": In(stream.Signature(visit(config))), "line": In(index_bits(config.lines)),
-            "loaded": In(config.slots), "drained": In(config.slots),
-            "o_tile": Out(stream.Signature(tile_command(config))), "restart": In(1), "waiting": Out(1),
-        })
+        super().__init__(
+            {
+                "i_visit": In(stream.Signature(visit(config))),
+                "line": In(index_bits(config.lines)),
+                "loaded": In(config.slots),
+                "drained": In(config.slots),
+                "o_tile": Out(stream.Signature(tile_command(config))),
+                "restart": In(1),
+                "waiting": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         c = self.config
         now, tile = self.i_visit.payload, self.o_tile.payload
         left, begun = Signal(c.slots), Signal(c.slots)
-        slot, group, key_tile = Signal(index_bits(c.slots)), Signal(index_bits(c.row_groups)), Signal(index_bits(c.tiles))
+        slot, group, key_tile = (
+            Signal(index_bits(c.slots)),
+            Signal(index_bits(c.row_groups)),
+            Signal(index_bits(c.tiles)),
+        )
         head = Signal(index_bits(c.group))
         fresh = Signal()
 
@@ -67,25 +79,38 @@ class JobSequencer(wiring.Component):
             with m.If(left[bit]):
                 m.d.comb += lowest.eq(bit)
         ready = Signal()
-        m.d.comb += ready.eq(self.loaded.bit_select(lowest, 1) & (begun.bit_select(lowest, 1) | self.drained.bit_select(lowest, 1)))
+        m.d.comb += ready.eq(
+            self.loaded.bit_select(lowest, 1) & (begun.bit_select(lowest, 1) | self.drained.bit_select(lowest, 1))
+        )
 
         row_block, diagonal = Signal(BLOCK_BITS), Signal()
         m.d.comb += diagonal.eq(row_block == now.block)
-        tiles_here = Array(Const((g * c.columns + c.columns - 1) // c.head_dim, index_bits(c.tiles)) for g in range(c.row_groups))
+        tiles_here = Array(
+            Const((g * c.columns + c.columns - 1) // c.head_dim, index_bits(c.tiles)) for g in range(c.row_groups)
+        )
         last_tile, last_group, last_job = Signal(), Signal(), Signal()
         m.d.comb += [
-            last_tile.eq(key_tile == Mux(diagonal, tiles_here[group], c.tiles - 1)), last_group.eq(group == c.row_groups - 1),
+            last_tile.eq(key_tile == Mux(diagonal, tiles_here[group], c.tiles - 1)),
+            last_group.eq(group == c.row_groups - 1),
             last_job.eq(left == 0),
         ]
         difference = group * c.columns - key_tile * c.head_dim
         offset = Signal.like(difference, name="offset")
         m.d.comb += offset.eq(difference)
         m.d.comb += [
-            tile.mode.eq(Mode.ATTEND), tile.slot.eq(slot), tile.row_group.eq(group), tile.line.eq(self.line), tile.tile.eq(key_tile),
-            tile.state.eq(slot * c.row_groups + group), tile.limit.eq(Mux(diagonal & (offset < c.head_dim), offset, c.head_dim)),
-            tile.first.eq(fresh & (key_tile == 0)), tile.load.eq(key_tile == 0),
-            tile.finish.eq(diagonal & last_group & last_tile), tile.retire.eq(last_job & last_group & last_tile),
-            tile.head.eq(head), tile.block.eq(row_block),
+            tile.mode.eq(Mode.ATTEND),
+            tile.slot.eq(slot),
+            tile.row_group.eq(group),
+            tile.line.eq(self.line),
+            tile.tile.eq(key_tile),
+            tile.state.eq(slot * c.row_groups + group),
+            tile.limit.eq(Mux(diagonal & (offset < c.head_dim), offset, c.head_dim)),
+            tile.first.eq(fresh & (key_tile == 0)),
+            tile.load.eq(key_tile == 0),
+            tile.finish.eq(diagonal & last_group & last_tile),
+            tile.retire.eq(last_job & last_group & last_tile),
+            tile.head.eq(head),
+            tile.block.eq(row_block),
         ]
 
         with m.FSM(name="state"):
@@ -99,8 +124,14 @@ class JobSequencer(wiring.Component):
             with m.State("JOB"):
                 m.d.comb += self.waiting.eq(~ready)
                 with m.If(ready):
-                    m.d.sync += [slot.eq(lowest), group.eq(0), key_tile.eq(0), fresh.eq(~begun.bit_select(lowest, 1)),
-                                 left.eq(left & (left - 1)), begun.bit_select(lowest, 1).eq(1)]
+                    m.d.sync += [
+                        slot.eq(lowest),
+                        group.eq(0),
+                        key_tile.eq(0),
+                        fresh.eq(~begun.bit_select(lowest, 1)),
+                        left.eq(left & (left - 1)),
+                        begun.bit_select(lowest, 1).eq(1),
+                    ]
                     query_of = Array(Const(s // c.group, index_bits(c.window)) for s in range(c.slots))
                     head_of = Array(Const(s % c.group, index_bits(c.group)) for s in range(c.slots))
                     m.d.sync += [row_block.eq(now.window * c.window + query_of[lowest]), head.eq(head_of[lowest])]

@@ -20,33 +20,33 @@ class Op(enum.Enum, shape=5):
 
     NOP = 0
     # units
-    EMBED = 1      # residual <- embedding of the token; m: scale
-    NORM8 = 2      # activations <- quantised norm; rd: source (0 residual, 1 results), m: gain word, e: words
-    NORM16 = 3     # operands <- quantised norm of the residual
-    LINEAR = 4     # rd: mode, m: row groups, e: chunks, ra: scale (residual mode), rb: 1 where a row has words of the adapter's B
-    ROPE = 5       # results -> queries, keys, values; ra: scale of queries, e: layer
-    ATTEND = 6     # m: group
-    DRAIN = 7      # m: group
+    EMBED = 1  # residual <- embedding of the token; m: scale
+    NORM8 = 2  # activations <- quantised norm; rd: source (0 residual, 1 results), m: gain word, e: words
+    NORM16 = 3  # operands <- quantised norm of the residual
+    LINEAR = 4  # rd: mode, m: row groups, e: chunks, ra: scale (residual mode), rb: 1 where a row has words of the adapter's B
+    ROPE = 5  # results -> queries, keys, values; ra: scale of queries, e: layer
+    ATTEND = 6  # m: group
+    DRAIN = 7  # m: group
     HEAD = 8
     # scalars
-    LDM = 9        # rd <- maximum of segment m, times 2^shift if e is not 0
-    LDS = 10       # rd <- sum of squares
-    LDI = 11       # rd <- imm
-    LDX = 12       # rd <- imm * 2^(-2 shift), the shift of the vector unit's last operation
-    LDR = 13       # rd <- imm * 2^(-2 (Eref + 7))
-    MUL = 14       # rd <- ra * rb
-    MULI = 15      # rd <- ra * imm
-    DIV = 16       # rd <- ra / rb
-    ADD = 17       # rd <- ra + rb
-    SQRT = 18      # rd <- sqrt(ra)
-    SCX = 19       # rd <- ra * 2^(-2 shift)
-    STK = 20       # key scale of KV head m <- ra
-    STV = 21       # value scale of KV head m <- ra
+    LDM = 9  # rd <- maximum of segment m, times 2^shift if e is not 0
+    LDS = 10  # rd <- sum of squares
+    LDI = 11  # rd <- imm
+    LDX = 12  # rd <- imm * 2^(-2 shift), the shift of the vector unit's last operation
+    LDR = 13  # rd <- imm * 2^(-2 (Eref + 7))
+    MUL = 14  # rd <- ra * rb
+    MULI = 15  # rd <- ra * imm
+    DIV = 16  # rd <- ra / rb
+    ADD = 17  # rd <- ra + rb
+    SQRT = 18  # rd <- sqrt(ra)
+    SCX = 19  # rd <- ra * 2^(-2 shift)
+    STK = 20  # key scale of KV head m <- ra
+    STV = 21  # value scale of KV head m <- ra
     # adapters
-    ADAPT = 24     # the adapter's A times the activations, into the linear unit; rd: kind, m: row groups, e: chunks
+    ADAPT = 24  # the adapter's A times the activations, into the linear unit; rd: kind, m: row groups, e: chunks
     # flow
-    SKIP = 22      # the token ends here unless its logits are wanted
-    END = 23       # result packet; ra: unit of a logit
+    SKIP = 22  # the token ends here unless its logits are wanted
+    END = 23  # result packet; ra: unit of a logit
 
 
 class Wait(enum.IntFlag):
@@ -107,8 +107,15 @@ class Instruction:
         return cls(op=op, m=scalar.m, e=scalar.e, **fields)
 
     def encode(self):
-        fields = {"op": self.op.value, "wait": int(self.wait), "rd": self.rd, "ra": self.ra, "rb": self.rb,
-                  "m": self.m, "e": self.e & 1023}
+        fields = {
+            "op": self.op.value,
+            "wait": int(self.wait),
+            "rd": self.rd,
+            "ra": self.ra,
+            "rb": self.rb,
+            "m": self.m,
+            "e": self.e & 1023,
+        }
         word = 0
         for name, value in fields.items():
             word |= value << Layout[name].offset

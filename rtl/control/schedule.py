@@ -50,12 +50,20 @@ class Schedule(wiring.Component):
 
     def __init__(self, config, *, simulate):
         self.config, self.simulate = config, simulate
-        super().__init__({
-            "blocks": In(BLOCK_BITS), "start": In(1), "cancel": In(1), "busy": Out(1),
-            "read_en": Out(1), "read_head": Out(index_bits(config.group)), "read_batch": Out(index_bits(config.batches)),
-            "read_block": Out(BLOCK_BITS), "read_data": In(config.columns),
-            "o_visit": Out(stream.Signature(visit(config))),
-        })
+        super().__init__(
+            {
+                "blocks": In(BLOCK_BITS),
+                "start": In(1),
+                "cancel": In(1),
+                "busy": Out(1),
+                "read_en": Out(1),
+                "read_head": Out(index_bits(config.group)),
+                "read_batch": Out(index_bits(config.batches)),
+                "read_block": Out(BLOCK_BITS),
+                "read_data": In(config.columns),
+                "o_visit": Out(stream.Signature(visit(config))),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -69,8 +77,11 @@ class Schedule(wiring.Component):
         block, batch, head = Signal(BLOCK_BITS), Signal(index_bits(c.batches)), Signal(index_bits(c.group))
         last_head, last_block = Signal(), Signal()
         m.d.comb += [
-            last_head.eq(head == c.group - 1), last_block.eq(block + 1 == self.blocks),
-            self.read_head.eq(head), self.read_batch.eq(batch), self.read_block.eq(block),
+            last_head.eq(head == c.group - 1),
+            last_block.eq(block + 1 == self.blocks),
+            self.read_head.eq(head),
+            self.read_batch.eq(batch),
+            self.read_block.eq(block),
         ]
         asked, batch_1, head_1 = Signal(), Signal.like(batch), Signal.like(head)
         m.d.sync += [asked.eq(self.read_en), batch_1.eq(batch), head_1.eq(head)]
@@ -78,10 +89,12 @@ class Schedule(wiring.Component):
         # Counting: the windows of a block, a batch at a time.
         row, count = Signal(width), Signal(left_bits)
         part = Signal(parts)
-        fields = [row[i * parts:(i + 1) * parts] for i in range(c.batches)]
+        fields = [row[i * parts : (i + 1) * parts] for i in range(c.batches)]
         fresh = Signal(parts)
-        m.d.comb += [part.eq(Cat(self.read_data[i * c.window:(i + 1) * c.window].any() for i in range(parts))),
-                     fresh.eq(part & ~Array(fields)[batch_1])]
+        m.d.comb += [
+            part.eq(Cat(self.read_data[i * c.window : (i + 1) * c.window].any() for i in range(parts))),
+            fresh.eq(part & ~Array(fields)[batch_1]),
+        ]
 
         # Streaming: `here` has the bit of the window, `above` those after it.
         window, here, above = Signal(index_bits(c.windows)), Signal(width), Signal(width)
@@ -89,11 +102,13 @@ class Schedule(wiring.Component):
         last_of_window, last_window, visited = Signal(), Signal(), Signal()
         end = Signal(BLOCK_BITS + 1)
         m.d.comb += [
-            end.eq((window + 1) * c.window), last_window.eq(end >= self.blocks), last_of_window.eq(last_block | (block + 1 == end)),
+            end.eq((window + 1) * c.window),
+            last_window.eq(end >= self.blocks),
+            last_of_window.eq(last_block | (block + 1 == end)),
             visited.eq((rows.read_data & here).any()),
         ]
         later = Signal(width, reset_less=True)
-        groups = [later[i:i + GROUP] for i in range(0, width, GROUP)]
+        groups = [later[i : i + GROUP] for i in range(0, width, GROUP)]
         some = Signal(len(groups), reset_less=True)
         first = [Signal(range(GROUP), name=f"first_{i}", reset_less=True) for i in range(len(groups))]
         chosen, valid = Signal(range(len(groups) * GROUP), reset_less=True), Signal(reset_less=True)
@@ -107,14 +122,22 @@ class Schedule(wiring.Component):
             with m.If(some[i]):
                 m.d.sync += chosen.eq(Cat(first[i], Const(i, index_bits(len(groups)))))
         remaining, jobs = Signal(left_bits, reset_less=True), Signal(c.slots, reset_less=True)
-        words = Array(self.read_data[i * c.window:(i + 1) * c.window] for i in range(parts))
+        words = Array(self.read_data[i * c.window : (i + 1) * c.window] for i in range(parts))
         word = Signal(c.window)
         m.d.comb += [
-            word.eq(words[window[:max(1, parts.bit_length() - 1)]] if parts > 1 else words[0]),
-            out.window.eq(window), out.block.eq(block), out.jobs.eq(jobs), out.next_valid.eq(valid), out.next_window.eq(chosen),
-            out.remaining.eq(remaining), out.last.eq(last_window & last_block),
-            rows.write_addr.eq(block), rows.write_data.eq(row), left.write_addr.eq(block),
-            left.read_addr.eq(rows.read_addr), left.read_en.eq(rows.read_en),
+            word.eq(words[window[: max(1, parts.bit_length() - 1)]] if parts > 1 else words[0]),
+            out.window.eq(window),
+            out.block.eq(block),
+            out.jobs.eq(jobs),
+            out.next_valid.eq(valid),
+            out.next_window.eq(chosen),
+            out.remaining.eq(remaining),
+            out.last.eq(last_window & last_block),
+            rows.write_addr.eq(block),
+            rows.write_data.eq(row),
+            left.write_addr.eq(block),
+            left.read_addr.eq(rows.read_addr),
+            left.read_en.eq(rows.read_en),
         ]
 
         m.d.comb += self.busy.eq(~idle)
@@ -178,7 +201,10 @@ class Schedule(wiring.Component):
         counting = Signal()
         m.d.comb += counting.eq(fsm.ongoing("COUNT") | fsm.ongoing("LAST"))
         with m.If(asked & counting):
-            m.d.sync += [Array(fields)[batch_1].eq(Array(fields)[batch_1] | part), count.eq(count + sum(fresh, Const(0, 1)))]
+            m.d.sync += [
+                Array(fields)[batch_1].eq(Array(fields)[batch_1] | part),
+                count.eq(count + sum(fresh, Const(0, 1))),
+            ]
         with m.Elif(asked):
             for h in range(c.group):
                 with m.If(head_1 == h):

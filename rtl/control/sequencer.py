@@ -19,15 +19,33 @@ __all__ = ["ALU_OPS", "Sequencer", "command_layout"]
 
 def command_layout(token_bits):
     """Fields of a command word where tokens have ``token_bits`` bits, 16 to 20: what a token takes more, ``run`` has less."""
-    return data.StructLayout({"token": token_bits, "run": 24 - token_bits, "top": 5, "reserved": 1, "want": 1, "first": 1})
+    return data.StructLayout(
+        {"token": token_bits, "run": 24 - token_bits, "top": 5, "reserved": 1, "want": 1, "first": 1}
+    )
 
 
-_UNITS = {Op.EMBED: (Wait.VECTOR, Phase.EMBED), Op.NORM8: (Wait.VECTOR, Phase.NORM), Op.NORM16: (Wait.VECTOR, Phase.NORM),
-          Op.ROPE: (Wait.VECTOR, Phase.ROTARY), Op.DRAIN: (Wait.VECTOR, Phase.ATTENTION),
-          Op.LINEAR: (Wait.LINEAR, Phase.LINEAR), Op.ATTEND: (Wait.ATTENTION, Phase.ATTENTION),
-          Op.HEAD: (Wait.ATTENTION, Phase.HEAD)}
-ALU_OPS = {Op.LDM: AluOp.INT, Op.LDS: AluOp.INT, Op.LDX: AluOp.COPY, Op.LDR: AluOp.COPY, Op.SCX: AluOp.COPY, Op.MUL: AluOp.MUL,
-        Op.MULI: AluOp.MUL, Op.DIV: AluOp.DIV, Op.ADD: AluOp.ADD, Op.SQRT: AluOp.SQRT}
+_UNITS = {
+    Op.EMBED: (Wait.VECTOR, Phase.EMBED),
+    Op.NORM8: (Wait.VECTOR, Phase.NORM),
+    Op.NORM16: (Wait.VECTOR, Phase.NORM),
+    Op.ROPE: (Wait.VECTOR, Phase.ROTARY),
+    Op.DRAIN: (Wait.VECTOR, Phase.ATTENTION),
+    Op.LINEAR: (Wait.LINEAR, Phase.LINEAR),
+    Op.ATTEND: (Wait.ATTENTION, Phase.ATTENTION),
+    Op.HEAD: (Wait.ATTENTION, Phase.HEAD),
+}
+ALU_OPS = {
+    Op.LDM: AluOp.INT,
+    Op.LDS: AluOp.INT,
+    Op.LDX: AluOp.COPY,
+    Op.LDR: AluOp.COPY,
+    Op.SCX: AluOp.COPY,
+    Op.MUL: AluOp.MUL,
+    Op.MULI: AluOp.MUL,
+    Op.DIV: AluOp.DIV,
+    Op.ADD: AluOp.ADD,
+    Op.SQRT: AluOp.SQRT,
+}
 
 
 class Sequencer(wiring.Component):
@@ -68,26 +86,66 @@ class Sequencer(wiring.Component):
         self.config, self.length, self.program = config, length, program
         self.squares_bits = 36 + max(config.hidden, config.intermediate).bit_length()
         memory = range(config.adapters + 1)
-        adapter = {} if not config.rank else {
-            "start_adapt": Out(1), "adapted": Out(1), "selected": Out(8), "ok": In(1), "physical": In(memory), "running": Out(1),
-            "memory": Out(memory), "lost": In(1), "refused": Out(1),
-        }
-        super().__init__({
-            **adapter,
-            "command_valid": In(1), "command_ready": Out(1), "command_data": In(32),
-            "result_valid": Out(1), "result_ready": In(1), "result_data": Out(32), "result_last": Out(1),
-            "start_linear": Out(1), "start_vector": Out(1), "start_attend": Out(1), "start_head": Out(1),
-            "op": Out(Op), "m": Out(16), "e": Out(10), "rd": Out(3),
-            "busy_next": In(Layout["wait"].shape),
-            "token": Out(config.token_bits), "position": Out(16), "layer": Out(10), "begin": Out(1),
-            "scale": Out(ScalarLayout), "q_scale": Out(ScalarLayout), "q_base": Out(signed(12)),
-            **dict.fromkeys(("x_shift", "r_shift"), In(config.shift_bits)),
-            **dict.fromkeys(("vector_shift", "shift"), Out(config.shift_bits)),
-            "segment": Out(8), "m_value": In(33), "squares": In(self.squares_bits), "reference": In(signed(10)),
-            "store_key": Out(1), "store_value": Out(1), "store_head": Out(8), "store": Out(ScalarLayout),
-            "rank": Out(5), "rank_token": In(config.token_bits), "rank_logit": In(signed(32)),
-            "active": Out(1), "phase": Out(Phase), "overflow": Out(1), "finished": Out(1),
-        })
+        adapter = (
+            {}
+            if not config.rank
+            else {
+                "start_adapt": Out(1),
+                "adapted": Out(1),
+                "selected": Out(8),
+                "ok": In(1),
+                "physical": In(memory),
+                "running": Out(1),
+                "memory": Out(memory),
+                "lost": In(1),
+                "refused": Out(1),
+            }
+        )
+        super().__init__(
+            {
+                **adapter,
+                "command_valid": In(1),
+                "command_ready": Out(1),
+                "command_data": In(32),
+                "result_valid": Out(1),
+                "result_ready": In(1),
+                "result_data": Out(32),
+                "result_last": Out(1),
+                "start_linear": Out(1),
+                "start_vector": Out(1),
+                "start_attend": Out(1),
+                "start_head": Out(1),
+                "op": Out(Op),
+                "m": Out(16),
+                "e": Out(10),
+                "rd": Out(3),
+                "busy_next": In(Layout["wait"].shape),
+                "token": Out(config.token_bits),
+                "position": Out(16),
+                "layer": Out(10),
+                "begin": Out(1),
+                "scale": Out(ScalarLayout),
+                "q_scale": Out(ScalarLayout),
+                "q_base": Out(signed(12)),
+                **dict.fromkeys(("x_shift", "r_shift"), In(config.shift_bits)),
+                **dict.fromkeys(("vector_shift", "shift"), Out(config.shift_bits)),
+                "segment": Out(8),
+                "m_value": In(33),
+                "squares": In(self.squares_bits),
+                "reference": In(signed(10)),
+                "store_key": Out(1),
+                "store_value": Out(1),
+                "store_head": Out(8),
+                "store": Out(ScalarLayout),
+                "rank": Out(5),
+                "rank_token": In(config.token_bits),
+                "rank_logit": In(signed(32)),
+                "active": Out(1),
+                "phase": Out(Phase),
+                "overflow": Out(1),
+                "finished": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -119,20 +177,29 @@ class Sequencer(wiring.Component):
             return signal
 
         of_linear, of_attend, of_head = (of(op.name.lower(), [op]) for op in (Op.LINEAR, Op.ATTEND, Op.HEAD))
-        of_alu, of_vector = of("alu", ALU_OPS), of("vector", [op for op, (unit, _) in _UNITS.items() if unit is Wait.VECTOR])
+        of_alu, of_vector = (
+            of("alu", ALU_OPS),
+            of("vector", [op for op, (unit, _) in _UNITS.items() if unit is Wait.VECTOR]),
+        )
 
         token_bits = self.config.token_bits
         layout = command_layout(token_bits)
         command = data.View(layout, self.command_data)
-        held = Signal(data.StructLayout({name: layout[name].shape for name in ("token", "run", "top", "want")}))  # run counts down
+        held = Signal(
+            data.StructLayout({name: layout[name].shape for name in ("token", "run", "top", "want")})
+        )  # run counts down
         last_token = Signal(token_bits)
 
         # -- whether the word waits is found a cycle ahead, and whether one is to be issued
         issuing, waiting, go = Signal(), Signal(), Signal()
         m.d.sync += waiting.eq((self.busy_next & Mux(advance, coming.wait, word.wait)).any())
         m.d.comb += [
-            go.eq(issuing & ~waiting), self.start_linear.eq(go & of_linear), self.start_vector.eq(go & of_vector),
-            self.start_attend.eq(go & of_attend), self.start_head.eq(go & of_head), advance.eq((go & ~of_alu) | begun | resumed),
+            go.eq(issuing & ~waiting),
+            self.start_linear.eq(go & of_linear),
+            self.start_vector.eq(go & of_vector),
+            self.start_attend.eq(go & of_attend),
+            self.start_head.eq(go & of_head),
+            advance.eq((go & ~of_alu) | begun | resumed),
         ]
 
         # -- shift of the vector unit's operation: the magnitudes are one cycle behind the end of what they are of
@@ -140,7 +207,10 @@ class Sequencer(wiring.Component):
         m.d.comb += self.vector_shift.eq(Mux(of_results, self.r_shift, self.x_shift))
         m.d.sync += shifts.eq(0)
         with m.If(shifts):
-            m.d.sync += [self.shift.eq(self.vector_shift), self.q_base.eq(self.q_scale.e + self.vector_shift + OPERAND_SHIFT)]
+            m.d.sync += [
+                self.shift.eq(self.vector_shift),
+                self.q_base.eq(self.q_scale.e + self.vector_shift + OPERAND_SHIFT),
+            ]
 
         # -- scalar ALU
         twice = -(self.shift << 1)
@@ -170,8 +240,11 @@ class Sequencer(wiring.Component):
 
         def stop():
             """The token is done: the next of a run, or the next command. Only states that look at word 0 already go on with a run."""
-            m.d.sync += [self.position.eq(self.position + 1), full.eq(self.position == self.config.context - 1),
-                         self.phase.eq(Phase.EMBED)]
+            m.d.sync += [
+                self.position.eq(self.position + 1),
+                full.eq(self.position == self.config.context - 1),
+                self.phase.eq(Phase.EMBED),
+            ]
             m.d.comb += self.finished.eq(1)
             m.d.sync += issuing.eq(0)
             with m.If(held.run != 0):
@@ -198,14 +271,20 @@ class Sequencer(wiring.Component):
                         m.d.sync += self.selected.eq(command.token)
                 with m.If(taken):
                     m.d.sync += [
-                        held.token.eq(command.token), held.run.eq(command.run), held.top.eq(command.top),
-                        held.want.eq(command.want | (command.run != 0)), self.phase.eq(Phase.EMBED),
+                        held.token.eq(command.token),
+                        held.run.eq(command.run),
+                        held.top.eq(command.top),
+                        held.want.eq(command.want | (command.run != 0)),
+                        self.phase.eq(Phase.EMBED),
                     ]
                     with m.If(command.first):
                         m.d.sync += [self.position.eq(0), full.eq(0)]
                         if self.config.rank:
-                            m.d.sync += [self.running.eq(self.ok), self.memory.eq(self.physical),
-                                         barred.eq((self.selected != 0) & ~self.ok)]
+                            m.d.sync += [
+                                self.running.eq(self.ok),
+                                self.memory.eq(self.physical),
+                                barred.eq((self.selected != 0) & ~self.ok),
+                            ]
                     with m.If(command.top > self.config.top_k):
                         m.d.sync += held.top.eq(self.config.top_k)
                     m.next = "BEGIN"
@@ -216,7 +295,11 @@ class Sequencer(wiring.Component):
                     m.d.comb += self.refused.eq(barred)
                 with m.If(full | barred if self.config.rank else full):
                     m.d.comb += self.overflow.eq(full & ~barred if self.config.rank else 1)
-                    m.d.sync += [answer.eq(Cat(Const(-1, token_bits), self.position[:32 - token_bits])), tail.eq(1), held.run.eq(0)]
+                    m.d.sync += [
+                        answer.eq(Cat(Const(-1, token_bits), self.position[: 32 - token_bits])),
+                        tail.eq(1),
+                        held.run.eq(0),
+                    ]
                     with m.If(held.want):
                         m.next = "REFUSE"
                     with m.Else():
@@ -240,7 +323,12 @@ class Sequencer(wiring.Component):
                                 if op in (Op.NORM8, Op.NORM16):
                                     m.d.sync += [of_results.eq(word.rd[0]), shifts.eq(1)]
                                 elif op is Op.ROPE:
-                                    m.d.sync += [of_results.eq(1), shifts.eq(1), self.q_scale.eq(ra), self.layer.eq(word.e)]
+                                    m.d.sync += [
+                                        of_results.eq(1),
+                                        shifts.eq(1),
+                                        self.q_scale.eq(ra),
+                                        self.layer.eq(word.e),
+                                    ]
                         if self.config.rank:
                             with m.Case(Op.ADAPT):
                                 with m.If(self.running):
@@ -257,8 +345,10 @@ class Sequencer(wiring.Component):
                                 stop()
                         with m.Case(Op.END):
                             m.d.sync += [
-                                answer.eq(Cat(self.rank_token, self.position[:32 - token_bits])), tail.eq(held.top == 0),
-                                last_token.eq(self.rank_token), logit_unit.eq(ra),
+                                answer.eq(Cat(self.rank_token, self.position[: 32 - token_bits])),
+                                tail.eq(held.top == 0),
+                                last_token.eq(self.rank_token),
+                                logit_unit.eq(ra),
                             ]
                             m.d.sync += issuing.eq(0)
                             m.next = "ANSWER"
@@ -275,8 +365,7 @@ class Sequencer(wiring.Component):
             with m.State("ANSWER"):
                 m.d.comb += [self.result_valid.eq(1), ahead_next.eq(0)]
                 with m.If(self.result_ready):
-                    m.d.sync += [answer.eq(Cat(logit_unit.m, logit_unit.e, logit_unit.e[9].replicate(6))),
-                                 tail.eq(0)]
+                    m.d.sync += [answer.eq(Cat(logit_unit.m, logit_unit.e, logit_unit.e[9].replicate(6))), tail.eq(0)]
                     with m.If(tail):
                         stop()
                     with m.Else():

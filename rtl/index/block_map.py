@@ -51,14 +51,29 @@ class BlockMap(wiring.Component):
     def __init__(self, config, *, simulate):
         self.config, self.simulate = config, simulate
         heads, batch = index_bits(config.group), index_bits(config.batches)
-        super().__init__({
-            "blocks": In(BLOCK_BITS), "aware": In(config.group), "dense": In(1),
-            "pick_en": In(1), "pick_index": In(BLOCK_BITS), "pick_vertical": In(config.group), "pick_slash": In(config.group),
-            "start": In(1), "done": Out(1),
-            "row_en": In(1), "row_head": In(heads), "row_batch": In(batch), "row_index": In(BLOCK_BITS), "row_mask": In(config.columns),
-            "read_en": In(1), "read_head": In(heads), "read_batch": In(batch), "read_block": In(BLOCK_BITS),
-            "read_data": Out(config.columns),
-        })
+        super().__init__(
+            {
+                "blocks": In(BLOCK_BITS),
+                "aware": In(config.group),
+                "dense": In(1),
+                "pick_en": In(1),
+                "pick_index": In(BLOCK_BITS),
+                "pick_vertical": In(config.group),
+                "pick_slash": In(config.group),
+                "start": In(1),
+                "done": Out(1),
+                "row_en": In(1),
+                "row_head": In(heads),
+                "row_batch": In(batch),
+                "row_index": In(BLOCK_BITS),
+                "row_mask": In(config.columns),
+                "read_en": In(1),
+                "read_head": In(heads),
+                "read_batch": In(batch),
+                "read_block": In(BLOCK_BITS),
+                "read_data": Out(config.columns),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -72,8 +87,11 @@ class BlockMap(wiring.Component):
         # Expansion. In a batch, step n reads S[first - 1 - n] for n >= 0 after columns + 1 steps that fill the register.
         batch, step = Signal(index_bits(c.batches)), Signal(BLOCK_BITS)
         first, stop, last_batch = Signal(BLOCK_BITS), Signal(BLOCK_BITS), Signal()
-        m.d.comb += [first.eq(batch * c.columns), last_batch.eq(first + c.columns >= self.blocks),
-                     stop.eq(Mux(last_batch, self.blocks, first + c.columns))]
+        m.d.comb += [
+            first.eq(batch * c.columns),
+            last_batch.eq(first + c.columns >= self.blocks),
+            stop.eq(Mux(last_batch, self.blocks, first + c.columns)),
+        ]
         reading, taken, asked = Signal(), Signal(), Signal()
         source, column = Signal(BLOCK_BITS + 1), Signal(BLOCK_BITS)
         m.d.comb += [source.eq(first + c.columns - 1 - step), column.eq(step - c.columns)]
@@ -100,28 +118,54 @@ class BlockMap(wiring.Component):
                         m.next = "IDLE"
         row_asked = Signal()
         m.d.comb += [
-            slash.read_en.eq(reading), slash.read_addr.eq(Mux(in_range, source, 0)),
-            vertical.read_en.eq(reading | self.row_en), vertical.read_addr.eq(Mux(self.row_en, self.row_index, column)),
+            slash.read_en.eq(reading),
+            slash.read_addr.eq(Mux(in_range, source, 0)),
+            vertical.read_en.eq(reading | self.row_en),
+            vertical.read_addr.eq(Mux(self.row_en, self.row_index, column)),
         ]
         # One cycle after the read: the bits are there and enter the registers; one later, the registers are those of `column`.
         valid_bit = Signal()
-        column_1, column_2, batch_1, batch_2 = Signal(BLOCK_BITS), Signal(BLOCK_BITS), Signal.like(batch), Signal.like(batch)
+        column_1, column_2, batch_1, batch_2 = (
+            Signal(BLOCK_BITS),
+            Signal(BLOCK_BITS),
+            Signal.like(batch),
+            Signal.like(batch),
+        )
         picked = Signal(c.group, reset_less=True)
-        m.d.sync += [asked.eq(reading), taken.eq(asked & (kept >= c.columns)), valid_bit.eq(in_range), column_1.eq(column),
-                     batch_1.eq(batch), row_asked.eq(self.row_en)]
+        m.d.sync += [
+            asked.eq(reading),
+            taken.eq(asked & (kept >= c.columns)),
+            valid_bit.eq(in_range),
+            column_1.eq(column),
+            batch_1.eq(batch),
+            row_asked.eq(self.row_en),
+        ]
         with m.If(asked):
             for head, band in enumerate(bands):
                 m.d.sync += band.eq(Cat(slash.read_data[head] & valid_bit, band[:-1]))
-            m.d.sync += [picked.eq(vertical.read_data), column_2.eq(column_1), batch_2.eq(batch_1), kept.eq(kept + (kept < c.columns))]
+            m.d.sync += [
+                picked.eq(vertical.read_data),
+                column_2.eq(column_1),
+                batch_2.eq(batch_1),
+                kept.eq(kept + (kept < c.columns)),
+            ]
         with m.Elif(~reading):
             m.d.sync += kept.eq(0)
 
         # Rows of query-aware heads.
         row_mask, row_column, row_batch, row_head = (
-            Signal(c.columns, reset_less=True), Signal(BLOCK_BITS, reset_less=True), Signal.like(batch), Signal(index_bits(c.group)))
+            Signal(c.columns, reset_less=True),
+            Signal(BLOCK_BITS, reset_less=True),
+            Signal.like(batch),
+            Signal(index_bits(c.group)),
+        )
         with m.If(self.row_en):
-            m.d.sync += [row_mask.eq(self.row_mask), row_column.eq(self.row_index), row_batch.eq(self.row_batch),
-                         row_head.eq(self.row_head)]
+            m.d.sync += [
+                row_mask.eq(self.row_mask),
+                row_column.eq(self.row_index),
+                row_batch.eq(self.row_batch),
+                row_head.eq(self.row_head),
+            ]
 
         here, here_batch = Signal(BLOCK_BITS), Signal.like(batch)
         m.d.comb += [here.eq(Mux(taken, column_2, row_column)), here_batch.eq(Mux(taken, batch_2, row_batch))]
@@ -142,7 +186,8 @@ class BlockMap(wiring.Component):
                 memory.write_addr.eq(here_batch * c.blocks + here),
                 memory.write_en.eq(Mux(taken, ~self.aware[head], row_asked & (row_head == head))),
                 memory.write_data.eq(Mux(taken, pattern, aware) & allowed),
-                memory.read_en.eq(self.read_en), memory.read_addr.eq((self.read_batch * c.blocks + self.read_block)[:address_bits]),
+                memory.read_en.eq(self.read_en),
+                memory.read_addr.eq((self.read_batch * c.blocks + self.read_block)[:address_bits]),
             ]
         chosen = Signal(index_bits(c.group))
         with m.If(self.read_en):

@@ -62,11 +62,20 @@ class Decision(wiring.Component):
 
     def __init__(self, config):
         self.config = config
-        super().__init__({
-            "start": In(1), "count": In(BLOCK_BITS), "inverse": In(INVERSE_BITS), "threshold": In(32),
-            "o_block": Out(index_bits(config.blocks)), "ver": In(SCORE_WORD), "pool": In(signed(pool_bits(config))),
-            "done": Out(1), "query_aware": Out(1), "divergence": Out(signed(DIVERGENCE_BITS)),
-        })
+        super().__init__(
+            {
+                "start": In(1),
+                "count": In(BLOCK_BITS),
+                "inverse": In(INVERSE_BITS),
+                "threshold": In(32),
+                "o_block": Out(index_bits(config.blocks)),
+                "ver": In(SCORE_WORD),
+                "pool": In(signed(pool_bits(config))),
+                "done": Out(1),
+                "query_aware": Out(1),
+                "divergence": Out(signed(DIVERGENCE_BITS)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -88,8 +97,11 @@ class Decision(wiring.Component):
         inverse, multiplying = Signal(INVERSE_BITS, reset_less=True), Signal()
         last_there, masses = Signal(), Signal(SCORE_WORD - block_log - MASS_FRACTION + P_BITS)
         m.d.comb += masses.eq(self.ver >> block_log + MASS_FRACTION - P_BITS)
-        m.d.sync += [last_there.eq(last_word), mean.eq(Mux(last_there, last_mean, self.pool >> (2 * block_log))),
-                     true.eq(Mux(masses[P_BITS:].any(), (1 << P_BITS) - 1, masses))]
+        m.d.sync += [
+            last_there.eq(last_word),
+            mean.eq(Mux(last_there, last_mean, self.pool >> (2 * block_log))),
+            true.eq(Mux(masses[P_BITS:].any(), (1 << P_BITS) - 1, masses)),
+        ]
         with m.If(multiplying):
             m.d.sync += [product.eq((product >> 1) + Mux(inverse[0], self.pool, 0)), inverse.eq(inverse >> 1)]
 
@@ -122,8 +134,12 @@ class Decision(wiring.Component):
         here = Signal(2)
         m.d.sync += [
             bits.eq(Mux(parts[logged] == 0, (P_BITS + 1) << LOG_FRACTION, P_BITS << LOG_FRACTION) - logarithm.log),
-            factor.eq(x[-1]), term.eq(factor * bits[:P_BITS + 1]), here[0].eq(diverging[logged]), here[1].eq(here[0]),
-            minus[0].eq(parts[logged] != 0), minus[1].eq(minus[0]),
+            factor.eq(x[-1]),
+            term.eq(factor * bits[: P_BITS + 1]),
+            here[0].eq(diverging[logged]),
+            here[1].eq(here[0]),
+            minus[0].eq(parts[logged] != 0),
+            minus[1].eq(minus[0]),
         ]
         with m.If(here[1]):
             m.d.sync += self.divergence.eq(self.divergence + Mux(minus[1], -term, term))
@@ -132,8 +148,17 @@ class Decision(wiring.Component):
         with m.FSM(name="state"):
             with m.State("IDLE"):
                 with m.If(self.start):
-                    m.d.sync += [index.eq(self.count - 1), part.eq(0), product.eq(0), total.eq(0), wait.eq(0), self.divergence.eq(0),
-                                 largest.eq(-(1 << SCORE_BITS - 1)), inverse.eq(self.inverse), self.query_aware.eq(0)]
+                    m.d.sync += [
+                        index.eq(self.count - 1),
+                        part.eq(0),
+                        product.eq(0),
+                        total.eq(0),
+                        wait.eq(0),
+                        self.divergence.eq(0),
+                        largest.eq(-(1 << SCORE_BITS - 1)),
+                        inverse.eq(self.inverse),
+                        self.query_aware.eq(0),
+                    ]
                     m.next = "LAST"
             with m.State("LAST"):
                 m.d.sync += wait.eq(wait + 1)
@@ -144,8 +169,11 @@ class Decision(wiring.Component):
             with m.State("LAST_MEAN"):
                 m.d.sync += last_mean.eq(product >> block_log)
                 m.next = "FIND"
-            for state, flag, after, pause in (("FIND", finding, "SUM", 3), ("SUM", summing, "LOG", powered + 1),
-                                              ("DIVERGE", diverging, "COMPARE", logged + 3)):
+            for state, flag, after, pause in (
+                ("FIND", finding, "SUM", 3),
+                ("SUM", summing, "LOG", powered + 1),
+                ("DIVERGE", diverging, "COMPARE", logged + 3),
+            ):
                 with m.State(state):
                     m.d.comb += flag[0].eq(1)
                     m.d.sync += wait.eq(0)
@@ -164,10 +192,15 @@ class Decision(wiring.Component):
             with m.State("LOG"):
                 m.d.sync += wait.eq(wait + 1)
                 with m.If(wait == Logarithm.LATENCY):
-                    m.d.sync += log.eq(top + ((logarithm.log + (1 << LOG_SHIFT - 1)) >> LOG_SHIFT) - (P_BITS << FRACTION))
+                    m.d.sync += log.eq(
+                        top + ((logarithm.log + (1 << LOG_SHIFT - 1)) >> LOG_SHIFT) - (P_BITS << FRACTION)
+                    )
                     m.next = "DIVERGE"
             with m.State("COMPARE"):
-                m.d.sync += [self.done.eq(1), self.query_aware.eq((self.divergence < self.threshold) & self.threshold.any())]
+                m.d.sync += [
+                    self.done.eq(1),
+                    self.query_aware.eq((self.divergence < self.threshold) & self.threshold.any()),
+                ]
                 m.next = "IDLE"
         return m
 

@@ -49,11 +49,20 @@ class BlockMasses(wiring.Component):
 
     def __init__(self, config):
         self.config = config
-        super().__init__({
-            "valid": In(1), "p": In(MASS_FRACTION).array(config.columns), "t": In(signed(SCORE_BITS)).array(config.columns),
-            "key": In(index_bits(config.head_dim)), "tag": In(mass_tag(config)), "pad": In(index_bits(config.block)),
-            "o_valid": Out(1), "o_head": Out(index_bits(config.group)), "o_mass": Out(SCORE_WORD).array(3), "o_pool": Out(signed(40)),
-        })
+        super().__init__(
+            {
+                "valid": In(1),
+                "p": In(MASS_FRACTION).array(config.columns),
+                "t": In(signed(SCORE_BITS)).array(config.columns),
+                "key": In(index_bits(config.head_dim)),
+                "tag": In(mass_tag(config)),
+                "pad": In(index_bits(config.block)),
+                "o_valid": Out(1),
+                "o_head": Out(index_bits(config.group)),
+                "o_mass": Out(SCORE_WORD).array(3),
+                "o_pool": Out(signed(40)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -63,18 +72,35 @@ class BlockMasses(wiring.Component):
         m.d.comb += place.eq(self.tag.tile * c.head_dim + self.key)
         terms, scores = [[], [], []], []
         for lane in range(c.columns):
-            row, before, beyond = Signal(signed(bits + 2), name=f"row_{lane}"), Signal(name=f"before_{lane}"), Signal(name=f"beyond_{lane}")
-            m.d.comb += [row.eq(self.tag.row_group * c.columns + lane - self.pad), before.eq(row < 0), beyond.eq(place > row[:bits])]
+            row, before, beyond = (
+                Signal(signed(bits + 2), name=f"row_{lane}"),
+                Signal(name=f"before_{lane}"),
+                Signal(name=f"beyond_{lane}"),
+            )
+            m.d.comb += [
+                row.eq(self.tag.row_group * c.columns + lane - self.pad),
+                before.eq(row < 0),
+                beyond.eq(place > row[:bits]),
+            ]
             chosen = (~before & ~beyond, before ^ beyond, before & beyond)
             for kind, condition in enumerate(chosen):
                 terms[kind].append(Mux(condition, self.p[lane], 0))
             scores.append(self.t[lane])
 
         summed, last, head = Signal(), Signal(2), Signal.like(self.o_head)
-        mass = [Signal(MASS_FRACTION + c.columns.bit_length(), name=f"mass_{kind}", reset_less=True) for kind in range(3)]
+        mass = [
+            Signal(MASS_FRACTION + c.columns.bit_length(), name=f"mass_{kind}", reset_less=True) for kind in range(3)
+        ]
         pool = Signal(signed(SCORE_BITS + c.columns.bit_length()), reset_less=True)
-        m.d.sync += [summed.eq(self.valid), last[0].eq(self.valid & (self.key == c.head_dim - 1) & (self.tag.tile == c.tiles - 1)
-                                                       & (self.tag.row_group == c.row_groups - 1))]
+        m.d.sync += [
+            summed.eq(self.valid),
+            last[0].eq(
+                self.valid
+                & (self.key == c.head_dim - 1)
+                & (self.tag.tile == c.tiles - 1)
+                & (self.tag.row_group == c.row_groups - 1)
+            ),
+        ]
         with m.If(self.valid):
             m.d.sync += [total.eq(_tree(part)) for total, part in zip([*mass, pool], [*terms, scores], strict=True)]
             m.d.sync += head.eq(self.tag.head)
@@ -95,5 +121,5 @@ class BlockMasses(wiring.Component):
 
 def _tree(terms):
     while len(terms) > 1:
-        terms = [sum(terms[i + 1:i + 2], terms[i]) for i in range(0, len(terms), 2)]
+        terms = [sum(terms[i + 1 : i + 2], terms[i]) for i in range(0, len(terms), 2)]
     return terms[0]

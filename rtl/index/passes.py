@@ -54,20 +54,35 @@ class IndexPass(wiring.Component):
 
     def __init__(self, config):
         self.config = config
-        super().__init__({
-            "start": In(1), "mode": In(2), "blocks": In(BLOCK_BITS), "base": In(ADDRESS_BITS),
-            "slot": In(index_bits(config.slots)), "heads": In(range(config.group + 1)),
-            "group": In(index_bits(config.row_groups)), "groups": In(range(config.row_groups + 1)), "query": In(signed(19)),
-            "o_fetch": Out(stream.Signature(fetch_request(config))), "arrived": In(1), "retired": In(1),
-            "o_tile": Out(stream.Signature(tile_command(config))), "done": Out(1),
-        })
+        super().__init__(
+            {
+                "start": In(1),
+                "mode": In(2),
+                "blocks": In(BLOCK_BITS),
+                "base": In(ADDRESS_BITS),
+                "slot": In(index_bits(config.slots)),
+                "heads": In(range(config.group + 1)),
+                "group": In(index_bits(config.row_groups)),
+                "groups": In(range(config.row_groups + 1)),
+                "query": In(signed(19)),
+                "o_fetch": Out(stream.Signature(fetch_request(config))),
+                "arrived": In(1),
+                "retired": In(1),
+                "o_tile": Out(stream.Signature(tile_command(config))),
+                "done": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         c = self.config
         tile = self.o_tile.payload
         active, norm = Signal(), Signal()
-        asked, there, over = Signal(BLOCK_BITS), Signal(BLOCK_BITS), Signal(BLOCK_BITS)  # blocks asked for, arrived, retired
+        asked, there, over = (
+            Signal(BLOCK_BITS),
+            Signal(BLOCK_BITS),
+            Signal(BLOCK_BITS),
+        )  # blocks asked for, arrived, retired
         block, head = Signal(BLOCK_BITS), Signal.like(self.heads)
         group, key_tile = Signal.like(self.groups), Signal(index_bits(c.tiles))
         line, ask_line = Signal(index_bits(c.lines)), Signal(index_bits(c.lines))
@@ -77,11 +92,16 @@ class IndexPass(wiring.Component):
         request = self.o_fetch.payload
         m.d.comb += [
             self.o_fetch.valid.eq(active & ~norm & (asked != self.blocks) & (asked - over < c.lines)),
-            request.kind.eq(FetchKind.K), request.address.eq(address), request.index.eq(ask_line),
+            request.kind.eq(FetchKind.K),
+            request.address.eq(address),
+            request.index.eq(ask_line),
         ]
         with m.If(self.o_fetch.valid & self.o_fetch.ready):
-            m.d.sync += [asked.eq(asked + 1), address.eq(address + 4 * c.block * c.head_dim),
-                         ask_line.eq(Mux(ask_line == c.lines - 1, 0, ask_line + 1))]
+            m.d.sync += [
+                asked.eq(asked + 1),
+                address.eq(address + 4 * c.block * c.head_dim),
+                ask_line.eq(Mux(ask_line == c.lines - 1, 0, ask_line + 1)),
+            ]
         with m.If(self.arrived):
             m.d.sync += there.eq(there + 1)
         with m.If(self.retired):
@@ -89,24 +109,45 @@ class IndexPass(wiring.Component):
 
         last_tile, last_group, last_head, last_block = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            last_tile.eq(norm | (key_tile == c.tiles - 1)), last_group.eq(group == self.groups - 1), last_head.eq(head == self.heads - 1),
-            last_block.eq(norm | (block == self.blocks - 1)), last.eq(last_tile & last_group & last_head & last_block),
+            last_tile.eq(norm | (key_tile == c.tiles - 1)),
+            last_group.eq(group == self.groups - 1),
+            last_head.eq(head == self.heads - 1),
+            last_block.eq(norm | (block == self.blocks - 1)),
+            last.eq(last_tile & last_group & last_head & last_block),
         ]
         offset = Signal(signed(21))
         m.d.comb += offset.eq(self.query + group * c.columns - block * c.block - key_tile * c.head_dim)
         m.d.comb += [
-            tile.mode.eq(self.mode), tile.slot.eq(self.slot + head), tile.row_group.eq(self.group + group), tile.line.eq(line),
-            tile.tile.eq(key_tile), tile.state.eq(head * c.row_groups + group),
+            tile.mode.eq(self.mode),
+            tile.slot.eq(self.slot + head),
+            tile.row_group.eq(self.group + group),
+            tile.line.eq(line),
+            tile.tile.eq(key_tile),
+            tile.state.eq(head * c.row_groups + group),
             tile.limit.eq(Mux(offset > c.head_dim, c.head_dim, Mux(offset < -c.columns, -c.columns, offset))),
-            tile.first.eq((block == 0) & (key_tile == 0)), tile.load.eq(~norm & (key_tile == 0)),
-            tile.retire.eq(~norm & last_tile & last_group & last_head), tile.head.eq(self.slot + head), tile.block.eq(block),
+            tile.first.eq((block == 0) & (key_tile == 0)),
+            tile.load.eq(~norm & (key_tile == 0)),
+            tile.retire.eq(~norm & last_tile & last_group & last_head),
+            tile.head.eq(self.slot + head),
+            tile.block.eq(block),
             self.o_tile.valid.eq(active & (norm | (block != there))),
         ]
         with m.FSM(name="state"):
             with m.State("IDLE"):
                 with m.If(self.start):
-                    m.d.sync += [active.eq(1), asked.eq(0), there.eq(0), over.eq(0), block.eq(0), head.eq(0), group.eq(0), key_tile.eq(0),
-                                 line.eq(0), ask_line.eq(0), address.eq(self.base)]
+                    m.d.sync += [
+                        active.eq(1),
+                        asked.eq(0),
+                        there.eq(0),
+                        over.eq(0),
+                        block.eq(0),
+                        head.eq(0),
+                        group.eq(0),
+                        key_tile.eq(0),
+                        line.eq(0),
+                        ask_line.eq(0),
+                        address.eq(self.base),
+                    ]
                     m.next = "TILES"
             with m.State("TILES"):
                 with m.If(self.o_tile.valid & self.o_tile.ready):
@@ -116,7 +157,11 @@ class IndexPass(wiring.Component):
                         with m.If(last_group):
                             m.d.sync += [group.eq(0), head.eq(head + 1)]
                             with m.If(last_head):
-                                m.d.sync += [head.eq(0), block.eq(block + 1), line.eq(Mux(line == c.lines - 1, 0, line + 1))]
+                                m.d.sync += [
+                                    head.eq(0),
+                                    block.eq(block + 1),
+                                    line.eq(Mux(line == c.lines - 1, 0, line + 1)),
+                                ]
                     with m.If(last):
                         m.d.sync += active.eq(0)
                         m.next = "END"

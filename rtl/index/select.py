@@ -20,7 +20,9 @@ def select_cycles(count, bits):
 
 def addition(config):
     """An addition to one score: the payload of ``i_add``."""
-    return data.StructLayout({"index": index_bits(config.blocks), "lane": index_bits(2 * config.group), "addend": SCORE_WORD})
+    return data.StructLayout(
+        {"index": index_bits(config.blocks), "lane": index_bits(2 * config.group), "addend": SCORE_WORD}
+    )
 
 
 class Selector(wiring.Component):
@@ -67,12 +69,24 @@ class Selector(wiring.Component):
         lanes, index = config.columns, index_bits(config.blocks)
         self.scores = [Ram(SCORE_WORD, config.blocks, simulate=simulate) for _ in range(lanes)]
         self.sum_bits = SCORE_WORD + index_bits(config.blocks)
-        super().__init__({
-            "clear": In(1), "start": In(1), "count": In(BLOCK_BITS), "gamma16": In(GAMMA_BITS),
-            "write_en": In(1), "write_index": In(index), "write_lanes": In(lanes), "write_data": In(SCORE_WORD).array(lanes),
-            "i_add": In(stream.Signature(addition(config))),
-            "o_valid": Out(1), "o_index": Out(index), "o_keep": Out(lanes), "busy": Out(1), "done": Out(1),
-        })
+        super().__init__(
+            {
+                "clear": In(1),
+                "start": In(1),
+                "count": In(BLOCK_BITS),
+                "gamma16": In(GAMMA_BITS),
+                "write_en": In(1),
+                "write_index": In(index),
+                "write_lanes": In(lanes),
+                "write_data": In(SCORE_WORD).array(lanes),
+                "i_add": In(stream.Signature(addition(config))),
+                "o_valid": Out(1),
+                "o_index": Out(index),
+                "o_keep": Out(lanes),
+                "busy": Out(1),
+                "done": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -89,8 +103,14 @@ class Selector(wiring.Component):
         # One cycle after the read the word is there, one later the terms, two later the sums.
         there, added = Signal(), Signal()
         index_1, index_2 = Signal.like(index), Signal.like(index)
-        m.d.sync += [there.eq(reading), added.eq(there), index_1.eq(index), index_2.eq(index_1), self.o_index.eq(index_2),
-                     self.o_valid.eq(added & last_round)]
+        m.d.sync += [
+            there.eq(reading),
+            added.eq(there),
+            index_1.eq(index),
+            index_2.eq(index_1),
+            self.o_index.eq(index_2),
+            self.o_valid.eq(added & last_round),
+        ]
 
         with m.FSM(name="state") as fsm:
             m.d.comb += self.busy.eq(~fsm.ongoing("IDLE"))
@@ -148,13 +168,18 @@ class Selector(wiring.Component):
         for lane in range(c.columns):
             m.submodules[f"scores_{lane}"] = ram = self.scores[lane]
             m.d.comb += [
-                ram.read_en.eq(1), ram.read_addr.eq(index),
+                ram.read_en.eq(1),
+                ram.read_addr.eq(index),
                 ram.write_en.eq(clearing | (self.write_en & self.write_lanes[lane])),
-                ram.write_addr.eq(Mux(clearing, index, self.write_index)), ram.write_data.eq(Mux(clearing, 0, self.write_data[lane])),
+                ram.write_addr.eq(Mux(clearing, index, self.write_index)),
+                ram.write_data.eq(Mux(clearing, 0, self.write_data[lane])),
             ]
             if lane < 2 * c.group:
                 adding(ram, lane)
-            name = {text: f"{text}_{lane}" for text in ("pivot", "next", "term", "total", "goal", "above", "rest", "fits", "over", "equal")}
+            name = {
+                text: f"{text}_{lane}"
+                for text in ("pivot", "next", "term", "total", "goal", "above", "rest", "fits", "over", "equal")
+            }
             # total: the sum of the round, or the product in the making. goal: the total of all scores, then the target.
             pivot = Signal(SCORE_WORD, name=name["pivot"])  # the candidate; in the last round the threshold
             term = Signal(self.sum_bits, name=name["term"], reset_less=True)
@@ -166,8 +191,12 @@ class Selector(wiring.Component):
             reached = Signal(name=f"reached_{lane}")
             same, enough = Signal(name=f"same_{lane}"), Signal(name=f"enough_{lane}")
             following = Signal(self.sum_bits + 2, name=f"following_{lane}")
-            m.d.comb += [reached.eq(total >= goal), same.eq(score == pivot), enough.eq(score >= pivot),
-                         following.eq(Mux(multiply, total >> 1, total) + term)]
+            m.d.comb += [
+                reached.eq(total >= goal),
+                same.eq(score == pivot),
+                enough.eq(score >= pivot),
+                following.eq(Mux(multiply, total >> 1, total) + term),
+            ]
             with m.If(multiply):  # terms goal * bit of gamma, lowest first, and at last 1 if anything was shifted out
                 m.d.sync += term.eq(Mux(gamma[0], goal, 0))
             with m.Else():
@@ -208,8 +237,12 @@ class Selector(wiring.Component):
         m.d.sync += [due.eq(taken), write.eq(due)]
         with m.If(taken):
             # The addition before is written in this cycle: its sum stands in for what is read.
-            m.d.sync += [index.eq(add.index), lane_1.eq(add.lane), addend.eq(add.addend),
-                         again.eq(write & (write_index == add.index) & (lane_2 == add.lane))]
+            m.d.sync += [
+                index.eq(add.index),
+                lane_1.eq(add.lane),
+                addend.eq(add.addend),
+                again.eq(write & (write_index == add.index) & (lane_2 == add.lane)),
+            ]
         with m.If(due):
             m.d.sync += [write_index.eq(index), lane_2.eq(lane_1)]
 

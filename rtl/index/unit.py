@@ -5,7 +5,16 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.arithmetic.attention import MASS_FRACTION, SCORE_BITS
-from intaglio.rtl.bus.streams import ADDRESS_BITS, BLOCK_BITS, FetchKind, Mode, Phase, fetch_request, mass_tag, tile_command
+from intaglio.rtl.bus.streams import (
+    ADDRESS_BITS,
+    BLOCK_BITS,
+    FetchKind,
+    Mode,
+    Phase,
+    fetch_request,
+    mass_tag,
+    tile_command,
+)
 from intaglio.rtl.index.decide import Decision
 from intaglio.rtl.index.masses import BlockMasses
 from intaglio.rtl.index.passes import IndexPass
@@ -54,18 +63,44 @@ class IndexUnit(wiring.Component):
     def __init__(self, config, *, simulate):
         self.config, self.simulate = config, simulate
         c, block = config, BLOCK_BITS
-        super().__init__({
-            "start": In(1), "dense": In(1), "blocks": In(block), "tokens": In(18), "gamma16": In(17), "threshold": In(32),
-            "inverse": In(17), **{f"{name}_base": In(ADDRESS_BITS) for name in ("kv", "last", "pooled_q", "pooled_k")},
-            "o_fetch": Out(stream.Signature(fetch_request(c))), "query_arrived": In(1), "key_arrived": In(1),
-            "o_tile": Out(stream.Signature(tile_command(c))), "retired": In(1), "engine_idle": In(1),
-            "mass_valid": In(1), "mass_p": In(MASS_FRACTION).array(c.columns), "mass_t": In(signed(SCORE_BITS)).array(c.columns),
-            "mass_key": In(index_bits(c.head_dim)), "mass_tag": In(mass_tag(c)),
-            "pick_en": Out(1), "pick_index": Out(block), "pick_vertical": Out(c.group), "pick_slash": Out(c.group),
-            "row_en": Out(1), "row_head": Out(index_bits(c.group)), "row_batch": Out(index_bits(c.batches)), "row_index": Out(block),
-            "row_mask": Out(c.columns), "map_start": Out(1), "map_done": In(1),
-            "aware": Out(c.group), "phase": Out(Phase), "busy": Out(1), "done": Out(1),
-        })
+        super().__init__(
+            {
+                "start": In(1),
+                "dense": In(1),
+                "blocks": In(block),
+                "tokens": In(18),
+                "gamma16": In(17),
+                "threshold": In(32),
+                "inverse": In(17),
+                **{f"{name}_base": In(ADDRESS_BITS) for name in ("kv", "last", "pooled_q", "pooled_k")},
+                "o_fetch": Out(stream.Signature(fetch_request(c))),
+                "query_arrived": In(1),
+                "key_arrived": In(1),
+                "o_tile": Out(stream.Signature(tile_command(c))),
+                "retired": In(1),
+                "engine_idle": In(1),
+                "mass_valid": In(1),
+                "mass_p": In(MASS_FRACTION).array(c.columns),
+                "mass_t": In(signed(SCORE_BITS)).array(c.columns),
+                "mass_key": In(index_bits(c.head_dim)),
+                "mass_tag": In(mass_tag(c)),
+                "pick_en": Out(1),
+                "pick_index": Out(block),
+                "pick_vertical": Out(c.group),
+                "pick_slash": Out(c.group),
+                "row_en": Out(1),
+                "row_head": Out(index_bits(c.group)),
+                "row_batch": Out(index_bits(c.batches)),
+                "row_index": Out(block),
+                "row_mask": Out(c.columns),
+                "map_start": Out(1),
+                "map_done": In(1),
+                "aware": Out(c.group),
+                "phase": Out(Phase),
+                "busy": Out(1),
+                "done": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -91,12 +126,16 @@ class IndexUnit(wiring.Component):
 
         # Key blocks for the pass, query blocks for this unit: never both at a time.
         m.d.comb += [
-            self.o_fetch.valid.eq(asking | passes.o_fetch.valid), self.o_fetch.payload.eq(passes.o_fetch.payload),
+            self.o_fetch.valid.eq(asking | passes.o_fetch.valid),
+            self.o_fetch.payload.eq(passes.o_fetch.payload),
             passes.o_fetch.ready.eq(self.o_fetch.ready & ~asking),
         ]
         with m.If(asking):
-            m.d.comb += [self.o_fetch.p.kind.eq(FetchKind.Q), self.o_fetch.p.address.eq(address),
-                         self.o_fetch.p.index.eq(asked)]
+            m.d.comb += [
+                self.o_fetch.p.kind.eq(FetchKind.Q),
+                self.o_fetch.p.address.eq(address),
+                self.o_fetch.p.index.eq(asked),
+            ]
             with m.If(self.o_fetch.ready):
                 m.d.sync += [asked.eq(asked + 1), address.eq(address + head_stride)]
         m.d.sync += arrived.eq(arrived + self.query_arrived)
@@ -108,23 +147,36 @@ class IndexUnit(wiring.Component):
         with m.Else():
             m.d.comb += query.eq(self.tokens - c.block)
         m.d.comb += [
-            passes.mode.eq(mode), passes.blocks.eq(Mux(pooled, pooled_block + 1, self.blocks)),
-            passes.base.eq(Mux(pooled, self.pooled_k_base, self.kv_base)), passes.slot.eq(0),
-            passes.heads.eq(Mux(pooled, 1, c.group)), passes.group.eq(Mux(pooled, group, 0)),
-            passes.groups.eq(Mux(pooled, 1, c.row_groups)), passes.query.eq(query),
-            passes.arrived.eq(self.key_arrived), passes.retired.eq(self.retired),
-            self.o_tile.valid.eq(passes.o_tile.valid), self.o_tile.payload.eq(passes.o_tile.payload),
+            passes.mode.eq(mode),
+            passes.blocks.eq(Mux(pooled, pooled_block + 1, self.blocks)),
+            passes.base.eq(Mux(pooled, self.pooled_k_base, self.kv_base)),
+            passes.slot.eq(0),
+            passes.heads.eq(Mux(pooled, 1, c.group)),
+            passes.group.eq(Mux(pooled, group, 0)),
+            passes.groups.eq(Mux(pooled, 1, c.row_groups)),
+            passes.query.eq(query),
+            passes.arrived.eq(self.key_arrived),
+            passes.retired.eq(self.retired),
+            self.o_tile.valid.eq(passes.o_tile.valid),
+            self.o_tile.payload.eq(passes.o_tile.payload),
             passes.o_tile.ready.eq(self.o_tile.ready),
         ]
 
         # Masses: to the block scores, or lane by lane to the memory of the selector.
         mass_index = Signal(BLOCK_BITS + 8)
         m.d.comb += [
-            masses.valid.eq(self.mass_valid & ~pooled), masses.key.eq(self.mass_key), masses.tag.eq(self.mass_tag),
-            masses.pad.eq((-self.tokens)[:row_bits]), scores.blocks.eq(self.blocks),
-            scores.valid.eq(masses.o_valid), scores.head.eq(masses.o_head), scores.pool.eq(masses.o_pool),
-            selector.write_en.eq(self.mass_valid & pooled & (mass_index < selector.count)), selector.write_index.eq(mass_index),
-            selector.write_lanes.eq(-1), selector.gamma16.eq(self.gamma16),
+            masses.valid.eq(self.mass_valid & ~pooled),
+            masses.key.eq(self.mass_key),
+            masses.tag.eq(self.mass_tag),
+            masses.pad.eq((-self.tokens)[:row_bits]),
+            scores.blocks.eq(self.blocks),
+            scores.valid.eq(masses.o_valid),
+            scores.head.eq(masses.o_head),
+            scores.pool.eq(masses.o_pool),
+            selector.write_en.eq(self.mass_valid & pooled & (mass_index < selector.count)),
+            selector.write_index.eq(mass_index),
+            selector.write_lanes.eq(-1),
+            selector.gamma16.eq(self.gamma16),
             selector.count.eq(Mux(pooled & ~last_batch, rows_below, self.blocks)),
         ]
         m.d.comb += [a.eq(b) for a, b in zip(masses.p, self.mass_p, strict=True)]
@@ -138,18 +190,29 @@ class IndexUnit(wiring.Component):
         # Decision, head by head, while the selector searches in all lanes.
         decided, selected = Signal(), Signal()
         m.d.comb += [
-            decision.count.eq(self.blocks), decision.inverse.eq(self.inverse), decision.threshold.eq(self.threshold),
-            scores.read_head.eq(head), scores.read_block.eq(decision.o_block), decision.ver.eq(scores.ver),
+            decision.count.eq(self.blocks),
+            decision.inverse.eq(self.inverse),
+            decision.threshold.eq(self.threshold),
+            scores.read_head.eq(head),
+            scores.read_block.eq(decision.o_block),
+            decision.ver.eq(scores.ver),
             decision.pool.eq(scores.pool_sum),
         ]
         picking = selector.o_valid & ~pooled
         m.d.comb += [
-            self.pick_en.eq(picking), self.pick_index.eq(selector.o_index), self.row_en.eq(selector.o_valid & pooled),
-            self.row_head.eq(head), self.row_batch.eq(batch), self.row_index.eq(selector.o_index), self.row_mask.eq(selector.o_keep),
+            self.pick_en.eq(picking),
+            self.pick_index.eq(selector.o_index),
+            self.row_en.eq(selector.o_valid & pooled),
+            self.row_head.eq(head),
+            self.row_batch.eq(batch),
+            self.row_index.eq(selector.o_index),
+            self.row_mask.eq(selector.o_keep),
         ]
         for number in range(c.group):
-            m.d.comb += [self.pick_vertical[number].eq(selector.o_keep[2 * number]),
-                         self.pick_slash[number].eq(selector.o_keep[2 * number + 1])]
+            m.d.comb += [
+                self.pick_vertical[number].eq(selector.o_keep[2 * number]),
+                self.pick_slash[number].eq(selector.o_keep[2 * number + 1]),
+            ]
         settled = Signal(range(BlockMasses.LATENCY + 2))  # the engine is idle, the masses on their way have come
         quiet = self.engine_idle & ~scores.busy & ~scores.valid
 
@@ -162,7 +225,15 @@ class IndexUnit(wiring.Component):
         with m.FSM(name="state"):
             with m.State("IDLE"):
                 m.d.comb += [self.busy.eq(0), self.phase.eq(Phase.IDLE)]
-                m.d.sync += [pooled.eq(0), head.eq(0), asked.eq(0), arrived.eq(0), wanted.eq(0), batch.eq(0), group.eq(0)]
+                m.d.sync += [
+                    pooled.eq(0),
+                    head.eq(0),
+                    asked.eq(0),
+                    arrived.eq(0),
+                    wanted.eq(0),
+                    batch.eq(0),
+                    group.eq(0),
+                ]
                 with m.If(self.start):
                     m.d.sync += self.aware.eq(0)
                     with m.If(self.dense):
@@ -234,8 +305,13 @@ class IndexUnit(wiring.Component):
                     m.d.sync += [head.eq(head + 1), address.eq(address + block_bytes)]
                     m.next = "HEAD"
                 with m.Elif(group == c.row_groups - 1):
-                    m.d.sync += [batch.eq(batch + 1), group.eq(0), pooled_block.eq(pooled_block + 1), wanted.eq(1),
-                                 address.eq(address + block_bytes)]
+                    m.d.sync += [
+                        batch.eq(batch + 1),
+                        group.eq(0),
+                        pooled_block.eq(pooled_block + 1),
+                        wanted.eq(1),
+                        address.eq(address + block_bytes),
+                    ]
                     m.next = "LOAD"
                 with m.Else():
                     m.d.sync += [batch.eq(batch + 1), group.eq(group + 1)]
@@ -249,7 +325,10 @@ class IndexUnit(wiring.Component):
                     m.d.sync += wanted.eq(1)
                     m.next = "LOAD"
                 with m.Else():
-                    m.d.sync += [head.eq(head + 1), address.eq(address + ((self.blocks + c.block - 1) >> row_bits) * block_bytes)]
+                    m.d.sync += [
+                        head.eq(head + 1),
+                        address.eq(address + ((self.blocks + c.block - 1) >> row_bits) * block_bytes),
+                    ]
             with m.State("MAP"):
                 m.d.comb += [self.phase.eq(Phase.MAP), self.map_start.eq(1)]
                 m.next = "MAP_WAIT"

@@ -20,10 +20,16 @@ def decision_cycles(config):
 
 def _entry(config):
     """What is known of a line: whose block it holds; visits to come; the window of the next; visits decided and not yet retired."""
-    return data.StructLayout({
-        "tenant": OWNER_BITS, "kv_head": OWNER_BITS, "block": BLOCK_BITS, "remaining": config.windows.bit_length(),
-        "next_window": index_bits(config.windows), "pins": (config.lookahead + 1).bit_length(),
-    })
+    return data.StructLayout(
+        {
+            "tenant": OWNER_BITS,
+            "kv_head": OWNER_BITS,
+            "block": BLOCK_BITS,
+            "remaining": config.windows.bit_length(),
+            "next_window": index_bits(config.windows),
+            "pins": (config.lookahead + 1).bit_length(),
+        }
+    )
 
 
 class CacheControl(wiring.Component):
@@ -78,15 +84,25 @@ class CacheControl(wiring.Component):
     def __init__(self, config, *, simulate):
         self.config, self.simulate = config, simulate
         line = index_bits(config.lines)
-        super().__init__({
-            "tenant": In(OWNER_BITS), "kv_head": In(OWNER_BITS), "hot_threshold": In(config.windows.bit_length()),
-            "i_visit": In(stream.Signature(visit(config))),
-            "o_fetch": Out(stream.Signature(data.StructLayout({"line": line, "block": BLOCK_BITS}))),
-            "done_en": In(1), "done_line": In(line),
-            "o_visit": Out(stream.Signature(visit(config))), "line": Out(line), "retire": In(1),
-            "flush": In(1), "cancel": In(1), "clear": In(1), "idle": Out(1),
-            **{name: Out(COUNTER_BITS) for name in ("hits", "misses", "evictions", "stalls")},
-        })
+        super().__init__(
+            {
+                "tenant": In(OWNER_BITS),
+                "kv_head": In(OWNER_BITS),
+                "hot_threshold": In(config.windows.bit_length()),
+                "i_visit": In(stream.Signature(visit(config))),
+                "o_fetch": Out(stream.Signature(data.StructLayout({"line": line, "block": BLOCK_BITS}))),
+                "done_en": In(1),
+                "done_line": In(line),
+                "o_visit": Out(stream.Signature(visit(config))),
+                "line": Out(line),
+                "retire": In(1),
+                "flush": In(1),
+                "cancel": In(1),
+                "clear": In(1),
+                "idle": Out(1),
+                **{name: Out(COUNTER_BITS) for name in ("hits", "misses", "evictions", "stalls")},
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -111,11 +127,16 @@ class CacheControl(wiring.Component):
         push, take, begin = Signal(), Signal(), Signal()
         cancelling, ended = Signal(), Signal()
         m.d.comb += [
-            self.o_visit.payload.eq(ring_visit[offered]), self.line.eq(ring_line[offered]),
+            self.o_visit.payload.eq(ring_visit[offered]),
+            self.line.eq(ring_line[offered]),
             self.o_visit.valid.eq((waiting != 0) & loaded.bit_select(self.line, 1) & ~cancelling),
             take.eq(self.o_visit.valid & self.o_visit.ready),
         ]
-        m.d.sync += [waiting.eq(waiting + push - take), retired.eq(retired + self.retire - begin), ahead.eq(ahead + push - begin)]
+        m.d.sync += [
+            waiting.eq(waiting + push - take),
+            retired.eq(retired + self.retire - begin),
+            ahead.eq(ahead + push - begin),
+        ]
         with m.If(take):
             m.d.sync += offered.eq(following(offered))
 
@@ -127,12 +148,17 @@ class CacheControl(wiring.Component):
         known = valid.bit_select(judged, 1)
         m.d.sync += [judging.eq(reading), comparing.eq(judging), judged.eq(scan), compared.eq(judged)]
         m.d.sync += [
-            match.eq(known & (entry.tenant == self.tenant) & (entry.kv_head == self.kv_head) & (entry.block == now.block)),
-            free.eq(~known | ((entry.pins == 0) & (entry.remaining == 0))), candidate.eq(entry.pins == 0),
+            match.eq(
+                known & (entry.tenant == self.tenant) & (entry.kv_head == self.kv_head) & (entry.block == now.block)
+            ),
+            free.eq(~known | ((entry.pins == 0) & (entry.remaining == 0))),
+            candidate.eq(entry.pins == 0),
             key.eq(Cat(entry.block, entry.next_window, entry.remaining <= self.hot_threshold)),
         ]
         hit, has_free, has_victim = Signal(), Signal(), Signal()
-        hit_line, free_line, victim = (Signal(line_bits, name=name, reset_less=True) for name in ("hit_line", "free_line", "victim"))
+        hit_line, free_line, victim = (
+            Signal(line_bits, name=name, reset_less=True) for name in ("hit_line", "free_line", "victim")
+        )
         best = Signal.like(key)
         pins, judged_pins = Signal.like(entry.pins, reset_less=True), Signal.like(entry.pins, reset_less=True)
         m.d.sync += judged_pins.eq(entry.pins)
@@ -148,17 +174,30 @@ class CacheControl(wiring.Component):
 
         missing, asked = Signal(range(c.lines + 1)), Signal()
         m.d.comb += [
-            asked.eq(self.o_fetch.valid & self.o_fetch.ready), self.o_fetch.p.line.eq(chosen), self.o_fetch.p.block.eq(update.block),
-            update.tenant.eq(self.tenant), update.kv_head.eq(self.kv_head), update.block.eq(now.block),
-            update.remaining.eq(now.remaining), update.next_window.eq(now.next_window), update.pins.eq(Mux(hit, pins + 1, 1)),
-            entries.write_addr.eq(chosen), entries.read_addr.eq(scan), entries.read_en.eq(reading),
+            asked.eq(self.o_fetch.valid & self.o_fetch.ready),
+            self.o_fetch.p.line.eq(chosen),
+            self.o_fetch.p.block.eq(update.block),
+            update.tenant.eq(self.tenant),
+            update.kv_head.eq(self.kv_head),
+            update.block.eq(now.block),
+            update.remaining.eq(now.remaining),
+            update.next_window.eq(now.next_window),
+            update.pins.eq(Mux(hit, pins + 1, 1)),
+            entries.write_addr.eq(chosen),
+            entries.read_addr.eq(scan),
+            entries.read_en.eq(reading),
         ]
         m.d.sync += missing.eq(missing + asked - self.done_en)
         with m.If(self.done_en):
             m.d.sync += loaded.bit_select(self.done_line, 1).eq(1)
 
         over, running = Signal(), Signal()  # the round has ended; the consumer has not yet taken the run's last visit
-        counts = {"hits": hit & push, "misses": asked, "evictions": asked & ~has_free, "stalls": running & ~self.o_visit.valid}
+        counts = {
+            "hits": hit & push,
+            "misses": asked,
+            "evictions": asked & ~has_free,
+            "stalls": running & ~self.o_visit.valid,
+        }
         with m.FSM(name="state"):
             with m.State("ROUND"):
                 m.d.comb += self.idle.eq((ahead == 0) & (missing == 0) & ~cancelling & ~running)
@@ -166,8 +205,17 @@ class CacheControl(wiring.Component):
                 with m.If(cancelling):
                     with m.If(missing == 0):
                         m.d.sync += [
-                            valid.eq(0), ahead.eq(0), waiting.eq(0), retired.eq(0), tail.eq(0), offered.eq(0), oldest.eq(0),
-                            over.eq(0), ended.eq(0), running.eq(0), cancelling.eq(0),
+                            valid.eq(0),
+                            ahead.eq(0),
+                            waiting.eq(0),
+                            retired.eq(0),
+                            tail.eq(0),
+                            offered.eq(0),
+                            oldest.eq(0),
+                            over.eq(0),
+                            ended.eq(0),
+                            running.eq(0),
+                            cancelling.eq(0),
                         ]
                 with m.Elif(~over & ~ended & (ahead != depth)):
                     with m.If(self.i_visit.valid):
@@ -197,14 +245,24 @@ class CacheControl(wiring.Component):
                     m.next = "ROUND"
                 with m.If(push):
                     m.d.comb += [self.i_visit.ready.eq(1), entries.write_en.eq(1)]
-                    m.d.sync += [ring_visit[tail].eq(now), ring_line[tail].eq(chosen), tail.eq(following(tail)), ended.eq(now.last),
-                                 valid.bit_select(chosen, 1).eq(1)]
+                    m.d.sync += [
+                        ring_visit[tail].eq(now),
+                        ring_line[tail].eq(chosen),
+                        tail.eq(following(tail)),
+                        ended.eq(now.last),
+                        valid.bit_select(chosen, 1).eq(1),
+                    ]
                     with m.If(~hit):
                         m.d.sync += loaded.bit_select(chosen, 1).eq(0)
                     m.next = "ROUND"
             with m.State("RETIRE"):
-                m.d.comb += [entries.write_en.eq(1), entries.write_addr.eq(ring_line[oldest]), update.eq(entry),
-                             update.pins.eq(entry.pins - 1), begin.eq(1)]
+                m.d.comb += [
+                    entries.write_en.eq(1),
+                    entries.write_addr.eq(ring_line[oldest]),
+                    update.eq(entry),
+                    update.pins.eq(entry.pins - 1),
+                    begin.eq(1),
+                ]
                 m.d.sync += [oldest.eq(following(oldest)), over.eq(0)]
                 with m.If(ahead == 1):
                     m.d.sync += ended.eq(0)

@@ -82,18 +82,41 @@ class Fetch(wiring.Component):
     def __init__(self, config):
         self.config = config
         index = index_bits(max(config.lines, config.slots))
-        super().__init__({
-            "i_request": In(stream.Signature(fetch_request(config))), "o_fetched": Out(stream.Signature(fetched(config))),
-            "key": Out(1), "value": Out(1), "query": Out(1), "key_exponent": Out(1), "query_exponent": Out(1),
-            "address": Out(index + config.block.bit_length() - 1),
-            "exponent_address": Out(index + config.exponent_beats.bit_length() - 1), "data": Out(8 * config.head_dim),
-            "clear": In(1), "cancel": In(1), "timeout": In(24), "fault": Out(FetchFault), "busy": Out(1),
-            "beats": Out(32), "stalled": Out(32), "idle": Out(32),
-            "arid": Out(EPOCH_BITS), "araddr": Out(ADDRESS_BITS), "arlen": Out(8), "arsize": Out(3), "arburst": Out(2),
-            "arvalid": Out(1), "arready": In(1),
-            "rid": In(EPOCH_BITS), "rdata": In(8 * config.head_dim), "rresp": In(2), "rlast": In(1), "rvalid": In(1),
-            "rready": Out(1),
-        })
+        super().__init__(
+            {
+                "i_request": In(stream.Signature(fetch_request(config))),
+                "o_fetched": Out(stream.Signature(fetched(config))),
+                "key": Out(1),
+                "value": Out(1),
+                "query": Out(1),
+                "key_exponent": Out(1),
+                "query_exponent": Out(1),
+                "address": Out(index + config.block.bit_length() - 1),
+                "exponent_address": Out(index + config.exponent_beats.bit_length() - 1),
+                "data": Out(8 * config.head_dim),
+                "clear": In(1),
+                "cancel": In(1),
+                "timeout": In(24),
+                "fault": Out(FetchFault),
+                "busy": Out(1),
+                "beats": Out(32),
+                "stalled": Out(32),
+                "idle": Out(32),
+                "arid": Out(EPOCH_BITS),
+                "araddr": Out(ADDRESS_BITS),
+                "arlen": Out(8),
+                "arsize": Out(3),
+                "arburst": Out(2),
+                "arvalid": Out(1),
+                "arready": In(1),
+                "rid": In(EPOCH_BITS),
+                "rdata": In(8 * config.head_dim),
+                "rresp": In(2),
+                "rlast": In(1),
+                "rvalid": In(1),
+                "rready": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -111,29 +134,51 @@ class Fetch(wiring.Component):
         epoch = Signal(EPOCH_BITS)
         room = Signal()
         m.d.comb += [
-            self.busy.eq((wanted != 0) | (held != 0) | finishing), room.eq(wanted + held + finishing < _DEPTH),
+            self.busy.eq((wanted != 0) | (held != 0) | finishing),
+            room.eq(wanted + held + finishing < _DEPTH),
             self.i_request.ready.eq(~active & room & (self.fault == FetchFault.NONE) & ~self.cancel & ~self.clear),
             accepted.eq(self.i_request.valid & self.i_request.ready),
-            self.o_fetched.valid.eq(held != 0), given.eq(self.o_fetched.valid & self.o_fetched.ready),
+            self.o_fetched.valid.eq(held != 0),
+            given.eq(self.o_fetched.valid & self.o_fetched.ready),
             self.o_fetched.p.kind.eq(Array(item.kind for item in ring)[give]),
             self.o_fetched.p.index.eq(Array(item.index for item in ring)[give]),
             drop.eq(self.clear | (self.cancel & self.busy) | failed),
         ]
-        m.d.sync += [wanted.eq(wanted + accepted - ended), held.eq(held + finishing - given), finishing.eq(ended),
-                     accept.eq(accept ^ accepted), take.eq(take ^ ended), give.eq(give ^ given)]
+        m.d.sync += [
+            wanted.eq(wanted + accepted - ended),
+            held.eq(held + finishing - given),
+            finishing.eq(ended),
+            accept.eq(accept ^ accepted),
+            take.eq(take ^ ended),
+            give.eq(give ^ given),
+        ]
         for i, item in enumerate(ring):
             with m.If(accepted & (accept == i)):
-                m.d.sync += [item.kind.eq(request.kind), item.index.eq(request.index),
-                             item.place.eq(request.address[beat_bits:beat_bits + page_bits])]
+                m.d.sync += [
+                    item.kind.eq(request.kind),
+                    item.index.eq(request.index),
+                    item.place.eq(request.address[beat_bits : beat_bits + page_bits]),
+                ]
 
         self._addresses(m, accepted, active, epoch, page_bits)
         taken = self._beats(m, ring, take, wanted, epoch, page_bits, ended, failed)
         with m.If(drop):
-            m.d.sync += [wanted.eq(0), held.eq(0), finishing.eq(0), accept.eq(0), take.eq(0), give.eq(0), active.eq(0),
-                         epoch.eq(epoch + 1)]
+            m.d.sync += [
+                wanted.eq(0),
+                held.eq(0),
+                finishing.eq(0),
+                accept.eq(0),
+                take.eq(0),
+                give.eq(0),
+                active.eq(0),
+                epoch.eq(epoch + 1),
+            ]
 
-        m.d.sync += [self.beats.eq(self.beats + taken), self.stalled.eq(self.stalled + (self.arvalid & ~self.arready)),
-                     self.idle.eq(self.idle + ((wanted != 0) & ~taken))]
+        m.d.sync += [
+            self.beats.eq(self.beats + taken),
+            self.stalled.eq(self.stalled + (self.arvalid & ~self.arready)),
+            self.idle.eq(self.idle + ((wanted != 0) & ~taken)),
+        ]
         with m.If(self.clear):
             m.d.sync += [self.beats.eq(0), self.stalled.eq(0), self.idle.eq(0), self.fault.eq(FetchFault.NONE)]
         return m
@@ -146,27 +191,44 @@ class Fetch(wiring.Component):
         page, place, left = Signal(ADDRESS_BITS - page_bits - beat_bits), Signal(page_bits), Signal(range(most + 1))
         to_page, length, final = Signal(page_bits + 1), Signal(range(max(most, 1 << page_bits) + 1)), Signal()
         m.d.comb += [
-            to_page.eq((1 << page_bits) - place), final.eq(left <= to_page), length.eq(Mux(final, left, to_page)),
-            self.arsize.eq(beat_bits), self.arburst.eq(1),
+            to_page.eq((1 << page_bits) - place),
+            final.eq(left <= to_page),
+            length.eq(Mux(final, left, to_page)),
+            self.arsize.eq(beat_bits),
+            self.arburst.eq(1),
         ]
         with m.If(self.arready):
             m.d.sync += self.arvalid.eq(0)
         with m.If(active & (~self.arvalid | self.arready)):
-            m.d.sync += [self.arvalid.eq(1), self.arid.eq(epoch), self.araddr.eq(Cat(Const(0, beat_bits), place, page)),
-                         self.arlen.eq(length - 1), page.eq(page + 1), place.eq(0), left.eq(left - length), active.eq(~final)]
+            m.d.sync += [
+                self.arvalid.eq(1),
+                self.arid.eq(epoch),
+                self.araddr.eq(Cat(Const(0, beat_bits), place, page)),
+                self.arlen.eq(length - 1),
+                page.eq(page + 1),
+                place.eq(0),
+                left.eq(left - length),
+                active.eq(~final),
+            ]
             # A burst of the epoch that ends now would only fetch beats to drop.
             with m.If(self.cancel | self.clear):
                 m.d.sync += self.arvalid.eq(0)
         with m.If(accepted):
-            m.d.sync += [active.eq(1), Cat(place, page).eq(request.address[beat_bits:]),
-                         left.eq(Mux(request.kind == FetchKind.KV, most, request_beats(c, FetchKind.K)))]
+            m.d.sync += [
+                active.eq(1),
+                Cat(place, page).eq(request.address[beat_bits:]),
+                left.eq(Mux(request.kind == FetchKind.KV, most, request_beats(c, FetchKind.K))),
+            ]
 
     def _beats(self, m, ring, take, wanted, epoch, page_bits, ended, failed):
         """Beats of the oldest request, their place in the stores, and what may go wrong. Returns a beat that is taken."""
         c = self.config
         kind, index, begins = Signal(2), Signal.like(ring[0].index), Signal(page_bits)
-        m.d.comb += [kind.eq(Array(item.kind for item in ring)[take]), index.eq(Array(item.index for item in ring)[take]),
-                     begins.eq(Array(item.place for item in ring)[take])]
+        m.d.comb += [
+            kind.eq(Array(item.kind for item in ring)[take]),
+            index.eq(Array(item.index for item in ring)[take]),
+            begins.eq(Array(item.place for item in ring)[take]),
+        ]
         part, beat, next_place = Signal(2), Signal(range(c.block)), Signal(page_bits)
         place, part_ends, last = Signal(page_bits), Signal(), Signal()
         exponents = part == 1
@@ -178,15 +240,19 @@ class Fetch(wiring.Component):
         taken, good, wrong_last, late = Signal(), Signal(), Signal(), Signal()
         quiet = Signal.like(self.timeout)
         m.d.comb += [
-            self.rready.eq(1), taken.eq(self.rvalid & (self.rid == epoch) & (wanted != 0)),
+            self.rready.eq(1),
+            taken.eq(self.rvalid & (self.rid == epoch) & (wanted != 0)),
             wrong_last.eq(self.rlast != (last | place.all())),
             late.eq((self.timeout != 0) & (quiet == self.timeout)),
             failed.eq((taken & ((self.rresp != 0) | wrong_last)) | (~self.rvalid & (wanted != 0) & late)),
-            good.eq(taken & ~failed & ~self.cancel & ~self.clear), ended.eq(good & last),
+            good.eq(taken & ~failed & ~self.cancel & ~self.clear),
+            ended.eq(good & last),
         ]
         m.d.sync += quiet.eq(Mux(self.rvalid | (wanted == 0) | late, 0, quiet + 1))
         with m.If(failed & ~self.clear):
-            m.d.sync += self.fault.eq(Mux(taken, Mux(self.rresp != 0, FetchFault.RESPONSE, FetchFault.LAST), FetchFault.TIMEOUT))
+            m.d.sync += self.fault.eq(
+                Mux(taken, Mux(self.rresp != 0, FetchFault.RESPONSE, FetchFault.LAST), FetchFault.TIMEOUT)
+            )
         with m.If(good):
             m.d.sync += [beat.eq(beat + 1), next_place.eq(place + 1)]
             with m.If(part_ends):
@@ -195,11 +261,15 @@ class Fetch(wiring.Component):
             m.d.sync += [beat.eq(0), part.eq(0), quiet.eq(0)]
 
         queries = kind == FetchKind.Q
-        exponent_beat = beat[:c.exponent_beats.bit_length() - 1]
+        exponent_beat = beat[: c.exponent_beats.bit_length() - 1]
         m.d.sync += [
-            self.key.eq(good & (part == 0) & ~queries), self.key_exponent.eq(good & exponents & ~queries),
+            self.key.eq(good & (part == 0) & ~queries),
+            self.key_exponent.eq(good & exponents & ~queries),
             self.value.eq(good & (part == 2)),
-            self.query.eq(good & (part == 0) & queries), self.query_exponent.eq(good & exponents & queries),
-            self.address.eq(Cat(beat, index)), self.exponent_address.eq(Cat(exponent_beat, index)), self.data.eq(self.rdata),
+            self.query.eq(good & (part == 0) & queries),
+            self.query_exponent.eq(good & exponents & queries),
+            self.address.eq(Cat(beat, index)),
+            self.exponent_address.eq(Cat(exponent_beat, index)),
+            self.data.eq(self.rdata),
         ]
         return taken

@@ -54,18 +54,38 @@ class WordBuffer(wiring.Component):
         check_depth(depth)
         self.width, self.depth, self.simulate = width, depth, simulate
         bits = depth.bit_length() - 1
-        super().__init__({"write_en": In(1), "write_addr": In(bits), "write_data": In(width),
-                          "read_addr": In(bits), "read_data": Out(width)})
+        super().__init__(
+            {
+                "write_en": In(1),
+                "write_addr": In(bits),
+                "write_data": In(width),
+                "read_addr": In(bits),
+                "read_data": Out(width),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         if self.simulate:
             m.submodules.memory = memory = Memory(MemoryData(shape=self.width, depth=self.depth, init=[]))
             write, read = memory.write_port(), memory.read_port(domain="comb")
-            m.d.comb += [write.en.eq(self.write_en), write.addr.eq(self.write_addr), write.data.eq(self.write_data),
-                         read.addr.eq(self.read_addr), self.read_data.eq(read.data)]
+            m.d.comb += [
+                write.en.eq(self.write_en),
+                write.addr.eq(self.write_addr),
+                write.data.eq(self.write_data),
+                read.addr.eq(self.read_addr),
+                self.read_data.eq(read.data),
+            ]
         else:
             m.submodules.memory = Instance(
-                BUFFER_MODULE, p_WIDTH=self.width, p_DEPTH=self.depth, i_clk=ClockSignal(), i_write_en=self.write_en,
-                i_write_addr=self.write_addr, i_write_data=self.write_data, i_read_addr=self.read_addr, o_read_data=self.read_data)
+                BUFFER_MODULE,
+                p_WIDTH=self.width,
+                p_DEPTH=self.depth,
+                i_clk=ClockSignal(),
+                i_write_en=self.write_en,
+                i_write_addr=self.write_addr,
+                i_write_data=self.write_data,
+                i_read_addr=self.read_addr,
+                o_read_data=self.read_data,
+            )
         return m

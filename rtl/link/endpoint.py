@@ -31,7 +31,11 @@ class _Session:
         self.begin = Signal(name="begin")  # a new session: everything but the frame being sent is as after power-up
         self.opened, self.number = Signal(name="opened"), Signal(32, name="session")
         self.accepted, self.taken = Signal(8, name="accepted"), Signal(8, name="taken")
-        self.oldest, self.sending, self.written = Signal(8, name="oldest"), Signal(8, name="sending"), Signal(8, name="written")
+        self.oldest, self.sending, self.written = (
+            Signal(8, name="oldest"),
+            Signal(8, name="sending"),
+            Signal(8, name="written"),
+        )
         self.ack, self.room, self.kept = Signal(8, name="ack"), Signal(8, name="room"), Signal(8, name="kept")
         self.wrote = Signal(name="wrote")  # a result word, in the last cycle
         self.want = {name: Signal(name=f"want_{name}") for name in ("hello", "answer", "status", "resend", "closed")}
@@ -76,11 +80,17 @@ class Endpoint(wiring.Component):
         check_depth(depth)
         self.digest, self.depth = digest, depth
         self.command_buffer, self.result_buffer = (WordBuffer(33, depth, simulate=simulate) for _ in range(2))
-        super().__init__({
-            "i": In(stream.Signature(8)), "o": Out(stream.Signature(8)), "broken": In(1),
-            "commands": Out(stream.Signature(33)), "results": In(stream.Signature(33)), "reset": Out(1),
-            "registers": Out(register_bus(ADDRESS_BITS)),
-        })
+        super().__init__(
+            {
+                "i": In(stream.Signature(8)),
+                "o": Out(stream.Signature(8)),
+                "broken": In(1),
+                "commands": Out(stream.Signature(33)),
+                "results": In(stream.Signature(33)),
+                "reset": Out(1),
+                "registers": Out(register_bus(ADDRESS_BITS)),
+            }
+        )
 
     def elaborate(self, platform):
         m, s = Module(), _Session()
@@ -88,8 +98,13 @@ class Endpoint(wiring.Component):
         m.submodules.deframer, m.submodules.framer, m.submodules.registers = rx, tx, ResetInserter(s.begin)(bus)
         m.submodules.command_buffer, m.submodules.result_buffer = self.command_buffer, self.result_buffer
         m.d.comb += [
-            rx.i.payload.eq(self.i.payload), rx.i.valid.eq(self.i.valid), self.i.ready.eq(rx.i.ready), rx.broken.eq(self.broken),
-            self.o.payload.eq(tx.o.payload), self.o.valid.eq(tx.o.valid), tx.o.ready.eq(self.o.ready),
+            rx.i.payload.eq(self.i.payload),
+            rx.i.valid.eq(self.i.valid),
+            self.i.ready.eq(rx.i.ready),
+            rx.broken.eq(self.broken),
+            self.o.payload.eq(tx.o.payload),
+            self.o.valid.eq(tx.o.valid),
+            tx.o.ready.eq(self.o.ready),
         ]
         m.d.sync += [s.room.eq(self.depth - (s.accepted - s.taken)[:8]), s.ack.eq(s.accepted)]
         wiring.connect(m, bus.bus, wiring.flipped(self.registers))
@@ -102,10 +117,16 @@ class Endpoint(wiring.Component):
         self._streams(m, s)
         self._receive(m, s, rx, bus)
         with m.If(s.begin):
-            m.d.sync += [s.opened.eq(1), resetting.eq(RESET_CYCLES), s.number.eq(rx.first),
-                         *(count.eq(0) for count in (s.accepted, s.taken, s.oldest, s.sending, s.written, s.kept)),
-                         s.wrote.eq(0), self.commands.valid.eq(0), self.results.ready.eq(0),
-                         *(flag.eq(name == "hello") for name, flag in s.want.items())]
+            m.d.sync += [
+                s.opened.eq(1),
+                resetting.eq(RESET_CYCLES),
+                s.number.eq(rx.first),
+                *(count.eq(0) for count in (s.accepted, s.taken, s.oldest, s.sending, s.written, s.kept)),
+                s.wrote.eq(0),
+                self.commands.valid.eq(0),
+                self.results.ready.eq(0),
+                *(flag.eq(name == "hello") for name, flag in s.want.items()),
+            ]
         return m
 
     def _send(self, m, s, rx, tx, bus):
@@ -114,11 +135,15 @@ class Endpoint(wiring.Component):
         cursor, count, mark, kind, seq, stale = Signal(8), Signal(4), Signal(), Signal(3), Signal(8), Signal()
         hello = Signal(32)
         with m.Switch(tx.index):
-            for index, word in enumerate((Const(LINK_MAGIC, 32), Const(LINK_VERSION, 32), s.number, Const(self.digest, 32))):
+            for index, word in enumerate(
+                (Const(LINK_MAGIC, 32), Const(LINK_VERSION, 32), s.number, Const(self.digest, 32))
+            ):
                 with m.Case(index):
                     m.d.comb += hello.eq(word)
         m.d.comb += [results.read_addr.eq(cursor), tx.header.eq(Cat(kind, mark, count, seq, s.ack, s.room))]
-        m.d.sync += tx.word.eq(Mux(kind == Kind.DATA, results.read_data[:32], Mux(kind == Kind.HELLO, hello, bus.answer)))
+        m.d.sync += tx.word.eq(
+            Mux(kind == Kind.DATA, results.read_data[:32], Mux(kind == Kind.HELLO, hello, bus.answer))
+        )
         with m.If(tx.step):
             m.d.sync += cursor.eq(cursor + 1)
         with m.FSM(name="send"):
@@ -131,14 +156,23 @@ class Endpoint(wiring.Component):
                     m.d.sync += [kind.eq(Kind.CLOSED), want["closed"].eq(0)]
                     m.next = "START"
                 with m.Elif(want["answer"]):
-                    m.d.sync += [kind.eq(Mux(bus.wrote, Kind.WRITE, Kind.READ)), count.eq(1), seq.eq(bus.answer_tag), mark.eq(bus.fault),
-                                 want["answer"].eq(0)]
+                    m.d.sync += [
+                        kind.eq(Mux(bus.wrote, Kind.WRITE, Kind.READ)),
+                        count.eq(1),
+                        seq.eq(bus.answer_tag),
+                        mark.eq(bus.fault),
+                        want["answer"].eq(0),
+                    ]
                     m.next = "START"
                 with m.Elif((s.sending != s.written) & ~want["resend"]):
                     m.d.sync += [kind.eq(Kind.DATA), seq.eq(s.sending), want["status"].eq(0)]
                     m.next = "COUNT"
                 with m.Elif(want["status"] | want["resend"]):
-                    m.d.sync += [kind.eq(Mux(want["resend"], Kind.RESEND, Kind.STATUS)), want["status"].eq(0), want["resend"].eq(0)]
+                    m.d.sync += [
+                        kind.eq(Mux(want["resend"], Kind.RESEND, Kind.STATUS)),
+                        want["status"].eq(0),
+                        want["resend"].eq(0),
+                    ]
                     m.next = "START"
             with m.State("COUNT"):
                 with m.If(rx.done):
@@ -162,10 +196,12 @@ class Endpoint(wiring.Component):
     def _streams(self, m, s):
         """The buffers' other sides. A quarter of the command buffer taken since the last time is told by STATUS."""
         commands, results, width = self.command_buffer, self.result_buffer, self.depth.bit_length()
-        full, nearly = s.kept[width - 1], s.kept[1:width - 1].all()  # nearly: room for one or two more
+        full, nearly = s.kept[width - 1], s.kept[1 : width - 1].all()  # nearly: room for one or two more
         write = self.results.valid & self.results.ready
         m.d.comb += [
-            commands.read_addr.eq(s.taken), results.write_addr.eq(s.written), results.write_data.eq(self.results.payload),
+            commands.read_addr.eq(s.taken),
+            results.write_addr.eq(s.written),
+            results.write_data.eq(self.results.payload),
             results.write_en.eq(write),
         ]
         quarter = Signal()
@@ -173,13 +209,22 @@ class Endpoint(wiring.Component):
         with m.If(quarter):
             m.d.sync += s.want["status"].eq(1)
         with m.If(~self.commands.valid):
-            m.d.sync += [self.commands.payload.eq(commands.read_data), self.commands.valid.eq((s.taken != s.accepted) & ~self.reset)]
+            m.d.sync += [
+                self.commands.payload.eq(commands.read_data),
+                self.commands.valid.eq((s.taken != s.accepted) & ~self.reset),
+            ]
         with m.Elif(self.commands.ready):
-            m.d.sync += [self.commands.valid.eq(0), s.taken.eq(s.taken + 1),
-                         quarter.eq(s.taken[:(self.depth // 4).bit_length() - 1].all() & ~s.begin)]
+            m.d.sync += [
+                self.commands.valid.eq(0),
+                s.taken.eq(s.taken + 1),
+                quarter.eq(s.taken[: (self.depth // 4).bit_length() - 1].all() & ~s.begin),
+            ]
         two_less, one_less = s.wrote & write, s.wrote | write  # than there is room for by ``kept``
-        m.d.sync += [s.kept.eq(s.kept + s.wrote), s.wrote.eq(write),
-                     self.results.ready.eq(~(full | (nearly & (two_less | (s.kept[0] & one_less))) | self.reset))]
+        m.d.sync += [
+            s.kept.eq(s.kept + s.wrote),
+            s.wrote.eq(write),
+            self.results.ready.eq(~(full | (nearly & (two_less | (s.kept[0] & one_less))) | self.reset)),
+        ]
         with m.If(write):
             m.d.sync += s.written.eq(s.written + 1)
 
@@ -192,8 +237,11 @@ class Endpoint(wiring.Component):
             commands.write_en.eq(rx.word_valid & (header.kind == Kind.DATA) & fits),
             commands.write_addr.eq(s.accepted + rx.index),
             commands.write_data.eq(Cat(rx.word, header.mark & (rx.index == header.length - 1))),
-            bus.request.eq(access), bus.write.eq(header.kind == Kind.WRITE),
-            bus.tag.eq(header.seq), bus.address.eq(rx.first), bus.data.eq(rx.second),
+            bus.request.eq(access),
+            bus.write.eq(header.kind == Kind.WRITE),
+            bus.tag.eq(header.seq),
+            bus.address.eq(rx.first),
+            bus.data.eq(rx.second),
         ]
         with m.If(rx.word_valid & ~fits):
             m.d.sync += lost.eq(1)
@@ -201,10 +249,15 @@ class Endpoint(wiring.Component):
         freed, frees, passes, same, expected, early = Signal(8), Signal(), Signal(), Signal(), Signal(), Signal()
         acked, ahead = (header.ack - s.oldest)[:8], (header.seq - s.accepted)[:8]
         m.d.sync += [
-            frame.eq(rx.done & rx.good), damaged.eq(rx.done & ~rx.good), same.eq(rx.first == s.number),
+            frame.eq(rx.done & rx.good),
+            damaged.eq(rx.done & ~rx.good),
+            same.eq(rx.first == s.number),
             access.eq(rx.done & rx.good & s.opened & ((header.kind == Kind.READ) | (header.kind == Kind.WRITE))),
-            freed.eq(acked), frees.eq(acked <= s.kept), passes.eq(acked > (s.sending - s.oldest)[:8]),
-            expected.eq(ahead == 0), early.eq(~ahead[7]),
+            freed.eq(acked),
+            frees.eq(acked <= s.kept),
+            passes.eq(acked > (s.sending - s.oldest)[:8]),
+            expected.eq(ahead == 0),
+            early.eq(~ahead[7]),
         ]
         with m.If(frame | damaged):
             m.d.sync += lost.eq(0)

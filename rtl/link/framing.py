@@ -11,8 +11,14 @@ MAX_WORDS = 15
 HEADER = data.StructLayout({"kind": 3, "mark": 1, "length": 4, "seq": 8, "ack": 8, "window": 8})
 
 # CRC-32/ISO-HDLC over single bits, the least significant of each byte first.
-_CRC32 = crc.Algorithm(crc_width=32, polynomial=0x04C11DB7, initial_crc=0xFFFFFFFF, reflect_input=False, reflect_output=True,
-                       xor_output=0xFFFFFFFF)
+_CRC32 = crc.Algorithm(
+    crc_width=32,
+    polynomial=0x04C11DB7,
+    initial_crc=0xFFFFFFFF,
+    reflect_input=False,
+    reflect_output=True,
+    xor_output=0xFFFFFFFF,
+)
 
 
 class SerialCrc(wiring.Component):
@@ -37,8 +43,16 @@ class SerialCrc(wiring.Component):
         m = Module()
         m.submodules.processor = processor = _CRC32(data_width=1).create()
         left, bits, running = Signal(range(8)), Signal(8), Signal()
-        m.d.comb += [processor.start.eq(self.clear), processor.valid.eq(running), processor.data.eq(bits[0]), self.crc.eq(processor.crc)]
-        m.d.sync += [self.match.eq(processor.match_detected), self.busy.eq(running)]  # 32 bits compared: from a register
+        m.d.comb += [
+            processor.start.eq(self.clear),
+            processor.valid.eq(running),
+            processor.data.eq(bits[0]),
+            self.crc.eq(processor.crc),
+        ]
+        m.d.sync += [
+            self.match.eq(processor.match_detected),
+            self.busy.eq(running),
+        ]  # 32 bits compared: from a register
         with m.If(self.add):
             m.d.sync += [left.eq(7), bits.eq(self.byte), running.eq(1), self.busy.eq(1)]
         with m.Elif(running):
@@ -69,25 +83,57 @@ class Deframer(wiring.Component):
     """
 
     def __init__(self):
-        super().__init__({"i": In(stream.Signature(8)), "broken": In(1), "header": Out(HEADER), "word": Out(32), "index": Out(4),
-                          "word_valid": Out(1), "first": Out(32), "second": Out(32), "done": Out(1), "good": Out(1)})
+        super().__init__(
+            {
+                "i": In(stream.Signature(8)),
+                "broken": In(1),
+                "header": Out(HEADER),
+                "word": Out(32),
+                "index": Out(4),
+                "word_valid": Out(1),
+                "first": Out(32),
+                "second": Out(32),
+                "done": Out(1),
+                "good": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.crc = check = SerialCrc()
-        byte, fresh, flag, escape = Signal(8), Signal(), Signal(), Signal()  # the byte taken in the last cycle, and what it is
+        byte, fresh, flag, escape = (
+            Signal(8),
+            Signal(),
+            Signal(),
+            Signal(),
+        )  # the byte taken in the last cycle, and what it is
         ready = Signal(init=1)
         m.d.comb += self.i.ready.eq(ready)
-        m.d.sync += [fresh.eq(self.i.valid & ready), byte.eq(self.i.payload), flag.eq(self.i.payload == FLAG),
-                     escape.eq(self.i.payload == ESCAPE), ready.eq((ready & ~self.i.valid) | (~ready & ~fresh & ~check.busy))]
-        count, escaped, bad = Signal(7), Signal(), Signal()  # count: bytes so far; it stays at 127, more than any frame has
+        m.d.sync += [
+            fresh.eq(self.i.valid & ready),
+            byte.eq(self.i.payload),
+            flag.eq(self.i.payload == FLAG),
+            escape.eq(self.i.payload == ESCAPE),
+            ready.eq((ready & ~self.i.valid) | (~ready & ~fresh & ~check.busy)),
+        ]
+        count, escaped, bad = (
+            Signal(7),
+            Signal(),
+            Signal(),
+        )  # count: bytes so far; it stays at 127, more than any frame has
         words = count[2:]
         value, following = Signal(8), Signal(32)
-        whole, payload = Signal(), Signal()  # the count is that of a frame of this length; the word under way is of the payload
+        whole, payload = (
+            Signal(),
+            Signal(),
+        )  # the count is that of a frame of this length; the word under way is of the payload
         m.d.comb += [value.eq(byte ^ (escaped << 5)), check.byte.eq(value), following.eq(Cat(self.word[8:], value))]
         m.d.sync += [
-            self.done.eq(0), self.word_valid.eq(0), self.index.eq(words - 1),
-            whole.eq((count[:2] == 0) & (words == self.header.length + 2)), payload.eq((words != 0) & (words <= self.header.length)),
+            self.done.eq(0),
+            self.word_valid.eq(0),
+            self.index.eq(words - 1),
+            whole.eq((count[:2] == 0) & (words == self.header.length + 2)),
+            payload.eq((words != 0) & (words <= self.header.length)),
             self.good.eq(~bad & ~self.broken & ~escaped & check.match & whole),
         ]
         with m.If(self.word_valid):
@@ -134,8 +180,17 @@ class Framer(wiring.Component):
     """
 
     def __init__(self):
-        super().__init__({"start": In(1), "header": In(HEADER), "busy": Out(1), "index": Out(4), "step": Out(1), "word": In(32),
-                          "o": Out(stream.Signature(8))})
+        super().__init__(
+            {
+                "start": In(1),
+                "header": In(HEADER),
+                "busy": Out(1),
+                "index": Out(4),
+                "step": Out(1),
+                "word": In(32),
+                "o": Out(stream.Signature(8)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -159,8 +214,14 @@ class Framer(wiring.Component):
         with m.FSM(name="state"):
             with m.State("IDLE"):
                 with m.If(self.start):
-                    m.d.sync += [shift.eq(self.header), length.eq(self.header.length), self.index.eq(0), lane.eq(0), ending.eq(0),
-                                 self.busy.eq(1)]
+                    m.d.sync += [
+                        shift.eq(self.header),
+                        length.eq(self.header.length),
+                        self.index.eq(0),
+                        lane.eq(0),
+                        ending.eq(0),
+                        self.busy.eq(1),
+                    ]
                     m.next = "OPEN"
             with m.State("OPEN"):
                 m.d.comb += check.clear.eq(1)

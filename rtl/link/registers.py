@@ -9,10 +9,27 @@ __all__ = ["RegisterMaster", "register_bus"]
 
 def register_bus(address_bits):
     """Signature of AXI4-Lite without protection bits, from the master's side."""
-    return wiring.Signature({
-        "awaddr": Out(address_bits), "awvalid": Out(1), "awready": In(1), "wdata": Out(32), "wstrb": Out(4), "wvalid": Out(1),
-        "wready": In(1), "bresp": In(2), "bvalid": In(1), "bready": Out(1), "araddr": Out(address_bits), "arvalid": Out(1),
-        "arready": In(1), "rdata": In(32), "rresp": In(2), "rvalid": In(1), "rready": Out(1)})
+    return wiring.Signature(
+        {
+            "awaddr": Out(address_bits),
+            "awvalid": Out(1),
+            "awready": In(1),
+            "wdata": Out(32),
+            "wstrb": Out(4),
+            "wvalid": Out(1),
+            "wready": In(1),
+            "bresp": In(2),
+            "bvalid": In(1),
+            "bready": Out(1),
+            "araddr": Out(address_bits),
+            "arvalid": Out(1),
+            "arready": In(1),
+            "rdata": In(32),
+            "rresp": In(2),
+            "rvalid": In(1),
+            "rready": Out(1),
+        }
+    )
 
 
 class RegisterMaster(wiring.Component):
@@ -34,9 +51,22 @@ class RegisterMaster(wiring.Component):
     """
 
     def __init__(self, address_bits):
-        super().__init__({
-            "bus": Out(register_bus(address_bits)), "request": In(1), "write": In(1), "tag": In(8), "address": In(address_bits),
-            "data": In(32), "known": Out(1), "done": Out(1), "answer": Out(32), "answer_tag": Out(8), "fault": Out(1), "wrote": Out(1)})
+        super().__init__(
+            {
+                "bus": Out(register_bus(address_bits)),
+                "request": In(1),
+                "write": In(1),
+                "tag": In(8),
+                "address": In(address_bits),
+                "data": In(32),
+                "known": Out(1),
+                "done": Out(1),
+                "answer": Out(32),
+                "answer_tag": Out(8),
+                "fault": Out(1),
+                "wrote": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -46,17 +76,32 @@ class RegisterMaster(wiring.Component):
         with m.FSM(name="state"):
             with m.State("IDLE"):
                 with m.If(self.request & ~self.known):
-                    m.d.sync += [self.answer_tag.eq(self.tag), self.wrote.eq(self.write), address.eq(self.address), bus.wdata.eq(self.data),
-                                 valid.eq(0), bus.awvalid.eq(self.write), bus.wvalid.eq(self.write), bus.arvalid.eq(~self.write)]
+                    m.d.sync += [
+                        self.answer_tag.eq(self.tag),
+                        self.wrote.eq(self.write),
+                        address.eq(self.address),
+                        bus.wdata.eq(self.data),
+                        valid.eq(0),
+                        bus.awvalid.eq(self.write),
+                        bus.wvalid.eq(self.write),
+                        bus.arvalid.eq(~self.write),
+                    ]
                     m.next = "WAIT"
             with m.State("WAIT"):
-                m.d.comb += [bus.bready.eq(self.wrote & ~bus.awvalid & ~bus.wvalid), bus.rready.eq(~self.wrote & ~bus.arvalid)]
+                m.d.comb += [
+                    bus.bready.eq(self.wrote & ~bus.awvalid & ~bus.wvalid),
+                    bus.rready.eq(~self.wrote & ~bus.arvalid),
+                ]
                 for channel in ("aw", "w", "ar"):
                     with m.If(getattr(bus, f"{channel}ready")):
                         m.d.sync += getattr(bus, f"{channel}valid").eq(0)
                 with m.If((bus.bvalid & bus.bready) | (bus.rvalid & bus.rready)):
-                    m.d.sync += [self.answer.eq(Mux(self.wrote, 0, bus.rdata)), self.fault.eq(Mux(self.wrote, bus.bresp, bus.rresp) != 0),
-                                 valid.eq(1), self.done.eq(1)]
+                    m.d.sync += [
+                        self.answer.eq(Mux(self.wrote, 0, bus.rdata)),
+                        self.fault.eq(Mux(self.wrote, bus.bresp, bus.rresp) != 0),
+                        valid.eq(1),
+                        self.done.eq(1),
+                    ]
                     m.next = "TELL"
             with m.State("TELL"):
                 m.d.sync += self.done.eq(0)

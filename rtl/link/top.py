@@ -48,11 +48,18 @@ class SerialDevice(wiring.Component):
         wiring.connect(m, link.o, transmitter.i)
         running = Signal()
         m.d.sync += running.eq(~link.reset)
-        ports = {"i_aclk": ClockSignal(), "i_aresetn": running,
-                 "i_s_axis_tdata": commands.payload[:32], "i_s_axis_tvalid": commands.valid, "o_s_axis_tready": commands.ready,
-                 "i_s_axis_tlast": commands.payload[32],
-                 "o_m_axis_tdata": results.payload[:32], "o_m_axis_tvalid": results.valid, "i_m_axis_tready": results.ready,
-                 "o_m_axis_tlast": results.payload[32]}
+        ports = {
+            "i_aclk": ClockSignal(),
+            "i_aresetn": running,
+            "i_s_axis_tdata": commands.payload[:32],
+            "i_s_axis_tvalid": commands.valid,
+            "o_s_axis_tready": commands.ready,
+            "i_s_axis_tlast": commands.payload[32],
+            "o_m_axis_tdata": results.payload[:32],
+            "o_m_axis_tvalid": results.valid,
+            "i_m_axis_tready": results.ready,
+            "o_m_axis_tlast": results.payload[32],
+        }
         for name, member in bus.signature.members.items():
             ports[f"{'i' if member.flow is Out else 'o'}_s_axil_{name}"] = getattr(bus, name)
         m.submodules.decoder = Instance(self.top, **ports)

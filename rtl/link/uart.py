@@ -26,7 +26,9 @@ def uart_divisor(clock_hz, baud) -> int:
         raise ValueError(f"clock_hz / baud must be in {MIN_DIVISOR}..{MAX_DIVISOR}, not {clock_hz / baud:.4g}")
     error = abs(clock_hz / divisor / baud - 1)
     if error > MAX_ERROR:
-        raise ValueError(f"baud must be within {MAX_ERROR:.0%} of clock_hz / {divisor} = {clock_hz / divisor:.0f}, not {baud}")
+        raise ValueError(
+            f"baud must be within {MAX_ERROR:.0%} of clock_hz / {divisor} = {clock_hz / divisor:.0f}, not {baud}"
+        )
     return divisor
 
 
@@ -99,7 +101,11 @@ class UartReceiver(wiring.Component):
                 with m.If(due):
                     m.next = "IDLE"
                     with m.If(level):
-                        m.d.sync += [self.error.eq(self.o.valid & ~self.o.ready), self.o.payload.eq(shift), self.o.valid.eq(1)]
+                        m.d.sync += [
+                            self.error.eq(self.o.valid & ~self.o.ready),
+                            self.o.payload.eq(shift),
+                            self.o.valid.eq(1),
+                        ]
                     with m.Else():
                         m.d.sync += self.error.eq(1)
                         m.next = "BREAK"
@@ -138,10 +144,19 @@ class UartTransmitter(wiring.Component):
         timer, bits, shift = Signal(range(self.divisor)), Signal(range(11)), Signal(9, init=0x1FF)
         due, ready = Signal(), Signal(init=1)  # the timer is at 0; no bits are left, or the last is in its last cycle
         m.d.comb += self.i.ready.eq(ready)
-        m.d.sync += [timer.eq(timer - 1), due.eq(timer == 1), ready.eq((bits == 0) | ((bits == 1) & (due | (timer == 1))))]
+        m.d.sync += [
+            timer.eq(timer - 1),
+            due.eq(timer == 1),
+            ready.eq((bits == 0) | ((bits == 1) & (due | (timer == 1)))),
+        ]
         with m.If(self.i.valid & ready):
-            m.d.sync += [Cat(self.tx, shift).eq(Cat(Const(0, 1), self.i.payload, Const(1, 1))), bits.eq(10), timer.eq(self.divisor - 1),
-                         due.eq(0), ready.eq(0)]
+            m.d.sync += [
+                Cat(self.tx, shift).eq(Cat(Const(0, 1), self.i.payload, Const(1, 1))),
+                bits.eq(10),
+                timer.eq(self.divisor - 1),
+                due.eq(0),
+                ready.eq(0),
+            ]
         with m.Elif(due & (bits != 0)):
             m.d.sync += [Cat(self.tx, shift).eq(Cat(shift, Const(1, 1))), bits.eq(bits - 1), timer.eq(self.divisor - 1)]
         return m

@@ -41,8 +41,10 @@ class PackedProduct(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         operand = Signal(signed(SHIFT + 8))
-        m.d.comb += [operand.eq(Cat(self.pair[:8], self.pair[7].replicate(SHIFT - 8), self.pair[8:])),
-                     self.product.eq(operand * self.row)]
+        m.d.comb += [
+            operand.eq(Cat(self.pair[:8], self.pair[7].replicate(SHIFT - 8), self.pair[8:])),
+            self.product.eq(operand * self.row),
+        ]
         return m
 
 
@@ -85,7 +87,7 @@ class BoothProduct(wiring.Component):
         total, low = None, []
         for i in range(4):
             row = Signal(signed(9), name=f"row_{i}")
-            m.d.comb += row.eq(booth_row(self.operand, bits[2 * i:2 * i + 3]))
+            m.d.comb += row.eq(booth_row(self.operand, bits[2 * i : 2 * i + 3]))
             if total is None:
                 total = row
             else:

@@ -43,8 +43,8 @@ def add_stage(m, terms, group, enable, *, largest, name, extra=()):
     sums = []
     with m.If(enable):
         for first in range(0, len(terms), group):
-            part = terms[first:first + group]
-            halves = [sum(part[i + 1:i + 2], part[i]) for i in range(0, len(part), 2)]
+            part = terms[first : first + group]
+            halves = [sum(part[i + 1 : i + 2], part[i]) for i in range(0, len(part), 2)]
             total = Signal(signed(largest.bit_length() + 1), name=f"{name}_{first // group}", reset_less=True)
             m.d.sync += total.eq(sum([*halves[1:], *extra], halves[0]))
             sums.append(total)
@@ -56,11 +56,20 @@ class _Columns(wiring.Component):
 
     def __init__(self, head_dim, count, members):
         self.head_dim = head_dim
-        super().__init__({
-            "load_a": In(1), "load_a_data": In(signed(8)).array(count), "load_b": In(1), "load_b_data": In(signed(8)).array(count),
-            "take": In(1), "bank": In(1), "row": In(8 * head_dim), "enable": In(1 + len(tree_groups(head_dim))),
-            "dot": Out(signed(dot_bits(head_dim))).array(count), **members,
-        })
+        super().__init__(
+            {
+                "load_a": In(1),
+                "load_a_data": In(signed(8)).array(count),
+                "load_b": In(1),
+                "load_b_data": In(signed(8)).array(count),
+                "take": In(1),
+                "bank": In(1),
+                "row": In(8 * head_dim),
+                "enable": In(1 + len(tree_groups(head_dim))),
+                "dot": Out(signed(dot_bits(head_dim))).array(count),
+                **members,
+            }
+        )
 
     def chosen(self, m, element_of):
         """Register of the chosen bank, a vector of elements ``element_of(load data)``."""
@@ -69,7 +78,7 @@ class _Columns(wiring.Component):
             element = element_of(values)
             bank = Signal(len(element) * self.head_dim, name=f"bank_{name}", reset_less=True)
             with m.If(load):
-                m.d.sync += bank.eq(Cat(bank[len(element):], element))
+                m.d.sync += bank.eq(Cat(bank[len(element) :], element))
             banks.append(bank)
         operands = Signal.like(banks[0], name="operands", reset_less=True)
         with m.If(self.take):
@@ -101,7 +110,7 @@ class PackedPair(_Columns):
         for k in range(self.head_dim):
             m.submodules[f"multiply_{k}"] = multiply = PackedProduct()
             product = Signal.like(multiply.product, name=f"product_{k}", reset_less=True)
-            m.d.comb += [multiply.pair.eq(operands[16 * k:16 * k + 16]), multiply.row.eq(self.row[8 * k:8 * k + 8])]
+            m.d.comb += [multiply.pair.eq(operands[16 * k : 16 * k + 16]), multiply.row.eq(self.row[8 * k : 8 * k + 8])]
             with m.If(self.enable[0]):
                 m.d.sync += product.eq(multiply.product)
             terms.append(product)
@@ -116,8 +125,12 @@ class PackedPair(_Columns):
                 continue
             halves = halves or list(zip(*map(extract, terms), strict=True))
             products *= group
-            halves = [add_stage(m, half, group, enable, largest=PRODUCT_MAX * min(products, self.head_dim), name=f"{name}_{stage}")
-                      for name, half in zip(("lower", "upper"), halves, strict=True)]
+            halves = [
+                add_stage(
+                    m, half, group, enable, largest=PRODUCT_MAX * min(products, self.head_dim), name=f"{name}_{stage}"
+                )
+                for name, half in zip(("lower", "upper"), halves, strict=True)
+            ]
         m.d.comb += [dot.eq(half[0]) for dot, half in zip(self.dot, halves, strict=True)]
         return m
 
@@ -150,7 +163,7 @@ class LutColumn(_Columns):
         for k in range(self.head_dim):
             m.submodules[f"multiply_{k}"] = multiply = BoothProduct() if booth else NibbleProduct()
             product = Signal(signed(15), name=f"product_{k}", reset_less=True)  # operands are in -127..127
-            m.d.comb += [multiply.operand.eq(operands[8 * k:8 * k + 8]), multiply.row.eq(self.row[8 * k:8 * k + 8])]
+            m.d.comb += [multiply.operand.eq(operands[8 * k : 8 * k + 8]), multiply.row.eq(self.row[8 * k : 8 * k + 8])]
             with m.If(self.enable[0]):
                 m.d.sync += product.eq(multiply.product)
             terms.append(product)
@@ -158,8 +171,15 @@ class LutColumn(_Columns):
         for stage, group in enumerate(stages):
             products = min(products * group, self.head_dim)
             last = stage == len(stages) - 1
-            terms = add_stage(m, terms, group, self.enable[stage + 1], largest=(PRODUCT_MAX if last else BOOTH_MAX) * products,
-                              name=f"sum_{stage}", extra=[self.ones] if booth and last else [])
+            terms = add_stage(
+                m,
+                terms,
+                group,
+                self.enable[stage + 1],
+                largest=(PRODUCT_MAX if last else BOOTH_MAX) * products,
+                name=f"sum_{stage}",
+                extra=[self.ones] if booth and last else [],
+            )
         m.d.comb += self.dot[0].eq(terms[0])
         return m
 
@@ -203,16 +223,26 @@ class MatrixUnit(wiring.Component):
             if not (isinstance(value, int) and value >= 1):
                 raise ValueError(f"{name} must be a positive integer, not {value!r}")
         if not (isinstance(lut_columns, int) and 0 <= lut_columns <= columns and (columns - lut_columns) % 2 == 0):
-            raise ValueError(f"lut_columns must be at most {columns} and leave an even number of columns, not {lut_columns!r}")
+            raise ValueError(
+                f"lut_columns must be at most {columns} and leave an even number of columns, not {lut_columns!r}"
+            )
         if lut_form not in LUT_FORMS:
             raise ValueError(f"lut_form must be one of {', '.join(LUT_FORMS)}, not {lut_form!r}")
         self.head_dim, self.columns, self.lut_columns, self.lut_form = head_dim, columns, lut_columns, lut_form
         self.latency = latency(head_dim)
-        super().__init__({
-            "load_a": In(1), "load_a_data": In(signed(8)).array(columns), "load_b": In(1), "load_b_data": In(signed(8)).array(columns),
-            "go": In(1), "bank": In(1), "row": In(signed(8)).array(head_dim),
-            "valid": Out(1), "dot": Out(signed(dot_bits(head_dim))).array(columns),
-        })
+        super().__init__(
+            {
+                "load_a": In(1),
+                "load_a_data": In(signed(8)).array(columns),
+                "load_b": In(1),
+                "load_b_data": In(signed(8)).array(columns),
+                "go": In(1),
+                "bank": In(1),
+                "row": In(signed(8)).array(head_dim),
+                "valid": Out(1),
+                "dot": Out(signed(dot_bits(head_dim))).array(columns),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -226,19 +256,33 @@ class MatrixUnit(wiring.Component):
 
         booth = self.lut_columns and self.lut_form == "booth"
         if booth:
-            completing = [ones(row[8 * k:8 * k + 8]) for k in range(self.head_dim)]
+            completing = [ones(row[8 * k : 8 * k + 8]) for k in range(self.head_dim)]
             for stage, group in enumerate(stages):
-                completing = add_stage(m, completing, group, enable[stage], largest=85 * self.head_dim, name=f"ones_{stage}")
+                completing = add_stage(
+                    m, completing, group, enable[stage], largest=85 * self.head_dim, name=f"ones_{stage}"
+                )
         pairs = (self.columns - self.lut_columns) // 2
         parts = [(f"pair_{i}", PackedPair(self.head_dim), range(2 * i, 2 * i + 2)) for i in range(pairs)]
-        parts += [(f"lut_{i}", LutColumn(self.head_dim, self.lut_form), range(i, i + 1)) for i in range(2 * pairs, self.columns)]
+        parts += [
+            (f"lut_{i}", LutColumn(self.head_dim, self.lut_form), range(i, i + 1))
+            for i in range(2 * pairs, self.columns)
+        ]
         for name, part, places in parts:
             m.submodules[name] = part
-            m.d.comb += [part.load_a.eq(self.load_a), part.load_b.eq(self.load_b), part.take.eq(self.go), part.bank.eq(self.bank),
-                         part.row.eq(row), part.enable.eq(enable)]
+            m.d.comb += [
+                part.load_a.eq(self.load_a),
+                part.load_b.eq(self.load_b),
+                part.take.eq(self.go),
+                part.bank.eq(self.bank),
+                part.row.eq(row),
+                part.enable.eq(enable),
+            ]
             for i, place in enumerate(places):
-                m.d.comb += [part.load_a_data[i].eq(self.load_a_data[place]), part.load_b_data[i].eq(self.load_b_data[place]),
-                             self.dot[place].eq(part.dot[i])]
+                m.d.comb += [
+                    part.load_a_data[i].eq(self.load_a_data[place]),
+                    part.load_b_data[i].eq(self.load_b_data[place]),
+                    self.dot[place].eq(part.dot[i]),
+                ]
             if len(places) == 1 and booth:
                 m.d.comb += part.ones.eq(completing[0])
         return m

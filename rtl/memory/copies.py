@@ -2,4 +2,6 @@
 
 __all__ = ["COPY"]
 
-COPY = {"keep": 1}  # attributes of a copy: without them synthesis makes one register of all (gen/synthesis/ecp5.py moves it to the cell)
+COPY = {
+    "keep": 1
+}  # attributes of a copy: without them synthesis makes one register of all (gen/synthesis/ecp5.py moves it to the cell)

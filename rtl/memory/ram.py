@@ -62,23 +62,41 @@ class Ram(wiring.Component):
         self.width, self.depth = width, depth
         self.data = MemoryData(shape=width, depth=depth, init=[]) if simulate else None
         bits = index_bits(depth)
-        super().__init__({
-            "write_en": In(1), "write_addr": In(bits), "write_data": In(width),
-            "read_en": In(1), "read_addr": In(bits), "read_data": Out(width),
-        })
+        super().__init__(
+            {
+                "write_en": In(1),
+                "write_addr": In(bits),
+                "write_data": In(width),
+                "read_en": In(1),
+                "read_addr": In(bits),
+                "read_data": Out(width),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         if self.data is None:
             m.submodules.ram = Instance(
-                RAM_MODULE, p_WIDTH=self.width, p_DEPTH=self.depth, i_clk=ClockSignal(),
-                i_write_en=self.write_en, i_write_addr=self.write_addr, i_write_data=self.write_data,
-                i_read_en=self.read_en, i_read_addr=self.read_addr, o_read_data=self.read_data)
+                RAM_MODULE,
+                p_WIDTH=self.width,
+                p_DEPTH=self.depth,
+                i_clk=ClockSignal(),
+                i_write_en=self.write_en,
+                i_write_addr=self.write_addr,
+                i_write_data=self.write_data,
+                i_read_en=self.read_en,
+                i_read_addr=self.read_addr,
+                o_read_data=self.read_data,
+            )
         else:
             m.submodules.ram = memory = Memory(self.data)
             write, read = memory.write_port(), memory.read_port()
             m.d.comb += [
-                write.en.eq(self.write_en), write.addr.eq(self.write_addr), write.data.eq(self.write_data),
-                read.en.eq(self.read_en), read.addr.eq(self.read_addr), self.read_data.eq(read.data),
+                write.en.eq(self.write_en),
+                write.addr.eq(self.write_addr),
+                write.data.eq(self.write_data),
+                read.en.eq(self.read_en),
+                read.addr.eq(self.read_addr),
+                self.read_data.eq(read.data),
             ]
         return m

@@ -16,7 +16,9 @@ ROM_DIR_DEFAULT = f"""\
 `endif
 """
 
-ROM_VERILOG = ROM_DIR_DEFAULT + """
+ROM_VERILOG = (
+    ROM_DIR_DEFAULT
+    + """
 // Read-only memory with one read port, latency 1; its image is `INTAGLIO_ROM_DIR followed by FILE, one word a line.
 module intaglio_rom #(
     parameter WIDTH = 8,
@@ -36,6 +38,7 @@ module intaglio_rom #(
     always @(posedge clk) data <= mem[addr];
 endmodule
 """
+)
 
 
 class Rom(wiring.Component):
@@ -84,8 +87,15 @@ class Rom(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         if self.init is None:
-            m.submodules.rom = Instance(ROM_MODULE, p_WIDTH=self.width, p_DEPTH=self.depth, p_FILE=self.file,
-                                        i_clk=ClockSignal(), i_addr=self.addr, o_data=self.data)
+            m.submodules.rom = Instance(
+                ROM_MODULE,
+                p_WIDTH=self.width,
+                p_DEPTH=self.depth,
+                p_FILE=self.file,
+                i_clk=ClockSignal(),
+                i_addr=self.addr,
+                o_data=self.data,
+            )
         else:
             m.submodules.memory = mem = memory.Memory(shape=self.width, depth=self.depth, init=self.init)
             port = mem.read_port()

@@ -29,13 +29,15 @@ class AdderDot(wiring.Component):
         if not (isinstance(width, int) and width >= 1):
             raise ValueError(f"width must be a positive integer, not {width!r}")
         self.width = width
-        super().__init__({
-            "x": In(width).array(PLANES),
-            "plus": In(width),
-            "minus": In(width),
-            "masks": In(WORD).array(len(self.MASKS)),
-            "sum": Out(signed((128 * width).bit_length() + 1)),
-        })
+        super().__init__(
+            {
+                "x": In(width).array(PLANES),
+                "plus": In(width),
+                "minus": In(width),
+                "masks": In(WORD).array(len(self.MASKS)),
+                "sum": Out(signed((128 * width).bit_length() + 1)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -51,9 +53,11 @@ class AdderDot(wiring.Component):
             if stage == self.LATENCY - 1 and len(ones) == len(terms):
                 terms[0] = _added(m, terms[0], Const(0, 1), ones.pop(), f"first_{stage}")
             for level in range(levels * stage // self.LATENCY, levels * (stage + 1) // self.LATENCY):
-                pairs = [_added(m, a, b, ones.pop(), f"sum_{level}_{i}")
-                         for i, (a, b) in enumerate(zip(terms[::2], terms[1::2], strict=False))]
-                terms = pairs + terms[len(terms) & ~1:]
+                pairs = [
+                    _added(m, a, b, ones.pop(), f"sum_{level}_{i}")
+                    for i, (a, b) in enumerate(zip(terms[::2], terms[1::2], strict=False))
+                ]
+                terms = pairs + terms[len(terms) & ~1 :]
             if stage == self.LATENCY - 1:
                 m.d.sync += self.sum.eq(terms[0])
             else:

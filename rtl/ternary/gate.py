@@ -105,10 +105,19 @@ class BankGate(wiring.Component):
         self.lead = self.lead_words(config)
         banks = config.gate_banks
         self.demand = Signal()  # words are read, or will be
-        super().__init__({
-            "word": In(max(1, ceil_log2(config.weight_depth))), "wake": In(1), "rest": In(1), "ready": Out(1), "read": In(1),
-            "power": Out(banks), "awake": Out(banks), "select": Out(range(banks)), "reads": Out(banks),
-        })
+        super().__init__(
+            {
+                "word": In(max(1, ceil_log2(config.weight_depth))),
+                "wake": In(1),
+                "rest": In(1),
+                "ready": Out(1),
+                "read": In(1),
+                "power": Out(banks),
+                "awake": Out(banks),
+                "select": Out(range(banks)),
+                "reads": Out(banks),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -127,9 +136,12 @@ class BankGate(wiring.Component):
             m.submodules[f"bank_{b}"] = bank = _Switch(self.wake_cycles)
             here = Signal(name=f"here_{b}")
             m.d.comb += [
-                here.eq(now == b), bank.want.eq(demand & (here | (soon == b))),
-                self.power[b].eq(bank.switch), self.awake[b].eq(bank.open),
-                readable[b].eq(here & bank.open), self.reads[b].eq(here & self.read),
+                here.eq(now == b),
+                bank.want.eq(demand & (here | (soon == b))),
+                self.power[b].eq(bank.switch),
+                self.awake[b].eq(bank.open),
+                readable[b].eq(here & bank.open),
+                self.reads[b].eq(here & self.read),
             ]
         m.d.comb += self.ready.eq(readable.any())
         return m
@@ -177,17 +189,31 @@ class GatedRom(wiring.Component):
     def __init__(self, name, config, init=None):
         self.config, self.simulate = config, init is not None
         banks = config.gate_banks
-        self.banks = [Rom(bank_name(name, b), config.weight_word_bits, bank_depth(config, b),
-                          None if init is None else init[b * config.gate_words:(b + 1) * config.gate_words]) for b in range(banks)]
-        super().__init__({"addr": In(ceil_log2(config.gate_words)), "power": In(banks), "awake": In(banks),
-                          "select": In(range(banks)), "data": Out(config.weight_word_bits)})
+        self.banks = [
+            Rom(
+                bank_name(name, b),
+                config.weight_word_bits,
+                bank_depth(config, b),
+                None if init is None else init[b * config.gate_words : (b + 1) * config.gate_words],
+            )
+            for b in range(banks)
+        ]
+        super().__init__(
+            {
+                "addr": In(ceil_log2(config.gate_words)),
+                "power": In(banks),
+                "awake": In(banks),
+                "select": In(range(banks)),
+                "data": Out(config.weight_word_bits),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         config, words = self.config, []
         for b, bank in enumerate(self.banks):
             m.submodules[f"bank_{b}"] = bank
-            m.d.comb += bank.addr.eq(self.addr[:len(bank.addr)])
+            m.d.comb += bank.addr.eq(self.addr[: len(bank.addr)])
             data = Signal(config.weight_word_bits, name=f"bank_{b}_data")
             m.submodules[f"power_{b}"] = power = _Power(len(data), config.gate_wake, simulate=self.simulate)
             m.d.comb += [power.on.eq(self.power[b]), power.raw.eq(bank.data), data.eq(power.word)]
@@ -211,8 +237,15 @@ class _Power(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         if not self.simulate:
-            m.submodules.model = Instance(POWER_MODULE, p_WIDTH=self.width, p_WAKE=self.wake, i_clk=ClockSignal(),
-                                          i_power=self.on, i_bank=self.raw, o_data=self.word)
+            m.submodules.model = Instance(
+                POWER_MODULE,
+                p_WIDTH=self.width,
+                p_WAKE=self.wake,
+                i_clk=ClockSignal(),
+                i_power=self.on,
+                i_bank=self.raw,
+                o_data=self.word,
+            )
             return m
         age, sound, settled = Signal(8), Signal(), Signal()
         m.d.comb += [settled.eq(self.on & (age >= self.wake)), self.word.eq(Mux(sound & settled, self.raw, ~self.raw))]

@@ -49,7 +49,9 @@ class AdderGraph:
     @property
     def adder_bits(self):
         """Sum of the widths of the adders: about the LUTs of an FPGA with carry chains."""
-        return sum(self.widths[self.inputs:]) + sum(self.width for term, sign in self.outputs if term is not None and sign < 0)
+        return sum(self.widths[self.inputs :]) + sum(
+            self.width for term, sign in self.outputs if term is not None and sign < 0
+        )
 
 
 def adder_graph(weights, bits=8):
@@ -114,7 +116,7 @@ def adder_graph(weights, bits=8):
         matrix[hit, a] = matrix[hit, b] = 0
         count((a, b, new), new + 1)
     outputs = []
-    for row in matrix[:, :inputs + len(nodes)]:
+    for row in matrix[:, : inputs + len(nodes)]:
         terms = [(int(t), int(row[t])) for t in np.flatnonzero(row)]
         while len(terms) > 1:
             terms.sort(key=lambda term: (widths[term[0]], term[0]), reverse=True)
@@ -138,9 +140,14 @@ def _width(coefficients, bits):
 def hardwired_verilog(graph, name):
     """The module."""
     rows = len(graph.outputs)
-    lines = [f"// {rows} x {graph.inputs} ternary weights as {len(graph.nodes)} adders, latency 1.", f"module {name} (",
-             "    input wire clk,",
-             f"    input wire [{graph.bits * graph.inputs - 1}:0] x,", f"    output reg [{graph.width * rows - 1}:0] y", ");"]
+    lines = [
+        f"// {rows} x {graph.inputs} ternary weights as {len(graph.nodes)} adders, latency 1.",
+        f"module {name} (",
+        "    input wire clk,",
+        f"    input wire [{graph.bits * graph.inputs - 1}:0] x,",
+        f"    output reg [{graph.width * rows - 1}:0] y",
+        ");",
+    ]
     lines += [f"    wire [{graph.bits - 1}:0] t{i} = x[{graph.bits * i} +: {graph.bits}];" for i in range(graph.inputs)]
 
     adders = {}
@@ -159,10 +166,14 @@ def hardwired_verilog(graph, name):
     lines += ["endmodule", ""]
     for (wide_a, wide_b, width, sign), adder in adders.items():
         # Kept as modules: flattened, Yosys joins adders to carry-save adders, which take twice the LUTs.
-        lines += [f"(* keep_hierarchy *) module {adder} (",
-                  f"    input wire [{wide_a - 1}:0] a, input wire [{wide_b - 1}:0] b, output wire [{width - 1}:0] y", ");",
-                  f"    assign y = {_extended('a', wide_a, width)} {'+' if sign > 0 else '-'} {_extended('b', wide_b, width)};",
-                  "endmodule", ""]
+        lines += [
+            f"(* keep_hierarchy *) module {adder} (",
+            f"    input wire [{wide_a - 1}:0] a, input wire [{wide_b - 1}:0] b, output wire [{width - 1}:0] y",
+            ");",
+            f"    assign y = {_extended('a', wide_a, width)} {'+' if sign > 0 else '-'} {_extended('b', wide_b, width)};",
+            "endmodule",
+            "",
+        ]
     return "\n".join(lines)
 
 

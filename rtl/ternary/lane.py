@@ -64,8 +64,13 @@ class Lane(wiring.Component):
             "sum": Out(signed(config.lane_sum_bits)),
         }
         if config.rank:
-            members |= {"adapter": In(2 * config.lane_width), "source": In(Source), "sub": In(range(config.lane_width // config.rank)),
-                        "high": In(1), "triple": In(1)}
+            members |= {
+                "adapter": In(2 * config.lane_width),
+                "source": In(Source),
+                "sub": In(range(config.lane_width // config.rank)),
+                "high": In(1),
+                "triple": In(1),
+            }
         super().__init__(members)
 
     def elaborate(self, platform):
@@ -75,7 +80,11 @@ class Lane(wiring.Component):
         accumulator = Signal(signed(self.config.lane_sum_bits), reset_less=True)
         word = Signal(self.config.weight_word_bits, name="held", reset_less=True)
         plus, minus = (Signal(self.config.lane_width, name=name, reset_less=True) for name in ("plus", "minus"))
-        m.d.sync += [word.eq(self.word), plus.eq(self._chosen(m, "plus", unpack.plus)), minus.eq(self._chosen(m, "minus", unpack.minus))]
+        m.d.sync += [
+            word.eq(self.word),
+            plus.eq(self._chosen(m, "plus", unpack.plus)),
+            minus.eq(self._chosen(m, "minus", unpack.minus)),
+        ]
         m.d.comb += [unpack.word.eq(word), dot.plus.eq(plus), dot.minus.eq(minus), self.sum.eq(accumulator)]
         m.d.comb += [dot.x[b].eq(self.x[b]) for b in range(PLANES)]
         m.d.comb += [dot.masks[k].eq(self.masks[k]) for k in range(len(self.MASKS))]
@@ -110,9 +119,19 @@ def lane_designs(config):
     ports = {"clk": domain.clk, "word": lane.word, "enable": lane.enable, "first": lane.first, "sum": lane.sum}
     ports |= _numbered("x", lane.x, PLANES) | _numbered("masks", lane.masks, len(Lane.MASKS))
     if config.rank:
-        ports |= {"adapter": lane.adapter, "source": lane.source.as_value(), "sub": lane.sub, "high": lane.high, "triple": lane.triple}
+        ports |= {
+            "adapter": lane.adapter,
+            "source": lane.source.as_value(),
+            "sub": lane.sub,
+            "high": lane.high,
+            "triple": lane.triple,
+        }
     yield LANE_MODULE, m, _named(ports)
-    ports = {"data": planes.data} | _numbered("x", planes.x, PLANES) | _numbered("masks", planes.masks, len(BitPlanes.MASKS))
+    ports = (
+        {"data": planes.data}
+        | _numbered("x", planes.x, PLANES)
+        | _numbered("masks", planes.masks, len(BitPlanes.MASKS))
+    )
     yield PLANES_MODULE, planes, _named(ports)
 
 

@@ -107,36 +107,54 @@ class LinearUnit(wiring.Component):
             self.gate = BankGate(config)
             self.roms = [GatedRom(rom_name(i), config, init) for i, init in enumerate(inits)]
         else:
-            self.roms = [Rom(rom_name(i), config.weight_word_bits, config.weight_depth, init) for i, init in enumerate(inits)]
+            self.roms = [
+                Rom(rom_name(i), config.weight_word_bits, config.weight_depth, init) for i, init in enumerate(inits)
+            ]
         depth = max(config.hidden, config.intermediate) // config.lane_width
         self.act_address_bits = max(1, ceil_log2(depth))
         width = config.vector_width
-        adapter = {} if not config.rank else {"adapt": In(1), "adapted": In(1), "kind": In(Kind), **AdapterPath.outer_members(config)}
-        gate = {} if not config.gate_words else {
-            "ahead": In(1), "gate_power": Out(config.gate_banks), "gate_reads": Out(config.gate_banks), "gate_stall": Out(1)}
-        super().__init__({
-            **adapter, **gate,
-            "start": In(1),
-            "restart": In(1),
-            "groups": In(GROUP_BITS),
-            "chunks": In(max(8, depth.bit_length())),
-            "mode": In(Mode),
-            "scale_m": In(16),
-            "scale_e": In(signed(10)),
-            "busy": Out(1), "busy_next": Out(1),
-            "act_addr": Out(self.act_address_bits),
-            "act_data": In(PLANES * config.lane_width),
-            "x_rd_addr": Out(x_address_bits(config)),
-            "x_rd_data": In(width * RESIDUAL_BITS),
-            "x_wr_en": Out(width // config.lanes),
-            "x_wr_addr": Out(x_address_bits(config)),
-            "x_wr_data": Out(config.lanes * RESIDUAL_BITS),
-            "r_wr_en": Out(2 * width // config.lanes),
-            "r_wr_addr": Out(r_address_bits(config)),
-            "r_wr_data": Out(config.lanes * config.result_bits),
-            "x_or": Out(RESIDUAL_BITS - 1),
-            "r_or": Out(config.result_bits - 1),
-        })
+        adapter = (
+            {}
+            if not config.rank
+            else {"adapt": In(1), "adapted": In(1), "kind": In(Kind), **AdapterPath.outer_members(config)}
+        )
+        gate = (
+            {}
+            if not config.gate_words
+            else {
+                "ahead": In(1),
+                "gate_power": Out(config.gate_banks),
+                "gate_reads": Out(config.gate_banks),
+                "gate_stall": Out(1),
+            }
+        )
+        super().__init__(
+            {
+                **adapter,
+                **gate,
+                "start": In(1),
+                "restart": In(1),
+                "groups": In(GROUP_BITS),
+                "chunks": In(max(8, depth.bit_length())),
+                "mode": In(Mode),
+                "scale_m": In(16),
+                "scale_e": In(signed(10)),
+                "busy": Out(1),
+                "busy_next": Out(1),
+                "act_addr": Out(self.act_address_bits),
+                "act_data": In(PLANES * config.lane_width),
+                "x_rd_addr": Out(x_address_bits(config)),
+                "x_rd_data": In(width * RESIDUAL_BITS),
+                "x_wr_en": Out(width // config.lanes),
+                "x_wr_addr": Out(x_address_bits(config)),
+                "x_wr_data": Out(config.lanes * RESIDUAL_BITS),
+                "r_wr_en": Out(2 * width // config.lanes),
+                "r_wr_addr": Out(r_address_bits(config)),
+                "r_wr_data": Out(config.lanes * config.result_bits),
+                "x_or": Out(RESIDUAL_BITS - 1),
+                "r_or": Out(config.result_bits - 1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -184,9 +202,14 @@ class LinearUnit(wiring.Component):
             m.submodules.gate = gate = self.gate
             issue = Signal(name="issue")
             m.d.comb += [
-                issue.eq(issuing & gate.ready), gate.word.eq(word), gate.read.eq(issue), gate.wake.eq((self.ahead & ~self.busy) | begin),
+                issue.eq(issuing & gate.ready),
+                gate.word.eq(word),
+                gate.read.eq(issue),
+                gate.wake.eq((self.ahead & ~self.busy) | begin),
                 gate.rest.eq(issue & last_chunk & last_group),
-                self.gate_power.eq(gate.power), self.gate_reads.eq(gate.reads), self.gate_stall.eq(issuing & ~gate.ready),
+                self.gate_power.eq(gate.power),
+                self.gate_reads.eq(gate.reads),
+                self.gate_stall.eq(issuing & ~gate.ready),
             ]
         with m.If(self.restart & ~self.busy):
             m.d.sync += word.eq(0)
@@ -210,16 +233,24 @@ class LinearUnit(wiring.Component):
                 with m.If(path.row_end):
                     m.d.sync += [groups_left.eq(groups_left - 1), issuing.eq(~last_group)]
         if path is not None:
-            m.d.comb += [path.begin.eq(begin), path.issuing.eq(issuing), path.chunk_first.eq(chunk == 0),
-                         path.chunk_last.eq(last_chunk), path.group_last.eq(last_group), path.mode.eq(mode)]
+            m.d.comb += [
+                path.begin.eq(begin),
+                path.issuing.eq(issuing),
+                path.chunk_first.eq(chunk == 0),
+                path.chunk_last.eq(last_chunk),
+                path.group_last.eq(last_group),
+                path.mode.eq(mode),
+            ]
 
         # Flags travel with the word: (ROM), dot product, then `enable`; a row's sum stands in the cycle after its last chunk.
         enable, first, last, final = issue, chunk == 0, issue & last_chunk, issue & last_chunk & last_group
         if path is not None:
             first, last, final = path.first, path.base_row, path.base_row & last_group
         for stage in range(1, 2 + Lane.DOT_LATENCY):
-            enable, first, last, final = (_delay(m, value, f"{name}_{stage}") for value, name in
-                                          ((enable, "enable"), (first, "first"), (last, "last"), (final, "final")))
+            enable, first, last, final = (
+                _delay(m, value, f"{name}_{stage}")
+                for value, name in ((enable, "enable"), (first, "first"), (last, "last"), (final, "final"))
+            )
         valid = _delay(m, last, "row_valid") if path is None else path.o_valid
         for stage in range(Post.LATENCY + 1 + (path.JOIN_LATENCY if path is not None else 0)):
             final = _delay(m, final, f"row_final_{stage}")
@@ -230,14 +261,21 @@ class LinearUnit(wiring.Component):
             if config.gate_words:
                 m.d.comb += [rom.power.eq(gate.power), rom.awake.eq(gate.awake), rom.select.eq(gate.select)]
             m.submodules[f"rom_{i}"] = rom
-            m.d.comb += rom.addr.eq(word[:len(rom.addr)])
+            m.d.comb += rom.addr.eq(word[: len(rom.addr)])
             total = post.sums[i] if path is None else path.sums[i]
             beside = {} if path is None else path.lane_inputs(i)
             if self.lane_instance:
                 ports = {f"i_x{b}": plane for b, plane in enumerate(x)} | _masks(Lane)
                 ports |= {f"i_{name}": value for name, value in beside.items()}
-                m.submodules[f"lane_{i}"] = Instance(LANE_MODULE, i_clk=ClockSignal(), i_word=rom.data, i_enable=enable,
-                                                     i_first=first, o_sum=total, **ports)
+                m.submodules[f"lane_{i}"] = Instance(
+                    LANE_MODULE,
+                    i_clk=ClockSignal(),
+                    i_word=rom.data,
+                    i_enable=enable,
+                    i_first=first,
+                    o_sum=total,
+                    **ports,
+                )
             else:
                 m.submodules[f"lane_{i}"] = lane = Lane(config)
                 m.d.comb += [lane.word.eq(rom.data), lane.enable.eq(enable), lane.first.eq(first), total.eq(lane.sum)]
@@ -255,7 +293,17 @@ class LinearUnit(wiring.Component):
             post.scale_e.eq(self.scale_e),
             post.x_rd_data.eq(self.x_rd_data),
         ]
-        for name in ("x_rd_addr", "x_wr_en", "x_wr_addr", "x_wr_data", "r_wr_en", "r_wr_addr", "r_wr_data", "x_or", "r_or"):
+        for name in (
+            "x_rd_addr",
+            "x_wr_en",
+            "x_wr_addr",
+            "x_wr_data",
+            "r_wr_en",
+            "r_wr_addr",
+            "r_wr_data",
+            "x_or",
+            "r_or",
+        ):
             m.d.comb += getattr(self, name).eq(getattr(post, name))
         return m
 

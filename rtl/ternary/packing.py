@@ -102,8 +102,10 @@ def execution_order(weight, lanes, lane_width):
     weight = np.asarray(weight)
     rows, inputs = weight.shape
     if rows % lanes or inputs % lane_width:
-        raise ValueError(f"a matrix must have rows a multiple of lanes = {lanes} and inputs of lane_width = {lane_width}, "
-                         f"not {rows} x {inputs}")
+        raise ValueError(
+            f"a matrix must have rows a multiple of lanes = {lanes} and inputs of lane_width = {lane_width}, "
+            f"not {rows} x {inputs}"
+        )
     ordered = weight.reshape(rows // lanes, lanes, inputs // lane_width, lane_width).transpose(1, 0, 2, 3)
     return ordered.reshape(lanes, -1, lane_width)
 
@@ -120,7 +122,9 @@ class Unpack(wiring.Component):
 
     def __init__(self, packing, lane_width):
         self.packing, self.lane_width = packing, lane_width
-        super().__init__({"word": In(word_bits(packing, lane_width)), "plus": Out(lane_width), "minus": Out(lane_width)})
+        super().__init__(
+            {"word": In(word_bits(packing, lane_width)), "plus": Out(lane_width), "minus": Out(lane_width)}
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -135,7 +139,7 @@ class Unpack(wiring.Component):
             m.d.comb += signal.eq(value)
             return signal
 
-        bit = [self.word[k * n:(k + 1) * n] for k in range(8)]
+        bit = [self.word[k * n : (k + 1) * n] for k in range(8)]
         escape = vector("escape", bit[3] & bit[4] & bit[2])
         a, b = [], []
         for k in range(3):
@@ -145,7 +149,10 @@ class Unpack(wiring.Component):
         full = vector("full", b[0] & b[1])
         first, second = _pair(*a, full)
         third, fourth = _pair(*bit[5:], escape)
-        middle = [vector("middle_plus", (full & a[0]) | (b[0] & ~b[1])), vector("middle_minus", (full & a[1]) | (b[1] & ~b[0]))]
+        middle = [
+            vector("middle_plus", (full & a[0]) | (b[0] & ~b[1])),
+            vector("middle_minus", (full & a[1]) | (b[1] & ~b[0])),
+        ]
         trits = (first, second, middle, third, fourth)
         m.d.comb += [port.eq(Cat(trit[k] for trit in trits)) for k, port in enumerate((self.plus, self.minus))]
         return m

@@ -55,25 +55,27 @@ class Post(wiring.Component):
         self.config = config
         width, lanes = config.vector_width, config.lanes
         x_bits, r_bits = x_address_bits(config), r_address_bits(config)
-        super().__init__({
-            "clear": In(1),
-            "mode": In(Mode),
-            "scale_m": In(16),
-            "scale_e": In(signed(10)),
-            "valid": In(1),
-            "sums": In(signed(config.accumulator_bits)).array(lanes),
-            "x_rd_addr": Out(x_bits),
-            "x_rd_data": In(width * RESIDUAL_BITS),
-            "x_wr_en": Out(width // lanes),
-            "x_wr_addr": Out(x_bits),
-            "x_wr_data": Out(lanes * RESIDUAL_BITS),
-            "r_wr_en": Out(2 * width // lanes),
-            "r_wr_addr": Out(r_bits),
-            "r_wr_data": Out(lanes * config.result_bits),
-            "x_or": Out(RESIDUAL_BITS - 1),
-            "r_or": Out(config.result_bits - 1),
-            "write": Out(1),
-        })
+        super().__init__(
+            {
+                "clear": In(1),
+                "mode": In(Mode),
+                "scale_m": In(16),
+                "scale_e": In(signed(10)),
+                "valid": In(1),
+                "sums": In(signed(config.accumulator_bits)).array(lanes),
+                "x_rd_addr": Out(x_bits),
+                "x_rd_data": In(width * RESIDUAL_BITS),
+                "x_wr_en": Out(width // lanes),
+                "x_wr_addr": Out(x_bits),
+                "x_wr_data": Out(lanes * RESIDUAL_BITS),
+                "r_wr_en": Out(2 * width // lanes),
+                "r_wr_addr": Out(r_bits),
+                "r_wr_data": Out(lanes * config.result_bits),
+                "x_or": Out(RESIDUAL_BITS - 1),
+                "r_or": Out(config.result_bits - 1),
+                "write": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -105,7 +107,9 @@ class Post(wiring.Component):
         less = Signal(signed(12), name="shift_less_1")
         scale_m, scale_e = register("scale_m_0", 16, self.scale_m), register("scale_e_0", signed(10), self.scale_e)
         m.d.comb += less.eq(-scale_e - (RESIDUAL_FRACTION + 1))
-        shift = [register(f"shift_{i}", 6, Mux(less < 0, 0, Mux(less > 39, 39, less[:6])), attrs=COPY) for i in range(lanes)]
+        shift = [
+            register(f"shift_{i}", 6, Mux(less < 0, 0, Mux(less > 39, 39, less[:6])), attrs=COPY) for i in range(lanes)
+        ]
         half = config.gate_bits - 1
         factor_bits = max(17, half + 1)
         m.d.comb += self.x_rd_addr.eq(group[0] >> place_bits)
@@ -123,31 +127,41 @@ class Post(wiring.Component):
             product = Signal(signed(config.accumulator_bits + factor_bits), name=f"product_{i}", reset_less=True)
             if i % 2:
                 enable = Mux(gated, valid[1], valid[0])
-                other_left, other_right = register(f"up_{i // 2}", signed(config.gate_bits), total, valid[0]), square[:SPLIT]
+                other_left, other_right = (
+                    register(f"up_{i // 2}", signed(config.gate_bits), total, valid[0]),
+                    square[:SPLIT],
+                )
             else:
                 relu = Signal(half, name=f"relu_{i // 2}")
                 m.d.comb += relu.eq(Mux(total[-1], 0, total[:half]))
-                enable, other_left, other_right, square = valid[0], relu, relu, product[:2 * half]
+                enable, other_left, other_right, square = valid[0], relu, relu, product[: 2 * half]
             m.d.comb += [left.eq(Mux(gated, other_left, total)), right.eq(Mux(gated, other_right, scale_m))]
             with m.If(enable):
                 m.d.sync += product.eq(left * right)
             if i % 2:
-                high = register(f"high_{i // 2}", signed(config.result_bits - SPLIT), square[SPLIT:] * other_left, valid[1])
+                high = register(
+                    f"high_{i // 2}", signed(config.result_bits - SPLIT), square[SPLIT:] * other_left, valid[1]
+                )
                 gated_value = Signal(signed(config.result_bits), name=f"gated_{i // 2}")
                 m.d.comb += gated_value.eq(product + (high << SPLIT))
                 combined.append(gated_value)
             shifted = register(f"shifted_{i}", signed(config.accumulator_bits + 16), product >> shift[i], valid[1])
             old = Signal(signed(RESIDUAL_BITS), name=f"old_{i}")
-            m.d.comb += old.eq(old_group[i * RESIDUAL_BITS:(i + 1) * RESIDUAL_BITS])
+            m.d.comb += old.eq(old_group[i * RESIDUAL_BITS : (i + 1) * RESIDUAL_BITS])
             # old + ((shifted + 1) >> 1) as one addition
             sum_ = Cat(Const(1, 1), old).as_signed() + shifted
             doubled = Signal.like(sum_, name=f"doubled_{i}")  # a wider one would be assigned from its own sign
             m.d.comb += doubled.eq(sum_)
             moved = doubled[1:].as_signed()
-            top = moved[RESIDUAL_BITS - 1:]
+            top = moved[RESIDUAL_BITS - 1 :]
             value = Signal(RESIDUAL_BITS, name=f"new_{i}")
-            m.d.comb += value.eq(Mux(top.all() | ~top.any(), moved[:RESIDUAL_BITS],
-                                     Mux(moved[-1], 1 << (RESIDUAL_BITS - 1), (1 << (RESIDUAL_BITS - 1)) - 1)))
+            m.d.comb += value.eq(
+                Mux(
+                    top.all() | ~top.any(),
+                    moved[:RESIDUAL_BITS],
+                    Mux(moved[-1], 1 << (RESIDUAL_BITS - 1), (1 << (RESIDUAL_BITS - 1)) - 1),
+                )
+            )
             new.append(value)
 
         results = []
@@ -176,7 +190,7 @@ class Post(wiring.Component):
 
         # Magnitudes.
         def magnitude(data, count, width):
-            values = [data[i * width:(i + 1) * width] for i in range(count)]
+            values = [data[i * width : (i + 1) * width] for i in range(count)]
             total = values[0][:-1] ^ values[0][-1].replicate(width - 1)
             for value in values[1:]:
                 total = total | (value[:-1] ^ value[-1].replicate(width - 1))

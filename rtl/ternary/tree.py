@@ -41,8 +41,14 @@ class BitPlanes(wiring.Component):
         Bit ``i`` of ``x[b]``: bit ``b`` of element ``i``.
     """
 
-    MASKS = (0xAA55AA55AA55AA55, 0x00AA00AA00AA00AA, 0xCCCC3333CCCC3333, 0x0000CCCC0000CCCC,
-             0xF0F0F0F00F0F0F0F, 0x00000000F0F0F0F0)
+    MASKS = (
+        0xAA55AA55AA55AA55,
+        0x00AA00AA00AA00AA,
+        0xCCCC3333CCCC3333,
+        0x0000CCCC0000CCCC,
+        0xF0F0F0F00F0F0F0F,
+        0x00000000F0F0F0F0,
+    )
 
     def __init__(self, width):
         self.width = width
@@ -53,16 +59,16 @@ class BitPlanes(wiring.Component):
         blocks = []
         for k in range(0, PLANES * self.width, WORD):
             value = Signal(WORD, name=f"block_{k // WORD}")
-            m.d.comb += value.eq(self.data[k:k + WORD])
+            m.d.comb += value.eq(self.data[k : k + WORD])
             for n, shift in enumerate((7, 14, 28)):
-                keep, move = self.masks[2 * n], self.masks[2 * n + 1][:WORD - shift]
+                keep, move = self.masks[2 * n], self.masks[2 * n + 1][: WORD - shift]
                 step = Signal(WORD, name=f"block_{k // WORD}_{shift}")
-                kept, raised, lowered = value & keep, value[:WORD - shift] & move, value[shift:] & move
+                kept, raised, lowered = value & keep, value[: WORD - shift] & move, value[shift:] & move
                 m.d.comb += step.eq(kept | Cat(Const(0, shift), raised) | lowered)
                 value = step
             blocks.append(value)
         for b in range(PLANES):
-            m.d.comb += self.x[b].eq(Cat(block[8 * b:8 * b + 8] for block in blocks))
+            m.d.comb += self.x[b].eq(Cat(block[8 * b : 8 * b + 8] for block in blocks))
         return m
 
 
@@ -91,13 +97,15 @@ class TernaryDot(wiring.Component):
             raise ValueError(f"width must be a positive integer, not {width!r}")
         self.width = width
         bits = (128 * width).bit_length() + 1
-        super().__init__({
-            "x": In(width).array(PLANES),
-            "plus": In(width),
-            "minus": In(width),
-            "masks": In(WORD).array(3),
-            "sum": Out(signed(bits)),
-        })
+        super().__init__(
+            {
+                "x": In(width).array(PLANES),
+                "plus": In(width),
+                "minus": In(width),
+                "masks": In(WORD).array(3),
+                "sum": Out(signed(bits)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -117,27 +125,30 @@ class TernaryDot(wiring.Component):
         chunks = range(0, self.width, word)
         columns = [[] for _ in range(PLANES)]
         for c, low in enumerate(chunks):
-            minus = named(f"minus_{c}", self.minus[low:low + word], word)
-            used = named(f"used_{c}", self.plus[low:low + word] | self.minus[low:low + word], word)
+            minus = named(f"minus_{c}", self.minus[low : low + word], word)
+            used = named(f"used_{c}", self.plus[low : low + word] | self.minus[low : low + word], word)
             for b in range(PLANES):
-                plane = (named(f"x_{c}_{b}", self.x[b][low:low + word], word) ^ minus) & used
+                plane = (named(f"x_{c}_{b}", self.x[b][low : low + word], word) ^ minus) & used
                 columns[b].append(named(f"masked_{c}_{b}", ~plane if b == PLANES - 1 else plane, word))
             columns[0].append(minus)
         offset = 128 * word * len(chunks)
 
         columns = _reduce(columns, word, "word", named)
         span = word - 3
-        columns = [[vector[k:k + span] for vector in column for k in range(4)] for column in columns]
+        columns = [[vector[k : k + span] for vector in column for k in range(4)] for column in columns]
         columns = _reduce(columns, span, "slot", named)
 
         # Rows of nibbles: slot s of nibble g of a row holds weights 2^(4 g) .. 2^(4 g + 3).
-        every4, every8, every16 = self.masks[0][:span], self.masks[1][:word - 4], self.masks[2][:word - 8]
+        every4, every8, every16 = self.masks[0][:span], self.masks[1][: word - 4], self.masks[2][: word - 8]
         sums = []
         for g in range(0, len(columns), 4):
             rows = []
             for r in range(2):
-                parts = [Cat(Const(0, k), column[r] & every4) for k, column in enumerate(columns[g:g + 4])
-                         if len(column) > r]
+                parts = [
+                    Cat(Const(0, k), column[r] & every4)
+                    for k, column in enumerate(columns[g : g + 4])
+                    if len(column) > r
+                ]
                 if parts:
                     value = parts[0]
                     for part in parts[1:]:
@@ -150,12 +161,12 @@ class TernaryDot(wiring.Component):
         for g, rows in enumerate(sums):
             halves = []
             for r, row in enumerate(rows):
-                halves.append(named(f"byte_{r}_{g}", (row[:word - 4] & every8) + (row[4:] & every8), word - 3))
+                halves.append(named(f"byte_{r}_{g}", (row[: word - 4] & every8) + (row[4:] & every8), word - 3))
             byte = named(f"byte_{g}", sum(halves[1:], halves[0]), word - 2)
-            half = register(f"half_{g}", (byte[:word - 8] & every16) + (byte[8:] & every16), word - 8)
-            slots = [half[i:i + 7] for i in range(0, word, 16)]
+            half = register(f"half_{g}", (byte[: word - 8] & every16) + (byte[8:] & every16), word - 8)
+            slots = [half[i : i + 7] for i in range(0, word, 16)]
             while len(slots) > 1:
-                slots = [a + b for a, b in zip(slots[::2], slots[1::2], strict=False)] + slots[len(slots) & ~1:]
+                slots = [a + b for a, b in zip(slots[::2], slots[1::2], strict=False)] + slots[len(slots) & ~1 :]
             total = total + Cat(Const(0, 4 * g), named(f"nibble_{g}", slots[0], 9))
         m.d.sync += self.sum.eq(total - offset)
         return m
@@ -169,7 +180,7 @@ def _reduce(columns, width, stage, named):
         for b, column in enumerate(columns):
             full = len(column) // 3 * 3
             for i in range(0, full, 3):
-                x, y, z = column[i:i + 3]
+                x, y, z = column[i : i + 3]
                 odd = named(f"{stage}_{level}_{b}_{i}_xor", x ^ y, width)
                 result[b].append(named(f"{stage}_{level}_{b}_{i}_sum", odd ^ z, width))
                 result[b + 1].append(named(f"{stage}_{level}_{b}_{i}_carry", (x & y) | (odd & z), width))

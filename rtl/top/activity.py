@@ -26,8 +26,17 @@ class BankActivity(wiring.Component):
 
     def __init__(self, banks):
         self.banks = banks
-        super().__init__({"power": In(banks), "reads": In(banks), "clear": In(1), "bank": In(range(banks)),
-                          "powered": Out(32), "read": Out(32), "wakes": Out(32)})
+        super().__init__(
+            {
+                "power": In(banks),
+                "reads": In(banks),
+                "clear": In(1),
+                "bank": In(range(banks)),
+                "powered": Out(32),
+                "read": Out(32),
+                "wakes": Out(32),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()

@@ -22,8 +22,16 @@ from intaglio.rtl.memory.ram import index_bits
 __all__ = ["AXI_READ", "MONITOR", "PARAMETERS", "PrefillCore"]
 
 PARAMETERS = {  # of a run: bits
-    "dense": 1, "tokens": 18, "gamma16": 17, "threshold": 32, "inverse": 17, "base": BASE_BITS, "tenant": OWNER_BITS, "kv_head": OWNER_BITS,
-    "hot_threshold": 16, "timeout": 24,
+    "dense": 1,
+    "tokens": 18,
+    "gamma16": 17,
+    "threshold": 32,
+    "inverse": 17,
+    "base": BASE_BITS,
+    "tenant": OWNER_BITS,
+    "kv_head": OWNER_BITS,
+    "hot_threshold": 16,
+    "timeout": 24,
     **{f"{name}_base": ADDRESS_BITS for name in ("kv", "q", "last", "pooled_q", "pooled_k")},
 }
 MONITOR = ("keys", "values", "draining", "fetching", "stalled", "waiting")
@@ -76,45 +84,93 @@ class PrefillCore(wiring.Component):
     def __init__(self, config, *, simulate, matrix=None):
         self.config, self.simulate = config, simulate
         self.matrix = matrix or MatrixUnit(config.head_dim, config.columns, config.lut_columns)
-        super().__init__({
-            "start": In(1), "cancel": In(1), "forget": In(1), **{name: In(bits) for name, bits in PARAMETERS.items()},
-            "busy": Out(1), "done": Out(1), "failed": Out(1), "fault": Out(FetchFault), "phase": Out(Phase), "aware": Out(config.group),
-            "o": Out(stream.Signature(results(config))),
-            "map_head": In(index_bits(config.group)), "map_batch": In(index_bits(config.batches)), "map_block": In(BLOCK_BITS),
-            "map_word": Out(config.columns),
-            **{name: Out(COUNTER_BITS) for name in ("hits", "misses", "evictions", "stalls", "beats", "fetch_stalled", "fetch_idle",
-                                                    "rows")},
-            "monitor": Out(len(MONITOR)),
-            **{name: direction(bits) for name, (direction, bits) in AXI_READ(config).items()},
-        })
+        super().__init__(
+            {
+                "start": In(1),
+                "cancel": In(1),
+                "forget": In(1),
+                **{name: In(bits) for name, bits in PARAMETERS.items()},
+                "busy": Out(1),
+                "done": Out(1),
+                "failed": Out(1),
+                "fault": Out(FetchFault),
+                "phase": Out(Phase),
+                "aware": Out(config.group),
+                "o": Out(stream.Signature(results(config))),
+                "map_head": In(index_bits(config.group)),
+                "map_batch": In(index_bits(config.batches)),
+                "map_block": In(BLOCK_BITS),
+                "map_word": Out(config.columns),
+                **{
+                    name: Out(COUNTER_BITS)
+                    for name in (
+                        "hits",
+                        "misses",
+                        "evictions",
+                        "stalls",
+                        "beats",
+                        "fetch_stalled",
+                        "fetch_idle",
+                        "rows",
+                    )
+                },
+                "monitor": Out(len(MONITOR)),
+                **{name: direction(bits) for name, (direction, bits) in AXI_READ(config).items()},
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         c, simulate = self.config, self.simulate
         restart, blocks, line_bytes = Signal(), Signal(BLOCK_BITS), 4 * c.block * c.head_dim
         units = {
-            "index": IndexUnit(c, simulate=simulate), "block_map": BlockMap(c, simulate=simulate),
-            "schedule": Schedule(c, simulate=simulate), "cache": CacheControl(c, simulate=simulate), "jobs": JobSequencer(c),
-            "queries": QueryLoader(c), "engine": TileEngine(c, self.matrix, simulate=simulate), "stores": Stores(c, simulate=simulate),
+            "index": IndexUnit(c, simulate=simulate),
+            "block_map": BlockMap(c, simulate=simulate),
+            "schedule": Schedule(c, simulate=simulate),
+            "cache": CacheControl(c, simulate=simulate),
+            "jobs": JobSequencer(c),
+            "queries": QueryLoader(c),
+            "engine": TileEngine(c, self.matrix, simulate=simulate),
+            "stores": Stores(c, simulate=simulate),
         }
         for name, unit in units.items():
             m.submodules[name] = ResetInserter(restart)(unit)
         index, block_map, schedule, cache, jobs, queries, engine, stores = units.values()
         m.submodules.fetch = fetch = Fetch(c)
         attending = self.phase == Phase.ATTEND
-        m.d.comb += blocks.eq((self.tokens + (c.block - 1))[c.block.bit_length() - 1:])
+        m.d.comb += blocks.eq((self.tokens + (c.block - 1))[c.block.bit_length() - 1 :])
 
         # Parameters and counters.
-        for name in ("dense", "tokens", "gamma16", "threshold", "inverse", "kv_base", "last_base", "pooled_q_base", "pooled_k_base"):
+        for name in (
+            "dense",
+            "tokens",
+            "gamma16",
+            "threshold",
+            "inverse",
+            "kv_base",
+            "last_base",
+            "pooled_q_base",
+            "pooled_k_base",
+        ):
             m.d.comb += getattr(index, name).eq(getattr(self, name))
         for unit in (index, block_map, schedule, queries):
             m.d.comb += unit.blocks.eq(blocks)
         m.d.comb += [
-            cache.tenant.eq(self.tenant), cache.kv_head.eq(self.kv_head), cache.hot_threshold.eq(self.hot_threshold),
-            cache.clear.eq(self.start & ~self.busy), cache.flush.eq(~self.busy & (self.forget | (self.start & ~self.dense))),
-            fetch.clear.eq(self.start & ~self.busy), fetch.cancel.eq(self.cancel), fetch.timeout.eq(self.timeout),
-            engine.base.eq(self.base), queries.base.eq(self.q_base), self.aware.eq(index.aware), self.fault.eq(fetch.fault),
-            self.beats.eq(fetch.beats), self.fetch_stalled.eq(fetch.stalled), self.fetch_idle.eq(fetch.idle),
+            cache.tenant.eq(self.tenant),
+            cache.kv_head.eq(self.kv_head),
+            cache.hot_threshold.eq(self.hot_threshold),
+            cache.clear.eq(self.start & ~self.busy),
+            cache.flush.eq(~self.busy & (self.forget | (self.start & ~self.dense))),
+            fetch.clear.eq(self.start & ~self.busy),
+            fetch.cancel.eq(self.cancel),
+            fetch.timeout.eq(self.timeout),
+            engine.base.eq(self.base),
+            queries.base.eq(self.q_base),
+            self.aware.eq(index.aware),
+            self.fault.eq(fetch.fault),
+            self.beats.eq(fetch.beats),
+            self.fetch_stalled.eq(fetch.stalled),
+            self.fetch_idle.eq(fetch.idle),
         ]
         for name in ("hits", "misses", "evictions", "stalls"):
             m.d.comb += getattr(self, name).eq(getattr(cache, name))
@@ -126,29 +182,51 @@ class PrefillCore(wiring.Component):
         with m.If(attending):
             choose_q = queries.o_fetch.valid & (turn | ~kv.valid)
             m.d.comb += [
-                request.valid.eq(kv.valid | queries.o_fetch.valid), kv.ready.eq(request.ready & ~choose_q),
+                request.valid.eq(kv.valid | queries.o_fetch.valid),
+                kv.ready.eq(request.ready & ~choose_q),
                 queries.o_fetch.ready.eq(request.ready & choose_q),
             ]
             with m.If(choose_q):
                 m.d.comb += request.payload.eq(queries.o_fetch.payload)
             with m.Else():
-                m.d.comb += [request.p.kind.eq(FetchKind.KV), request.p.index.eq(kv.p.line),
-                             request.p.address.eq(self.kv_base + (kv.p.block << (line_bytes.bit_length() - 1)))]
+                m.d.comb += [
+                    request.p.kind.eq(FetchKind.KV),
+                    request.p.index.eq(kv.p.line),
+                    request.p.address.eq(self.kv_base + (kv.p.block << (line_bytes.bit_length() - 1))),
+                ]
             with m.If(request.valid & request.ready):
                 m.d.sync += turn.eq(~choose_q)
         with m.Else():
-            m.d.comb += [request.valid.eq(index.o_fetch.valid), request.payload.eq(index.o_fetch.payload),
-                         index.o_fetch.ready.eq(request.ready)]
+            m.d.comb += [
+                request.valid.eq(index.o_fetch.valid),
+                request.payload.eq(index.o_fetch.payload),
+                index.o_fetch.ready.eq(request.ready),
+            ]
         arrived = fetch.o_fetched.valid
         is_q = fetch.o_fetched.p.kind == FetchKind.Q
         m.d.comb += [
-            fetch.o_fetched.ready.eq(1), index.query_arrived.eq(arrived & is_q), index.key_arrived.eq(arrived & ~is_q),
-            queries.arrived.eq(arrived & is_q & attending), queries.arrived_slot.eq(fetch.o_fetched.p.index),
-            cache.done_en.eq(arrived & ~is_q & attending), cache.done_line.eq(fetch.o_fetched.p.index),
+            fetch.o_fetched.ready.eq(1),
+            index.query_arrived.eq(arrived & is_q),
+            index.key_arrived.eq(arrived & ~is_q),
+            queries.arrived.eq(arrived & is_q & attending),
+            queries.arrived_slot.eq(fetch.o_fetched.p.index),
+            cache.done_en.eq(arrived & ~is_q & attending),
+            cache.done_line.eq(fetch.o_fetched.p.index),
         ]
         for name in ("key", "value", "query", "key_exponent", "query_exponent", "address", "exponent_address", "data"):
             m.d.comb += getattr(stores, name).eq(getattr(fetch, name))
-        for name in ("read_line", "k_read", "k_row", "v_read", "v_row", "x_read", "x_tile", "q_read", "q_slot", "q_beat"):
+        for name in (
+            "read_line",
+            "k_read",
+            "k_row",
+            "v_read",
+            "v_row",
+            "x_read",
+            "x_tile",
+            "q_read",
+            "q_slot",
+            "q_beat",
+        ):
             m.d.comb += getattr(stores, name).eq(getattr(engine, name))
         for name in ("k_data", "v_data", "x_data", "q_data"):
             m.d.comb += getattr(engine, name).eq(getattr(stores, name))
@@ -162,8 +240,11 @@ class PrefillCore(wiring.Component):
         wiring.connect(m, cache.o_visit, jobs.i_visit)
         m.d.comb += [jobs.line.eq(cache.line), jobs.loaded.eq(queries.loaded), jobs.drained.eq(-1)]
         wiring.connect(m, wiring.flipped(self.o), engine.o)
-        m.d.comb += self.monitor.eq(Cat(engine.k_read, engine.v_read, engine.o.valid, fetch.busy,
-                                        attending & ~cache.o_visit.valid, jobs.waiting))
+        m.d.comb += self.monitor.eq(
+            Cat(
+                engine.k_read, engine.v_read, engine.o.valid, fetch.busy, attending & ~cache.o_visit.valid, jobs.waiting
+            )
+        )
 
         # A run. Its last result is the end of its arithmetic, the retirement of its last visit that of the cache's work.
         left = Signal(range(c.blocks * c.group + 1))
@@ -201,30 +282,55 @@ class PrefillCore(wiring.Component):
     def _tiles(self, m, index, jobs, engine, queries, cache, attending):
         """Commands to the engine from the index or the jobs; what it gives back."""
         with m.If(attending):
-            m.d.comb += [engine.i_tile.valid.eq(jobs.o_tile.valid), engine.i_tile.payload.eq(jobs.o_tile.payload),
-                         jobs.o_tile.ready.eq(engine.i_tile.ready)]
+            m.d.comb += [
+                engine.i_tile.valid.eq(jobs.o_tile.valid),
+                engine.i_tile.payload.eq(jobs.o_tile.payload),
+                jobs.o_tile.ready.eq(engine.i_tile.ready),
+            ]
         with m.Else():
-            m.d.comb += [engine.i_tile.valid.eq(index.o_tile.valid), engine.i_tile.payload.eq(index.o_tile.payload),
-                         index.o_tile.ready.eq(engine.i_tile.ready)]
+            m.d.comb += [
+                engine.i_tile.valid.eq(index.o_tile.valid),
+                engine.i_tile.payload.eq(index.o_tile.payload),
+                index.o_tile.ready.eq(engine.i_tile.ready),
+            ]
         m.d.comb += [
-            index.retired.eq(engine.o_retired.visit), index.engine_idle.eq(engine.idle),
+            index.retired.eq(engine.o_retired.visit),
+            index.engine_idle.eq(engine.idle),
             cache.retire.eq(engine.o_retired.visit & attending),
-            queries.drained.eq(engine.o_retired.slot), queries.drained_slot.eq(engine.o_retired.index),
-            queries.spent.eq(jobs.o_tile.valid & jobs.o_tile.ready & jobs.o_tile.p.finish), queries.spent_slot.eq(jobs.o_tile.p.slot),
-            index.mass_valid.eq(engine.mass_valid), index.mass_key.eq(engine.mass_key), index.mass_tag.eq(engine.mass_tag),
+            queries.drained.eq(engine.o_retired.slot),
+            queries.drained_slot.eq(engine.o_retired.index),
+            queries.spent.eq(jobs.o_tile.valid & jobs.o_tile.ready & jobs.o_tile.p.finish),
+            queries.spent_slot.eq(jobs.o_tile.p.slot),
+            index.mass_valid.eq(engine.mass_valid),
+            index.mass_key.eq(engine.mass_key),
+            index.mass_tag.eq(engine.mass_tag),
         ]
         for name in ("mass_p", "mass_t"):
             m.d.comb += [a.eq(b) for a, b in zip(getattr(index, name), getattr(engine, name), strict=True)]
 
     def _map(self, m, index, block_map, schedule):
         """Writes of the map from the index; reads by the schedule, or from outside between runs."""
-        for name in ("pick_en", "pick_index", "pick_vertical", "pick_slash", "row_en", "row_head", "row_batch", "row_index", "row_mask"):
+        for name in (
+            "pick_en",
+            "pick_index",
+            "pick_vertical",
+            "pick_slash",
+            "row_en",
+            "row_head",
+            "row_batch",
+            "row_index",
+            "row_mask",
+        ):
             m.d.comb += getattr(block_map, name).eq(getattr(index, name))
         m.d.comb += [
-            block_map.start.eq(index.map_start), index.map_done.eq(block_map.done), block_map.dense.eq(self.dense),
-            block_map.aware.eq(index.aware), block_map.read_en.eq(schedule.read_en | ~self.busy),
+            block_map.start.eq(index.map_start),
+            index.map_done.eq(block_map.done),
+            block_map.dense.eq(self.dense),
+            block_map.aware.eq(index.aware),
+            block_map.read_en.eq(schedule.read_en | ~self.busy),
             block_map.read_head.eq(Mux(self.busy, schedule.read_head, self.map_head)),
             block_map.read_batch.eq(Mux(self.busy, schedule.read_batch, self.map_batch)),
             block_map.read_block.eq(Mux(self.busy, schedule.read_block, self.map_block)),
-            schedule.read_data.eq(block_map.read_data), self.map_word.eq(block_map.read_data),
+            schedule.read_data.eq(block_map.read_data),
+            self.map_word.eq(block_map.read_data),
         ]

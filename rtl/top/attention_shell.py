@@ -43,14 +43,20 @@ class PrefillShell(wiring.Component):
 
     def __init__(self, config, digest):
         self.config, self.digest = config, digest
-        super().__init__({
-            "aclk": In(1), "aresetn": In(1),
-            "m_axis_tdata": Out(16 * config.drain), "m_axis_tuser": Out(USER_BITS), "m_axis_tvalid": Out(1), "m_axis_tready": In(1),
-            "m_axis_tlast": Out(1),
-            **{f"m_axi_{name}": direction(bits) for name, (direction, bits) in AXI_READ(config).items()},
-            **{f"s_axil_{name}": member for name, member in AXI_LITE.items()},
-            "monitor": Out(4 + len(MONITOR)),
-        })
+        super().__init__(
+            {
+                "aclk": In(1),
+                "aresetn": In(1),
+                "m_axis_tdata": Out(16 * config.drain),
+                "m_axis_tuser": Out(USER_BITS),
+                "m_axis_tvalid": Out(1),
+                "m_axis_tready": In(1),
+                "m_axis_tlast": Out(1),
+                **{f"m_axi_{name}": direction(bits) for name, (direction, bits) in AXI_READ(config).items()},
+                **{f"s_axil_{name}": member for name, member in AXI_LITE.items()},
+                "monitor": Out(4 + len(MONITOR)),
+            }
+        )
 
     def port_map(self):
         """Ports for conversion, by their exact names."""
@@ -86,10 +92,17 @@ class PrefillShell(wiring.Component):
         # Runs, and their ends.
         start, sensible, refused, broken, ending = Signal(), Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            sensible.eq((core.tokens != 0) & (core.tokens <= c.context) & (core.gamma16 != 0) & (core.gamma16 <= 1 << 16)
-                        & (core.dense | (core.tokens >= c.block))),
-            start.eq(written("control") & lite.write_data[0] & ~core.busy & ~ending), core.start.eq(start & sensible),
-            core.cancel.eq(written("control") & lite.write_data[1]), core.forget.eq(written("control") & lite.write_data[2]),
+            sensible.eq(
+                (core.tokens != 0)
+                & (core.tokens <= c.context)
+                & (core.gamma16 != 0)
+                & (core.gamma16 <= 1 << 16)
+                & (core.dense | (core.tokens >= c.block))
+            ),
+            start.eq(written("control") & lite.write_data[0] & ~core.busy & ~ending),
+            core.start.eq(start & sensible),
+            core.cancel.eq(written("control") & lite.write_data[1]),
+            core.forget.eq(written("control") & lite.write_data[2]),
         ]
         with m.If(start):
             m.d.sync += [refused.eq(~sensible), broken.eq(0), ending.eq(~sensible)]
@@ -100,11 +113,19 @@ class PrefillShell(wiring.Component):
         result = core.o.payload
         user = Cat(result.block, result.head)
         m.d.comb += [
-            core.o.ready.eq(fifo.w_rdy), fifo.w_en.eq(core.o.valid | ending),
-            fifo.w_data.eq(Mux(ending, Cat(Const(0, 16 * c.drain), Const(1 << VOID_BIT, USER_BITS), 1),
-                               Cat(result["values"], user, Const(0, USER_BITS - len(user)), result.last))),
-            Cat(self.m_axis_tdata, self.m_axis_tuser, self.m_axis_tlast).eq(fifo.r_data), self.m_axis_tvalid.eq(fifo.r_rdy),
-            fifo.r_en.eq(self.m_axis_tready), self.monitor.eq(Cat(core.phase, Const(0, 1), core.monitor)),
+            core.o.ready.eq(fifo.w_rdy),
+            fifo.w_en.eq(core.o.valid | ending),
+            fifo.w_data.eq(
+                Mux(
+                    ending,
+                    Cat(Const(0, 16 * c.drain), Const(1 << VOID_BIT, USER_BITS), 1),
+                    Cat(result["values"], user, Const(0, USER_BITS - len(user)), result.last),
+                )
+            ),
+            Cat(self.m_axis_tdata, self.m_axis_tuser, self.m_axis_tlast).eq(fifo.r_data),
+            self.m_axis_tvalid.eq(fifo.r_rdy),
+            fifo.r_en.eq(self.m_axis_tready),
+            self.monitor.eq(Cat(core.phase, Const(0, 1), core.monitor)),
         ]
         with m.If(ending & fifo.w_rdy):
             m.d.sync += ending.eq(0)
@@ -112,7 +133,10 @@ class PrefillShell(wiring.Component):
         # Counters of the last run.
         cycles, latched, stall_out = Signal(64), Signal(32), Signal(32)
         phases = {phase: Signal(32, name=f"phase_{phase.name.lower()}") for phase in PHASES}
-        m.d.sync += [cycles.eq(cycles + core.busy), stall_out.eq(stall_out + (self.m_axis_tvalid & ~self.m_axis_tready))]
+        m.d.sync += [
+            cycles.eq(cycles + core.busy),
+            stall_out.eq(stall_out + (self.m_axis_tvalid & ~self.m_axis_tready)),
+        ]
         for phase, counter in phases.items():
             m.d.sync += counter.eq(counter + (core.phase == phase))
         with m.If(start):
@@ -121,16 +145,26 @@ class PrefillShell(wiring.Component):
         select = Signal(32)
         with m.If(written("map_select")):
             m.d.sync += select.eq(lite.write_data)
-        m.d.comb += [core.map_block.eq(select[:BLOCK_BITS]), core.map_batch.eq(select[BLOCK_BITS:24]), core.map_head.eq(select[24:])]
+        m.d.comb += [
+            core.map_block.eq(select[:BLOCK_BITS]),
+            core.map_batch.eq(select[BLOCK_BITS:24]),
+            core.map_head.eq(select[24:]),
+        ]
         values |= {
-            "magic": Const(MAGIC, 32), "version": Const(VERSION, 32), "digest": Const(self.digest, 32),
+            "magic": Const(MAGIC, 32),
+            "version": Const(VERSION, 32),
+            "digest": Const(self.digest, 32),
             "capabilities": Const(c.blocks | c.group << 16, 32),
             "status": Cat(core.busy | ending, core.phase, core.fault, Const(0, 3 - len(core.fault)), refused, broken),
             "control": Const(0, 32),
-            "aware": core.aware, "cycles_lo": cycles[:32], "cycles_hi": latched, "map_select": select, "stall_out": stall_out,
+            "aware": core.aware,
+            "cycles_lo": cycles[:32],
+            "cycles_hi": latched,
+            "map_select": select,
+            "stall_out": stall_out,
             **{name: getattr(core, name) for name in COUNTERS if name != "stall_out"},
             **{f"phase_{phase.name.lower()}": counter for phase, counter in phases.items()},
-            **{f"map_{number}": core.map_word[32 * number:32 * number + 32] for number in range(MAP_WORDS)},
+            **{f"map_{number}": core.map_word[32 * number : 32 * number + 32] for number in range(MAP_WORDS)},
         }
         lite.answer(m, {offsets[name]: value for name, value in values.items()}, takes)
         with m.If(lite.read & lite.at[offsets["cycles_lo"]]):

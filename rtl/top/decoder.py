@@ -31,10 +31,15 @@ class Buffer(wiring.Component):
         self.part_bits = part_bits
         self.rams = [Ram(part_bits, depth, simulate=simulate) for _ in range(parts)]
         bits = self.rams[0].read_addr.shape()
-        super().__init__({
-            "write_en": In(parts), "write_addr": In(bits), "write_data": In(part_bits * parts),
-            "read_addr": In(bits), "read_data": Out(part_bits * parts),
-        })
+        super().__init__(
+            {
+                "write_en": In(parts),
+                "write_addr": In(bits),
+                "write_data": In(part_bits * parts),
+                "read_addr": In(bits),
+                "read_data": Out(part_bits * parts),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -42,8 +47,12 @@ class Buffer(wiring.Component):
             part = slice(i * self.part_bits, (i + 1) * self.part_bits)
             m.submodules[f"part_{i}"] = ram
             m.d.comb += [
-                ram.write_en.eq(self.write_en[i]), ram.write_addr.eq(self.write_addr), ram.write_data.eq(self.write_data[part]),
-                ram.read_en.eq(1), ram.read_addr.eq(self.read_addr), self.read_data[part].eq(ram.read_data),
+                ram.write_en.eq(self.write_en[i]),
+                ram.write_addr.eq(self.write_addr),
+                ram.write_data.eq(self.write_data[part]),
+                ram.read_en.eq(1),
+                ram.read_addr.eq(self.read_addr),
+                self.read_data[part].eq(ram.read_data),
             ]
         return m
 
@@ -66,18 +75,42 @@ class DecoderCore(wiring.Component):
 
     def __init__(self, config: DecoderConfig, length, lane_instance=True, digest=0):
         self.config, self.length, self.lane_instance, self.digest = config, length, lane_instance, digest
-        adapter = {} if not config.rank else {
-            "adapter_value": In(32), "adapter_begin": In(1), "adapter_data": In(1), "adapter_commit": In(1),
-            "adapter_outcome": Out(Outcome), "adapter_loaded": Out(config.adapters), "adapter_refused": Out(1),
-        }
-        gate = {} if not config.gate_words else {
-            "gate_power": Out(config.gate_banks), "gate_reads": Out(config.gate_banks), "gate_stall": Out(1)}
-        super().__init__({
-            **adapter, **gate,
-            "command_valid": In(1), "command_ready": Out(1), "command_data": In(32),
-            "result_valid": Out(1), "result_ready": In(1), "result_data": Out(32), "result_last": Out(1),
-            "active": Out(1), "phase": Out(Phase), "overflow": Out(1), "finished": Out(1), "position": Out(16),
-        })
+        adapter = (
+            {}
+            if not config.rank
+            else {
+                "adapter_value": In(32),
+                "adapter_begin": In(1),
+                "adapter_data": In(1),
+                "adapter_commit": In(1),
+                "adapter_outcome": Out(Outcome),
+                "adapter_loaded": Out(config.adapters),
+                "adapter_refused": Out(1),
+            }
+        )
+        gate = (
+            {}
+            if not config.gate_words
+            else {"gate_power": Out(config.gate_banks), "gate_reads": Out(config.gate_banks), "gate_stall": Out(1)}
+        )
+        super().__init__(
+            {
+                **adapter,
+                **gate,
+                "command_valid": In(1),
+                "command_ready": Out(1),
+                "command_data": In(32),
+                "result_valid": Out(1),
+                "result_ready": In(1),
+                "result_data": Out(32),
+                "result_last": Out(1),
+                "active": Out(1),
+                "phase": Out(Phase),
+                "overflow": Out(1),
+                "finished": Out(1),
+                "position": Out(16),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -88,7 +121,9 @@ class DecoderCore(wiring.Component):
         m.submodules.attention = attention = AttentionUnit(c)
         m.submodules.residual = x = Buffer(32 * c.lanes, v // c.lanes, c.hidden // v)
         half = c.lanes // 2
-        m.submodules.results = r = Buffer(c.result_bits * half, v // half, max(c.qkv_rows, c.hidden, c.intermediate) // v)
+        m.submodules.results = r = Buffer(
+            c.result_bits * half, v // half, max(c.qkv_rows, c.hidden, c.intermediate) // v
+        )
         m.submodules.activations = a = Buffer(8 * v, c.lane_width // v, max(c.hidden, c.intermediate) // c.lane_width)
 
         # -- a linear starts while its last activations are written
@@ -97,16 +132,29 @@ class DecoderCore(wiring.Component):
             later = Signal(name=f"ending_{stage}")
             m.d.sync += later.eq(ending)
             ending, ending_next = later & vector.ending, ending & vector.ending_next  # until the next start
-        m.d.comb += s.busy_next.eq(Cat(linear.busy_next, vector.busy_next, vector.a_busy_next, attention.busy_next,
-                                       vector.busy_next & ~ending_next))
+        m.d.comb += s.busy_next.eq(
+            Cat(
+                linear.busy_next,
+                vector.busy_next,
+                vector.a_busy_next,
+                attention.busy_next,
+                vector.busy_next & ~ending_next,
+            )
+        )
 
         # -- commands, results, events
         m.d.comb += [
-            s.command_valid.eq(self.command_valid), s.command_data.eq(self.command_data),
+            s.command_valid.eq(self.command_valid),
+            s.command_data.eq(self.command_data),
             self.command_ready.eq(s.command_ready),
-            self.result_valid.eq(s.result_valid), self.result_data.eq(s.result_data), self.result_last.eq(s.result_last),
+            self.result_valid.eq(s.result_valid),
+            self.result_data.eq(s.result_data),
+            self.result_last.eq(s.result_last),
             s.result_ready.eq(self.result_ready),
-            self.active.eq(s.active), self.phase.eq(s.phase), self.overflow.eq(s.overflow), self.finished.eq(s.finished),
+            self.active.eq(s.active),
+            self.phase.eq(s.phase),
+            self.overflow.eq(s.overflow),
+            self.finished.eq(s.finished),
             self.position.eq(s.position),
         ]
 
@@ -115,18 +163,35 @@ class DecoderCore(wiring.Component):
         m.d.sync += begun.eq(s.begin)
         m.d.comb += [
             *([] if c.rank else [linear.start.eq(s.start_linear)]),
-            linear.restart.eq(s.begin), linear.groups.eq(s.m), linear.chunks.eq(s.e),
-            linear.mode.eq(s.rd), linear.scale_m.eq(s.scale.m), linear.scale_e.eq(s.scale.e),
-            vector.start.eq(s.start_vector), vector.source.eq(s.rd[0]), vector.gain_base.eq(s.m), vector.words.eq(s.e),
-            vector.group.eq(s.m), vector.embed_scale.eq(s.m), vector.q_mantissa.eq(s.q_scale.m),
+            linear.restart.eq(s.begin),
+            linear.groups.eq(s.m),
+            linear.chunks.eq(s.e),
+            linear.mode.eq(s.rd),
+            linear.scale_m.eq(s.scale.m),
+            linear.scale_e.eq(s.scale.e),
+            vector.start.eq(s.start_vector),
+            vector.source.eq(s.rd[0]),
+            vector.gain_base.eq(s.m),
+            vector.words.eq(s.e),
+            vector.group.eq(s.m),
+            vector.embed_scale.eq(s.m),
+            vector.q_mantissa.eq(s.q_scale.m),
             vector.shift.eq(s.vector_shift),
-            vector.rotary_start.eq(begun), vector.position.eq(s.position),
-            attention.attend.eq(s.start_attend), attention.head.eq(s.start_head), attention.group.eq(s.m),
-            attention.layer.eq(s.layer), attention.position.eq(s.position),
+            vector.rotary_start.eq(begun),
+            vector.position.eq(s.position),
+            attention.attend.eq(s.start_attend),
+            attention.head.eq(s.start_head),
+            attention.group.eq(s.m),
+            attention.layer.eq(s.layer),
+            attention.position.eq(s.position),
         ]
         if c.gate_words:
-            m.d.comb += [linear.ahead.eq(s.start_vector & (s.op == Op.NORM8)), self.gate_power.eq(linear.gate_power),
-                         self.gate_reads.eq(linear.gate_reads), self.gate_stall.eq(linear.gate_stall)]
+            m.d.comb += [
+                linear.ahead.eq(s.start_vector & (s.op == Op.NORM8)),
+                self.gate_power.eq(linear.gate_power),
+                self.gate_reads.eq(linear.gate_reads),
+                self.gate_stall.eq(linear.gate_stall),
+            ]
         with m.Switch(s.op):
             for op, kind in _KINDS.items():
                 with m.Case(op):
@@ -149,20 +214,26 @@ class DecoderCore(wiring.Component):
         shifts = {}
         for name, ors in (("vector", vector.w_or), ("linear", linear.x_or), ("results", linear.r_or)):
             shifts[name] = Signal(c.shift_bits, name=f"{name}_shift")
-            m.d.sync += shifts[name].eq(bit_length(m, ors[XS_BITS - 1:], f"{name}_bits"))
-        m.d.comb += [s.x_shift.eq(Mux(in_vector, shifts["vector"], shifts["linear"])), s.r_shift.eq(Mux(draining, 0, shifts["results"]))]
+            m.d.sync += shifts[name].eq(bit_length(m, ors[XS_BITS - 1 :], f"{name}_bits"))
+        m.d.comb += [
+            s.x_shift.eq(Mux(in_vector, shifts["vector"], shifts["linear"])),
+            s.r_shift.eq(Mux(draining, 0, shifts["results"])),
+        ]
 
         # -- buffers: the linear unit and the vector unit take turns
         m.d.comb += [
-            linear.act_data.eq(a.read_data), a.read_addr.eq(linear.act_addr),
-            linear.x_rd_data.eq(x.read_data), x.read_addr.eq(Mux(linear.busy, linear.x_rd_addr, vector.src_addr)),
+            linear.act_data.eq(a.read_data),
+            a.read_addr.eq(linear.act_addr),
+            linear.x_rd_data.eq(x.read_data),
+            x.read_addr.eq(Mux(linear.busy, linear.x_rd_addr, vector.src_addr)),
             r.read_addr.eq(vector.src_addr),
         ]
         for i in range(v):
             m.d.comb += [
-                vector.x_data[i].eq(x.read_data[32 * i:32 * i + 32].as_signed()),
-                vector.r_data[i].eq(r.read_data[c.result_bits * i:c.result_bits * (i + 1)].as_signed()),
-                vector.emb_data[i].eq(attention.emb_data[i]), vector.acc_data[i].eq(attention.acc_data[i]),
+                vector.x_data[i].eq(x.read_data[32 * i : 32 * i + 32].as_signed()),
+                vector.r_data[i].eq(r.read_data[c.result_bits * i : c.result_bits * (i + 1)].as_signed()),
+                vector.emb_data[i].eq(attention.emb_data[i]),
+                vector.acc_data[i].eq(attention.acc_data[i]),
             ]
         to = {destination: Signal(name=f"write_{destination.name.lower()}") for destination in Destination}
         for destination, signal in to.items():
@@ -171,16 +242,19 @@ class DecoderCore(wiring.Component):
         m.d.comb += [signal.eq(vector.w_data[i]) for i, signal in enumerate(narrow)]
         # Registers before what decodes the address for every 16 words of a part; nothing reads a word in the two cycles after its write.
         for buffer, destination, words, en, addr, data_ in (
-                (x, Destination.RESIDUAL, vector.w_data, linear.x_wr_en, linear.x_wr_addr, linear.x_wr_data),
-                (r, Destination.RESULT, narrow, linear.r_wr_en, linear.r_wr_addr, linear.r_wr_data)):
+            (x, Destination.RESIDUAL, vector.w_data, linear.x_wr_en, linear.x_wr_addr, linear.x_wr_data),
+            (r, Destination.RESULT, narrow, linear.r_wr_en, linear.r_wr_addr, linear.r_wr_data),
+        ):
             m.d.sync += [
-                buffer.write_en.eq(Mux(to[destination], -1, en)), buffer.write_addr.eq(Mux(to[destination], vector.w_index, addr)),
+                buffer.write_en.eq(Mux(to[destination], -1, en)),
+                buffer.write_addr.eq(Mux(to[destination], vector.w_index, addr)),
                 buffer.write_data.eq(Mux(to[destination], Cat(*words), data_.replicate(v // c.lanes))),
             ]
         parts = c.lane_width // v
         part, word = Signal(range(parts)), Signal.like(a.write_addr)
         m.d.comb += [
-            a.write_en.eq(to[Destination.A8] << part), a.write_addr.eq(word),
+            a.write_en.eq(to[Destination.A8] << part),
+            a.write_addr.eq(word),
             a.write_data.eq(Cat(*(element[:8] for element in vector.w_data)).replicate(parts)),
         ]
         with m.If(s.start_vector):
@@ -193,22 +267,40 @@ class DecoderCore(wiring.Component):
         # -- attention: operands, cache (scales two cycles later), accumulators, embedding
         stored = Signal(data.StructLayout({"key": 1, "value": 1, "head": 8, "scale": ScalarLayout}))
         m.d.sync += [
-            stored.key.eq(s.store_key), stored.value.eq(s.store_value), stored.head.eq(s.store_head), stored.scale.eq(s.store),
-            attention.ks_en.eq(stored.key), attention.vs_en.eq(stored.value), attention.sc_head.eq(stored.head),
-            attention.sc_m.eq(stored.scale.m), attention.sc_e.eq(Mux(stored.scale.m == 0, ZERO_EXPONENT, stored.scale.e)),
+            stored.key.eq(s.store_key),
+            stored.value.eq(s.store_value),
+            stored.head.eq(s.store_head),
+            stored.scale.eq(s.store),
+            attention.ks_en.eq(stored.key),
+            attention.vs_en.eq(stored.value),
+            attention.sc_head.eq(stored.head),
+            attention.sc_m.eq(stored.scale.m),
+            attention.sc_e.eq(Mux(stored.scale.m == 0, ZERO_EXPONENT, stored.scale.e)),
         ]
         m.d.comb += [
-            attention.op_en.eq(to[Destination.OPERAND]), attention.op_index.eq(vector.w_index),
-            attention.eq_en.eq(to[Destination.OPERAND] & vector.w_first), attention.eq_head.eq(vector.w_head),
+            attention.op_en.eq(to[Destination.OPERAND]),
+            attention.op_index.eq(vector.w_index),
+            attention.eq_en.eq(to[Destination.OPERAND] & vector.w_first),
+            attention.eq_head.eq(vector.w_head),
             attention.eq_exp.eq(s.q_base + vector.w_en_shift),
-            attention.kv_en.eq(to[Destination.KEY] | to[Destination.VALUE]), attention.kv_is_v.eq(to[Destination.VALUE]),
-            attention.kv_head.eq(vector.w_head), attention.kv_index.eq(vector.w_index),
-            attention.acc_en.eq(vector.acc_en), attention.emb_en.eq(vector.emb_en),
-            attention.acc_addr.eq(vector.acc_addr), attention.sum_head.eq(vector.sum_head), vector.sum_value.eq(attention.sum),
-            attention.emb_token.eq(s.token), attention.emb_index.eq(vector.emb_index),
-            s.m_value.eq(vector.m_value), vector.m_segment.eq(s.segment), s.squares.eq(vector.ss),
+            attention.kv_en.eq(to[Destination.KEY] | to[Destination.VALUE]),
+            attention.kv_is_v.eq(to[Destination.VALUE]),
+            attention.kv_head.eq(vector.w_head),
+            attention.kv_index.eq(vector.w_index),
+            attention.acc_en.eq(vector.acc_en),
+            attention.emb_en.eq(vector.emb_en),
+            attention.acc_addr.eq(vector.acc_addr),
+            attention.sum_head.eq(vector.sum_head),
+            vector.sum_value.eq(attention.sum),
+            attention.emb_token.eq(s.token),
+            attention.emb_index.eq(vector.emb_index),
+            s.m_value.eq(vector.m_value),
+            vector.m_segment.eq(s.segment),
+            s.squares.eq(vector.ss),
             s.reference.eq(attention.eref),
-            attention.top_index.eq(s.rank), s.rank_token.eq(attention.top_token), s.rank_logit.eq(attention.top_logit),
+            attention.top_index.eq(s.rank),
+            s.rank_token.eq(attention.top_token),
+            s.rank_logit.eq(attention.top_logit),
         ]
         for i in range(v):
             m.d.comb += [attention.op_data[i].eq(vector.w_data[i]), attention.kv_data[i].eq(vector.w_data[i])]
@@ -222,9 +314,19 @@ class DecoderCore(wiring.Component):
         for name in ("weight_en", "weight_addr", "weight_data", "scale_en", "scale_addr", "scale_data"):
             m.d.comb += getattr(linear, name).eq(getattr(loader, name))
         m.d.comb += [
-            self.adapter_outcome.eq(loader.outcome), self.adapter_loaded.eq(loader.loaded), self.adapter_refused.eq(s.refused),
-            loader.active.eq(s.active), loader.running.eq(s.running), loader.memory.eq(s.memory), loader.selected.eq(s.selected),
-            s.lost.eq(loader.lost), s.ok.eq(loader.ok), s.physical.eq(loader.physical),
-            linear.start.eq(s.start_linear | s.start_adapt), linear.adapt.eq(s.start_adapt), linear.adapted.eq(s.adapted),
-            linear.kind.eq(s.rd), linear.memory.eq(s.memory),
+            self.adapter_outcome.eq(loader.outcome),
+            self.adapter_loaded.eq(loader.loaded),
+            self.adapter_refused.eq(s.refused),
+            loader.active.eq(s.active),
+            loader.running.eq(s.running),
+            loader.memory.eq(s.memory),
+            loader.selected.eq(s.selected),
+            s.lost.eq(loader.lost),
+            s.ok.eq(loader.ok),
+            s.physical.eq(loader.physical),
+            linear.start.eq(s.start_linear | s.start_adapt),
+            linear.adapt.eq(s.start_adapt),
+            linear.adapted.eq(s.adapted),
+            linear.kind.eq(s.rd),
+            linear.memory.eq(s.memory),
         ]

@@ -26,12 +26,21 @@ class DecoderShell(wiring.Component):
 
     def __init__(self, config, length, digest):
         self.config, self.length, self.digest = config, length, digest
-        super().__init__({
-            "aclk": In(1), "aresetn": In(1),
-            "s_axis_tdata": In(32), "s_axis_tvalid": In(1), "s_axis_tready": Out(1), "s_axis_tlast": In(1),
-            "m_axis_tdata": Out(32), "m_axis_tvalid": Out(1), "m_axis_tready": In(1), "m_axis_tlast": Out(1),
-            **{f"s_axil_{name}": member for name, member in AXI_LITE.items()},
-        })
+        super().__init__(
+            {
+                "aclk": In(1),
+                "aresetn": In(1),
+                "s_axis_tdata": In(32),
+                "s_axis_tvalid": In(1),
+                "s_axis_tready": Out(1),
+                "s_axis_tlast": In(1),
+                "m_axis_tdata": Out(32),
+                "m_axis_tvalid": Out(1),
+                "m_axis_tready": In(1),
+                "m_axis_tlast": Out(1),
+                **{f"s_axil_{name}": member for name, member in AXI_LITE.items()},
+            }
+        )
 
     def port_map(self):
         """Ports for :func:`amaranth.back.verilog.convert`, by their exact names."""
@@ -47,16 +56,21 @@ class DecoderShell(wiring.Component):
         m.submodules.registers = lite = AxiLite(offsets.values())
         lite.connect(m, self)
         m.d.comb += [
-            core.command_valid.eq(self.s_axis_tvalid), core.command_data.eq(self.s_axis_tdata),
+            core.command_valid.eq(self.s_axis_tvalid),
+            core.command_data.eq(self.s_axis_tdata),
             self.s_axis_tready.eq(core.command_ready),
-            self.m_axis_tvalid.eq(core.result_valid), self.m_axis_tdata.eq(core.result_data),
-            self.m_axis_tlast.eq(core.result_last), core.result_ready.eq(self.m_axis_tready),
+            self.m_axis_tvalid.eq(core.result_valid),
+            self.m_axis_tdata.eq(core.result_data),
+            self.m_axis_tlast.eq(core.result_last),
+            core.result_ready.eq(self.m_axis_tready),
         ]
 
         clear, active, overflow = Signal(), Signal(), Signal()
         cycles, latched = Signal(64), Signal(32)
-        counters = {name: Signal(32, name=name) for name in
-                    ("stall_in", "stall_out", "tokens", *(f"phase_{phase}" for phase in PHASES))}
+        counters = {
+            name: Signal(32, name=name)
+            for name in ("stall_in", "stall_out", "tokens", *(f"phase_{phase}" for phase in PHASES))
+        }
         counts = {
             "stall_in": core.command_ready & ~core.command_valid,
             "stall_out": core.result_valid & ~core.result_ready,
@@ -80,20 +94,34 @@ class DecoderShell(wiring.Component):
             m.d.sync += overflow.eq(0)
 
         values = {
-            "magic": Const(MAGIC, 32), "version": Const(VERSION, 32), "digest": Const(self.digest, 32),
+            "magic": Const(MAGIC, 32),
+            "version": Const(VERSION, 32),
+            "digest": Const(self.digest, 32),
             "capabilities": Const(self.config.context | self.config.top_k << 16, 32),
-            "status": Cat(active, overflow), "position": core.position, "control": Const(0, 32),
-            "cycles_lo": cycles[:32], "cycles_hi": latched, **counters,
+            "status": Cat(active, overflow),
+            "position": core.position,
+            "control": Const(0, 32),
+            "cycles_lo": cycles[:32],
+            "cycles_hi": latched,
+            **counters,
         }
         if self.config.rank:
             values |= self._adapters(m, core, lite, offsets)
         if self.config.gate_words:
             m.submodules.activity = activity = BankActivity(self.config.gate_banks)
-            m.d.comb += [activity.power.eq(core.gate_power), activity.reads.eq(core.gate_reads), activity.clear.eq(clear)]
+            m.d.comb += [
+                activity.power.eq(core.gate_power),
+                activity.reads.eq(core.gate_reads),
+                activity.clear.eq(clear),
+            ]
             with m.If(lite.written(offsets["gate_bank"])):
                 m.d.sync += activity.bank.eq(lite.write_data)
-            values |= {"gate_bank": Const(self.config.gate_banks, 32), "gate_powered": activity.powered, "gate_reads": activity.read,
-                       "gate_wakes": activity.wakes}
+            values |= {
+                "gate_bank": Const(self.config.gate_banks, 32),
+                "gate_powered": activity.powered,
+                "gate_reads": activity.read,
+                "gate_wakes": activity.wakes,
+            }
         lite.answer(m, {offsets[name]: value for name, value in values.items()}, dict.fromkeys(writable(registers), 1))
         with m.If(lite.read & lite.at[offsets["cycles_lo"]]):
             m.d.sync += latched.eq(cycles[32:])
@@ -109,6 +137,10 @@ class DecoderShell(wiring.Component):
             m.d.sync += refused.eq(1)
         with m.Elif(lite.written(offsets["adapter_status"]) & lite.write_data[8]):
             m.d.sync += refused.eq(0)
-        return {"adapter_slots": Cat(Const(self.config.adapters, 16), core.adapter_loaded),
-                "adapter_status": Cat(core.adapter_outcome.as_value(), Const(0, 4), refused),
-                "adapter_begin": zero, "adapter_data": zero, "adapter_commit": zero}
+        return {
+            "adapter_slots": Cat(Const(self.config.adapters, 16), core.adapter_loaded),
+            "adapter_status": Cat(core.adapter_outcome.as_value(), Const(0, 4), refused),
+            "adapter_begin": zero,
+            "adapter_data": zero,
+            "adapter_commit": zero,
+        }

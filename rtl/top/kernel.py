@@ -29,19 +29,52 @@ class Operation(IntEnum):
 INTERRUPTS = (0x04, 0x08, 0x0C)  # of ap_ctrl_hs, which software may write to any kernel; there are none here
 
 # Name, byte offset in the control registers, bytes, memory port or None. Vitis' ap_ctrl_hs has its own registers below 0x10.
-ARGUMENTS = (("operations", 0x10, 8, "gmem0"), ("count", 0x1C, 4, None), ("answers", 0x24, 8, "gmem1"), ("wanted", 0x30, 4, None),
-             ("patience", 0x38, 4, None))
+ARGUMENTS = (
+    ("operations", 0x10, 8, "gmem0"),
+    ("count", 0x1C, 4, None),
+    ("answers", 0x24, 8, "gmem1"),
+    ("wanted", 0x30, 4, None),
+    ("patience", 0x38, 4, None),
+)
 
 
 def read_port():
-    return wiring.Signature({"araddr": Out(64), "arlen": Out(8), "arsize": Out(3), "arburst": Out(2), "arvalid": Out(1), "arready": In(1),
-                             "rdata": In(64), "rresp": In(2), "rlast": In(1), "rvalid": In(1), "rready": Out(1)})
+    return wiring.Signature(
+        {
+            "araddr": Out(64),
+            "arlen": Out(8),
+            "arsize": Out(3),
+            "arburst": Out(2),
+            "arvalid": Out(1),
+            "arready": In(1),
+            "rdata": In(64),
+            "rresp": In(2),
+            "rlast": In(1),
+            "rvalid": In(1),
+            "rready": Out(1),
+        }
+    )
 
 
 def write_port():
-    return wiring.Signature({"awaddr": Out(64), "awlen": Out(8), "awsize": Out(3), "awburst": Out(2), "awvalid": Out(1), "awready": In(1),
-                             "wdata": Out(64), "wstrb": Out(8), "wlast": Out(1), "wvalid": Out(1), "wready": In(1),
-                             "bresp": In(2), "bvalid": In(1), "bready": Out(1)})
+    return wiring.Signature(
+        {
+            "awaddr": Out(64),
+            "awlen": Out(8),
+            "awsize": Out(3),
+            "awburst": Out(2),
+            "awvalid": Out(1),
+            "awready": In(1),
+            "wdata": Out(64),
+            "wstrb": Out(8),
+            "wlast": Out(1),
+            "wvalid": Out(1),
+            "wready": In(1),
+            "bresp": In(2),
+            "bvalid": In(1),
+            "bready": Out(1),
+        }
+    )
 
 
 class Mover(wiring.Component):
@@ -66,12 +99,24 @@ class Mover(wiring.Component):
     """
 
     def __init__(self):
-        super().__init__({
-            "start": In(1), "operations": In(64), "count": In(32), "answers": In(64), "wanted": In(32), "patience": In(32),
-            "idle": Out(1), "done": Out(1), "gmem0": Out(read_port()), "gmem1": Out(write_port()),
-            "commands": Out(stream.Signature(33)), "results": In(stream.Signature(33)), "registers": Out(register_bus(ADDRESS_BITS)),
-            "reset": Out(1),
-        })
+        super().__init__(
+            {
+                "start": In(1),
+                "operations": In(64),
+                "count": In(32),
+                "answers": In(64),
+                "wanted": In(32),
+                "patience": In(32),
+                "idle": Out(1),
+                "done": Out(1),
+                "gmem0": Out(read_port()),
+                "gmem1": Out(write_port()),
+                "commands": Out(stream.Signature(33)),
+                "results": In(stream.Signature(33)),
+                "registers": Out(register_bus(ADDRESS_BITS)),
+                "reset": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -83,10 +128,18 @@ class Mover(wiring.Component):
         operation, resetting = Signal(64), Signal(range(RESET_CYCLES))
         kind, tag, header, back = Signal(4), Signal(8), Signal(), Signal()
         m.d.comb += [
-            kind.eq(operation[60:]), self.commands.payload.eq(Cat(operation[:32], kind == Operation.LAST_COMMAND)),
-            read.arsize.eq(3), read.arburst.eq(1), read.araddr.eq(self.operations + (taken << 3)),
-            write.awsize.eq(3), write.awburst.eq(1), write.wstrb.eq(0xFF), write.wlast.eq(1),
-            master.tag.eq(tag), master.address.eq(operation[32:32 + ADDRESS_BITS]), master.data.eq(operation[:32]),
+            kind.eq(operation[60:]),
+            self.commands.payload.eq(Cat(operation[:32], kind == Operation.LAST_COMMAND)),
+            read.arsize.eq(3),
+            read.arburst.eq(1),
+            read.araddr.eq(self.operations + (taken << 3)),
+            write.awsize.eq(3),
+            write.awburst.eq(1),
+            write.wstrb.eq(0xFF),
+            write.wlast.eq(1),
+            master.tag.eq(tag),
+            master.address.eq(operation[32 : 32 + ADDRESS_BITS]),
+            master.data.eq(operation[:32]),
             master.write.eq(kind == Operation.WRITE),
         ]
         taking, tired = Signal(), Signal()
@@ -99,7 +152,13 @@ class Mover(wiring.Component):
 
         def answer(data, *, of_header=0):
             address = self.answers if of_header else self.answers + ((answered + 1) << 3)
-            m.d.sync += [write.wdata.eq(data), write.awaddr.eq(address), write.awvalid.eq(1), write.wvalid.eq(1), header.eq(of_header)]
+            m.d.sync += [
+                write.wdata.eq(data),
+                write.awaddr.eq(address),
+                write.awvalid.eq(1),
+                write.wvalid.eq(1),
+                header.eq(of_header),
+            ]
             if not of_header:
                 m.d.sync += answered.eq(answered + 1)
             m.next = "STORE"
@@ -210,8 +269,11 @@ class Kernel(wiring.Component):
         m.domains.sync = ClockDomain()
         m.d.comb += [ClockSignal().eq(self.ap_clk), ResetSignal().eq(~self.ap_rst_n)]
         m.submodules.mover = mover = Mover()
-        words = {offset + 4 * part: getattr(mover, name)[32 * part:32 * part + 32]
-                 for name, offset, size, _ in ARGUMENTS for part in range(size // 4)}
+        words = {
+            offset + 4 * part: getattr(mover, name)[32 * part : 32 * part + 32]
+            for name, offset, size, _ in ARGUMENTS
+            for part in range(size // 4)
+        }
         m.submodules.control = lite = AxiLite([0, *INTERRUPTS, *words])
         for name, member in self.control.items():
             outer, inner = getattr(self, f"s_axi_control_{name}"), getattr(lite, name)
@@ -242,11 +304,18 @@ class Kernel(wiring.Component):
 
         running_n = Signal()
         m.d.comb += running_n.eq(self.ap_rst_n & ~mover.reset)
-        ports = {"i_aclk": ClockSignal(), "i_aresetn": running_n,
-                 "i_s_axis_tdata": mover.commands.payload[:32], "i_s_axis_tlast": mover.commands.payload[32],
-                 "i_s_axis_tvalid": mover.commands.valid, "o_s_axis_tready": mover.commands.ready,
-                 "o_m_axis_tdata": mover.results.payload[:32], "o_m_axis_tlast": mover.results.payload[32],
-                 "o_m_axis_tvalid": mover.results.valid, "i_m_axis_tready": mover.results.ready}
+        ports = {
+            "i_aclk": ClockSignal(),
+            "i_aresetn": running_n,
+            "i_s_axis_tdata": mover.commands.payload[:32],
+            "i_s_axis_tlast": mover.commands.payload[32],
+            "i_s_axis_tvalid": mover.commands.valid,
+            "o_s_axis_tready": mover.commands.ready,
+            "o_m_axis_tdata": mover.results.payload[:32],
+            "o_m_axis_tlast": mover.results.payload[32],
+            "o_m_axis_tvalid": mover.results.valid,
+            "i_m_axis_tready": mover.results.ready,
+        }
         for name, member in register_bus(ADDRESS_BITS).members.items():
             ports[f"{'i' if member.flow is Out else 'o'}_s_axil_{name}"] = getattr(mover.registers, name)
         m.submodules.decoder = Instance(self.top, **ports)

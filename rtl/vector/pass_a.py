@@ -40,13 +40,25 @@ class LaneA(wiring.Component):
 
     def __init__(self, config, odd):
         self.odd = odd
-        super().__init__({
-            "valid": In(3), "rope": In(1), "plain": In(1), "results": In(1), "shift": In(config.shift_bits), "shift_en": In(1),
-            "x": In(signed(32)), "r": In(signed(config.result_bits)),
-            "gain": In(signed(COEFFICIENT_BITS)), "cosine": In(signed(COEFFICIENT_BITS)), "sine": In(signed(COEFFICIENT_BITS)),
-            "partner": In(signed(T_BITS)), "second": Out(signed(2 * XS_BITS)),
-            "t": Out(signed(T_BITS)), "size": Out(MAXIMUM_BITS),
-        })
+        super().__init__(
+            {
+                "valid": In(3),
+                "rope": In(1),
+                "plain": In(1),
+                "results": In(1),
+                "shift": In(config.shift_bits),
+                "shift_en": In(1),
+                "x": In(signed(32)),
+                "r": In(signed(config.result_bits)),
+                "gain": In(signed(COEFFICIENT_BITS)),
+                "cosine": In(signed(COEFFICIENT_BITS)),
+                "sine": In(signed(COEFFICIENT_BITS)),
+                "partner": In(signed(T_BITS)),
+                "second": Out(signed(2 * XS_BITS)),
+                "t": Out(signed(T_BITS)),
+                "size": Out(MAXIMUM_BITS),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -66,7 +78,9 @@ class LaneA(wiring.Component):
             source.eq(Mux(results, self.r, self.x)),
             factor.eq(Mux(rope, s, xs)),
             turn.eq(Mux(rope, self.partner, 0)),
-            self.second.eq(second), self.t.eq(t), self.size.eq(Mux(t[-1], -t, t)),
+            self.second.eq(second),
+            self.t.eq(t),
+            self.size.eq(Mux(t[-1], -t, t)),
         ]
         with m.If(self.valid[0]):
             m.d.sync += [
@@ -120,16 +134,34 @@ class PassA(wiring.Component):
         width = config.vector_width
         depth = max_words(config)
         coefficient = signed(COEFFICIENT_BITS)
-        super().__init__({
-            "start": In(1), "wanted": In(1), "rope": In(1), "results": In(1), "started": In(1), "shift": In(config.shift_bits),
-            "last_index": In(range(depth)), "rotary_ready": In(1), "gain_base": In(16), "gain_addr": Out(16),
-            "src_addr": Out(range(depth)), "rotary_word": Out(range(max(2, config.head_dim // width))),
-            "x": In(signed(32)).array(width), "r": In(signed(config.result_bits)).array(width),
-            "gain": In(coefficient).array(width),
-            "cosine": In(coefficient).array(width // 2), "sine": In(coefficient).array(width // 2),
-            "t_en": Out(1), "t_addr": Out(range(depth)), "t": Out(signed(T_BITS)).array(width),
-            "m_valid": Out(1), "m_value": Out(MAXIMUM_BITS), "m_final": Out(1), "sum": Out(sum_bits(config)),
-        })
+        super().__init__(
+            {
+                "start": In(1),
+                "wanted": In(1),
+                "rope": In(1),
+                "results": In(1),
+                "started": In(1),
+                "shift": In(config.shift_bits),
+                "last_index": In(range(depth)),
+                "rotary_ready": In(1),
+                "gain_base": In(16),
+                "gain_addr": Out(16),
+                "src_addr": Out(range(depth)),
+                "rotary_word": Out(range(max(2, config.head_dim // width))),
+                "x": In(signed(32)).array(width),
+                "r": In(signed(config.result_bits)).array(width),
+                "gain": In(coefficient).array(width),
+                "cosine": In(coefficient).array(width // 2),
+                "sine": In(coefficient).array(width // 2),
+                "t_en": Out(1),
+                "t_addr": Out(range(depth)),
+                "t": Out(signed(T_BITS)).array(width),
+                "m_valid": Out(1),
+                "m_value": Out(MAXIMUM_BITS),
+                "m_final": Out(1),
+                "sum": Out(sum_bits(config)),
+            }
+        )
 
     @staticmethod
     def tree_stages(vector_width):
@@ -154,14 +186,23 @@ class PassA(wiring.Component):
             plain.eq(self.src_addr >= first_value),
         ]
         m.d.sync += [
-            valid.eq(Cat(issue, valid)), lasts.eq(Cat(issue & last, lasts)), finals.eq(Cat(issue & final, finals)),
+            valid.eq(Cat(issue, valid)),
+            lasts.eq(Cat(issue & last, lasts)),
+            finals.eq(Cat(issue & final, finals)),
             plain_1.eq(plain),
         ]
         with m.If(self.start):
-            m.d.sync += [run.eq(self.wanted), self.src_addr.eq(0), self.rotary_word.eq(0), self.gain_addr.eq(self.gain_base)]
+            m.d.sync += [
+                run.eq(self.wanted),
+                self.src_addr.eq(0),
+                self.rotary_word.eq(0),
+                self.gain_addr.eq(self.gain_base),
+            ]
         with m.Elif(issue):
             m.d.sync += [
-                run.eq(~final), self.src_addr.eq(self.src_addr + 1), self.gain_addr.eq(self.gain_addr + 1),
+                run.eq(~final),
+                self.src_addr.eq(self.src_addr + 1),
+                self.gain_addr.eq(self.gain_addr + 1),
                 self.rotary_word.eq(Mux(last, 0, self.rotary_word + 1)),
             ]
 
@@ -171,10 +212,18 @@ class PassA(wiring.Component):
             m.submodules[f"lane_{i}"] = lane
             lanes.append(lane)
             m.d.comb += [
-                lane.valid.eq(valid[:3]), lane.rope.eq(self.rope), lane.plain.eq(plain_1), lane.results.eq(self.results),
-                lane.shift.eq(self.shift), lane.shift_en.eq(self.started),
-                lane.x.eq(self.x[i]), lane.r.eq(self.r[i]), lane.gain.eq(self.gain[i]),
-                lane.cosine.eq(self.cosine[i // 2]), lane.sine.eq(self.sine[i // 2]), self.t[i].eq(lane.t),
+                lane.valid.eq(valid[:3]),
+                lane.rope.eq(self.rope),
+                lane.plain.eq(plain_1),
+                lane.results.eq(self.results),
+                lane.shift.eq(self.shift),
+                lane.shift_en.eq(self.started),
+                lane.x.eq(self.x[i]),
+                lane.r.eq(self.r[i]),
+                lane.gain.eq(self.gain[i]),
+                lane.cosine.eq(self.cosine[i // 2]),
+                lane.sine.eq(self.sine[i // 2]),
+                self.t[i].eq(lane.t),
             ]
         for i, lane in enumerate(lanes):
             m.d.comb += lane.partner.eq(lanes[i ^ 1].second)
@@ -186,13 +235,18 @@ class PassA(wiring.Component):
             m.d.sync += self.t_addr.eq(self.t_addr + 1)
 
         # Maximum: unsigned sizes, so that the trees compare plainly.
-        largest, stage = _tree(m, [lane.size for lane in lanes], valid, LOAD_STAGES - 1, _larger, sizes=True, name="max")
+        largest, stage = _tree(
+            m, [lane.size for lane in lanes], valid, LOAD_STAGES - 1, _larger, sizes=True, name="max"
+        )
         assert stage == stages - 2, "the tree ends where the flags expect it"
         fresh = Signal(init=1)
         with m.If(self.started):
             m.d.sync += self.m_value.eq(0)
         with m.Elif(valid[stage]):
-            m.d.sync += [self.m_value.eq(_larger(m, Mux(fresh, 0, self.m_value), largest, "max_run")), fresh.eq(lasts[stage])]
+            m.d.sync += [
+                self.m_value.eq(_larger(m, Mux(fresh, 0, self.m_value), largest, "max_run")),
+                fresh.eq(lasts[stage]),
+            ]
         m.d.comb += [self.m_valid.eq(lasts[stages - 1]), self.m_final.eq(finals[stages - 1])]
 
         squares = [Signal(SQUARE_BITS, name=f"square_{i}") for i in range(width)]
@@ -242,7 +296,7 @@ def _tree(m, values, valid, stage, combine, sizes, name):
     levels, level = (1 if sizes else 2), 0
     while len(values) > 2 or (sizes and level == 0):
         if sizes and levels == 2:
-            values = [_largest(m, values[i:i + 4], f"{name}_{level}_{i}") for i in range(0, len(values), 4)]
+            values = [_largest(m, values[i : i + 4], f"{name}_{level}_{i}") for i in range(0, len(values), 4)]
             levels, level = 0, level + 2
         for _ in range(min(levels, len(values).bit_length() - 1)):
             pairs = zip(values[::2], values[1::2], strict=True)

@@ -30,11 +30,11 @@ class Kind(enum.Enum, shape=unsigned(3)):
 class Destination(enum.Enum, shape=unsigned(3)):
     """Where a word of pass B goes, and how wide its elements are."""
 
-    A8 = 0        # INT8 activations
-    OPERAND = 1   # 16 bits, operand memory of the attention unit
-    KEY = 2       # INT8, key cache
-    VALUE = 3     # INT8, value cache
-    RESULT = 4    # 18 bits, result buffer
+    A8 = 0  # INT8 activations
+    OPERAND = 1  # 16 bits, operand memory of the attention unit
+    KEY = 2  # INT8, key cache
+    VALUE = 3  # INT8, value cache
+    RESULT = 4  # 18 bits, result buffer
     RESIDUAL = 5  # 32 bits, residual buffer
 
 
@@ -56,11 +56,19 @@ class LaneB(wiring.Component):
 
     def __init__(self, value_bits, embed_shift):
         self.embed_shift = embed_shift
-        super().__init__({
-            "valid": In(4), "kind": In(Kind), "amount": In(AMOUNT_BITS), "factor": In(MANTISSA),
-            "mode": In(Mode),  # of the word at stage 2
-            "t": In(signed(T_BITS)), "acc": In(signed(value_bits)), "emb": In(signed(8)), "q": Out(signed(32)),
-        })
+        super().__init__(
+            {
+                "valid": In(4),
+                "kind": In(Kind),
+                "amount": In(AMOUNT_BITS),
+                "factor": In(MANTISSA),
+                "mode": In(Mode),  # of the word at stage 2
+                "t": In(signed(T_BITS)),
+                "acc": In(signed(value_bits)),
+                "emb": In(signed(8)),
+                "q": Out(signed(32)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -83,8 +91,12 @@ class LaneB(wiring.Component):
         value, limit, clip = Signal(signed(32)), Signal(32), Signal()
         sign = total[-1]
         mode_3 = Signal(Mode, reset_less=True, attrs=COPY)
-        modes = ((Mode.INT8, INT8_SHIFT, INT8_MAX), (Mode.INT16, INT16_SHIFT, INT16_MAX),
-                 (Mode.INVERSE, INVERSE_SHIFT, (1 << 17) - 1), (Mode.EMBED, self.embed_shift, None))
+        modes = (
+            (Mode.INT8, INT8_SHIFT, INT8_MAX),
+            (Mode.INT16, INT16_SHIFT, INT16_MAX),
+            (Mode.INVERSE, INVERSE_SHIFT, (1 << 17) - 1),
+            (Mode.EMBED, self.embed_shift, None),
+        )
         with m.Switch(self.mode):
             for mode, shift, _ in modes:
                 with m.Case(mode):
@@ -96,7 +108,7 @@ class LaneB(wiring.Component):
                 with m.Case(mode):
                     m.d.comb += value.eq(total >> shift)
                     if maximum is not None:  # 8 by 17 bits always fit
-                        top, low = total[shift + maximum.bit_length():-1], total[shift:shift + maximum.bit_length()]
+                        top, low = total[shift + maximum.bit_length() : -1], total[shift : shift + maximum.bit_length()]
                         m.d.comb += [limit.eq(maximum), clip.eq(Mux(sign, ~top.all() | ~low.any(), top.any()))]
         with m.If(self.valid[3]):
             m.d.sync += q.eq(Mux(clip, (limit ^ sign.replicate(32)) | 1, value))
@@ -145,32 +157,66 @@ class PassB(wiring.Component):
         self.config = config
         width, depth = config.vector_width, max_words(config)
         self.segment_bits = segment_bits = (max(2, segments(config), config.attention_heads) - 1).bit_length()
-        super().__init__({
-            "start": In(1), "started": In(1), "kind": In(Kind), "last_index": In(range(depth)), "base": In(range(depth)),
-            "q_mantissa": In(16), "embed_scale": In(MANTISSA),
-            "soon": In(1), "r_valid": In(1), "r_segment": In(segment_bits), "r_value": In(MANTISSA),
-            "e_valid": In(1), "e_segment": In(segment_bits), "e_amount": In(AMOUNT_BITS),
-            "addr": Out(range(depth)), "acc_en": Out(1), "emb_en": Out(1),
-            "t": In(signed(T_BITS)).array(width), "acc": In(signed(config.value_bits)).array(width),
-            "emb": In(signed(8)).array(width),
-            "w_en": Out(1), "w_dest": Out(Destination), "w_index": Out(range(depth)),
-            "w_head": Out(range(max(2, config.heads))), "w_data": Out(signed(32)).array(width),
-            "w_first": Out(1), "w_shift": Out(signed(6)), "w_or": Out(31), "w_final": Out(1), "w_soon": Out(1),
-        })
+        super().__init__(
+            {
+                "start": In(1),
+                "started": In(1),
+                "kind": In(Kind),
+                "last_index": In(range(depth)),
+                "base": In(range(depth)),
+                "q_mantissa": In(16),
+                "embed_scale": In(MANTISSA),
+                "soon": In(1),
+                "r_valid": In(1),
+                "r_segment": In(segment_bits),
+                "r_value": In(MANTISSA),
+                "e_valid": In(1),
+                "e_segment": In(segment_bits),
+                "e_amount": In(AMOUNT_BITS),
+                "addr": Out(range(depth)),
+                "acc_en": Out(1),
+                "emb_en": Out(1),
+                "t": In(signed(T_BITS)).array(width),
+                "acc": In(signed(config.value_bits)).array(width),
+                "emb": In(signed(8)).array(width),
+                "w_en": Out(1),
+                "w_dest": Out(Destination),
+                "w_index": Out(range(depth)),
+                "w_head": Out(range(max(2, config.heads))),
+                "w_data": Out(signed(32)).array(width),
+                "w_first": Out(1),
+                "w_shift": Out(signed(6)),
+                "w_or": Out(31),
+                "w_final": Out(1),
+                "w_soon": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         config, width = self.config, self.config.vector_width
         head_words = config.head_dim // width
-        word = data.StructLayout({
-            "final": 1, "first": 1, "dest": Destination, "index": len(self.w_index), "head": len(self.w_head),
-            "segment": self.segment_bits, "amount": AMOUNT_BITS,
-        })
+        word = data.StructLayout(
+            {
+                "final": 1,
+                "first": 1,
+                "dest": Destination,
+                "index": len(self.w_index),
+                "head": len(self.w_head),
+                "segment": self.segment_bits,
+                "amount": AMOUNT_BITS,
+            }
+        )
         kind = Signal(Kind)
         rope, embed, drain, norm16 = (Signal(name=name) for name in ("rope", "embed", "drain", "norm16"))
         with m.If(self.start):
-            m.d.sync += [rope.eq(self.kind == Kind.ROPE), embed.eq(self.kind == Kind.EMBED), drain.eq(self.kind == Kind.DRAIN),
-                         norm16.eq(self.kind == Kind.NORM16), kind.eq(self.kind)]
+            m.d.sync += [
+                rope.eq(self.kind == Kind.ROPE),
+                embed.eq(self.kind == Kind.EMBED),
+                drain.eq(self.kind == Kind.DRAIN),
+                norm16.eq(self.kind == Kind.NORM16),
+                kind.eq(self.kind),
+            ]
 
         m.d.comb += [self.acc_en.eq(drain), self.emb_en.eq(embed)]
 
@@ -182,8 +228,12 @@ class PassB(wiring.Component):
             memories.append((memory.write_port(), memory.read_port(domain="comb")))
         (amount_w, amount_r), (factor_w, factor_r) = memories
         m.d.comb += [
-            amount_w.en.eq(self.e_valid), amount_w.addr.eq(self.e_segment), amount_w.data.eq(self.e_amount),
-            factor_w.en.eq(self.r_valid), factor_w.addr.eq(self.r_segment), factor_w.data.eq(self.r_value),
+            amount_w.en.eq(self.e_valid),
+            amount_w.addr.eq(self.e_segment),
+            amount_w.data.eq(self.e_amount),
+            factor_w.en.eq(self.r_valid),
+            factor_w.addr.eq(self.r_segment),
+            factor_w.data.eq(self.r_value),
         ]
 
         # Issue: a word goes when its segment's reciprocal will be there two stages later.
@@ -200,12 +250,16 @@ class PassB(wiring.Component):
             issue.eq(run & (embed | ready.any())),
             final.eq(self.addr == self.last_index),
             last.eq(Mux(of_heads, position == head_words - 1, final)),
-            query.eq(self.addr < query_words), key.eq(self.addr < key_words),
+            query.eq(self.addr < query_words),
+            key.eq(self.addr < key_words),
             last_in_part.eq(head == Mux(rope & ~query, config.kv_heads - 1, config.heads - 1)),
             amount_r.addr.eq(segment),
-            words[0].final.eq(final), words[0].first.eq(Mux(of_heads, position == 0, self.addr == 0)),
+            words[0].final.eq(final),
+            words[0].first.eq(Mux(of_heads, position == 0, self.addr == 0)),
             words[0].index.eq(Mux(rope & ~query, position, self.base + self.addr)),
-            words[0].head.eq(head), words[0].segment.eq(segment), words[0].amount.eq(amount),
+            words[0].head.eq(head),
+            words[0].segment.eq(segment),
+            words[0].amount.eq(amount),
             amount.eq(Mux(embed, MANTISSA, amount_r.data)),
         ]
         with m.Switch(kind):
@@ -214,7 +268,9 @@ class PassB(wiring.Component):
             with m.Case(Kind.NORM16):
                 m.d.comb += words[0].dest.eq(Destination.OPERAND)
             with m.Case(Kind.ROPE):
-                m.d.comb += words[0].dest.eq(Mux(query, Destination.OPERAND, Mux(key, Destination.KEY, Destination.VALUE)))
+                m.d.comb += words[0].dest.eq(
+                    Mux(query, Destination.OPERAND, Mux(key, Destination.KEY, Destination.VALUE))
+                )
             with m.Case(Kind.EMBED):
                 m.d.comb += words[0].dest.eq(Destination.RESIDUAL)
             with m.Case(Kind.DRAIN):
@@ -231,10 +287,14 @@ class PassB(wiring.Component):
         valid_e, valid, arrived = Signal(3), Signal(TS_STAGES), Signal()
         word_e = [Signal(word, name=f"word_e_{i}", reset_less=True) for i in range(3)]
         m.d.comb += arrived.eq(Mux(embed, valid_e[-1], valid[0]))
-        m.d.sync += [valid.eq(Cat(issue, arrived, valid[1:])), valid_e.eq(Cat(valid[0], valid_e)), words[1].eq(words[0]),
-                     *(later.eq(now) for now, later in zip([words[1], *word_e], word_e, strict=False)),
-                     words[2].eq(Mux(embed, word_e[-1], words[1])),
-                     *(words[stage + 1].eq(words[stage]) for stage in range(2, TS_STAGES))]
+        m.d.sync += [
+            valid.eq(Cat(issue, arrived, valid[1:])),
+            valid_e.eq(Cat(valid[0], valid_e)),
+            words[1].eq(words[0]),
+            *(later.eq(now) for now, later in zip([words[1], *word_e], word_e, strict=False)),
+            words[2].eq(Mux(embed, word_e[-1], words[1])),
+            *(words[stage + 1].eq(words[stage]) for stage in range(2, TS_STAGES)),
+        ]
 
         # Factor, together with ts. The reciprocal may be arriving.
         factor, mode_2, mode = Signal(MANTISSA), Signal(Mode), Signal(Mode)
@@ -245,8 +305,10 @@ class PassB(wiring.Component):
         with m.Elif(rope & (words[1].dest == Destination.OPERAND)):
             m.d.sync += [factor.eq(self.q_mantissa), mode_2.eq(Mode.INT16)]
         with m.Else():
-            m.d.sync += [factor.eq(Mux(bypass, self.r_value, factor_r.data)),
-                         mode_2.eq(Mux(drain, Mode.INVERSE, Mux(norm16, Mode.INT16, Mode.INT8)))]
+            m.d.sync += [
+                factor.eq(Mux(bypass, self.r_value, factor_r.data)),
+                mode_2.eq(Mux(drain, Mode.INVERSE, Mux(norm16, Mode.INT16, Mode.INT8))),
+            ]
         m.d.sync += mode.eq(mode_2)
 
         ors = []
@@ -254,9 +316,15 @@ class PassB(wiring.Component):
             lane = LaneB(config.value_bits, config.embed_shift)
             m.submodules[f"lane_{i}"] = lane
             m.d.comb += [
-                lane.valid.eq(Cat(arrived, valid[1:4])), lane.kind.eq(kind),
-                lane.amount.eq(words[0].amount), lane.factor.eq(factor), lane.mode.eq(mode),
-                lane.t.eq(self.t[i]), lane.acc.eq(self.acc[i]), lane.emb.eq(self.emb[i]), self.w_data[i].eq(lane.q),
+                lane.valid.eq(Cat(arrived, valid[1:4])),
+                lane.kind.eq(kind),
+                lane.amount.eq(words[0].amount),
+                lane.factor.eq(factor),
+                lane.mode.eq(mode),
+                lane.t.eq(self.t[i]),
+                lane.acc.eq(self.acc[i]),
+                lane.emb.eq(self.emb[i]),
+                self.w_data[i].eq(lane.q),
             ]
             ors.append(lane.q[:31] ^ lane.q[31].replicate(31))
         while len(ors) > 1:
@@ -269,8 +337,12 @@ class PassB(wiring.Component):
         out = words[TS_STAGES]
         m.d.comb += [
             self.w_soon.eq(valid[TS_STAGES - 4] & words[TS_STAGES - 3].final),
-            self.w_en.eq(valid[TS_STAGES - 1]), self.w_final.eq(self.w_en & out.final), self.w_dest.eq(out.dest),
-            self.w_index.eq(out.index), self.w_head.eq(out.head), self.w_first.eq(out.first),
+            self.w_en.eq(valid[TS_STAGES - 1]),
+            self.w_final.eq(self.w_en & out.final),
+            self.w_dest.eq(out.dest),
+            self.w_index.eq(out.index),
+            self.w_head.eq(out.head),
+            self.w_first.eq(out.first),
             self.w_shift.eq(out.amount - MANTISSA),
         ]
         return m

@@ -46,10 +46,16 @@ class Rotary(wiring.Component):
         self.increments, self.sine_table = increments, sine
         self.pairs = config.vector_width // 2
         self.words = config.head_dim // config.vector_width
-        super().__init__({
-            "start": In(1), "position": In(POSITION_BITS), "ready": Out(1), "word": In(range(max(2, self.words))),
-            "cosine": Out(signed(16)).array(self.pairs), "sine": Out(signed(16)).array(self.pairs),
-        })
+        super().__init__(
+            {
+                "start": In(1),
+                "position": In(POSITION_BITS),
+                "ready": Out(1),
+                "word": In(range(max(2, self.words))),
+                "cosine": Out(signed(16)).array(self.pairs),
+                "sine": Out(signed(16)).array(self.pairs),
+            }
+        )
 
     @staticmethod
     def cycles(config):
@@ -59,7 +65,9 @@ class Rotary(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         count_bits = (self.config.head_dim - 1).bit_length()
-        m.submodules.increments = increments = Rom("rotary", PHASE_BITS, self.config.head_dim // 2, init=self.increments)
+        m.submodules.increments = increments = Rom(
+            "rotary", PHASE_BITS, self.config.head_dim // 2, init=self.increments
+        )
         m.submodules.table = table = Rom("sine", SINE_BITS, len(SINE_TABLE), init=self.sine_table)
 
         # Stage 0: count over (pair, half); the first half looks up the rising quarter, the second the falling one.
@@ -84,8 +92,11 @@ class Rotary(wiring.Component):
         # Stage 1: increment read. Stage 2: partial products. Stage 3: phase.
         low, high = Signal(32, reset_less=True), Signal(16, reset_less=True)
         phase = Signal(PHASE_BITS, reset_less=True)
-        m.d.sync += [low.eq(position * increments.data[:16]), high.eq(position * increments.data[16:]),
-                     phase.eq(low + Cat(Const(0, 16), high))]
+        m.d.sync += [
+            low.eq(position * increments.data[:16]),
+            high.eq(position * increments.data[16:]),
+            phase.eq(low + Cat(Const(0, 16), high)),
+        ]
         entry = Signal(TABLE_BITS)
         m.d.comb += [entry.eq(phase[20:30]), table.addr.eq(Mux(half, ~entry, entry))]
 
@@ -113,7 +124,11 @@ class Rotary(wiring.Component):
             m.submodules[f"pairs_{lane}"] = memory
             w, r = memory.write_port(), memory.read_port()
             m.d.comb += [
-                w.addr.eq(pair[lane_bits:]), w.data.eq(Cat(cosine, sine)), w.en.eq(write & (pair[:lane_bits] == lane)),
-                r.addr.eq(self.word), self.cosine[lane].eq(r.data[:16]), self.sine[lane].eq(r.data[16:]),
+                w.addr.eq(pair[lane_bits:]),
+                w.data.eq(Cat(cosine, sine)),
+                w.en.eq(write & (pair[:lane_bits] == lane)),
+                r.addr.eq(self.word),
+                self.cosine[lane].eq(r.data[:16]),
+                self.sine[lane].eq(r.data[16:]),
             ]
         return m

@@ -39,16 +39,18 @@ class TopK(wiring.Component):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, not {value!r}")
         self.k = k
-        super().__init__({
-            "clear": In(1),
-            "valid": In(1),
-            "token": In(token_bits),
-            "logit": In(signed(logit_bits)),
-            "index": In(max(1, (k - 1).bit_length())),
-            "top_token": Out(token_bits),
-            "top_logit": Out(signed(logit_bits)),
-            "count": Out(k.bit_length()),
-        })
+        super().__init__(
+            {
+                "clear": In(1),
+                "valid": In(1),
+                "token": In(token_bits),
+                "logit": In(signed(logit_bits)),
+                "index": In(max(1, (k - 1).bit_length())),
+                "top_token": Out(token_bits),
+                "top_logit": Out(signed(logit_bits)),
+                "count": Out(k.bit_length()),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()

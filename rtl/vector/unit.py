@@ -80,22 +80,45 @@ class VectorUnit(wiring.Component):
     def __init__(self, config, gains=None, increments=None, sine=None):
         self.config, self.gains, self.increments, self.sine_table = config, gains, increments, sine
         width, depth = config.vector_width, max_words(config)
-        super().__init__({
-            "rotary_start": In(1), "position": In(POSITION_BITS), "rotary_ready": Out(1),
-            "start": In(1), "kind": In(Kind), "source": In(1), "shift": In(config.shift_bits), "gain_base": In(16),
-            "words": In(range(depth + 1)), "group": In(range(max(2, config.head_groups))), "q_mantissa": In(16),
-            "embed_scale": In(MANTISSA), **dict.fromkeys(("busy", "a_busy", "ending", "busy_next", "a_busy_next", "ending_next"), Out(1)),
-            "src_addr": Out(range(depth)), "x_data": In(signed(32)).array(width),
-            "r_data": In(signed(config.result_bits)).array(width),
-            "emb_index": Out(range(max(2, config.hidden // width))), "emb_data": In(signed(8)).array(width),
-            "acc_en": Out(1), "emb_en": Out(1),
-            "acc_addr": Out(range(max(2, config.array // width))), "acc_data": In(signed(config.value_bits)).array(width),
-            "sum_head": Out(range(max(2, config.attention_heads))), "sum_value": In((32767 * config.context).bit_length()),
-            "w_en": Out(1), "w_dest": Out(Destination), "w_index": Out(range(depth)),
-            "w_head": Out(range(max(2, config.heads))), "w_data": Out(signed(32)).array(width), "w_first": Out(1),
-            "w_en_shift": Out(signed(6)), "w_or": Out(31), "m_segment": In(range(segments(config))),
-            "m_value": Out(MAXIMUM_BITS), "ss": Out(sum_bits(config)),
-        })
+        super().__init__(
+            {
+                "rotary_start": In(1),
+                "position": In(POSITION_BITS),
+                "rotary_ready": Out(1),
+                "start": In(1),
+                "kind": In(Kind),
+                "source": In(1),
+                "shift": In(config.shift_bits),
+                "gain_base": In(16),
+                "words": In(range(depth + 1)),
+                "group": In(range(max(2, config.head_groups))),
+                "q_mantissa": In(16),
+                "embed_scale": In(MANTISSA),
+                **dict.fromkeys(("busy", "a_busy", "ending", "busy_next", "a_busy_next", "ending_next"), Out(1)),
+                "src_addr": Out(range(depth)),
+                "x_data": In(signed(32)).array(width),
+                "r_data": In(signed(config.result_bits)).array(width),
+                "emb_index": Out(range(max(2, config.hidden // width))),
+                "emb_data": In(signed(8)).array(width),
+                "acc_en": Out(1),
+                "emb_en": Out(1),
+                "acc_addr": Out(range(max(2, config.array // width))),
+                "acc_data": In(signed(config.value_bits)).array(width),
+                "sum_head": Out(range(max(2, config.attention_heads))),
+                "sum_value": In((32767 * config.context).bit_length()),
+                "w_en": Out(1),
+                "w_dest": Out(Destination),
+                "w_index": Out(range(depth)),
+                "w_head": Out(range(max(2, config.heads))),
+                "w_data": Out(signed(32)).array(width),
+                "w_first": Out(1),
+                "w_en_shift": Out(signed(6)),
+                "w_or": Out(31),
+                "m_segment": In(range(segments(config))),
+                "m_value": Out(MAXIMUM_BITS),
+                "ss": Out(sum_bits(config)),
+            }
+        )
 
     EARLY = 3
 
@@ -137,8 +160,11 @@ class VectorUnit(wiring.Component):
         m.d.sync += [self.busy.eq(self.busy_next), self.a_busy.eq(self.a_busy_next), self.ending.eq(self.ending_next)]
         with m.If(self.start):
             m.d.sync += [
-                kind.eq(self.kind), rope.eq(self.kind == Kind.ROPE),
-                embed_scale.eq(self.embed_scale), results.eq(self.source | (self.kind == Kind.ROPE)), base.eq(0),
+                kind.eq(self.kind),
+                rope.eq(self.kind == Kind.ROPE),
+                embed_scale.eq(self.embed_scale),
+                results.eq(self.source | (self.kind == Kind.ROPE)),
+                base.eq(0),
                 last_index.eq(self.words - 1),
             ]
             with m.If(self.kind == Kind.ROPE):
@@ -151,14 +177,32 @@ class VectorUnit(wiring.Component):
 
         # Sources
         m.d.comb += [
-            rotary.start.eq(self.rotary_start), rotary.position.eq(self.position), self.rotary_ready.eq(rotary.ready),
-            rotary.word.eq(a.rotary_word), gains.addr.eq(a.gain_addr), self.src_addr.eq(a.src_addr),
-            a.start.eq(self.start), a.wanted.eq(with_a), a.rope.eq(rope), a.results.eq(results),
-            a.shift.eq(self.shift), a.started.eq(started),
-            a.last_index.eq(last_index), a.rotary_ready.eq(rotary.ready), a.gain_base.eq(self.gain_base), self.ss.eq(a.sum),
-            b.start.eq(self.start), b.kind.eq(self.kind), b.last_index.eq(last_index), b.base.eq(base),
-            b.q_mantissa.eq(self.q_mantissa), b.embed_scale.eq(embed_scale),
-            self.acc_addr.eq(b.addr), self.emb_index.eq(b.addr), self.acc_en.eq(b.acc_en), self.emb_en.eq(b.emb_en),
+            rotary.start.eq(self.rotary_start),
+            rotary.position.eq(self.position),
+            self.rotary_ready.eq(rotary.ready),
+            rotary.word.eq(a.rotary_word),
+            gains.addr.eq(a.gain_addr),
+            self.src_addr.eq(a.src_addr),
+            a.start.eq(self.start),
+            a.wanted.eq(with_a),
+            a.rope.eq(rope),
+            a.results.eq(results),
+            a.shift.eq(self.shift),
+            a.started.eq(started),
+            a.last_index.eq(last_index),
+            a.rotary_ready.eq(rotary.ready),
+            a.gain_base.eq(self.gain_base),
+            self.ss.eq(a.sum),
+            b.start.eq(self.start),
+            b.kind.eq(self.kind),
+            b.last_index.eq(last_index),
+            b.base.eq(base),
+            b.q_mantissa.eq(self.q_mantissa),
+            b.embed_scale.eq(embed_scale),
+            self.acc_addr.eq(b.addr),
+            self.emb_index.eq(b.addr),
+            self.acc_en.eq(b.acc_en),
+            self.emb_en.eq(b.emb_en),
             b.started.eq(started),
         ]
         small = {"ram_style": "distributed"} if depth <= 64 else {}  # as in intaglio_ram
@@ -166,16 +210,28 @@ class VectorUnit(wiring.Component):
             m.submodules[f"t_{i}"] = memory = Memory(shape=T_BITS, depth=depth, init=[], attrs=small)
             w, r = memory.write_port(), memory.read_port()
             m.d.comb += [
-                a.x[i].eq(self.x_data[i]), a.r[i].eq(self.r_data[i]),
-                a.gain[i].eq(gains.data[COEFFICIENT_BITS * i:COEFFICIENT_BITS * (i + 1)]),
-                w.addr.eq(a.t_addr), w.data.eq(a.t[i]), w.en.eq(a.t_en), r.addr.eq(b.addr),
-                b.t[i].eq(r.data), b.acc[i].eq(self.acc_data[i]), b.emb[i].eq(self.emb_data[i]), self.w_data[i].eq(b.w_data[i]),
+                a.x[i].eq(self.x_data[i]),
+                a.r[i].eq(self.r_data[i]),
+                a.gain[i].eq(gains.data[COEFFICIENT_BITS * i : COEFFICIENT_BITS * (i + 1)]),
+                w.addr.eq(a.t_addr),
+                w.data.eq(a.t[i]),
+                w.en.eq(a.t_en),
+                r.addr.eq(b.addr),
+                b.t[i].eq(r.data),
+                b.acc[i].eq(self.acc_data[i]),
+                b.emb[i].eq(self.emb_data[i]),
+                self.w_data[i].eq(b.w_data[i]),
             ]
         for i in range(width // 2):
             m.d.comb += [a.cosine[i].eq(rotary.cosine[i]), a.sine[i].eq(rotary.sine[i])]
         m.d.comb += [
-            self.w_en.eq(b.w_en), self.w_dest.eq(b.w_dest), self.w_index.eq(b.w_index), self.w_head.eq(b.w_head),
-            self.w_first.eq(b.w_first), self.w_en_shift.eq(b.w_shift), self.w_or.eq(b.w_or),
+            self.w_en.eq(b.w_en),
+            self.w_dest.eq(b.w_dest),
+            self.w_index.eq(b.w_index),
+            self.w_head.eq(b.w_head),
+            self.w_first.eq(b.w_first),
+            self.w_en_shift.eq(b.w_shift),
+            self.w_or.eq(b.w_or),
         ]
         self._reciprocals(m, a, b, kind)
         return m
@@ -204,8 +260,13 @@ class VectorUnit(wiring.Component):
             m.d.sync += segment.eq(segment + 1)
         m.submodules.maxima = maxima = Memory(shape=MAXIMUM_BITS, depth=1 << b.segment_bits, init=[])
         w, r = maxima.write_port(), maxima.read_port(domain="comb")
-        m.d.comb += [w.addr.eq(segment), w.data.eq(a.m_value), w.en.eq(a.m_valid),
-                     r.addr.eq(self.m_segment), self.m_value.eq(r.data)]
+        m.d.comb += [
+            w.addr.eq(segment),
+            w.data.eq(a.m_value),
+            w.en.eq(a.m_valid),
+            r.addr.eq(self.m_segment),
+            self.m_value.eq(r.data),
+        ]
 
         # Stage 1: bit length, whose 17 less is the shift of `normalise`, and 32 bits from the 17th or the 33rd on. Stage 2: mantissa.
         length = bit_length(m, value, "length")
@@ -216,8 +277,14 @@ class VectorUnit(wiring.Component):
         segment_1, segment_2 = (Signal(b.segment_bits, name=f"segment_{i}", reset_less=True) for i in (1, 2))
         mantissa = Signal(MANTISSA, reset_less=True)
         m.d.sync += [
-            valid_1.eq(valid), value_1.eq(coarse), amount_1.eq(length), fine.eq(length - 1), segment_1.eq(segment),
-            valid_2.eq(valid_1), mantissa.eq(value_1 >> fine), segment_2.eq(segment_1),
+            valid_1.eq(valid),
+            value_1.eq(coarse),
+            amount_1.eq(length),
+            fine.eq(length - 1),
+            segment_1.eq(segment),
+            valid_2.eq(valid_1),
+            mantissa.eq(value_1 >> fine),
+            segment_2.eq(segment_1),
         ]
 
         # Divide
@@ -225,9 +292,15 @@ class VectorUnit(wiring.Component):
         numerator = Signal(NUMERATOR_BITS)
         m.d.sync += numerator.eq(Mux(drain, INVERSE, Mux(kind == Kind.NORM16, INT16_NUMERATOR, INT8_NUMERATOR)))
         m.d.comb += [
-            divider.i_valid.eq(valid_2), divider.i_numerator.eq(numerator), divider.i_denominator.eq(mantissa),
+            divider.i_valid.eq(valid_2),
+            divider.i_numerator.eq(numerator),
+            divider.i_denominator.eq(mantissa),
             divider.i_tag.eq(segment_2),
-            b.e_valid.eq(valid_1), b.e_segment.eq(segment_1), b.e_amount.eq(amount_1),
-            b.soon.eq(divider.o_soon), b.r_valid.eq(divider.o_valid), b.r_segment.eq(divider.o_tag),
+            b.e_valid.eq(valid_1),
+            b.e_segment.eq(segment_1),
+            b.e_amount.eq(amount_1),
+            b.soon.eq(divider.o_soon),
+            b.r_valid.eq(divider.o_valid),
+            b.r_segment.eq(divider.o_tag),
             b.r_value.eq(divider.o_quotient),
         ]

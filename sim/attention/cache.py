@@ -117,8 +117,10 @@ def simulate(visits, lines, lookahead, hot_threshold=0, *, owner=0, tags=None):
                 if line is None:
                     if decided > retired + 1:
                         break
-                    line = max((n for n in range(lines) if not pins[n]),
-                               key=lambda n: (later[n][0] <= hot_threshold, later[n][1], held[n][1]))
+                    line = max(
+                        (n for n in range(lines) if not pins[n]),
+                        key=lambda n: (later[n][0] <= hot_threshold, later[n][1], held[n][1]),
+                    )
                     done.evictions += 1
                     done.evicted.append((decided, held[line][1]))
                 done.misses += 1

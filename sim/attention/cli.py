@@ -17,29 +17,51 @@ MODELLED = {"block": 128, "window": 8, "lines": 12, "lookahead": 3}  # of the ex
 def register(subparsers):
     """Add the command ``attention``."""
     parser = subparsers.add_parser(
-        "attention", help="sparse attention on a long text",
+        "attention",
+        help="sparse attention on a long text",
         description="Sparse prefill attention on the queries, keys and values that a model produces on a text: by a device (the generated "
-        "Verilog, simulated), or without one by the exact integer model of the hardware.")
+        "Verilog, simulated), or without one by the exact integer model of the hardware.",
+    )
     parser.add_argument("--model", required=True, metavar="DIR", help="checkpoint folder of a byte-level model")
     parser.add_argument("--text", required=True, metavar="FILE")
-    parser.add_argument("--tokens", type=int, metavar="N", help=f"tokens (bytes) of the text, at least two blocks, default {TOKENS} or "
-                        "what the unit's context holds; of a shorter text, all are taken")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        metavar="N",
+        help=f"tokens (bytes) of the text, at least two blocks, default {TOKENS} or "
+        "what the unit's context holds; of a shorter text, all are taken",
+    )
     parser.add_argument("--layers", metavar="L,L", help="layers to run, from 0, default all")
     parser.add_argument("--gamma", type=float, default=0.9, help="share of the estimated mass to keep, default 0.9")
-    parser.add_argument("--tau", type=float, default=0.1, help="divergence below which a head is query-aware, default 0.1; 0: none")
+    parser.add_argument(
+        "--tau", type=float, default=0.1, help="divergence below which a head is query-aware, default 0.1; 0: none"
+    )
     parser.add_argument("--map", metavar="FILE.svg", help="write the block map as a picture")
-    parser.add_argument("--allow-constant", action="store_true",
-                        help="accept matrices of one value throughout and norms of zeros, which no trained model has")
+    parser.add_argument(
+        "--allow-constant",
+        action="store_true",
+        help="accept matrices of one value throughout and norms of zeros, which no trained model has",
+    )
     device = parser.add_argument_group("with a device")
-    device.add_argument("--device", metavar="SCHEME:REST", help="for example sim:OUT, a folder of 'intaglio gen prefill'")
-    device.add_argument("--memory", metavar="NAME", help="memory of a simulation: hbm2-u280, hbm2-u280-all, ddr4 or ddr4-one")
+    device.add_argument(
+        "--device", metavar="SCHEME:REST", help="for example sim:OUT, a folder of 'intaglio gen prefill'"
+    )
+    device.add_argument(
+        "--memory", metavar="NAME", help="memory of a simulation: hbm2-u280, hbm2-u280-all, ddr4 or ddr4-one"
+    )
     device.add_argument("--check", action="store_true", help="compare every result with the exact model")
     device.add_argument("--timeline", metavar="FILE.json", help="write the time line as a Chrome trace")
-    device.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="give up after this time without progress")
+    device.add_argument(
+        "--timeout", type=float, default=60.0, metavar="SECONDS", help="give up after this time without progress"
+    )
     device.add_argument("--cache", metavar="DIR", help="folder for built simulations")
     model = parser.add_argument_group("without a device")
-    for name, what in (("block", "tokens of a block: 32, 64 or 128"), ("window", "query blocks on chip at once"),
-                       ("lines", "blocks of K and V in the cache"), ("lookahead", "visits that the cache looks ahead")):
+    for name, what in (
+        ("block", "tokens of a block: 32, 64 or 128"),
+        ("window", "query blocks on chip at once"),
+        ("lines", "blocks of K and V in the cache"),
+        ("lookahead", "visits that the cache looks ahead"),
+    ):
         model.add_argument(f"--{name}", type=int, metavar="N", help=f"{what}, default {MODELLED[name]}")
     parser.set_defaults(run=run)
 
@@ -61,7 +83,9 @@ def _check(args):
     if args.window < 1 or args.window & args.window - 1:
         raise ValueError(f"--window must be a power of 2, not {args.window}")
     if args.lookahead < 1 or args.lines < args.lookahead + 2:
-        raise ValueError(f"--lines must be at least --lookahead + 2 and --lookahead at least 1, not {args.lines} and {args.lookahead}")
+        raise ValueError(
+            f"--lines must be at least --lookahead + 2 and --lookahead at least 1, not {args.lines} and {args.lookahead}"
+        )
     for name, suffix in (("map", ".svg"), ("timeline", ".json")):
         value = getattr(args, name)
         if value and not value.endswith(suffix):
@@ -119,14 +143,23 @@ def run(args):
         rows, keeps = [], []
         for found in (_device if args.device else _exact)(args, text, layers, show):
             keeps.append(found.keep)
-            rows.append([(f"layer {found.layer}, head {found.kv_head * len(found.keep) + head}: {share:.0%}", found.keep[head].tolist(),
-                          bool(found.query_aware[head])) for head, share in enumerate(found.density.tolist())])
+            rows.append(
+                [
+                    (
+                        f"layer {found.layer}, head {found.kv_head * len(found.keep) + head}: {share:.0%}",
+                        found.keep[head].tolist(),
+                        bool(found.query_aware[head]),
+                    )
+                    for head, share in enumerate(found.density.tolist())
+                ]
+            )
         show("counting the blocks of K and V read")
         read = traffic(keeps, window=args.window, lines=args.lines, lookahead=args.lookahead)
     sys.stdout.write(
         "error: of the integers against float attention over the same blocks; change: of sparse against dense attention, both relative\n"
         f"blocks of K and V read, cache of {args.lines}, windows of {args.window} (counted by the cache's model): {read['ours']}, "
-        f"optimum {read['belady']}, LRU {read['lru']}, no cache {read['visits']}, each job by itself {read['single']}\n")
+        f"optimum {read['belady']}, LRU {read['lru']}, no cache {read['visits']}, each job by itself {read['single']}\n"
+    )
     if args.map:
         _write(args.map, block_map_svg(rows))
         sys.stdout.write(f"{args.map}: block maps; blue vertical-slash, orange query-aware heads\n")
@@ -143,8 +176,10 @@ _HEAD = "layer  KV head  density  kept mass, worst head  query-aware  error  cha
 
 
 def _line(found):
-    return (f"{found.layer:5}  {found.kv_head:7}  {found.density.mean():7.3f}  {found.kept_mass.min():21.4f}  "
-            f"{int(found.query_aware.sum()):5} of {len(found.query_aware):2}  {found.error:5.4f}  {found.change:6.4f}")
+    return (
+        f"{found.layer:5}  {found.kv_head:7}  {found.density.mean():7.3f}  {found.kept_mass.min():21.4f}  "
+        f"{int(found.query_aware.sum()):5} of {len(found.query_aware):2}  {found.error:5.4f}  {found.change:6.4f}"
+    )
 
 
 def _exact(args, text, layers, show):
@@ -153,11 +188,20 @@ def _exact(args, text, layers, show):
 
     tokens = _tokens(args, text, args.block)
     show.clear()
-    sys.stdout.write(f"exact model, {tokens} tokens, blocks of {args.block}, gamma {args.gamma:g}, tau {args.tau:g}\n{_HEAD}\n")
+    sys.stdout.write(
+        f"exact model, {tokens} tokens, blocks of {args.block}, gamma {args.gamma:g}, tau {args.tau:g}\n{_HEAD}\n"
+    )
     for done, layer in enumerate(layers):
         show(f"layer {layer}", done / len(layers))
-        for found in layer_reports(args.model, text, tokens=tokens, layer=layer, block=args.block, gamma16=share(args.gamma, tokens),
-                                   threshold=divergence_threshold(args.tau)):
+        for found in layer_reports(
+            args.model,
+            text,
+            tokens=tokens,
+            layer=layer,
+            block=args.block,
+            gamma16=share(args.gamma, tokens),
+            threshold=divergence_threshold(args.tau),
+        ):
             show.clear()
             sys.stdout.write(_line(found) + "\n")
             sys.stdout.flush()
@@ -177,32 +221,54 @@ def _device(args, text, layers, show):
     def fits(manifest):
         """Refuse a unit that cannot take the model's heads or so many tokens, before it is built."""
         unit = manifest.config
-        for name, wanted in (("head_dim", shape.head_dim), ("group", shape.num_attention_heads // shape.num_key_value_heads)):
+        for name, wanted in (
+            ("head_dim", shape.head_dim),
+            ("group", shape.num_attention_heads // shape.num_key_value_heads),
+        ):
             if unit[name] != wanted:
-                raise ValueError(f"{name} of the unit must be {wanted}, the model's, not {unit[name]}: generate one with "
-                                 f"`intaglio gen prefill --set {name}={wanted}`")
+                raise ValueError(
+                    f"{name} of the unit must be {wanted}, the model's, not {unit[name]}: generate one with "
+                    f"`intaglio gen prefill --set {name}={wanted}`"
+                )
         taken.append(_tokens(args, text, unit["block"], unit["context"]))
 
     options = {name: value for name in ("cache", "memory") if (value := getattr(args, name))}
     times, total = [], {"sparse": 0, "dense": 0, "rows": 0, "equal": True}
-    with open_attention(args.device, timeout=args.timeout, progress=lambda step, _: show(step), accept=fits, **options) as device:
+    with open_attention(
+        args.device, timeout=args.timeout, progress=lambda step, _: show(step), accept=fits, **options
+    ) as device:
         config, tokens = PrefillConfig.from_json(device.manifest.config), taken[0]
-        args.block, args.window, args.lines, args.lookahead = config.block, config.window, config.lines, config.lookahead
+        args.block, args.window, args.lines, args.lookahead = (
+            config.block,
+            config.window,
+            config.lines,
+            config.lookahead,
+        )
         simulation = getattr(device.transport, "simulation", None)
         if args.timeline and simulation is None:
             raise ValueError(f"--timeline needs a simulated device, sim:OUT, not {args.device!r}")
         dense = dense_cycles(config, -(-tokens // config.block))
         show.clear()
-        sys.stdout.write(f"{args.device}, {tokens} tokens, blocks of {config.block}, gamma {args.gamma:g}, tau {args.tau:g}; times at "
-                         f"{config.clock_hz / 1e6:g} MHz, simulated; dense: closed form of this hardware\n"
-                         f"{_HEAD}  cycles      ms  utilisation  hit rate  MB read  dense / sparse{'  equal' if args.check else ''}\n")
+        sys.stdout.write(
+            f"{args.device}, {tokens} tokens, blocks of {config.block}, gamma {args.gamma:g}, tau {args.tau:g}; times at "
+            f"{config.clock_hz / 1e6:g} MHz, simulated; dense: closed form of this hardware\n"
+            f"{_HEAD}  cycles      ms  utilisation  hit rate  MB read  dense / sparse{'  equal' if args.check else ''}\n"
+        )
         for layer in layers:
             if args.timeline:
                 simulation.record(True)
             show(f"layer {layer}: the model's queries, keys and values")
             for found, told, equal in device_reports(
-                    device, args.model, text, tokens=tokens, layer=layer, gamma=args.gamma, tau=args.tau, check=args.check,
-                    progress=lambda step, share, layer=layer: show(f"layer {layer}: {step}", share)):
+                device,
+                args.model,
+                text,
+                tokens=tokens,
+                layer=layer,
+                gamma=args.gamma,
+                tau=args.tau,
+                check=args.check,
+                progress=lambda step, share, layer=layer: show(f"layer {layer}: {step}", share),
+            ):
                 show.clear()
                 count = told.counters
                 total["sparse"] += told.cycles
@@ -213,15 +279,18 @@ def _device(args, text, layers, show):
                 sys.stdout.write(
                     f"{_line(found)}  {told.cycles:9,}  {told.cycles / config.clock_hz * 1e3:5.2f}  {count['rows'] / told.cycles:11.3f}  "
                     f"{count['hits'] / visits:8.2f}  {count['beats'] * config.head_dim / 1e6:7.2f}  {dense / told.cycles:14.2f}"
-                    f"{'' if equal is None else '  yes' if equal else '  NO'}\n")
+                    f"{'' if equal is None else '  yes' if equal else '  NO'}\n"
+                )
                 sys.stdout.flush()
                 yield found
                 show(f"layer {layer}")
             if args.timeline:
                 times.append((f"layer {layer}", *simulation.events()))
         show.clear()
-    sys.stdout.write(f"all: {total['sparse']:,} cycles, {total['sparse'] / config.clock_hz * 1e3:.2f} ms, utilisation "
-                     f"{total['rows'] / total['sparse']:.3f}, dense / sparse {total['dense'] / total['sparse']:.2f}\n")
+    sys.stdout.write(
+        f"all: {total['sparse']:,} cycles, {total['sparse'] / config.clock_hz * 1e3:.2f} ms, utilisation "
+        f"{total['rows'] / total['sparse']:.3f}, dense / sparse {total['dense'] / total['sparse']:.2f}\n"
+    )
     if args.timeline:
         _write(args.timeline, json.dumps(chrome_trace(times, device.manifest.monitor, config.clock_hz)))
         sys.stdout.write(f"{args.timeline}: time line, to be opened in ui.perfetto.dev or chrome://tracing\n")

@@ -13,9 +13,16 @@ _ROWS = 128  # queries at a time in dense attention
 
 def _check_map(keep, heads, tokens, block):
     count = -(-tokens // block)
-    if keep.dtype != torch.bool or keep.shape[-2:] != (count, count) or keep.dim() != 3 or heads not in (None, keep.shape[0]):
-        raise ValueError(f"the block map must be bool [{'heads' if heads is None else heads}, {count}, {count}], "
-                         f"not {keep.dtype} {list(keep.shape)}")
+    if (
+        keep.dtype != torch.bool
+        or keep.shape[-2:] != (count, count)
+        or keep.dim() != 3
+        or heads not in (None, keep.shape[0])
+    ):
+        raise ValueError(
+            f"the block map must be bool [{'heads' if heads is None else heads}, {count}, {count}], "
+            f"not {keep.dtype} {list(keep.shape)}"
+        )
 
 
 def _check_values(v, k):
@@ -61,7 +68,7 @@ def sparse(q, k, v, keep, *, block=128, gqa_interleave=False):
         shared = kv_head(head, heads, k.shape[0], gqa_interleave)
         for row in range(keep.shape[1]):
             rows = torch.arange(row * block, min((row + 1) * block, tokens))
-            keys = _kept_keys(keep[head, row, :row + 1], block, tokens)
+            keys = _kept_keys(keep[head, row, : row + 1], block, tokens)
             out[head, rows] = _probabilities(q[head], k[shared], rows, keys) @ v[shared, keys]
     return out
 

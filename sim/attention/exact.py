@@ -23,7 +23,9 @@ def exp2(x):
 def log2(n):
     """``4096 log2 n`` for int64 ``n >= 1`` of any shape, below 2^52."""
     top_bit = torch.frexp(n.double())[1].long() - 1
-    mantissa = torch.where(top_bit >= numerics.LOG, n >> (top_bit - numerics.LOG).clamp(min=0), n << (numerics.LOG - top_bit).clamp(min=0))
+    mantissa = torch.where(
+        top_bit >= numerics.LOG, n >> (top_bit - numerics.LOG).clamp(min=0), n << (numerics.LOG - top_bit).clamp(min=0)
+    )
     return (top_bit << numerics.LOG_FRACTION) + _LOG[mantissa & (1 << numerics.LOG) - 1]
 
 
@@ -81,7 +83,7 @@ def log_sums(t, masked, head_dim):
     """L [...] of rows of scores t [..., keys] with a mask of the same shape, tile by tile of ``head_dim`` keys (modes MAX and NORM)."""
     rows, state = t.shape[:-1], None
     for first in range(0, t.shape[-1], head_dim):
-        part, hidden = (x[..., first:first + head_dim].reshape(rows.numel(), -1) for x in (t, masked))
+        part, hidden = (x[..., first : first + head_dim].reshape(rows.numel(), -1) for x in (t, masked))
         reach = ~hidden.all(-1)
         e = (part.masked_fill(hidden, _NONE).amax(-1) >> numerics.FRACTION) + 1
         p = exp2(((e << numerics.FRACTION)[:, None] - part).masked_fill(hidden, _GONE))
@@ -112,8 +114,13 @@ def index(group, *, block, gamma16, threshold):
     ver, sla, pool = (torch.zeros(heads, count, dtype=torch.int64) for _ in range(3))
     queries, exponents = group.q[:, last], group.xq[:, last]
     step = 16 * block  # keys at a time: bounds memory, and is a multiple of a tile
-    t = torch.cat([scores(queries, exponents, group.k[i:i + step], group.xk[i:i + step], group.base).int()
-                   for i in range(0, tokens, step)], -1).long()
+    t = torch.cat(
+        [
+            scores(queries, exponents, group.k[i : i + step], group.xk[i : i + step], group.base).int()
+            for i in range(0, tokens, step)
+        ],
+        -1,
+    ).long()
     key = torch.arange(tokens)
     masked = (key > last[:, None]).expand_as(t)
     logs = log_sums(t, masked, head_dim)
@@ -129,8 +136,16 @@ def index(group, *, block, gamma16, threshold):
         t = scores(group.pooled_q[head], group.pooled_xq[head], group.pooled_k, group.pooled_xk, group.base)
         hidden = torch.ones(count, count, dtype=torch.bool).triu(1)
         rows[head] = torch.as_tensor(top(masses(t, log_sums(t, hidden, head_dim), hidden), gamma16)) & ~hidden
-    return {"ver": ver, "sla": sla, "pool": pool, "divergence": divergence, "query_aware": torch.as_tensor(aware),
-            "vertical": torch.as_tensor(top(ver, gamma16)), "slash": torch.as_tensor(top(sla, gamma16)), "rows": rows}
+    return {
+        "ver": ver,
+        "sla": sla,
+        "pool": pool,
+        "divergence": divergence,
+        "query_aware": torch.as_tensor(aware),
+        "vertical": torch.as_tensor(top(ver, gamma16)),
+        "slash": torch.as_tensor(top(sla, gamma16)),
+        "rows": rows,
+    }
 
 
 def block_map(found):
@@ -169,7 +184,7 @@ def attend(group, keep, *, block, progress=None):
     for row in range(count):
         rows = torch.arange(row * block, min((row + 1) * block, tokens))
         for head in range(heads):
-            blocks = keep[head, row, :row + 1].nonzero().flatten()
+            blocks = keep[head, row, : row + 1].nonzero().flatten()
             keys = (blocks[:, None] * block + torch.arange(block)).flatten()
             out[head, rows] = _attend_rows(group, head, rows, keys[keys < tokens], head_dim)
         if progress:

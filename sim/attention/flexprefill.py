@@ -72,7 +72,7 @@ def _check_rule(gamma, tau):
 def _last_masses(q, k, rows):
     """Attention probabilities [rows, N] of the last ``rows`` queries of a head, softmax in the type of q."""
     tokens, head_dim = q.shape
-    scores = (q[tokens - rows:] / math.sqrt(head_dim)) @ k.T
+    scores = (q[tokens - rows :] / math.sqrt(head_dim)) @ k.T
     hidden = torch.arange(tokens) > torch.arange(tokens - rows, tokens)[:, None]
     return torch.softmax(scores.masked_fill(hidden, -math.inf), -1)
 
@@ -81,7 +81,9 @@ def _distance_masses(p):
     """Mean mass [N] at each token distance of probabilities p [rows, N] of the last rows."""
     rows, tokens = p.shape
     distance = torch.arange(tokens - rows, tokens)[:, None] - torch.arange(tokens)
-    return torch.zeros(tokens, dtype=p.dtype).index_add_(0, distance.clamp(min=0).flatten(), p.flatten()) / rows  # masked ones are 0
+    return (
+        torch.zeros(tokens, dtype=p.dtype).index_add_(0, distance.clamp(min=0).flatten(), p.flatten()) / rows
+    )  # masked ones are 0
 
 
 def _block_sums(x, block):
@@ -109,7 +111,14 @@ def _distance_of(count):
 def _result(keep, aware, scores):
     vertical, slash, estimate, divergence = (torch.stack(x) for x in zip(*scores, strict=True))
     pattern = tuple("query-aware" if x else "vertical-slash" for x in aware)
-    return Index(keep=torch.stack(keep), pattern=pattern, vertical=vertical, slash=slash, estimate=estimate, divergence=divergence)
+    return Index(
+        keep=torch.stack(keep),
+        pattern=pattern,
+        vertical=vertical,
+        slash=slash,
+        estimate=estimate,
+        divergence=divergence,
+    )
 
 
 def _dense(heads, count):
@@ -200,7 +209,11 @@ def cover(x, gamma):
 def _finite_divergence(p, q):
     """As :func:`_divergence`, an entry of 0 adding 0."""
     middle = (p + q) / 2
-    return ((torch.xlogy(p, p) - torch.xlogy(p, middle) + torch.xlogy(q, q) - torch.xlogy(q, middle)).sum() / 2).clamp(min=0).sqrt()
+    return (
+        ((torch.xlogy(p, p) - torch.xlogy(p, middle) + torch.xlogy(q, q) - torch.xlogy(q, middle)).sum() / 2)
+        .clamp(min=0)
+        .sqrt()
+    )
 
 
 @torch.no_grad()

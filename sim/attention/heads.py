@@ -24,12 +24,14 @@ def _masses(kind, tokens, block, picks):
         return flat
     if kind == "spike_flat":
         mass = 0.2 * flat
-        mass[3 * block:3 * block + 16] += 0.8 / 16
+        mass[3 * block : 3 * block + 16] += 0.8 / 16
     elif kind == "two_levels":
         mass = torch.where(torch.arange(tokens) // block % 2 == 0, 1.5, 0.5) * flat
     elif kind == "verticals":
         mass, count = 0.1 * flat, max(1, tokens // block // 2)
-        loud = torch.randperm(tokens // block, generator=picks)[:count] * block + torch.randint(block, (count,), generator=picks)
+        loud = torch.randperm(tokens // block, generator=picks)[:count] * block + torch.randint(
+            block, (count,), generator=picks
+        )
         mass[loud] += 0.9 / count
     elif kind == "power":
         mass = (1 / torch.arange(1, tokens + 1).double())[torch.randperm(tokens, generator=picks)]
@@ -57,8 +59,11 @@ def mass_head(kind, tokens, *, head_dim=32, block=128, seed=0):
     q, k = (NOISE * _normal(picks, tokens, head_dim) for _ in range(2))
     q, k = (x - (x @ direction)[:, None] * direction for x in (q, k))
     loud = 2 * head_dim**0.25
-    return ((q + loud * direction)[None], k + (mass.log() * math.sqrt(head_dim) / loud)[:, None] * direction,
-            _normal(picks, tokens, head_dim))
+    return (
+        (q + loud * direction)[None],
+        k + (mass.log() * math.sqrt(head_dim) / loud)[:, None] * direction,
+        _normal(picks, tokens, head_dim),
+    )
 
 
 def activation_heads(kind, *, heads=2, tokens=512, head_dim=64, seed=0):
@@ -88,7 +93,7 @@ def activation_heads(kind, *, heads=2, tokens=512, head_dim=64, seed=0):
         k[0] = 25 * direction
         v[0] *= 0.01
     elif kind == "heavy":
-        q, k, v = (x / (_normal(picks, 3, *x.shape)**2).mean(0).sqrt() for x in (q, k, v))
+        q, k, v = (x / (_normal(picks, 3, *x.shape) ** 2).mean(0).sqrt() for x in (q, k, v))
     elif kind == "sparse_values":
         v *= torch.where(torch.rand(v.shape, generator=picks) < 0.01, 50.0, 1.0)
     return q, k, v
@@ -113,12 +118,16 @@ def mixture(seed, *, heads=8, longest=2600):
     head_dim = draw.choice([32, 64])
     block = draw.choice([size for size in (32, 64, 128) if size >= head_dim])
     tokens, loud = draw.randint(block, longest), draw.choice([0.3, 0.7, 1, 1.5, 2.5])
-    q, k, v = loud * _normal(picks, heads, tokens, head_dim), _normal(picks, tokens, head_dim), _normal(picks, tokens, head_dim)
+    q, k, v = (
+        loud * _normal(picks, heads, tokens, head_dim),
+        _normal(picks, tokens, head_dim),
+        _normal(picks, tokens, head_dim),
+    )
     kind = draw.choice(["noise", "shared", "verticals", "places", "drift"])
     if kind == "shared":
         q += 2 * _normal(picks, heads, 1, head_dim)
     elif kind == "verticals":
-        keys = torch.randperm(tokens, generator=picks)[:max(1, tokens // draw.choice([16, 64, 256]))]
+        keys = torch.randperm(tokens, generator=picks)[: max(1, tokens // draw.choice([16, 64, 256]))]
         direction = _normal(picks, head_dim)
         k[keys] += direction * draw.choice([0.5, 1, 2])
         q += direction
@@ -128,4 +137,6 @@ def mixture(seed, *, heads=8, longest=2600):
         q, k = q * 0.5 + place, k * 0.5 + place
     elif kind == "drift":
         k += torch.arange(tokens)[:, None] / tokens * 2 * _normal(picks, head_dim)
-    return Mixture(q=q, k=k, v=v, block=block, gamma=draw.choice([0.5, 0.7, 0.8, 0.9, 0.95, 0.99]), tau=draw.choice([0, 0.1, 0.3]))
+    return Mixture(
+        q=q, k=k, v=v, block=block, gamma=draw.choice([0.5, 0.7, 0.8, 0.9, 0.95, 0.99]), tau=draw.choice([0, 0.1, 0.3])
+    )

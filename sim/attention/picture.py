@@ -15,13 +15,17 @@ def block_map_svg(rows):
     """
     width = max(len(row) for row in rows) * (SIDE + GAP) + GAP
     height = len(rows) * (SIDE + HEAD + GAP) + GAP
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="12">',
-           f'<rect width="{width}" height="{height}" fill="white"/>']
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+    ]
     for line, row in enumerate(rows):
         for place, (title, keep, marked) in enumerate(row):
             x, y, count = GAP + place * (SIDE + GAP), GAP + HEAD + line * (SIDE + HEAD + GAP), len(keep)
-            out.append(f'<text x="{x}" y="{y - 6}">{title}</text><g transform="translate({x} {y}) scale({SIDE / count:.6g})">'
-                       f'<path fill="#eee" d="M0 0V{count}H{count}Z"/><path fill="{"#c60" if marked else "#259"}" d="{_runs(keep)}"/></g>')
+            out.append(
+                f'<text x="{x}" y="{y - 6}">{title}</text><g transform="translate({x} {y}) scale({SIDE / count:.6g})">'
+                f'<path fill="#eee" d="M0 0V{count}H{count}Z"/><path fill="{"#c60" if marked else "#259"}" d="{_runs(keep)}"/></g>'
+            )
     return "\n".join([*out, "</svg>", ""])
 
 

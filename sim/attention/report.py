@@ -58,7 +58,7 @@ def _groups(model, text, tokens, layer):
     q, k, v = activations(model, text, tokens, layer)
     group = q.shape[0] // k.shape[0]
     for kv_head in range(k.shape[0]):
-        yield kv_head, q[kv_head * group:(kv_head + 1) * group], k[kv_head], v[kv_head]
+        yield kv_head, q[kv_head * group : (kv_head + 1) * group], k[kv_head], v[kv_head]
 
 
 def _judged(layer, kv_head, queries, keys, values, got, keep, aware, block):
@@ -66,9 +66,15 @@ def _judged(layer, kv_head, queries, keys, values, got, keep, aware, block):
     want = attention.sparse(queries, keys[None], values[None], keep, block=block).double()
     dense = attention.dense(queries, keys[None], values[None]).double()
     return GroupReport(
-        layer=layer, kv_head=kv_head, keep=keep, query_aware=aware, density=attention.density(keep, queries.shape[1], block),
+        layer=layer,
+        kv_head=kv_head,
+        keep=keep,
+        query_aware=aware,
+        density=attention.density(keep, queries.shape[1], block),
         kept_mass=attention.kept_mass(queries, keys[None], keep, block=block),
-        error=((got.double() - want).norm() / want.norm()).item(), change=((want - dense).norm() / dense.norm()).item())
+        error=((got.double() - want).norm() / want.norm()).item(),
+        change=((want - dense).norm() / dense.norm()).item(),
+    )
 
 
 def layer_reports(model, text, *, tokens, layer, block, gamma16, threshold):
@@ -93,8 +99,12 @@ def device_reports(device, model, text, *, tokens, layer, gamma, tau, check=Fals
         if check:
             z = quantise(queries.numpy(), keys.numpy(), values.numpy(), block=block)
             gamma16 = share(gamma, keys.shape[0])
-            want = exact_run(z, block=block, gamma16=gamma16, threshold=divergence_threshold(tau), dense=gamma16 == WHOLE)
-            equal = all(torch.equal(torch.as_tensor(a), b) for a, b in zip((run.values, run.map, run.aware), want, strict=True))
+            want = exact_run(
+                z, block=block, gamma16=gamma16, threshold=divergence_threshold(tau), dense=gamma16 == WHOLE
+            )
+            equal = all(
+                torch.equal(torch.as_tensor(a), b) for a, b in zip((run.values, run.map, run.aware), want, strict=True)
+            )
         yield _judged(layer, kv_head, queries, keys, values, torch.as_tensor(got), keep, aware, block), run, equal
 
 

@@ -6,6 +6,7 @@ from intaglio.rtl.arithmetic import attention as numerics
 
 __all__ = ["decide", "divergence", "top"]
 
+
 def top(x, gamma16):
     """Smallest set of largest entries whose sum reaches a share; among equal entries, lower indices first.
 
@@ -52,5 +53,8 @@ def divergence(ver, pool, block, tokens):
 
 def decide(ver, pool, block, tokens, threshold):
     """``(query_aware bool [G], J int64 [G])`` from block scores [G, nb]; a threshold of 0 makes no head query-aware."""
-    found = np.array([divergence(v, p, block, tokens) for v, p in zip(np.asarray(ver), np.asarray(pool), strict=True)], dtype=np.int64)
+    found = np.array(
+        [divergence(v, p, block, tokens) for v, p in zip(np.asarray(ver), np.asarray(pool), strict=True)],
+        dtype=np.int64,
+    )
     return (found < threshold) & (threshold > 0), found

@@ -44,23 +44,46 @@ def chrome_trace(runs, monitor, clock_hz):
         first, last = int(cycles[busy[0]]), int(cycles[min(busy[-1] + 1, len(cycles) - 1)])
         bit = {name: values >> place & 1 == 1 for name, place in monitor["bits"].items()}
         matrix = (bit["keys"] | bit["values"]) & (phase != 0)
-        tracks = [("phase", [(name, phase == number, 0) for number, name in enumerate(monitor["phases"]) if number]),
-                  ("matrix unit", [("rows", matrix, GAP)]), ("results", [("results", bit["draining"], GAP)]),
-                  ("memory", [("blocks", bit["fetching"], GAP)]),
-                  ("waiting", [("for keys and values", bit["stalled"], 0), ("for queries or accumulators", bit["waiting"], 0)])]
+        tracks = [
+            ("phase", [(name, phase == number, 0) for number, name in enumerate(monitor["phases"]) if number]),
+            ("matrix unit", [("rows", matrix, GAP)]),
+            ("results", [("results", bit["draining"], GAP)]),
+            ("memory", [("blocks", bit["fetching"], GAP)]),
+            (
+                "waiting",
+                [("for keys and values", bit["stalled"], 0), ("for queries or accumulators", bit["waiting"], 0)],
+            ),
+        ]
         events.append({"ph": "M", "name": "process_name", "pid": process, "args": {"name": title}})
         for thread, (track, kinds) in enumerate(tracks):
             events.append({"ph": "M", "name": "thread_name", "pid": process, "tid": thread, "args": {"name": track}})
             for name, on, gap in kinds:
-                events += [{"ph": "X", "name": name, "pid": process, "tid": thread, "ts": (begin - first) * micro,
-                            "dur": (end - begin) * micro, "args": {"cycles": end - begin}}
-                           for begin, end in intervals(cycles, on, last, gap)]
+                events += [
+                    {
+                        "ph": "X",
+                        "name": name,
+                        "pid": process,
+                        "tid": thread,
+                        "ts": (begin - first) * micro,
+                        "dur": (end - begin) * micro,
+                        "args": {"cycles": end - begin},
+                    }
+                    for begin, end in intervals(cycles, on, last, gap)
+                ]
         spans = np.array(intervals(cycles, matrix, last) or [(first, first)])
         edges = np.linspace(first, last, SAMPLES + 1)
         done = np.concatenate([[0], np.cumsum(spans[:, 1] - spans[:, 0])])
         whole = np.searchsorted(spans[:, 1], edges, side="right")
         part = np.clip(edges - np.append(spans[:, 0], last)[whole], 0, None)
         used = np.diff(done[whole] + part) / np.diff(edges)
-        events += [{"ph": "C", "name": "utilisation", "pid": process, "ts": (edge - first) * micro, "args": {"share": round(float(x), 4)}}
-                   for edge, x in zip(edges[:-1], used, strict=True)]
+        events += [
+            {
+                "ph": "C",
+                "name": "utilisation",
+                "pid": process,
+                "ts": (edge - first) * micro,
+                "args": {"share": round(float(x), 4)},
+            }
+            for edge, x in zip(edges[:-1], used, strict=True)
+        ]
     return {"traceEvents": events, "displayTimeUnit": "ns", "otherData": {"clock_hz": clock_hz, "class": "simulated"}}

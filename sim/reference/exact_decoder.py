@@ -61,8 +61,14 @@ class ExactDecoder:
 
     def adapt(self, adapter):
         """Compute with ``adapter``, or with none, from here on."""
-        self.factors = {} if adapter is None else {
-            key: (torch.as_tensor(f.a).double(), torch.as_tensor(f.b).double(), f.m, f.e) for key, f in adapter.matrices.items()}
+        self.factors = (
+            {}
+            if adapter is None
+            else {
+                key: (torch.as_tensor(f.a).double(), torch.as_tensor(f.b).double(), f.m, f.e)
+                for key, f in adapter.matrices.items()
+            }
+        )
 
     def reset(self):
         """Forget the cache: the next token is at position 0."""
@@ -91,7 +97,9 @@ class ExactDecoder:
         if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < c.vocab):
             raise ValueError(f"tokens must be in 0..{c.vocab - 1}")
         if self.position + len(tokens) > c.context:
-            raise ValueError(f"position must stay below the context of {c.context} tokens, not reach {self.position + len(tokens)}")
+            raise ValueError(
+                f"position must stay below the context of {c.context} tokens, not reach {self.position + len(tokens)}"
+            )
         half = 1 << c.embed_shift >> 1
         x = (self.embedding[tokens] * self.model.embed_scale + half) >> c.embed_shift
         rotary = self._rotary(len(tokens))
@@ -100,8 +108,14 @@ class ExactDecoder:
         self.position += len(tokens)
         if not logits:
             return None
-        q, scale, _ = self._norm(x, self.final_gains, numerics.INT16_NUMERATOR, numerics.INT16_SHIFT, numerics.INT16_MAX,
-                                 self.model.residual_epsilon)
+        q, scale, _ = self._norm(
+            x,
+            self.final_gains,
+            numerics.INT16_NUMERATOR,
+            numerics.INT16_SHIFT,
+            numerics.INT16_MAX,
+            self.model.residual_epsilon,
+        )
         out = (q.double() @ self.embedding.double().T).long() >> c.logit_shift
         return out, (scale * Scalars.full(self.model.logit_constant, scale.m.shape)).double()
 
@@ -121,8 +135,13 @@ class ExactDecoder:
     # -- parts of a layer
 
     def _rotary(self, count):
-        pairs = [[numerics.rotary_pair((position * increment) % 2**numerics.PHASE_BITS) for increment in self.model.increments]
-                 for position in range(self.position, self.position + count)]
+        pairs = [
+            [
+                numerics.rotary_pair((position * increment) % 2**numerics.PHASE_BITS)
+                for increment in self.model.increments
+            ]
+            for position in range(self.position, self.position + count)
+        ]
         table = _tensor(pairs)
         return table[..., 0], table[..., 1]
 
@@ -170,7 +189,9 @@ class ExactDecoder:
             return scale * Scalars.full(constants[name], (n,))
 
         def norm8(source, name, epsilon):
-            return self._norm(source, gains[name], numerics.INT8_NUMERATOR, numerics.INT8_SHIFT, numerics.INT8_MAX, epsilon)
+            return self._norm(
+                source, gains[name], numerics.INT8_NUMERATOR, numerics.INT8_SHIFT, numerics.INT8_MAX, epsilon
+            )
 
         q8, scale, _ = norm8(x, "input", self.model.residual_epsilon)
         qkv = torch.cat([self._linear(q8, weights, index, name) for name in "qkv"], 1)
@@ -193,7 +214,7 @@ class ExactDecoder:
         c, n = self.config, len(qkv)
         sh = _shift_for_vector(qkv)
         xs = (qkv >> sh[:, None]).view(n, -1, c.head_dim)
-        rotated, plain = xs[:, : c.heads + c.kv_heads], xs[:, c.heads + c.kv_heads:]
+        rotated, plain = xs[:, : c.heads + c.kv_heads], xs[:, c.heads + c.kv_heads :]
         even, odd = rotated[..., 0::2], rotated[..., 1::2]
         cos, sin = (part[:, None] for part in rotary)
         turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2)
@@ -207,20 +228,29 @@ class ExactDecoder:
         query = clamp((ts * q_scale.m[:, None, None] + half) >> numerics.OPERAND_SHIFT, numerics.INT16_MAX)
         query_exponent = en + (sh + q_scale.e)[:, None] + numerics.OPERAND_SHIFT
         # keys and values: INT8 and a scale per token and head
-        stored = self._quantise(t[:, c.heads:], largest[:, c.heads:], numerics.INT8_NUMERATOR, numerics.INT8_SHIFT, numerics.INT8_MAX)
+        stored = self._quantise(
+            t[:, c.heads :], largest[:, c.heads :], numerics.INT8_NUMERATOR, numerics.INT8_SHIFT, numerics.INT8_MAX
+        )
         scales = []
-        for base, part in ((k_scale, largest[:, c.heads:c.heads + c.kv_heads]), (v_scale, largest[:, c.heads + c.kv_heads:])):
+        for base, part in (
+            (k_scale, largest[:, c.heads : c.heads + c.kv_heads]),
+            (v_scale, largest[:, c.heads + c.kv_heads :]),
+        ):
             wide = Scalars(base.m[:, None].expand_as(part), base.e[:, None].expand_as(part))
             s = Scalars.of_int(part).scaled(sh[:, None]) * wide
             scales.append((s.m.T, torch.where(s.m > 0, s.e, numerics.ZERO_EXPONENT).T))
-        append = (stored[:, : c.kv_heads].transpose(0, 1), stored[:, c.kv_heads:].transpose(0, 1))
+        append = (stored[:, : c.kv_heads].transpose(0, 1), stored[:, c.kv_heads :].transpose(0, 1))
         self.keys[index] = torch.cat([self.keys[index], append[0]], 1)
         self.values[index] = torch.cat([self.values[index], append[1]], 1)
         for cache, new in ((self.key_scales, scales[0]), (self.value_scales, scales[1])):
             cache[index] = tuple(torch.cat([old, part], 1) for old, part in zip(cache[index], new, strict=True))
         reference = self.value_scales[index][1].amax(0).cummax(0).values[-n:]
-        rows = [self._attend(index, query[r:r + _ROWS], query_exponent[r:r + _ROWS], reference[r:r + _ROWS], self.position + r)
-                for r in range(0, n, _ROWS)]
+        rows = [
+            self._attend(
+                index, query[r : r + _ROWS], query_exponent[r : r + _ROWS], reference[r : r + _ROWS], self.position + r
+            )
+            for r in range(0, n, _ROWS)
+        ]
         return torch.cat(rows), reference
 
     def _attend(self, index, query, exponent, reference, first):
@@ -232,7 +262,9 @@ class ExactDecoder:
         for h in range(c.heads):
             kv = h // c.group
             keys, values = self.keys[index][kv, :seen], self.values[index][kv, :seen]
-            (km, ke), (vm, ve) = ((m[kv, :seen], e[kv, :seen]) for m, e in (self.key_scales[index], self.value_scales[index]))
+            (km, ke), (vm, ve) = (
+                (m[kv, :seen], e[kv, :seen]) for m, e in (self.key_scales[index], self.value_scales[index])
+            )
             product = ((query[:, h].double() @ keys.double().T).long() >> c.score_shift) * km
             rs = (-(c.score_shift + ke + exponent[:, h, None] + numerics.EXP_FRACTION)).clamp(0, 40)
             score = clamp(product >> rs, (1 << 17) - 1)
@@ -244,5 +276,7 @@ class ExactDecoder:
             acc = (w.double() @ values.double()).long()
             mantissa, es = normalise(total)
             r = _reciprocal(numerics.INVERSE, mantissa)[:, None]
-            outputs.append(clamp((shift_right(acc, (es + 7)[:, None].expand_as(acc)) * r + (1 << 16)) >> 17, (1 << 17) - 1))
+            outputs.append(
+                clamp((shift_right(acc, (es + 7)[:, None].expand_as(acc)) * r + (1 << 16)) >> 17, (1 << 17) - 1)
+            )
         return torch.cat(outputs, 1)

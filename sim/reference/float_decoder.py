@@ -78,8 +78,13 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(batch, time, -1, d).transpose(1, 2)
         groups = self.config.num_attention_heads // self.config.num_key_value_heads
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        y = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, is_causal=bias is None,
-                                           attn_mask=None if bias is None else bias.to(v.dtype))
+        y = F.scaled_dot_product_attention(
+            q.to(v.dtype),
+            k.to(v.dtype),
+            v,
+            is_causal=bias is None,
+            attn_mask=None if bias is None else bias.to(v.dtype),
+        )
         return self.o_proj(self.attn_sub_norm(y.transpose(1, 2).reshape(batch, time, -1)))
 
 

@@ -6,7 +6,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from intaglio.gen.checkpoint.model import CheckpointError, ModelConfig
-from intaglio.gen.checkpoint.reader import MATRIX_TENSORS, NORM_TENSORS, Checkpoint, Layer, Ternary, loaded_scale, stored_scale
+from intaglio.gen.checkpoint.reader import (
+    MATRIX_TENSORS,
+    NORM_TENSORS,
+    Checkpoint,
+    Layer,
+    Ternary,
+    loaded_scale,
+    stored_scale,
+)
 from intaglio.sim.reference.float_decoder import FloatDecoder
 
 __all__ = ["FrozenBitLinear", "LoadedDecoder", "export", "float_decoder", "latent_decoder"]
@@ -135,13 +143,21 @@ def export(model, config):
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             raise CheckpointError(f"parameter {name} must be finite, not NaN or infinite")
-    layers = [Layer(matrices={name: _round(block.get_submodule(path).weight, config) for name, path in MATRIX_TENSORS.items()},
-                    norms={name: _numpy(block.get_submodule(path).weight) for name, path in NORM_TENSORS.items()})
-              for block in model.layers]
+    layers = [
+        Layer(
+            matrices={name: _round(block.get_submodule(path).weight, config) for name, path in MATRIX_TENSORS.items()},
+            norms={name: _numpy(block.get_submodule(path).weight) for name, path in NORM_TENSORS.items()},
+        )
+        for block in model.layers
+    ]
     embed = model.embed_tokens.weight
     step = embed.abs().amax().clamp(min=1e-5) / 127.0
-    return Checkpoint(config=config, embed=_numpy((embed / step).round() * step), layers=tuple(layers),
-                      final_norm=_numpy(model.norm.weight))
+    return Checkpoint(
+        config=config,
+        embed=_numpy((embed / step).round() * step),
+        layers=tuple(layers),
+        final_norm=_numpy(model.norm.weight),
+    )
 
 
 def _round(weight, config):

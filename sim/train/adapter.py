@@ -40,7 +40,9 @@ def headers(root=None):
     """
     root = Path(root or Path(torch.__file__).parent / "include")
     parts = {False: [], True: []}
-    for path in sorted((path for folder in FOLDERS for path in (root / folder).rglob("*.h")), key=lambda path: path.as_posix()):
+    for path in sorted(
+        (path for folder in FOLDERS for path in (root / folder).rglob("*.h")), key=lambda path: path.as_posix()
+    ):
         held_out = hashlib.sha256(path.relative_to(root).as_posix().encode()).digest()[0] < HELD_OUT_BELOW
         parts[held_out].append(SEPARATOR + path.read_bytes().replace(SEPARATOR, b""))
     if not parts[False] or not parts[True]:
@@ -60,10 +62,21 @@ def save_adapter(folder, factors, *, base, digest, alpha, rank, dtype="F16"):
             tensors[tensor] = Tensor.from_float32(torch.as_tensor(values).float().numpy(), dtype)
     names = {name for _, name in factors}
     config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank, "lora_alpha": alpha,
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": alpha,
         "target_modules": [MATRIX_TENSORS[name].rpartition(".")[2] for name in MATRIX_TENSORS if name in names],
-        "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "lora_dropout": 0.0, "modules_to_save": None,
-        "use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {},
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "use_rslora": False,
+        "use_dora": False,
+        "rank_pattern": {},
+        "alpha_pattern": {},
     }
     values = b"".join(tensors[name].data for name in sorted(tensors))
     metadata = {"base_digest": digest, "values_sha256": hashlib.sha256(values).hexdigest()}
@@ -76,9 +89,15 @@ def save_adapter(folder, factors, *, base, digest, alpha, rank, dtype="F16"):
 def initial_factors(config, names, rank, seed):
     """PEFT's start: A normal, B zero."""
     generator = torch.Generator().manual_seed(seed)
-    return {(layer, name): (torch.randn(rank, config.matrix_shapes[name][1], generator=generator) / config.matrix_shapes[name][1] ** 0.5,
-                            torch.zeros(config.matrix_shapes[name][0], rank))
-            for layer in range(config.num_hidden_layers) for name in names}
+    return {
+        (layer, name): (
+            torch.randn(rank, config.matrix_shapes[name][1], generator=generator)
+            / config.matrix_shapes[name][1] ** 0.5,
+            torch.zeros(config.matrix_shapes[name][0], rank),
+        )
+        for layer in range(config.num_hidden_layers)
+        for name in names
+    }
 
 
 def train(model, factors, text, *, scaling, trits, steps, batch, length, lr, seed, tell):
@@ -99,11 +118,19 @@ def train(model, factors, text, *, scaling, trits, steps, batch, length, lr, see
         optimiser.zero_grad()
         losses.append(loss.item())
         if (step + 1) % 50 == 0 or step + 1 == steps:
-            tell({"step": step + 1, "train_bpb": sum(losses) / len(losses) / math.log(2), "minutes": (time.monotonic() - began) / 60})
+            tell(
+                {
+                    "step": step + 1,
+                    "train_bpb": sum(losses) / len(losses) / math.log(2),
+                    "minutes": (time.monotonic() - began) / 60,
+                }
+            )
             losses = []
     with torch.no_grad():
-        return {key: tuple(quantise_factor(part, trits) if trits else part.clone() for part in (module.a, module.b))
-                for key, module in modules.items()}
+        return {
+            key: tuple(quantise_factor(part, trits) if trits else part.clone() for part in (module.a, module.b))
+            for key, module in modules.items()
+        }
 
 
 def main():
@@ -127,13 +154,31 @@ def main():
     def tell(row):
         print(json.dumps(row), flush=True)
 
-    tell({"train_bytes": len(text), "held_out_bytes": len(held_out),
-          "held_out_bpb": bits_per_byte(float_decoder(checkpoint), held_out, 1024)})
+    tell(
+        {
+            "train_bytes": len(text),
+            "held_out_bytes": len(held_out),
+            "held_out_bpb": bits_per_byte(float_decoder(checkpoint), held_out, 1024),
+        }
+    )
     factors = initial_factors(checkpoint.config, args.targets.split(","), args.rank, args.seed)
     scaling = args.alpha / args.rank
-    factors = train(float_decoder(checkpoint), factors, text, scaling=scaling, trits=args.trits, steps=args.steps, batch=args.batch,
-                    length=args.length, lr=args.lr, seed=args.seed, tell=tell)
-    save_adapter(args.out, factors, base=args.model.as_posix(), digest=base_digest(checkpoint), alpha=args.alpha, rank=args.rank)
+    factors = train(
+        float_decoder(checkpoint),
+        factors,
+        text,
+        scaling=scaling,
+        trits=args.trits,
+        steps=args.steps,
+        batch=args.batch,
+        length=args.length,
+        lr=args.lr,
+        seed=args.seed,
+        tell=tell,
+    )
+    save_adapter(
+        args.out, factors, base=args.model.as_posix(), digest=base_digest(checkpoint), alpha=args.alpha, rank=args.rank
+    )
     tell({"held_out_bpb": bits_per_byte(adapt(float_decoder(checkpoint), factors, scaling), held_out, 1024)})
 
 

@@ -25,10 +25,24 @@ from intaglio.sim.train.corpus import Corpus, xz_bits_per_byte
 from intaglio.sim.train.renaming import IGNORED, Renamer
 
 CONFIG = {
-    "architectures": ["BitNetForCausalLM"], "model_type": "bitnet", "vocab_size": 256, "hidden_size": 192,
-    "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 1, "head_dim": 32,
-    "hidden_act": "relu2", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-    "tie_word_embeddings": True, "attention_bias": False, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.02,
+    "architectures": ["BitNetForCausalLM"],
+    "model_type": "bitnet",
+    "vocab_size": 256,
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "hidden_act": "relu2",
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "initializer_range": 0.02,
 }
 PIECES = 4  # runs of a spread window
 
@@ -71,7 +85,7 @@ def batch_of(sources, shares, batch, length, generator):
     rows = []
     for pick in torch.multinomial(torch.tensor(shares), batch, replacement=True, generator=generator).tolist():
         start = torch.randint(len(sources[pick]) - length - 1, (), generator=generator).item()
-        rows.append(sources[pick][start:start + length + 1])
+        rows.append(sources[pick][start : start + length + 1])
     return torch.stack(rows).long()
 
 
@@ -112,11 +126,15 @@ class Phase:
         """From ``STEPSxBATCHxLENGTH`` or ``STEPSxBATCHxLENGTH@SPAN``."""
         found = re.fullmatch(r"(\d+)x(\d+)x(\d+)(?:@(\d+))?", text)
         if not found:
-            raise argparse.ArgumentTypeError(f"a phase must read STEPSxBATCHxLENGTH or STEPSxBATCHxLENGTH@SPAN, not {text!r}")
+            raise argparse.ArgumentTypeError(
+                f"a phase must read STEPSxBATCHxLENGTH or STEPSxBATCHxLENGTH@SPAN, not {text!r}"
+            )
         steps, batch, length, span = (int(n) for n in found.groups(default=found[3]))
         if not (batch and length) or span < length or (span > length and length % PIECES):
-            raise argparse.ArgumentTypeError("a phase's batch and length must be 1 or more, and a length that is spread a multiple of "
-                                             f"{PIECES}, at most its span: {text!r}")
+            raise argparse.ArgumentTypeError(
+                "a phase's batch and length must be 1 or more, and a length that is spread a multiple of "
+                f"{PIECES}, at most its span: {text!r}"
+            )
         return cls(steps, batch, length, span)
 
     def draw(self, sources, shares, generator, rename=None):
@@ -154,7 +172,7 @@ def bits_per_byte(model, text, context):
     data = as_tensor(text).long()
     nats, count = 0.0, 0
     for start in range(0, len(data), context):
-        target = data[start:start + context]
+        target = data[start : start + context]
         tokens = torch.cat([torch.zeros(1, dtype=torch.long), target[:-1]])
         nats += F.cross_entropy(model(tokens[None])[0], target, reduction="sum").item()
         count += len(target)
@@ -164,20 +182,31 @@ def bits_per_byte(model, text, context):
 def options():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for latent.pt and log.jsonl")
-    parser.add_argument("--schedule", type=lambda text: [Phase.parse(phase) for phase in text.split(",")],
-                        default="3000x16x512,1200x8x1024,100x2x4096",
-                        help="steps x batch x length, phase by phase; @N after a length spreads it over N tokens of text")
+    parser.add_argument(
+        "--schedule",
+        type=lambda text: [Phase.parse(phase) for phase in text.split(",")],
+        default="3000x16x512,1200x8x1024,100x2x4096",
+        help="steps x batch x length, phase by phase; @N after a length spreads it over N tokens of text",
+    )
     parser.add_argument("--decay", type=int, default=1300, help="steps of the final linear fall")
     parser.add_argument("--lr", type=float, default=0.015)
     parser.add_argument("--warmup", type=int, default=100, help="steps of the first linear rise")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--resume", type=Path, help="latent.pt of a run to go on with")
-    parser.add_argument("--from", dest="checkpoint", type=Path, help="checkpoint folder to begin from, instead of random weights")
+    parser.add_argument(
+        "--from", dest="checkpoint", type=Path, help="checkpoint folder to begin from, instead of random weights"
+    )
     parser.add_argument("--theta", type=float, help="rope_theta, by default the checkpoint's")
     parser.add_argument("--context", type=int, help="max_position_embeddings, by default the checkpoint's")
-    parser.add_argument("--every", type=int, default=100, help="steps between lines of the log; latent.pt is saved with each")
-    parser.add_argument("--rename", action="store_true", help="give names that occur nowhere else to identifiers of every other window")
-    parser.add_argument("--eager", action="store_true", help="do not compile the model: pays where few steps share a shape")
+    parser.add_argument(
+        "--every", type=int, default=100, help="steps between lines of the log; latent.pt is saved with each"
+    )
+    parser.add_argument(
+        "--rename", action="store_true", help="give names that occur nowhere else to identifiers of every other window"
+    )
+    parser.add_argument(
+        "--eager", action="store_true", help="do not compile the model: pays where few steps share a shape"
+    )
     parser.add_argument("--threads", type=int, help="of torch")
     return parser
 
@@ -190,7 +219,11 @@ def beginning(checkpoint, theta=None, context=None):
     else:
         config, model = dict(CONFIG), FloatDecoder(SimpleNamespace(**CONFIG))
         torch.nn.init.normal_(model.embed_tokens.weight, std=0.08)
-    config |= {name: value for name, value in (("rope_theta", theta), ("max_position_embeddings", context)) if value is not None}
+    config |= {
+        name: value
+        for name, value in (("rope_theta", theta), ("max_position_embeddings", context))
+        if value is not None
+    }
     model.config = ModelConfig.from_json({"quantization_config": {"quant_method": "bitnet"}, **config})
     return model, config
 
@@ -217,7 +250,10 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    optimisers = [Muon(matrices, args.lr, weight_decay=0.1), torch.optim.AdamW(others, args.lr * 0.5, betas=(0.9, 0.98), weight_decay=0.0)]
+    optimisers = [
+        Muon(matrices, args.lr, weight_decay=0.1),
+        torch.optim.AdamW(others, args.lr * 0.5, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
     first = 0
     if saved:
         model.load_state_dict(saved["model"])
@@ -248,11 +284,22 @@ def main(argv=None):
         seen += tokens.numel()
         losses.append(loss.item())
         if (step + 1) % args.every == 0 or step + 1 == steps:
-            row = {"step": step + 1, "train_bpb": sum(losses) / len(losses) / math.log(2),
-                   "tokens_per_second": seen / (time.monotonic() - began), "minutes": (time.monotonic() - began) / 60}
+            row = {
+                "step": step + 1,
+                "train_bpb": sum(losses) / len(losses) / math.log(2),
+                "tokens_per_second": seen / (time.monotonic() - began),
+                "minutes": (time.monotonic() - began) / 60,
+            }
             losses = []
-            torch.save({"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers], "step": step + 1,
-                        "config": config}, args.out / "latent.pt")
+            torch.save(
+                {
+                    "model": model.state_dict(),
+                    "optimisers": [o.state_dict() for o in optimisers],
+                    "step": step + 1,
+                    "config": config,
+                },
+                args.out / "latent.pt",
+            )
             if (step + 1) % (10 * args.every) == 0 or step + 1 == steps:
                 row["held_out_bpb"] = bits_per_byte(model, corpus.held_out, 1024)
             with (args.out / "log.jsonl").open("a") as log:

@@ -42,8 +42,10 @@ def bits_of_last(model, text, end, *, last, before):
     float
     """
     if not 0 < last + before <= end <= len(text):
-        raise ValueError(f"last + before ({last} + {before}) must be at most end, and end ({end}) at most the text's {len(text)} bytes")
-    target = torch.tensor(list(text[end - last - before:end]))
+        raise ValueError(
+            f"last + before ({last} + {before}) must be at most end, and end ({end}) at most the text's {len(text)} bytes"
+        )
+    target = torch.tensor(list(text[end - last - before : end]))
     tokens = torch.cat([torch.zeros(1, dtype=torch.long), target[:-1]])
     return F.cross_entropy(model(tokens[None])[0, -last:].float(), target[-last:]).item() / math.log(2)
 
@@ -74,8 +76,10 @@ def name_text(text, *, distance, names, seed):
         name = "".join(drawn.choice("bdfgklmnprstvz" if i % 2 == 0 else "aeiou") for i in range(NAME_LETTERS))
         made.setdefault(name[:LETTERS_SHOWN], name)
     order = list(made.values())
-    whole = bytearray("".join(f"def {name}(value):\n    return value + {i}\n\n\n" for i, name in enumerate(order)).encode())
-    whole += text[len(text) - distance:]
+    whole = bytearray(
+        "".join(f"def {name}(value):\n    return value + {i}\n\n\n" for i, name in enumerate(order)).encode()
+    )
+    whole += text[len(text) - distance :]
     whole += b"\n\n\ndef main(total):\n"
     drawn.shuffle(order)
     spans = []
@@ -96,8 +100,12 @@ class Recall:
     letters_right: int
 
     def __add__(self, other):
-        return Recall(self.names + other.names, self.names_right + other.names_right,
-                      self.letters + other.letters, self.letters_right + other.letters_right)
+        return Recall(
+            self.names + other.names,
+            self.names_right + other.names_right,
+            self.letters + other.letters,
+            self.letters_right + other.letters_right,
+        )
 
 
 @torch.no_grad()
@@ -119,7 +127,9 @@ def recall(model, whole, spans, cut=None):
     """
     start, first = len(whole) - cut if cut else 0, spans[0][0]
     if not 0 <= start <= first:
-        raise ValueError(f"cut must be from {len(whole) - first} bytes, so that every call is left, to the text's {len(whole)}, not {cut}")
+        raise ValueError(
+            f"cut must be from {len(whole) - first} bytes, so that every call is left, to the text's {len(whole)}, not {cut}"
+        )
     tokens = torch.tensor([0, *whole[start:-1]])
     best = model(tokens[None])[0].argmax(-1)  # best[i] is the choice for whole[start + i]
     right = [[best[at - start].item() == whole[at] for at in range(*span)] for span in spans]

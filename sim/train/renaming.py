@@ -62,8 +62,8 @@ class Renamer:
                 continue
             name = torch.tensor(list(self._made_up(words, len(word), generator)))
             for at in starts:
-                window[at:at + len(word)] = name
-            unforeseen[seen[0]:seen[0] + len(word)] = True
+                window[at : at + len(word)] = name
+            unforeseen[seen[0] : seen[0] + len(word)] = True
         return unforeseen
 
     @staticmethod
@@ -74,5 +74,5 @@ class Renamer:
             pick, size, at = (torch.randint(n, (), generator=generator).item() for n in (len(words), 3, 1 << 30))
             word = words[pick].strip(b"_0123456789") or b"x"
             at %= len(word)
-            name += word[at:at + 2 + size]
+            name += word[at : at + 2 + size]
         return name[:length]

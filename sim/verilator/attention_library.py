@@ -12,8 +12,10 @@ _HANDLE, _BYTES = ctypes.c_void_p, ctypes.c_void_p
 _U32, _I64, _U64 = ctypes.c_uint32, ctypes.c_int64, ctypes.c_uint64
 _SIGNATURES = {
     "memory": (_I64, (_HANDLE, _BYTES, _U64, _U64, _U32, _U32, _U32, _U32, _I64, _I64)),
-    "stalls": (_I64, (_HANDLE, _U32, _U32)), "run": (_I64, (_HANDLE, _BYTES, _BYTES, _I64, _U32, _I64)),
-    "record": (_I64, (_HANDLE, ctypes.c_int)), "events": (_I64, (_HANDLE, _BYTES, _I64)),
+    "stalls": (_I64, (_HANDLE, _U32, _U32)),
+    "run": (_I64, (_HANDLE, _BYTES, _BYTES, _I64, _U32, _I64)),
+    "record": (_I64, (_HANDLE, ctypes.c_int)),
+    "events": (_I64, (_HANDLE, _BYTES, _I64)),
 }
 
 
@@ -39,8 +41,18 @@ class PrefillSimulation(Library):
         """Contents (uint8) of the memory from address ``base`` on; faults as in :class:`~intaglio.sim.verilator.memory.ReadSlave`."""
         data = np.ascontiguousarray(data, np.uint8)
         rate = self.model.bytes_per_cycle
-        self._call("memory", data.ctypes.data, len(data), base, self.model.latency_cycles, rate.numerator, rate.denominator,
-                   self.model.bursts, -1 if error_beat is None else error_beat, -1 if silent_burst is None else silent_burst)
+        self._call(
+            "memory",
+            data.ctypes.data,
+            len(data),
+            base,
+            self.model.latency_cycles,
+            rate.numerator,
+            rate.denominator,
+            self.model.bursts,
+            -1 if error_beat is None else error_beat,
+            -1 if silent_burst is None else silent_burst,
+        )
 
     def stalls(self, seed, share=0):
         """From now on take no result in ``share``/256 of the cycles, at random."""

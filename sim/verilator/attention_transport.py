@@ -26,7 +26,9 @@ def open_prefill(library, manifest, *, memory=DEFAULT_MEMORY):
     memory : str or MemoryModel
         A name of :data:`~intaglio.sim.verilator.memory.PRESETS`, or the times themselves.
     """
-    return PrefillTransport(PrefillSimulation(library, lanes=manifest["config"]["drain"], model=memory_model(manifest, memory)), manifest)
+    return PrefillTransport(
+        PrefillSimulation(library, lanes=manifest["config"]["drain"], model=memory_model(manifest, memory)), manifest
+    )
 
 
 class PrefillTransport:

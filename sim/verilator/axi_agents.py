@@ -9,7 +9,16 @@ from itertools import repeat
 
 import cocotb
 from cocotb.triggers import FallingEdge, ReadOnly, with_timeout
-from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiRamRead, AxiReadBus, AxiStreamBus, AxiStreamFrame, AxiStreamSink, AxiStreamSource
+from cocotbext.axi import (
+    AxiLiteBus,
+    AxiLiteMaster,
+    AxiRamRead,
+    AxiReadBus,
+    AxiStreamBus,
+    AxiStreamFrame,
+    AxiStreamSink,
+    AxiStreamSource,
+)
 
 __all__ = ["AxiMemory", "AxilMaster", "AxisSink", "AxisSource", "ContractError", "ram", "reset", "set_pauses"]
 
@@ -48,7 +57,9 @@ def _arguments(dut):
 
 def ram(dut, prefix, base, image):
     """cocotbext-axi's memory behind a read port, with an image of bytes at address ``base``."""
-    memory = AxiRamRead(AxiReadBus.from_prefix(dut, prefix), **_arguments(dut), size=1 << len(getattr(dut, f"{prefix}_araddr")))
+    memory = AxiRamRead(
+        AxiReadBus.from_prefix(dut, prefix), **_arguments(dut), size=1 << len(getattr(dut, f"{prefix}_araddr"))
+    )
     memory.write(base, image)
     return memory
 
@@ -99,8 +110,10 @@ class _Monitor:
         there, ready = (getattr(self, channel + name).value for name in ("valid", "ready"))
         seen = {field: int(getattr(self, field).value) for field in fields} if there else None
         if self.held.get(channel) is not None and seen != self.held[channel]:
-            raise ContractError(f"{self.prefix}_{channel} must hold {self.held[channel]} until it is taken, not show {seen} "
-                                f"(cycle {self.cycle})")
+            raise ContractError(
+                f"{self.prefix}_{channel} must hold {self.held[channel]} until it is taken, not show {seen} "
+                f"(cycle {self.cycle})"
+            )
         self.held[channel] = None if ready else seen
         return seen if ready else None
 
@@ -166,7 +179,7 @@ class AxilMaster(_Monitor):
         first, count = (strobe & -strobe).bit_length() - 1, strobe.bit_count()
         if strobe != (1 << count) - 1 << first:
             raise ValueError(f"strobes must be neighbours, not {strobe:04b}")
-        part = value.to_bytes(4, "little")[first:first + count]
+        part = value.to_bytes(4, "little")[first : first + count]
         return int((await with_timeout(self.agent.write(address + first, part), *LIMIT)).resp)
 
     async def read(self, address):
@@ -183,7 +196,9 @@ class AxilMaster(_Monitor):
         for channel, before in (("b", ("aw", "w")), ("r", ("ar",))):
             if self.held[channel] is not None or answers[channel] is not None:
                 if not all(self.asked[name] for name in before):
-                    raise ContractError(f"{self.prefix}_{channel} must not answer what was not asked (cycle {self.cycle})")
+                    raise ContractError(
+                        f"{self.prefix}_{channel} must not answer what was not asked (cycle {self.cycle})"
+                    )
             if answers[channel] is not None:
                 for name in before:
                     self.asked[name] -= 1
@@ -239,7 +254,9 @@ class AxiMemory(_Agent):
             names = ("araddr", "arlen", "arid", "arsize", "arburst")
             seen = tuple(int(getattr(self, name).value) for name in names) if self.arvalid.value else None
             if self.waiting is not None and seen != self.waiting:
-                raise ContractError(f"{self.prefix} must hold the address {self.waiting} until it is taken, not show {seen}")
+                raise ContractError(
+                    f"{self.prefix} must hold the address {self.waiting} until it is taken, not show {seen}"
+                )
             self.waiting = None if ready else seen
             if ready and seen:
                 self._check(*seen)
@@ -250,18 +267,31 @@ class AxiMemory(_Agent):
 
     def _check(self, address, length, _, size, burst):
         end = address + (length + 1) * self.beat_bytes
-        if 1 << size != self.beat_bytes or burst != 1 or address % self.beat_bytes or address // PAGE != (end - 1) // PAGE:
-            raise ContractError(f"{self.prefix}: a burst must be of whole beats, incrementing and inside a page, not address "
-                                f"0x{address:x}, length {length + 1}, size {size}, kind {burst}")
+        if (
+            1 << size != self.beat_bytes
+            or burst != 1
+            or address % self.beat_bytes
+            or address // PAGE != (end - 1) // PAGE
+        ):
+            raise ContractError(
+                f"{self.prefix}: a burst must be of whole beats, incrementing and inside a page, not address "
+                f"0x{address:x}, length {length + 1}, size {size}, kind {burst}"
+            )
         if address < self.base or end > self.base + len(self.image):
-            raise ContractError(f"{self.prefix}: a burst must lie in 0x{self.base:x}..0x{self.base + len(self.image) - 1:x}, not at "
-                                f"0x{address:x}, {length + 1} beats")
+            raise ContractError(
+                f"{self.prefix}: a burst must lie in 0x{self.base:x}..0x{self.base + len(self.image) - 1:x}, not at "
+                f"0x{address:x}, {length + 1} beats"
+            )
 
     def _beat(self, queue):
         head = queue[0]
         place = head[2] - self.base
-        beat = {"rdata": int.from_bytes(self.image[place:place + self.beat_bytes], "little"), "rid": head[1], "rresp": 0,
-                "rlast": head[3] == 1}
+        beat = {
+            "rdata": int.from_bytes(self.image[place : place + self.beat_bytes], "little"),
+            "rid": head[1],
+            "rresp": 0,
+            "rlast": head[3] == 1,
+        }
         if self.spoil is not None:
             beat = self.spoil(self.beats, beat)
             if beat is None:

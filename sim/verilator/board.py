@@ -1,8 +1,8 @@
 """A simulated board behind a pseudo-terminal: Verilator runs the board's top, UART included, and the host opens a real tty.
 
-    board = build_board("build/desk", clock_hz=8_000_000, baud=1_000_000)
-    with SerialBoard(board, clock_hz=8_000_000, baud=1_000_000) as board:
-        intaglio.host.open(f"serial:{board.port}?baud=1000000&manifest=build/desk")
+board = build_board("build/desk", clock_hz=8_000_000, baud=1_000_000)
+with SerialBoard(board, clock_hz=8_000_000, baud=1_000_000) as board:
+    intaglio.host.open(f"serial:{board.port}?baud=1000000&manifest=build/desk")
 """
 
 import ctypes
@@ -22,19 +22,26 @@ from intaglio.sim.verilator.library import SimulationError
 __all__ = ["Fault", "SerialBoard", "build_board"]
 
 CHUNK, SLICE = 1 << 15, 256  # cycles between looks at requests, and between exchanges of bytes with the terminal
-QUIET = 1 << 20  # cycles without a byte on the line after which the simulation runs slowly, to leave the processor to others
+QUIET = (
+    1 << 20
+)  # cycles without a byte on the line after which the simulation runs slowly, to leave the processor to others
 QUIET_CHUNK, QUIET_MILLISECONDS = 1 << 12, 2
 REQUEST_SECONDS, CLOSE_SECONDS = 30.0, 30.0
 
 _HANDLE = ctypes.c_void_p
 _SIGNATURES = {
-    "create": (_HANDLE, (ctypes.c_int, ctypes.c_double)), "destroy": (None, (_HANDLE,)), "error": (ctypes.c_char_p, (_HANDLE,)),
-    "cycles": (ctypes.c_uint64, (_HANDLE,)), "run": (ctypes.c_int64, (_HANDLE, ctypes.c_int64, ctypes.c_int64)),
-    "wait": (ctypes.c_int64, (_HANDLE, ctypes.c_int)), "connect": (None, (_HANDLE, ctypes.c_int)),
+    "create": (_HANDLE, (ctypes.c_int, ctypes.c_double)),
+    "destroy": (None, (_HANDLE,)),
+    "error": (ctypes.c_char_p, (_HANDLE,)),
+    "cycles": (ctypes.c_uint64, (_HANDLE,)),
+    "run": (ctypes.c_int64, (_HANDLE, ctypes.c_int64, ctypes.c_int64)),
+    "wait": (ctypes.c_int64, (_HANDLE, ctypes.c_int)),
+    "connect": (None, (_HANDLE, ctypes.c_int)),
     "reset": (ctypes.c_int64, (_HANDLE, ctypes.c_int64)),
     "arm": (None, (_HANDLE, ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)),
     "noise": (None, (_HANDLE, ctypes.c_uint64, ctypes.c_uint32)),
-    "faults": (ctypes.c_int64, (_HANDLE, ctypes.c_int)), "bytes": (ctypes.c_int64, (_HANDLE, ctypes.c_int)),
+    "faults": (ctypes.c_int64, (_HANDLE, ctypes.c_int)),
+    "bytes": (ctypes.c_int64, (_HANDLE, ctypes.c_int)),
 }
 
 
@@ -54,7 +61,12 @@ def build_board(folder, *, clock_hz, baud, depth=32, cache=None, progress=None) 
     BuildError, ValueError
     """
     manifest = read_json(folder)
-    return build(folder, cache=cache, board=serial_verilog(manifest, clock_hz=clock_hz, baud=baud, depth=depth), progress=progress)
+    return build(
+        folder,
+        cache=cache,
+        board=serial_verilog(manifest, clock_hz=clock_hz, baud=baud, depth=depth),
+        progress=progress,
+    )
 
 
 class SerialBoard:
@@ -152,7 +164,9 @@ class SerialBoard:
         try:
             return answers.get(timeout=REQUEST_SECONDS)
         except queue.Empty:
-            raise SimulationError(f"the board must answer within {REQUEST_SECONDS:g} s, but it did not ({self._error})") from self._error
+            raise SimulationError(
+                f"the board must answer within {REQUEST_SECONDS:g} s, but it did not ({self._error})"
+            ) from self._error
 
     @property
     def cycles(self) -> int:
@@ -182,7 +196,7 @@ class SerialBoard:
         """From now on each byte, in both directions, is hit by a flip, a loss or a repetition with probability ``chance``; 0 ends it."""
         if not 0 <= chance < 1:
             raise ValueError(f"chance must be in 0..1, not {chance}")
-        self._request(lambda: self._call("noise", seed, int(chance * 2 ** 32)))
+        self._request(lambda: self._call("noise", seed, int(chance * 2**32)))
 
     def reset(self):
         """Press the board's reset button."""
@@ -190,6 +204,7 @@ class SerialBoard:
 
     def unplug(self):
         """Take the tty away; the board goes on running."""
+
         def action():
             self._call("connect", -1)
             self._unplug()
@@ -198,6 +213,7 @@ class SerialBoard:
 
     def replug(self):
         """Give the board a tty again, under the same name."""
+
         def action():
             self._plug()
             self._call("connect", self._master)

@@ -20,22 +20,53 @@ from intaglio.sim.verilator.tools import BuildError, Tools, find_tools
 
 __all__ = ["BuildError", "Tools", "build", "default_cache", "find_tools"]
 
-VERILATOR_FLAGS = ("--cc", "-O3", "--prefix", "Vtop", "--no-timing", "--no-assert", "--x-assign", "fast", "--x-initial",
-                   "fast", "--output-split", "20000", "-Wno-fatal", "-Wno-lint", "-Wno-style")
-COMPILER_FLAGS = ("-std=gnu++17", "-fPIC", "-fvisibility=hidden", "-w", "-DVERILATOR=1", "-DVM_COVERAGE=0", "-DVM_SC=0",
-                  "-DVM_TIMING=0", "-DVL_USER_FATAL", "-DVL_USER_STOP", "-DVL_USER_FINISH", "-DVL_USER_WARN")
+VERILATOR_FLAGS = (
+    "--cc",
+    "-O3",
+    "--prefix",
+    "Vtop",
+    "--no-timing",
+    "--no-assert",
+    "--x-assign",
+    "fast",
+    "--x-initial",
+    "fast",
+    "--output-split",
+    "20000",
+    "-Wno-fatal",
+    "-Wno-lint",
+    "-Wno-style",
+)
+COMPILER_FLAGS = (
+    "-std=gnu++17",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-w",
+    "-DVERILATOR=1",
+    "-DVM_COVERAGE=0",
+    "-DVM_SC=0",
+    "-DVM_TIMING=0",
+    "-DVL_USER_FATAL",
+    "-DVL_USER_STOP",
+    "-DVL_USER_FINISH",
+    "-DVL_USER_WARN",
+)
 # Code of each cycle; code that runs once, or hardly ever. On the whole decoder -O2 is about a tenth faster than -Os and -O1;
 # -march=native and -O3 slowed the ternary lanes down, and would bind a cache to one machine.
 FAST, ONCE = ("-O2",), ("-O0",)
 TRACES = {None: (), "vcd": ("--trace-vcd",), "fst": ("--trace-fst",), "saif": ("--trace-saif",)}
-DEFINES = {None: ("-DVM_TRACE=0", "-DVM_TRACE_VCD=0", "-DVM_TRACE_FST=0"),
-           "vcd": ("-DVM_TRACE=1", "-DVM_TRACE_VCD=1", "-DVM_TRACE_FST=0"),
-           "fst": ("-DVM_TRACE=1", "-DVM_TRACE_VCD=0", "-DVM_TRACE_FST=1"),
-           "saif": ("-DVM_TRACE=1", "-DVM_TRACE_VCD=0", "-DVM_TRACE_FST=0", "-DVM_TRACE_SAIF=1")}
-RUNTIME = {None: ("verilated.cpp", "verilated_threads.cpp"),
-           "vcd": ("verilated.cpp", "verilated_threads.cpp", "verilated_vcd_c.cpp"),
-           "fst": ("verilated.cpp", "verilated_threads.cpp", "verilated_fst_c.cpp"),
-           "saif": ("verilated.cpp", "verilated_threads.cpp", "verilated_saif_c.cpp")}
+DEFINES = {
+    None: ("-DVM_TRACE=0", "-DVM_TRACE_VCD=0", "-DVM_TRACE_FST=0"),
+    "vcd": ("-DVM_TRACE=1", "-DVM_TRACE_VCD=1", "-DVM_TRACE_FST=0"),
+    "fst": ("-DVM_TRACE=1", "-DVM_TRACE_VCD=0", "-DVM_TRACE_FST=1"),
+    "saif": ("-DVM_TRACE=1", "-DVM_TRACE_VCD=0", "-DVM_TRACE_FST=0", "-DVM_TRACE_SAIF=1"),
+}
+RUNTIME = {
+    None: ("verilated.cpp", "verilated_threads.cpp"),
+    "vcd": ("verilated.cpp", "verilated_threads.cpp", "verilated_vcd_c.cpp"),
+    "fst": ("verilated.cpp", "verilated_threads.cpp", "verilated_fst_c.cpp"),
+    "saif": ("verilated.cpp", "verilated_threads.cpp", "verilated_saif_c.cpp"),
+}
 _HERE = Path(__file__).parent
 SHIMS = {  # C++ compiled with the model, by the manifest's kind
     "decoder": (_HERE / "decoder.cpp", _HERE / "bus.h", _HERE / "faults.h"),
@@ -67,8 +98,8 @@ def build(folder, *, cache=None, trace=None, rom=None, board=None, tools=None, j
         Folder from which each simulation reads the ROM images as it starts, for other models of the same shape without another
         build; a relative one is relative to the process's folder at that time. By default a copy inside the cache.
     board : dict or None
-        Verilog of a board's top by module name, the top first (:func:`intaglio.gen.emit.link.serial_verilog`): what is built is then the board
-        with the design inside, for :mod:`intaglio.sim.verilator.board`.
+        Verilog of a board's top by module name, the top first (:func:`intaglio.gen.emit.link.serial_verilog`): what is built is then the
+        board with the design inside, for :mod:`intaglio.sim.verilator.board`.
     tools : Tools or None
     jobs : int or None
         C++ files compiled at a time; by default one for each core.
@@ -88,18 +119,31 @@ def build(folder, *, cache=None, trace=None, rom=None, board=None, tools=None, j
     cache = Path(cache).absolute() if cache else default_cache()
     flags = repr((VERILATOR_FLAGS, COMPILER_FLAGS, FAST, ONCE, TRACES[trace]))
     base = _digest(flags, tools.identity)
-    entry = cache / f"simulation-{_digest(base, source.digest(rom), *(path.read_bytes() for path in SHIMS[source.kind]))[:32]}"
+    entry = (
+        cache
+        / f"simulation-{_digest(base, source.digest(rom), *(path.read_bytes() for path in SHIMS[source.kind]))[:32]}"
+    )
     if not _complete(entry):
-        work = _Work(tools=tools, trace=trace, jobs=jobs or os.cpu_count() or 1,
-                     tell=lambda text: progress(text, time.monotonic() - began) if progress else None)
+        work = _Work(
+            tools=tools,
+            trace=trace,
+            jobs=jobs or os.cpu_count() or 1,
+            tell=lambda text: progress(text, time.monotonic() - began) if progress else None,
+        )
         runtime = cache / f"runtime-{base[:32]}"
         try:
-            with ThreadPoolExecutor(1) as aside:  # Verilator uses one core; meanwhile the run-time library can be compiled
+            with ThreadPoolExecutor(
+                1
+            ) as aside:  # Verilator uses one core; meanwhile the run-time library can be compiled
                 ready = aside.submit(_publish, runtime, work.compile_runtime) if not _complete(runtime) else None
-                _publish(entry, lambda target: work.build_model(source, runtime, ready, target, rom or str(entry / "rom")))
+                _publish(
+                    entry, lambda target: work.build_model(source, runtime, ready, target, rom or str(entry / "rom"))
+                )
         except OSError as fault:
-            raise BuildError(f"the simulation cache {cache} cannot be written ({fault}): free space there, or choose another "
-                             "folder with --cache") from fault
+            raise BuildError(
+                f"the simulation cache {cache} cannot be written ({fault}): free space there, or choose another "
+                "folder with --cache"
+            ) from fault
         work.tell("simulation built")
     return entry / LIBRARY
 
@@ -133,8 +177,10 @@ class _Source:
         folder = Path(folder)
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            groups = {kind: {name: (folder / name).read_bytes() for name in manifest["files"].get(kind, [])}
-                      for kind in ("verilog", "rom", "lint")}
+            groups = {
+                kind: {name: (folder / name).read_bytes() for name in manifest["files"].get(kind, [])}
+                for kind in ("verilog", "rom", "lint")
+            }
             kind, top = manifest["kind"], manifest["top"]
             if kind not in SHIMS:
                 raise BuildError(f"the manifest's kind must be one of {', '.join(SHIMS)}, not {kind!r}")
@@ -146,12 +192,17 @@ class _Source:
             else:
                 memory = manifest["memory_bus"]
                 prefixes["M_AXI"] = memory["prefix"]
-                ports += [f"#define MONITOR {manifest['monitor']['port']}", f"#define BEAT_BYTES {memory['data_width'] // 8}",
-                          f"#define RESULT_BYTES {streams['result']['width'] // 8}"]
+                ports += [
+                    f"#define MONITOR {manifest['monitor']['port']}",
+                    f"#define BEAT_BYTES {memory['data_width'] // 8}",
+                    f"#define RESULT_BYTES {streams['result']['width'] // 8}",
+                ]
         except FileNotFoundError as fault:
             raise BuildError(f"{folder} is not a complete generated folder ({fault}): generate it again") from fault
         except OSError as fault:
-            raise BuildError(f"{fault.filename or folder} of the generated folder cannot be read: {fault.strerror or fault}") from fault
+            raise BuildError(
+                f"{fault.filename or folder} of the generated folder cannot be read: {fault.strerror or fault}"
+            ) from fault
         except (ValueError, KeyError, TypeError, AttributeError) as fault:
             raise BuildError(f"{folder / 'manifest.json'} is not a manifest ({fault!r}): generate it again") from fault
         for name in (name for group in groups.values() for name in group):
@@ -178,7 +229,8 @@ def _complete(entry) -> bool:
     try:
         seal = json.loads((entry / "seal.json").read_text(encoding="utf-8"))
         return seal["place"] == str(entry) and all(
-            _digest((entry / name).read_bytes()) == digest for name, digest in seal["files"].items())
+            _digest((entry / name).read_bytes()) == digest for name, digest in seal["files"].items()
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
@@ -194,8 +246,11 @@ def _publish(entry, fill):
         target = work / "entry"
         target.mkdir()
         fill(target)
-        files = {path.relative_to(target).as_posix(): _digest(path.read_bytes())
-                 for path in sorted(target.rglob("*")) if path.is_file()}
+        files = {
+            path.relative_to(target).as_posix(): _digest(path.read_bytes())
+            for path in sorted(target.rglob("*"))
+            if path.is_file()
+        }
         (target / "seal.json").write_text(json.dumps({"place": str(entry), "files": files}), encoding="utf-8")
         if entry.exists() and not _complete(entry):
             os.rename(entry, work / "damaged")
@@ -218,22 +273,38 @@ class _Work:
     tell: object
 
     def run(self, command, what, cwd=None):
-        result = subprocess.run([str(part) for part in command], capture_output=True, text=True, errors="replace", cwd=cwd,
-                                env={**os.environ, **self.tools.environment})
+        result = subprocess.run(
+            [str(part) for part in command],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            cwd=cwd,
+            env={**os.environ, **self.tools.environment},
+        )
         if result.returncode:
             text = result.stderr + result.stdout
             if "No space left" in text:
                 raise OSError(f"no space left while {what}")
             if "lz4.h" in text or "zlib.h" in text:
-                raise BuildError("an FST trace needs the headers of lz4 and zlib (Debian, Ubuntu: apt install liblz4-dev "
-                                 "zlib1g-dev); a .vcd trace does not")
+                raise BuildError(
+                    "an FST trace needs the headers of lz4 and zlib (Debian, Ubuntu: apt install liblz4-dev "
+                    "zlib1g-dev); a .vcd trace does not"
+                )
             lines = [line for line in text.splitlines() if "rror" in line] or text.splitlines()
             raise BuildError(f"{what} failed (exit {result.returncode}): " + "; ".join(lines[:4]))
 
     def compile(self, sources, target, include):
         """Compile ``(source, flags)`` pairs into ``target``; return the objects in the same order."""
-        flags = [*COMPILER_FLAGS, *DEFINES[self.trace], "-I", include, "-I", self.tools.root / "include",
-                 "-I", self.tools.root / "include" / "vltstd"]
+        flags = [
+            *COMPILER_FLAGS,
+            *DEFINES[self.trace],
+            "-I",
+            include,
+            "-I",
+            self.tools.root / "include",
+            "-I",
+            self.tools.root / "include" / "vltstd",
+        ]
         done = []
 
         def compile_one(source, level):
@@ -269,8 +340,22 @@ class _Work:
         (model / "ports.h").write_text(source.ports, encoding="utf-8")
         self.tell("translating Verilog")
         made = model / "cpp"
-        self.run([self.tools.verilator, *VERILATOR_FLAGS, *TRACES[self.trace], "--top-module", source.top, "--Mdir", made,
-                  *source.lint, "rom_dir.v", *source.verilog], "translating Verilog", cwd=model)
+        self.run(
+            [
+                self.tools.verilator,
+                *VERILATOR_FLAGS,
+                *TRACES[self.trace],
+                "--top-module",
+                source.top,
+                "--Mdir",
+                made,
+                *source.lint,
+                "rom_dir.v",
+                *source.verilog,
+            ],
+            "translating Verilog",
+            cwd=model,
+        )
         for path in SHIMS[source.kind]:
             shutil.copyfile(path, made / path.name)
         shutil.copyfile(model / "ports.h", made / "ports.h")
@@ -279,6 +364,16 @@ class _Work:
         if ready is not None:
             ready.result()
         self.tell("linking")
-        self.run([self.tools.compiler, "-shared", "-o", target / LIBRARY, *objects,
-                  *(runtime / Path(name).with_suffix(".o") for name in RUNTIME[self.trace]), "-lpthread",
-                  *(("-llz4", "-lz") if self.trace == "fst" else ())], "linking")
+        self.run(
+            [
+                self.tools.compiler,
+                "-shared",
+                "-o",
+                target / LIBRARY,
+                *objects,
+                *(runtime / Path(name).with_suffix(".o") for name in RUNTIME[self.trace]),
+                "-lpthread",
+                *(("-llz4", "-lz") if self.trace == "fst" else ()),
+            ],
+            "linking",
+        )

@@ -60,7 +60,9 @@ def build_bench(folder, *, cache=None):
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     top = manifest["top"]
     sources = [folder / name for name in manifest["files"]["verilog"]]
-    public = "".join(f'public_flat_rw -module "{top}" -var "{name}"\n' for name in _ports(folder / "rtl" / f"{top}.v", top))
+    public = "".join(
+        f'public_flat_rw -module "{top}" -var "{name}"\n' for name in _ports(folder / "rtl" / f"{top}.v", top)
+    )
     parts = [tools.identity, metadata.version("cocotb"), repr((_LEVELS, _FLAGS)), public]
     parts += [path.read_text(encoding="utf-8") for path in sources]
     entry = Path(cache or default_cache()) / f"cocotb-{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}"
@@ -72,8 +74,14 @@ def build_bench(folder, *, cache=None):
         (work / "ports.vlt").write_text("`verilator_config\n" + public)
         runner = _Runner(tools, folder)
         try:
-            runner.build(sources=[work / "ports.vlt", *sources], hdl_toplevel=top, build_dir=work / "bench", build_args=_FLAGS,
-                         always=True, log_file=work / "log")
+            runner.build(
+                sources=[work / "ports.vlt", *sources],
+                hdl_toplevel=top,
+                build_dir=work / "bench",
+                build_args=_FLAGS,
+                always=True,
+                log_file=work / "log",
+            )
         except RuntimeError as fault:
             raise BuildError(f"the build for cocotb failed: {(work / 'log').read_text()[-2000:]}") from fault
         for path in (work / "bench").glob("*.gch"):
@@ -91,8 +99,8 @@ def build_bench(folder, *, cache=None):
 def _ports(path, top):
     """Names in the header of the module ``top``."""
     text = path.read_text(encoding="utf-8")
-    header = text[text.index(f"module {top}"):]
-    return [name.strip() for name in header[header.index("(") + 1:header.index(")")].split(",")]
+    header = text[text.index(f"module {top}") :]
+    return [name.strip() for name in header[header.index("(") + 1 : header.index(")")].split(",")]
 
 
 def run_bench(build, folder, module, *, seed=1, plusargs=(), tests=None):
@@ -125,10 +133,21 @@ def run_bench(build, folder, module, *, seed=1, plusargs=(), tests=None):
     folder, module = Path(folder).absolute(), Path(module).absolute()
     runner = _Runner(find_tools(), module.parent)
     results, log = folder / "results.xml", folder / "cocotb.log"
-    top = next(path.stem for path in Path(build).glob("*") if os.access(path, os.X_OK) and path.is_file() and not path.suffix)
+    top = next(
+        path.stem for path in Path(build).glob("*") if os.access(path, os.X_OK) and path.is_file() and not path.suffix
+    )
     try:
-        runner.test(hdl_toplevel=top, hdl_toplevel_lang="verilog", test_module=module.stem, build_dir=build, test_dir=folder,
-                    results_xml=str(results), seed=seed, plusargs=list(plusargs), log_file=log)
+        runner.test(
+            hdl_toplevel=top,
+            hdl_toplevel_lang="verilog",
+            test_module=module.stem,
+            build_dir=build,
+            test_dir=folder,
+            results_xml=str(results),
+            seed=seed,
+            plusargs=list(plusargs),
+            log_file=log,
+        )
     except SystemExit:
         pass  # a failed test; the results say which, and get_results() raises where there are none
     try:
@@ -137,8 +156,9 @@ def run_bench(build, folder, module, *, seed=1, plusargs=(), tests=None):
         raise BuildError(f"{fault}; {log.read_text()[-2000:]}") from fault
     found = {case.get("name"): _failure(case) for case in ElementTree.parse(results).getroot().iter("testcase")}
     if count != len(found) or failed != sum(text is not None for text in found.values()) or tests not in (None, count):
-        raise BuildError(f"the bench must run {tests or len(found)} tests, not {count} ({failed} failed); "
-                         f"{log.read_text()[-2000:]}")
+        raise BuildError(
+            f"the bench must run {tests or len(found)} tests, not {count} ({failed} failed); {log.read_text()[-2000:]}"
+        )
     return found
 
 

@@ -10,11 +10,15 @@ __all__ = ["Library", "Simulation", "SimulationError"]
 
 _HANDLE, _WORDS, _FLAGS = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p
 _COMMON = {
-    "create": (_HANDLE, ()), "destroy": (None, (_HANDLE,)), "error": (ctypes.c_char_p, (_HANDLE,)),
-    "cycles": (ctypes.c_uint64, (_HANDLE,)), "reset": (ctypes.c_int64, (_HANDLE, ctypes.c_int64)),
+    "create": (_HANDLE, ()),
+    "destroy": (None, (_HANDLE,)),
+    "error": (ctypes.c_char_p, (_HANDLE,)),
+    "cycles": (ctypes.c_uint64, (_HANDLE,)),
+    "reset": (ctypes.c_int64, (_HANDLE, ctypes.c_int64)),
     "write": (ctypes.c_int64, (_HANDLE, ctypes.c_uint32, ctypes.c_uint32)),
     "read": (ctypes.c_int64, (_HANDLE, ctypes.c_uint32)),
-    "trace_open": (ctypes.c_int64, (_HANDLE, ctypes.c_char_p)), "trace_close": (ctypes.c_int64, (_HANDLE,)),
+    "trace_open": (ctypes.c_int64, (_HANDLE, ctypes.c_char_p)),
+    "trace_close": (ctypes.c_int64, (_HANDLE,)),
 }
 _SIGNATURES = {
     "pending": (ctypes.c_int64, (_HANDLE,)),

@@ -39,11 +39,21 @@ def lint(folder, *, verilator=None, root=None, timeout=600):
     except (OSError, ValueError, KeyError, TypeError) as fault:
         raise Error(f"{folder} must be a generated folder ({fault!r})") from fault
     try:
-        done = subprocess.run([str(verilator), "--lint-only", "-Wall", "--top-module", top, *files], cwd=folder, capture_output=True,
-                              text=True, env={**os.environ, "VERILATOR_ROOT": str(root)}, timeout=timeout)
+        done = subprocess.run(
+            [str(verilator), "--lint-only", "-Wall", "--top-module", top, *files],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "VERILATOR_ROOT": str(root)},
+            timeout=timeout,
+        )
     except (OSError, subprocess.TimeoutExpired) as fault:
         raise Error(f"Verilator's linter must end within {timeout} s: {fault}") from fault
-    found = [line for line in done.stderr.splitlines() if line.startswith("%") and not line.startswith("%Error: Exiting due to")]
+    found = [
+        line
+        for line in done.stderr.splitlines()
+        if line.startswith("%") and not line.startswith("%Error: Exiting due to")
+    ]
     if bool(found) != bool(done.returncode):
         raise Error(f"Verilator's linter ended with code {done.returncode}: {done.stderr[-1000:]}")
     return found

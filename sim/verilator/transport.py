@@ -13,10 +13,15 @@ from intaglio.sim.verilator.library import Simulation
 
 __all__ = ["SimulationTransport", "open_simulation"]
 
-FIRST_CHUNK, CHUNK_SECONDS = 1 << 10, 0.05  # cycles run at first, and seconds to aim at, between looks at clock and Ctrl-C
+FIRST_CHUNK, CHUNK_SECONDS = (
+    1 << 10,
+    0.05,
+)  # cycles run at first, and seconds to aim at, between looks at clock and Ctrl-C
 
 
-def open_simulation(rest, *, manifest=None, progress=None, accept=None, cache=None, trace=None, max_cycles=None, memory=None):
+def open_simulation(
+    rest, *, manifest=None, progress=None, accept=None, cache=None, trace=None, max_cycles=None, memory=None
+):
     """Open the generated folder ``rest``; the entry point of the scheme ``sim``.
 
     Parameters

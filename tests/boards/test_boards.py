@@ -20,15 +20,38 @@ from intaglio.gen.emit import output
 
 COMMANDS = {"board": lambda: cli.register}
 PIN = Pin(ball="A1")
-PLAIN = {"name": "x", "description": "x", "device": "85k", "package": "CABGA381", "speed": "6", "clock": PIN, "rx": PIN, "tx": PIN,
-         "input_hz": 25_000_000}
+PLAIN = {
+    "name": "x",
+    "description": "x",
+    "device": "85k",
+    "package": "CABGA381",
+    "speed": "6",
+    "clock": PIN,
+    "rx": PIN,
+    "tx": PIN,
+    "input_hz": 25_000_000,
+}
 
 
 def test_pins_are_those_of_the_boards():
     ulx3s, ecpix5 = board("ulx3s"), board("ecpix5")
-    assert (ulx3s.clock.ball, ulx3s.rx.ball, ulx3s.tx.ball, ulx3s.input_hz, ulx3s.speed) == ("G2", "M1", "L4", 25_000_000, "6")
-    assert (ecpix5.clock.ball, ecpix5.rx.ball, ecpix5.tx.ball, ecpix5.input_hz, ecpix5.speed) == ("K23", "R26", "R24", 100_000_000, "8")
-    assert constraints(ecpix5) == """\
+    assert (ulx3s.clock.ball, ulx3s.rx.ball, ulx3s.tx.ball, ulx3s.input_hz, ulx3s.speed) == (
+        "G2",
+        "M1",
+        "L4",
+        25_000_000,
+        "6",
+    )
+    assert (ecpix5.clock.ball, ecpix5.rx.ball, ecpix5.tx.ball, ecpix5.input_hz, ecpix5.speed) == (
+        "K23",
+        "R26",
+        "R24",
+        100_000_000,
+        "8",
+    )
+    assert (
+        constraints(ecpix5)
+        == """\
 LOCATE COMP "clk_in" SITE "K23";
 IOBUF PORT "clk_in" IO_TYPE=LVCMOS33;
 LOCATE COMP "rx" SITE "R26";
@@ -37,6 +60,7 @@ LOCATE COMP "tx" SITE "R24";
 IOBUF PORT "tx" IO_TYPE=LVCMOS33 PULLMODE=UP;
 FREQUENCY PORT "clk_in" 101 MHZ;
 """
+    )
     assert "wifi" not in constraints(ecpix5) + top_verilog(ecpix5)
     assert """\
 LOCATE COMP "wifi_gpio0" SITE "L2";
@@ -44,8 +68,17 @@ IOBUF PORT "wifi_gpio0" DRIVE=4 IO_TYPE=LVCMOS33 PULLMODE=UP;
 """ in constraints(ulx3s)
 
 
-@pytest.mark.parametrize("input_hz, output_hz", [(25_000_000, 80_000_000), (100_000_000, 80_000_000), (25_000_000, 62_500_000),
-                                                 (12_000_000, 48_000_000), (25_000_000, 25_000_000), (100_000_000, 100_000_000)])
+@pytest.mark.parametrize(
+    "input_hz, output_hz",
+    [
+        (25_000_000, 80_000_000),
+        (100_000_000, 80_000_000),
+        (25_000_000, 62_500_000),
+        (12_000_000, 48_000_000),
+        (25_000_000, 25_000_000),
+        (100_000_000, 100_000_000),
+    ],
+)
 def test_pll(input_hz, output_hz):
     made = pll(input_hz, output_hz)
     assert input_hz * made.feedback == output_hz * made.reference
@@ -59,10 +92,15 @@ def test_a_pll_that_cannot_be():
         pll(25_000_000, 80_000_001)
 
 
-@pytest.mark.parametrize("change, text", [
-    ({"device": "85f"}, "device must be one of"), ({"speed": "9"}, "speed must be one of 6, 7, 8, not '9'"),
-    ({"clock_hz": 10}, "clock_hz must be in 1000000..400000000, not 10"), ({"baud": 30_000_000}, "baud must be in 1..clock_hz / 4"),
-])
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        ({"device": "85f"}, "device must be one of"),
+        ({"speed": "9"}, "speed must be one of 6, 7, 8, not '9'"),
+        ({"clock_hz": 10}, "clock_hz must be in 1000000..400000000, not 10"),
+        ({"baud": 30_000_000}, "baud must be in 1..clock_hz / 4"),
+    ],
+)
 def test_bad_boards(change, text):
     with pytest.raises(ValueError, match=text):
         Board(**PLAIN | change)
@@ -71,19 +109,34 @@ def test_bad_boards(change, text):
 @pytest.mark.parametrize("name", BOARDS)
 def test_yosys_takes_the_top(name, tmp_path):
     """PLL and reset, with a stand-in for the decoder."""
-    (tmp_path / "top.v").write_text(top_verilog(board(name)) + """
+    (tmp_path / "top.v").write_text(
+        top_verilog(board(name))
+        + """
 module intaglio_serial(input wire clk, input wire rst, input wire rx, output reg tx);
     always @(posedge clk) tx <= rx & ~rst;
 endmodule
-""")
-    script = "\n".join(["from pyosys import libyosys as y", "d = y.Design()"] + [f"y.run_pass({step!r}, d)" for step in (
-        "read_verilog top.v", "synth_lattice -family ecp5 -top intaglio_board", "check -assert",
-        "select -assert-count 1 t:EHXPLLL", "select -assert-count 11 t:TRELLIS_FF", "write_json netlist.json")])
+"""
+    )
+    script = "\n".join(
+        ["from pyosys import libyosys as y", "d = y.Design()"]
+        + [
+            f"y.run_pass({step!r}, d)"
+            for step in (
+                "read_verilog top.v",
+                "synth_lattice -family ecp5 -top intaglio_board",
+                "check -assert",
+                "select -assert-count 1 t:EHXPLLL",
+                "select -assert-count 11 t:TRELLIS_FF",
+                "write_json netlist.json",
+            )
+        ]
+    )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
     ports = json.loads((tmp_path / "netlist.json").read_text())["modules"]["intaglio_board"]["ports"]
     assert {port: ports[port]["bits"] for port in ports if port not in ("clk_in", "rx", "tx")} == (
-        {"wifi_gpio0": ["1"]} if name == "ulx3s" else {})
+        {"wifi_gpio0": ["1"]} if name == "ulx3s" else {}
+    )
 
 
 def test_a_step_is_done_once(tmp_path):
@@ -112,25 +165,63 @@ def test_a_step_is_done_once(tmp_path):
 
 def test_the_slowest_path_of_a_clock():
     def path(start, end, delay):
-        return {"from": start, "to": end, "path": [
-            {"type": "clk-to-q", "delay": 0.5, "from": {"cell": "a", "port": "CLK"}, "to": {"cell": "a", "port": "Q"}},
-            {"type": "routing", "delay": delay, "net": start, "from": {"cell": "a", "port": "Q"}, "to": {"cell": "b", "port": "A"}},
-            {"type": "logic", "delay": 0.25, "from": {"cell": "b", "port": "A"}, "to": {"cell": "b", "port": "F"}},
-            {"type": "routing", "delay": 0, "net": "chain", "from": {"cell": "b", "port": "F"}, "to": {"cell": "c", "port": "DI"}},
-            {"type": "setup", "delay": 0.0, "from": {"cell": "c", "port": "DI"}, "to": {"cell": "c", "port": "DI"}}]}
+        return {
+            "from": start,
+            "to": end,
+            "path": [
+                {
+                    "type": "clk-to-q",
+                    "delay": 0.5,
+                    "from": {"cell": "a", "port": "CLK"},
+                    "to": {"cell": "a", "port": "Q"},
+                },
+                {
+                    "type": "routing",
+                    "delay": delay,
+                    "net": start,
+                    "from": {"cell": "a", "port": "Q"},
+                    "to": {"cell": "b", "port": "A"},
+                },
+                {"type": "logic", "delay": 0.25, "from": {"cell": "b", "port": "A"}, "to": {"cell": "b", "port": "F"}},
+                {
+                    "type": "routing",
+                    "delay": 0,
+                    "net": "chain",
+                    "from": {"cell": "b", "port": "F"},
+                    "to": {"cell": "c", "port": "DI"},
+                },
+                {"type": "setup", "delay": 0.0, "from": {"cell": "c", "port": "DI"}, "to": {"cell": "c", "port": "DI"}},
+            ],
+        }
 
     report = {"critical_paths": [path("<async>", "posedge clk", 9.0), path("posedge clk", "posedge clk", 1.5)]}
-    assert critical_path(report) == {"from": "posedge clk", "to": "posedge clk", "levels": 1, "logic_ns": 0.75,
-                                     "routing_ns": 1.5}
+    assert critical_path(report) == {
+        "from": "posedge clk",
+        "to": "posedge clk",
+        "levels": 1,
+        "logic_ns": 0.75,
+        "routing_ns": 1.5,
+    }
     with pytest.raises(Error, match="must report a path"):
         critical_path({"critical_paths": report["critical_paths"][:1]})
 
 
-RESULT = {"board": "ulx3s", "clock_mhz": 80.0, "digest": "ab" * 32, "best_seed": 2, "median_mhz": 79.0,
-          "utilization": {"DP16KD": {"used": 200, "available": 208}, "DCUA": {"used": 0, "available": 2}},
-          "seeds": {str(seed): {"mhz": mhz, "critical_path": {"from": "a", "to": "b", "levels": 9, "logic_ns": 4.0, "routing_ns": 8.0}}
-                    for seed, mhz in ((1, 78.0), (2, 79.0))},
-          "unrouted": {"3": 200}}
+RESULT = {
+    "board": "ulx3s",
+    "clock_mhz": 80.0,
+    "digest": "ab" * 32,
+    "best_seed": 2,
+    "median_mhz": 79.0,
+    "utilization": {"DP16KD": {"used": 200, "available": 208}, "DCUA": {"used": 0, "available": 2}},
+    "seeds": {
+        str(seed): {
+            "mhz": mhz,
+            "critical_path": {"from": "a", "to": "b", "levels": 9, "logic_ns": 4.0, "routing_ns": 8.0},
+        }
+        for seed, mhz in ((1, 78.0), (2, 79.0))
+    },
+    "unrouted": {"3": 200},
+}
 
 
 def test_a_missed_clock_is_told(monkeypatch, capsys):
@@ -142,10 +233,15 @@ def test_a_missed_clock_is_told(monkeypatch, capsys):
     assert "median 79.0 MHz" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words, text", [
-    (["de10"], "the board must be one of"), (["ulx3s", "--seeds", "1,x"], "--seeds must be integers with commas between, not '1,x'"),
-    (["ulx3s", "--seeds", "1,1"], "seeds must be different integers from 1"), (["ulx3s", "--model", "/nowhere"], "/nowhere"),
-])
+@pytest.mark.parametrize(
+    "words, text",
+    [
+        (["de10"], "the board must be one of"),
+        (["ulx3s", "--seeds", "1,x"], "--seeds must be integers with commas between, not '1,x'"),
+        (["ulx3s", "--seeds", "1,1"], "seeds must be different integers from 1"),
+        (["ulx3s", "--model", "/nowhere"], "/nowhere"),
+    ],
+)
 def test_bad_use(words, text, tmp_path, capsys):
     assert main(["board", *words, "-o", str(tmp_path / "out")], commands=COMMANDS) == 2
     assert text in capsys.readouterr().err
@@ -164,7 +260,8 @@ def test_tools_that_fail_or_hang(tmp_path, monkeypatch):
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "fake_tool.py").write_text(
         "import sys, time\ndef fail(words):\n    print('no such cell', words)\n    return 3\ndef hang(words):\n    time.sleep(60)\n"
-        "def work(words):\n    print('one'); print('two')\n")
+        "def work(words):\n    print('one'); print('two')\n"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lib"))
     monkeypatch.setattr(tools, "version", lambda package: "1")
     log, lines = tmp_path / "log", []
@@ -226,8 +323,12 @@ def test_a_seed_that_does_not_route_is_left_out(tmp_path, monkeypatch):
 def test_a_folder_of_another_kind_is_refused(tmp_path):
     """Before anything is made; its manifest is not written over by that of the board."""
     output.write(tmp_path / "desk", {"rtl/a.v": b"a"}, {"kind": "decoder"})
-    for run in (lambda out: build(board("ulx3s"), "/nowhere", out), lambda out: build_lane("/nowhere", out),
-                lambda out: archive("/nowhere", out), lambda out: package(CARDS["u280"], "/nowhere", out)):
+    for run in (
+        lambda out: build(board("ulx3s"), "/nowhere", out),
+        lambda out: build_lane("/nowhere", out),
+        lambda out: archive("/nowhere", out),
+        lambda out: package(CARDS["u280"], "/nowhere", out),
+    ):
         with pytest.raises(Error, match="its manifest.json is that of a decoder: choose another folder"):
             run(tmp_path / "desk")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.v", "desk", "manifest.json", "rtl"]

@@ -10,27 +10,61 @@ import numpy as np
 CONTEXT, TOP_K, HANG = 64, 16, 254
 NEXT = [(token + 1) % 256 for token in range(256)]
 NEXT[0xC3], NEXT[0xA9] = 0xA9, 0x41  # after C3 comes a character of two bytes
-OFFSETS = {"magic": 0x00, "version": 0x04, "digest": 0x08, "capabilities": 0x0C, "status": 0x10, "position": 0x14,
-           "control": 0x18, "cycles_lo": 0x20, "cycles_hi": 0x24, "stall_in": 0x28, "stall_out": 0x2C, "tokens": 0x30,
-           "phase_busy": 0x40, "phase_send": 0x44}
+OFFSETS = {
+    "magic": 0x00,
+    "version": 0x04,
+    "digest": 0x08,
+    "capabilities": 0x0C,
+    "status": 0x10,
+    "position": 0x14,
+    "control": 0x18,
+    "cycles_lo": 0x20,
+    "cycles_hi": 0x24,
+    "stall_in": 0x28,
+    "stall_out": 0x2C,
+    "tokens": 0x30,
+    "phase_busy": 0x40,
+    "phase_send": 0x44,
+}
 WRITABLE = {"status": "w1c", "control": "rw"}
 
 
 def describe(digest="5e" * 32, **model) -> dict:
     """The manifest of the stand-in."""
     return {
-        "format": "intaglio-manifest", "format_version": 1, "generator": "0.1.0", "kind": "decoder",
-        "top": "decoder_double", "digest": digest,
-        "clock": "aclk", "reset": "aresetn", "clock_hz": 80_000_000,
-        "streams": {"command": {"prefix": "s_axis", "direction": "in", "width": 32},
-                    "result": {"prefix": "m_axis", "direction": "out", "width": 32}},
+        "format": "intaglio-manifest",
+        "format_version": 1,
+        "generator": "0.1.0",
+        "kind": "decoder",
+        "top": "decoder_double",
+        "digest": digest,
+        "clock": "aclk",
+        "reset": "aresetn",
+        "clock_hz": 80_000_000,
+        "streams": {
+            "command": {"prefix": "s_axis", "direction": "in", "width": 32},
+            "result": {"prefix": "m_axis", "direction": "out", "width": 32},
+        },
         "register_bus": {"prefix": "s_axil", "address_width": 12, "data_width": 32},
-        "registers": {name: {"offset": offset, "access": WRITABLE.get(name, "ro"), "description": name}
-                      for name, offset in OFFSETS.items()},
+        "registers": {
+            name: {"offset": offset, "access": WRITABLE.get(name, "ro"), "description": name}
+            for name, offset in OFFSETS.items()
+        },
         "phases": ["busy", "send"],
-        "model": {"vocab_size": 256, "context": CONTEXT, "layers": 0, "hidden": 0, "top_k": TOP_K, "bos": 0, "eos": 0,
-                  "tokenizer": "bytes", "ternary_weights": 0, **model},
-        "config": {}, "files": {"verilog": ["rtl/decoder_double.v"], "rom": ["rom/next.hex"], "lint": ["lint.vlt"]},
+        "model": {
+            "vocab_size": 256,
+            "context": CONTEXT,
+            "layers": 0,
+            "hidden": 0,
+            "top_k": TOP_K,
+            "bos": 0,
+            "eos": 0,
+            "tokenizer": "bytes",
+            "ternary_weights": 0,
+            **model,
+        },
+        "config": {},
+        "files": {"verilog": ["rtl/decoder_double.v"], "rom": ["rom/next.hex"], "lint": ["lint.vlt"]},
         "tools": {},
     }
 

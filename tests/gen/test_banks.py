@@ -25,8 +25,16 @@ from intaglio.gen.checkpoint.synthetic import write_random_checkpoint
 from intaglio.gen.emit.images import execution_matrix, images
 from intaglio.gen.presets.decoder import config_for
 
-CONFIG = BITNET_2B4T | {"num_hidden_layers": 3, "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
-                        "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 1}
+CONFIG = BITNET_2B4T | {
+    "num_hidden_layers": 3,
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
 ODD = BankLayout(lanes=3, units=2, width=10, height=12)  # divides nothing: rows, inputs and banks are filled up
 COMMAND = [sys.executable, "-c", "import sys; from intaglio.cli import main; sys.exit(main())", "gen", "banks", "--all"]
 
@@ -39,8 +47,11 @@ def model(tmp_path_factory):
 
 
 def tree(folder):
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"}
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 def trits(text, layout):
@@ -59,7 +70,7 @@ def read_back(folder, layout, name, rows, inputs, decode=trits):
             banks = sorted(folder.glob(f"{name}_l{lane:02}_u{unit:02}_t*.hex"))
             words = np.concatenate([decode(bank.read_text(), layout) for bank in banks])
             assert all(len(bank.read_text().split()) <= layout.height for bank in banks)
-            out[lane * layout.units + unit::positions] = words.reshape(-1, chunks * layout.width)
+            out[lane * layout.units + unit :: positions] = words.reshape(-1, chunks * layout.width)
     assert not out[rows:].any() and not out[:, inputs:].any()
     return out[:rows, :inputs]
 
@@ -68,11 +79,15 @@ def test_every_weight_is_where_the_layout_says(model, tmp_path):
     done = emit(model, tmp_path / "out", layout=ODD, processes=1)
     assert done["written"] == ["embedding", "layer_00", "layer_01", "layer_02"] and not done["kept"]
     checkpoint = load_checkpoint(model)
-    quantised = quantise(checkpoint, config_for(checkpoint.config, "small", lanes=2, lane_width=16, vector_width=4, context=8))
+    quantised = quantise(
+        checkpoint, config_for(checkpoint.config, "small", lanes=2, lane_width=16, vector_width=4, context=8)
+    )
     for index, layer in enumerate(quantised.layers):
         part = tmp_path / "out" / f"layer_{index:02}"
         for name, (rows, inputs) in matrix_shapes(checkpoint.config).items():
-            np.testing.assert_array_equal(read_back(part, ODD, name, rows, inputs), execution_matrix(name, layer.matrices))
+            np.testing.assert_array_equal(
+                read_back(part, ODD, name, rows, inputs), execution_matrix(name, layer.matrices)
+            )
         described = json.loads((part / "banks.json").read_text())
         assert described["constants"] == {name: [scalar.m, scalar.e] for name, scalar in layer.constants.items()}
         gains = np.concatenate([layer.gains[name] for name in ("input", "attn_sub", "post_attention", "ffn_sub")])
@@ -100,7 +115,7 @@ def assert_gains(part, sizes, expected):
     numbers, width = np.frombuffer(b"".join(words), "<i2"), ODD.width
     found, at = [], 0
     for size in sizes:
-        found.append(numbers[at:at + size])
+        found.append(numbers[at : at + size])
         at += -(-size // width) * width
     assert at == len(numbers)
     np.testing.assert_array_equal(np.concatenate(found), expected)
@@ -113,8 +128,12 @@ def test_banks_of_one_unit_a_lane_are_the_decoders_roms(model, tmp_path, packing
     roms = images(quantise(checkpoint, config_for(checkpoint.config, "small", **widths)))
     emit(model, tmp_path, layout=BankLayout(lanes=4, units=1, width=16, height=7, packing=packing), processes=1)
     for lane in range(4):
-        text = "".join(bank.read_text() for layer in sorted(tmp_path.glob("layer_*")) for name in ("qkv", "o", "gate_up", "down")
-                       for bank in sorted(layer.glob(f"{name}_l{lane:02}_*.hex")))
+        text = "".join(
+            bank.read_text()
+            for layer in sorted(tmp_path.glob("layer_*"))
+            for name in ("qkv", "o", "gate_up", "down")
+            for bank in sorted(layer.glob(f"{name}_l{lane:02}_*.hex"))
+        )
         rom = [bytes(word[::-1]).hex() for word in roms[f"weights_{lane}"]]
         assert text.split() == rom
 
@@ -160,6 +179,7 @@ def test_a_changed_layer_alone_is_written_again(tmp_path):
     write_random_checkpoint(tmp_path / "model", CONFIG, seed=2)
     emit(tmp_path / "model", tmp_path / "out", layout=ODD, processes=1)
     from intaglio.gen.checkpoint.tensorfile import TensorFolder
+
     entry = TensorFolder(tmp_path / "model").entries["model.layers.2.mlp.up_proj.weight"]
     with open(entry.path, "r+b") as file:
         file.seek(entry.offset)
@@ -219,6 +239,7 @@ def test_a_working_process_that_dies_is_told(model, tmp_path):
 def spoil(tmp_path, name, data, at=0):
     """A model whose tensor ``name`` begins otherwise."""
     from intaglio.gen.checkpoint.tensorfile import TensorFolder
+
     write_random_checkpoint(tmp_path / "model", CONFIG, seed=2)
     entry = TensorFolder(tmp_path / "model").entries[name]
     with open(entry.path, "r+b") as file:
@@ -226,15 +247,22 @@ def spoil(tmp_path, name, data, at=0):
         file.write(data)
 
 
-@pytest.mark.parametrize(("name", "data", "message"), [
-    ("model.layers.2.mlp.down_proj.weight", b"\x0c", "layers.2.mlp.down_proj.weight must hold ternary codes 0, 1 and 2, not the 3"),
-    ("model.layers.2.mlp.ffn_sub_norm.weight", b"\xc0\x7f", "ffn_sub_norm.weight must be finite"),
-    ("model.layers.2.mlp.up_proj.weight_scale", b"\xc0\x7f", "up_proj.weight_scale must be finite"),
-    ("model.layers.2.mlp.up_proj.weight_scale", b"\0\0", "up_proj.weight_scale must be above 0"),
-    ("model.embed_tokens.weight", b"\x80\x7f", "embed_tokens.weight must be finite"),
-    ("model.embed_tokens.weight", b"\0\0" * 1600, "the embedding must not be all zero"),
-    ("model.norm.weight", b"\x80\xff", "norm.weight must be finite"),
-])
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        (
+            "model.layers.2.mlp.down_proj.weight",
+            b"\x0c",
+            "layers.2.mlp.down_proj.weight must hold ternary codes 0, 1 and 2, not the 3",
+        ),
+        ("model.layers.2.mlp.ffn_sub_norm.weight", b"\xc0\x7f", "ffn_sub_norm.weight must be finite"),
+        ("model.layers.2.mlp.up_proj.weight_scale", b"\xc0\x7f", "up_proj.weight_scale must be finite"),
+        ("model.layers.2.mlp.up_proj.weight_scale", b"\0\0", "up_proj.weight_scale must be above 0"),
+        ("model.embed_tokens.weight", b"\x80\x7f", "embed_tokens.weight must be finite"),
+        ("model.embed_tokens.weight", b"\0\0" * 1600, "the embedding must not be all zero"),
+        ("model.norm.weight", b"\x80\xff", "norm.weight must be finite"),
+    ],
+)
 def test_a_damaged_value_anywhere_is_told_before_anything_is_written(tmp_path, name, data, message):
     spoil(tmp_path, name, data)
     with pytest.raises((CheckpointError, ValueError), match=message):
@@ -252,7 +280,10 @@ def test_folders_and_arguments_that_are_refused(model, tmp_path, monkeypatch):
     refuse(r"layers must be in 0..2, not \[-1, 1\]", layers=[1, -1])
     refuse("the form of banks must be one of image, not 'brass'", form="brass")
     refuse("processes must be an integer in 1..64, not 0", processes=0)
-    refuse("a bank's height must be at least a row's 5 words, not 4", layout=BankLayout(lanes=1, units=1, width=10, height=4))
+    refuse(
+        "a bank's height must be at least a row's 5 words, not 4",
+        layout=BankLayout(lanes=1, units=1, width=10, height=4),
+    )
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("x")
@@ -260,7 +291,9 @@ def test_folders_and_arguments_that_are_refused(model, tmp_path, monkeypatch):
     assert [path.name for path in foreign.iterdir()] == ["thesis.tex"]
     refuse("the output folder must be a folder, and .*thesis.tex is a file", Error, foreign / "thesis.tex")
     emit(model, tmp_path / "out", layout=ODD, layers=[0], processes=1)
-    refuse("same model, layout and form", Error, tmp_path / "out", layout=BankLayout(lanes=3, units=2, width=10, height=13))
+    refuse(
+        "same model, layout and form", Error, tmp_path / "out", layout=BankLayout(lanes=3, units=2, width=10, height=13)
+    )
     with open(tmp_path / "out" / ".lock", "w") as lock:
         emit_module.fcntl.flock(lock, emit_module.fcntl.LOCK_EX)
         refuse("must not be in use", Error, tmp_path / "out")
@@ -268,12 +301,15 @@ def test_folders_and_arguments_that_are_refused(model, tmp_path, monkeypatch):
     refuse("must have room for .* MB of banks, and 0 MB are free", Error, tmp_path / "out", layers=[1])
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"lanes": 0}, "lanes of a bank layout must be an integer in 1..4096, not 0"),
-    ({"units": 2.0}, "units of a bank layout must be an integer in 1..4096, not 2.0"),
-    ({"height": 1 << 21}, "height of a bank layout must be an integer in 1..1048576, not 2097152"),
-    ({"packing": "3bit"}, "packing must be one of 2bit, 5trit, not '3bit'"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lanes": 0}, "lanes of a bank layout must be an integer in 1..4096, not 0"),
+        ({"units": 2.0}, "units of a bank layout must be an integer in 1..4096, not 2.0"),
+        ({"height": 1 << 21}, "height of a bank layout must be an integer in 1..1048576, not 2097152"),
+        ({"packing": "3bit"}, "packing must be one of 2bit, 5trit, not '3bit'"),
+    ],
+)
 def test_layouts_that_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         BankLayout(**{"lanes": 2, "units": 2, "width": 8} | change)
@@ -283,7 +319,9 @@ def test_tom_at_full_size():
     layout, config = LAYOUTS["tom"], model_config("bitnet-2b4t")
     words = {name: layout.banks(*shape) for name, shape in matrix_shapes(config).items()}
     assert words == {"qkv": [480], "o": [320], "gate_up": [1020, 720], "down": [864]}
-    assert layout.bits == 256 and sum(map(sum, words.values())) == 3404  # words of a unit's layer; 3,392 with nothing to fill up
+    assert (
+        layout.bits == 256 and sum(map(sum, words.values())) == 3404
+    )  # words of a unit's layer; 3,392 with nothing to fill up
     with pytest.raises(ValueError, match="the preset must be one of tom, desk, .*, not 'dick'"):
         layout_for("dick")
     assert layout_for("ulx3s") == BankLayout(lanes=8, units=1, width=64, packing="5trit")
@@ -291,10 +329,18 @@ def test_tom_at_full_size():
 
 
 def test_command(model, tmp_path, capsys):
-    assert main(["gen", "banks", "--model", str(model), "--layer", "1", "--processes", "1", "-o", str(tmp_path / "out")]) == 0
-    assert "1 parts written" in capsys.readouterr().out and (tmp_path / "out" / "layer_01" / "gate_up_l15_u09_t00.hex").is_file()
-    for arguments, message in ((["--layer", "7"], "layers must be in 0..2, not [7]"),
-                               (["--all", "--preset", "big"], "the preset must be one of tom, desk")):
+    assert (
+        main(["gen", "banks", "--model", str(model), "--layer", "1", "--processes", "1", "-o", str(tmp_path / "out")])
+        == 0
+    )
+    assert (
+        "1 parts written" in capsys.readouterr().out
+        and (tmp_path / "out" / "layer_01" / "gate_up_l15_u09_t00.hex").is_file()
+    )
+    for arguments, message in (
+        (["--layer", "7"], "layers must be in 0..2, not [7]"),
+        (["--all", "--preset", "big"], "the preset must be one of tom, desk"),
+    ):
         assert main(["gen", "banks", "--model", str(model), "-o", str(tmp_path / "new"), *arguments]) == 2
         error = capsys.readouterr().err
         assert error.startswith("intaglio: error: ") and message in error and error.count("\n") == 1

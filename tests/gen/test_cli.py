@@ -12,22 +12,37 @@ from intaglio.cli import main
 MODEL = str(Path(__file__).parents[2] / "models" / "burin")
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--model", MODEL, "--preset", "huge"], "the preset must be one of desk, desk-4k, ulx3s, small, not 'huge'"),
-    (["--model", MODEL, "--set", "lanes"], "--set must be WIDTH=VALUE, not 'lanes'"),
-    (["--model", MODEL, "--set", "colour=3"], ("a width must be one of context, lanes, lane_width, packing, dot, vector_width, "
-                                              "attention_heads, top_k, clock_hz, rank, adapters, adapter_trits, adapter_targets, "
-                                              "gate_words, gate_wake, gate_isolation, "
-                                              "not 'colour'")),
-    (["--model", MODEL, "--set", "lanes=5"], "lanes must be even, not 5"),
-    (["--model", MODEL, "--set", "context=8192"],
-     "context must be at most the model's max_position_embeddings = 4096, not 8192"),
-    (["--model", MODEL, "--set", "context=long"], "context must be in 2..65535 tokens, not 'long'"),
-    (["--model", "nowhere"], "nowhere"),
-    (["--model", MODEL, "--prefix", "2b"], "must be a letter and then letters, digits or underscores, 64 characters at most, not '2b'"),
-    (["--model", MODEL, "--prefix", "a-b"], "not 'a-b'"), (["--model", MODEL, "--prefix", ""], "not ''"),
-    (["--model", MODEL, "--prefix", "x" * 65], "64 characters at most"), (["--model", MODEL, "--prefix", "größe"], "not 'größe'"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model", MODEL, "--preset", "huge"], "the preset must be one of desk, desk-4k, ulx3s, small, not 'huge'"),
+        (["--model", MODEL, "--set", "lanes"], "--set must be WIDTH=VALUE, not 'lanes'"),
+        (
+            ["--model", MODEL, "--set", "colour=3"],
+            (
+                "a width must be one of context, lanes, lane_width, packing, dot, vector_width, "
+                "attention_heads, top_k, clock_hz, rank, adapters, adapter_trits, adapter_targets, "
+                "gate_words, gate_wake, gate_isolation, "
+                "not 'colour'"
+            ),
+        ),
+        (["--model", MODEL, "--set", "lanes=5"], "lanes must be even, not 5"),
+        (
+            ["--model", MODEL, "--set", "context=8192"],
+            "context must be at most the model's max_position_embeddings = 4096, not 8192",
+        ),
+        (["--model", MODEL, "--set", "context=long"], "context must be in 2..65535 tokens, not 'long'"),
+        (["--model", "nowhere"], "nowhere"),
+        (
+            ["--model", MODEL, "--prefix", "2b"],
+            "must be a letter and then letters, digits or underscores, 64 characters at most, not '2b'",
+        ),
+        (["--model", MODEL, "--prefix", "a-b"], "not 'a-b'"),
+        (["--model", MODEL, "--prefix", ""], "not ''"),
+        (["--model", MODEL, "--prefix", "x" * 65], "64 characters at most"),
+        (["--model", MODEL, "--prefix", "größe"], "not 'größe'"),
+    ],
+)
 def test_bad_input_is_one_line(arguments, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["gen", "decoder", "-o", "out", *arguments]) == 2
@@ -36,11 +51,20 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, capsys, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind, presets", [("decoder", "desk, desk-4k, ulx3s, small"), ("prefill", "desk, small, llama-1b"),
-                                          ("banks", "tom, desk, desk-4k, ulx3s, small")])
+@pytest.mark.parametrize(
+    "kind, presets",
+    [
+        ("decoder", "desk, desk-4k, ulx3s, small"),
+        ("prefill", "desk, small, llama-1b"),
+        ("banks", "tom, desk, desk-4k, ulx3s, small"),
+    ],
+)
 def test_a_wrong_preset_is_told_all_that_would_be_taken(kind, presets, tmp_path, capsys):
     model = [] if kind == "prefill" else ["--model", MODEL]
-    assert main(["gen", kind, *model, *["--all"] * (kind == "banks"), "--preset", "huge", "-o", str(tmp_path / "out")]) == 2
+    assert (
+        main(["gen", kind, *model, *["--all"] * (kind == "banks"), "--preset", "huge", "-o", str(tmp_path / "out")])
+        == 2
+    )
     assert f"the preset must be one of {presets}, not 'huge'" in capsys.readouterr().err
 
 
@@ -65,7 +89,9 @@ def test_a_long_step_is_told_off_a_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("intaglio.gen.emit.attention.PrefillShell", slow)
     assert main(["gen", "prefill", "--preset", "small", "-o", str(tmp_path / "out")]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) >= 2 and lines[0].startswith("intaglio:   0% Verilog (") and lines[-1] == "intaglio: error: enough"
+    assert (
+        len(lines) >= 2 and lines[0].startswith("intaglio:   0% Verilog (") and lines[-1] == "intaglio: error: enough"
+    )
 
 
 def test_a_missing_module_is_named(tmp_path, capsys, monkeypatch):
@@ -78,4 +104,6 @@ def test_presets_are_listed(capsys):
     assert main(["gen", "presets"]) == 0
     assert [tuple(line.split()[:2]) for line in capsys.readouterr().out.splitlines()] == [
         *(("decoder", name) for name in ("desk", "desk-4k", "ulx3s", "small")),
-        *(("prefill", name) for name in ("desk", "small", "llama-1b")), ("banks", "tom")]
+        *(("prefill", name) for name in ("desk", "small", "llama-1b")),
+        ("banks", "tom"),
+    ]

@@ -36,6 +36,7 @@ def test_text_to_output_and_speed_beside(python_scheme, capsys):
 @pytest.fixture
 def slow_scheme(double):
     """The stand-in, but a token takes a twentieth of a second, and each word of a prompt a look."""
+
     class Slow(double.PythonDevice):
         watch = None
 
@@ -43,7 +44,7 @@ def slow_scheme(double):
             self.pending = len(words)
             while self.pending:
                 time.sleep(0.05)
-                super().send(words[-self.pending:][:1], last[-1:], timeout)
+                super().send(words[-self.pending :][:1], last[-1:], timeout)
                 self.pending -= 1
                 if self.watch:
                     self.watch()
@@ -69,13 +70,18 @@ def test_progress_on_a_terminal_while_the_text_goes_to_a_file(slow_scheme, quick
     assert run("--device", slow_scheme, "--prompt", "abc", "--max-tokens", "5") == 0
     out, err = capsys.readouterr()
     assert out == "defgh\n" and "\r\x1b[Kintaglio:  50% prompt, 2 of 4 tokens (0 s)" in err
-    assert re.search(r"\r\x1b\[Kintaglio: 3 tokens, \d+\.\d tokens/s", err) and "\r\x1b[Kprompt: 4 tokens, first token" in err
+    assert (
+        re.search(r"\r\x1b\[Kintaglio: 3 tokens, \d+\.\d tokens/s", err)
+        and "\r\x1b[Kprompt: 4 tokens, first token" in err
+    )
 
 
 def test_progress_off_a_terminal(slow_scheme, quick, capsys):
     assert run("--device", slow_scheme, "--prompt", "x" * 12, "--max-tokens", "9") == 0
     lines = capsys.readouterr().err.splitlines()
-    assert 1 <= sum("of 13 tokens" in line for line in lines) < 8 and 1 <= sum("tokens/s (" in line for line in lines) < 8
+    assert (
+        1 <= sum("of 13 tokens" in line for line in lines) < 8 and 1 <= sum("tokens/s (" in line for line in lines) < 8
+    )
     assert not any("\x1b" in line for line in lines)
 
 
@@ -108,26 +114,42 @@ def test_text_appears_as_it_is_generated(python_scheme, monkeypatch):
     assert seen[:3] == ["d", "de", "def"]
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--prompt", ""], "at least one byte"), (["--prompt", "a", "--max-tokens", "0"], "max_tokens must be at least 1"),
-    (["--prompt", "a", "--cache", "x"], "takes no option 'cache'"), (["--prompt", "a", "--top-p", "2"], "top_p must be"),
-    (["--prompt", "a", "--timeout", "0"], "timeout must be"), (["--prompt", "a", "--stop", ""], "stop must not be an empty text"),
-    (["--prompt", "a", "--adapter", "/nowhere"], "a device must have adapter hardware"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--prompt", ""], "at least one byte"),
+        (["--prompt", "a", "--max-tokens", "0"], "max_tokens must be at least 1"),
+        (["--prompt", "a", "--cache", "x"], "takes no option 'cache'"),
+        (["--prompt", "a", "--top-p", "2"], "top_p must be"),
+        (["--prompt", "a", "--timeout", "0"], "timeout must be"),
+        (["--prompt", "a", "--stop", ""], "stop must not be an empty text"),
+        (["--prompt", "a", "--adapter", "/nowhere"], "a device must have adapter hardware"),
+    ],
+)
 def test_faults_are_one_line(python_scheme, capsys, arguments, message):
     assert run("--device", python_scheme, *arguments) == 2
     err = capsys.readouterr().err
     assert err.startswith("intaglio: error: ") and message in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--prompt", "a", "--top-k", "99"], "top_k must be in 1..16"), (["--prompt", "a", "--max-tokens", "0"], "max_tokens must be"),
-    (["--prompt", "a" * 64], "at most 64 tokens, the device's context, not 65"), (["--prompt", "a", "--stop", ""], "stop must not be"),
-    (["--prompt", "a", "--adapter", "/nowhere"], "a device must have adapter hardware"),
-    (["--prompt", "a", "--trace", "/nowhere/x.vcd"], "a trace must name a file that can be written, not '/nowhere/x.vcd': No such"),
-    (["--prompt", "a", "--trace", "x.jpg"], "a trace file must end in .vcd, .fst or .saif"),
-])
-def test_what_does_not_fit_is_told_before_a_simulation_is_built(double, tmp_path, capsys, monkeypatch, arguments, message):
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--prompt", "a", "--top-k", "99"], "top_k must be in 1..16"),
+        (["--prompt", "a", "--max-tokens", "0"], "max_tokens must be"),
+        (["--prompt", "a" * 64], "at most 64 tokens, the device's context, not 65"),
+        (["--prompt", "a", "--stop", ""], "stop must not be"),
+        (["--prompt", "a", "--adapter", "/nowhere"], "a device must have adapter hardware"),
+        (
+            ["--prompt", "a", "--trace", "/nowhere/x.vcd"],
+            "a trace must name a file that can be written, not '/nowhere/x.vcd': No such",
+        ),
+        (["--prompt", "a", "--trace", "x.jpg"], "a trace file must end in .vcd, .fst or .saif"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_a_simulation_is_built(
+    double, tmp_path, capsys, monkeypatch, arguments, message
+):
     import intaglio.sim.verilator.transport as simulated
 
     monkeypatch.setattr(simulated, "build", lambda *_, **__: pytest.fail("built"))
@@ -139,13 +161,23 @@ def test_what_does_not_fit_is_told_before_a_simulation_is_built(double, tmp_path
     assert "a recording must name a file that can be written" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("argv, message", [
-    (["run", "--prompt", "a"], "must be a decoder, .* but it is a prefill attention unit, which `intaglio attention`"),
-    (["serve", "--listen", "127.0.0.1:0"], "must be a decoder, .* but it is a prefill attention unit"),
-    (["attention", "--model", str(MODEL), "--text", __file__, "--tokens", "256"],
-     "must be a prefill attention unit, .* but it is a decoder, which `intaglio run`"),
-])
-def test_a_folder_of_the_other_kind_is_told_before_it_is_built(double, small_prefill, tmp_path, capsys, monkeypatch, argv, message):
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (
+            ["run", "--prompt", "a"],
+            "must be a decoder, .* but it is a prefill attention unit, which `intaglio attention`",
+        ),
+        (["serve", "--listen", "127.0.0.1:0"], "must be a decoder, .* but it is a prefill attention unit"),
+        (
+            ["attention", "--model", str(MODEL), "--text", __file__, "--tokens", "256"],
+            "must be a prefill attention unit, .* but it is a decoder, which `intaglio run`",
+        ),
+    ],
+)
+def test_a_folder_of_the_other_kind_is_told_before_it_is_built(
+    double, small_prefill, tmp_path, capsys, monkeypatch, argv, message
+):
     import intaglio.sim.verilator.transport as simulated
 
     monkeypatch.setattr(simulated, "build", lambda *_, **__: pytest.fail("built"))
@@ -178,8 +210,13 @@ def test_only_the_chosen_command_is_loaded(python_scheme):
     def explode():
         raise AssertionError
 
-    assert main(["run", "--device", python_scheme, "--prompt", "a", "--max-tokens", "1"],
-                commands={**COMMANDS, "other": explode}) == 0
+    assert (
+        main(
+            ["run", "--device", python_scheme, "--prompt", "a", "--max-tokens", "1"],
+            commands={**COMMANDS, "other": explode},
+        )
+        == 0
+    )
 
 
 def test_a_command_that_cannot_be_imported_says_why(capsys):

@@ -58,10 +58,16 @@ def test_ends_at_the_context(device):
     assert device.last["finish"] == "length"
 
 
-@pytest.mark.parametrize("stop, text, finish", [
-    ("gh", "def", "stop"), (["zz", "k"], "defghij", "stop"), ("hz", GREEDY, "length"), ("wx", GREEDY, "length"),
-    ("d", "", "stop"),
-])
+@pytest.mark.parametrize(
+    "stop, text, finish",
+    [
+        ("gh", "def", "stop"),
+        (["zz", "k"], "defghij", "stop"),
+        ("hz", GREEDY, "length"),
+        ("wx", GREEDY, "length"),
+        ("d", "", "stop"),
+    ],
+)
 def test_stops_at_a_text(device, stop, text, finish):
     assert "".join(device.generate("abc", 20, stop=stop)) == text
     assert device.last["finish"] == finish
@@ -86,6 +92,7 @@ def test_a_generator_left_early_leaves_the_device_usable(device):
 
 def test_figures_belong_to_the_tokens_that_were_computed(double, device):
     """The double takes ten cycles a token, whatever else its counters say."""
+
     def figures(device=device):
         last = device.last
         return last["cycles_prefill"], last["tokens_decode"], last["cycles_decode"], last["tokens_per_second"]
@@ -149,11 +156,17 @@ def test_a_device_closed_first(double):
     assert device.last["finish"] == "closed"
 
 
-@pytest.mark.parametrize("prompt, tokens, options, message", [
-    ("", 1, {}, "at least one byte"), ("a", 0, {}, "max_tokens must be at least 1, not 0"),
-    ("a" * 64, 1, {}, "at most 64 tokens, the device's context, not 65"), ("a", 1, {"burst": 0}, "burst must be in 1..256"),
-    ("a", 1, {"stop": ""}, "empty text"), ("a", 1, {"top_k": 17}, "top_k must be in 1..16"),
-])
+@pytest.mark.parametrize(
+    "prompt, tokens, options, message",
+    [
+        ("", 1, {}, "at least one byte"),
+        ("a", 0, {}, "max_tokens must be at least 1, not 0"),
+        ("a" * 64, 1, {}, "at most 64 tokens, the device's context, not 65"),
+        ("a", 1, {"burst": 0}, "burst must be in 1..256"),
+        ("a", 1, {"stop": ""}, "empty text"),
+        ("a", 1, {"top_k": 17}, "top_k must be in 1..16"),
+    ],
+)
 def test_refuses(device, prompt, tokens, options, message):
     with pytest.raises(ValueError, match=message):
         device.generate(prompt, tokens, **options)

@@ -13,30 +13,40 @@ def test_reads_a_folder_and_a_file(double, tmp_path):
         assert manifest.digest_word == 0x5E5E5E5E
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"format": "other"}, "format must be 'intaglio-manifest', not 'other'"),
-    ({"format_version": 2}, "format_version must be 1, not 2"),
-    ({"digest": "12"}, "64 hexadecimal digits"),
-    ({"digest": None}, "digest must be of type str"),
-    ({"clock_hz": 0}, "clock_hz must be positive, not 0"),
-    ({"phases": ["unknown"]}, "registers must include 'phase_unknown'"),
-    ({"registers": {"magic": {"offset": 2, "access": "ro"}}}, "multiple of 4 from 0, not 2"),
-    ({"registers": {"magic": {"offset": 0, "access": "x"}}}, "'ro', 'rw' or 'w1c', not 'x'"),
-    ({"registers": {"magic": 4}}, "must state offset and access"),
-    ({"registers": {}}, "registers must include 'magic'"),
-    ({"model": {}}, "model must state 'vocab_size'"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"format": "other"}, "format must be 'intaglio-manifest', not 'other'"),
+        ({"format_version": 2}, "format_version must be 1, not 2"),
+        ({"digest": "12"}, "64 hexadecimal digits"),
+        ({"digest": None}, "digest must be of type str"),
+        ({"clock_hz": 0}, "clock_hz must be positive, not 0"),
+        ({"phases": ["unknown"]}, "registers must include 'phase_unknown'"),
+        ({"registers": {"magic": {"offset": 2, "access": "ro"}}}, "multiple of 4 from 0, not 2"),
+        ({"registers": {"magic": {"offset": 0, "access": "x"}}}, "'ro', 'rw' or 'w1c', not 'x'"),
+        ({"registers": {"magic": 4}}, "must state offset and access"),
+        ({"registers": {}}, "registers must include 'magic'"),
+        ({"model": {}}, "model must state 'vocab_size'"),
+    ],
+)
 def test_refuses(double, change, message):
     with pytest.raises(ManifestError, match=message):
         Manifest.from_dict({**double.describe(), **change})
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"vocab_size": 257}, "at most 256 for the byte tokenizer"), ({"vocab_size": "x"}, "non-negative integer"),
-    ({"context": 1}, "context must be in 2..65535"), ({"eos": 256}, r"eos must be a token in 0..255, not 256"),
-    ({"eos": [0, 256]}, "eos must be a token in 0..255, not 256"), ({"eos": [True]}, "eos must be a token in 0..255, not True"),
-    ({"tokenizer": "x"}, "tokenizer must be"), ({"bos": "a"}, "bos must be a token in 0..255, not 'a'"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"vocab_size": 257}, "at most 256 for the byte tokenizer"),
+        ({"vocab_size": "x"}, "non-negative integer"),
+        ({"context": 1}, "context must be in 2..65535"),
+        ({"eos": 256}, r"eos must be a token in 0..255, not 256"),
+        ({"eos": [0, 256]}, "eos must be a token in 0..255, not 256"),
+        ({"eos": [True]}, "eos must be a token in 0..255, not True"),
+        ({"tokenizer": "x"}, "tokenizer must be"),
+        ({"bos": "a"}, "bos must be a token in 0..255, not 'a'"),
+    ],
+)
 def test_refuses_a_model(double, change, message):
     with pytest.raises(ManifestError, match=message):
         Manifest.from_dict(double.describe(**change))
@@ -57,7 +67,9 @@ def test_refuses_files(tmp_path):
 
 
 def test_says_what_a_device_of_another_kind_is_for(double):
-    with pytest.raises(ManifestError, match="must be a decoder, .* but it is a prefill attention unit, which `intaglio attention` and"):
+    with pytest.raises(
+        ManifestError, match="must be a decoder, .* but it is a prefill attention unit, which `intaglio attention` and"
+    ):
         Manifest.from_dict(double.describe() | {"kind": "prefill-attention"})
     for kind in ("toaster", 3, []):
         with pytest.raises(ManifestError, match="must be a decoder, which `intaglio run` and .* but it is of the kind"):

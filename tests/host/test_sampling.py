@@ -33,10 +33,19 @@ def test_equal_seeds_draw_equal_tokens_in_the_right_shares():
     np.testing.assert_allclose(np.bincount(drawn(3), minlength=4) / 4000, expected, atol=0.03)
 
 
-@pytest.mark.parametrize("bad", [
-    {"temperature": -1}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_k": 0}, {"top_k": 5},
-    {"top_p": 0.0}, {"top_p": 1.1}, {"seed": -1},
-])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_k": 0},
+        {"top_k": 5},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"seed": -1},
+    ],
+)
 def test_refuses(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Sampler(limit=4, **bad)

@@ -24,16 +24,47 @@ NONE, LOADING, LOADED, NO_SUCH_SLOT, IN_USE, OTHER_DEVICE, INCOMPLETE, TOO_LONG,
 
 
 def _model(vocab, hidden, intermediate, layers, heads, kv_heads):
-    return {"vocab_size": vocab, "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers,
-            "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": hidden // heads}
+    return {
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": hidden // heads,
+    }
 
 
 CASES = {
-    "ternary": (_model(61, 32, 64, 2, 4, 2), {
-        "context": 12, "lanes": 2, "lane_width": 8, "vector_width": 4, "attention_heads": 1, "top_k": 5, "rank": 2, "adapters": 3}),
-    "three trits, some matrices": (_model(40, 16, 32, 2, 2, 1), {
-        "context": 9, "lanes": 4, "lane_width": 16, "vector_width": 4, "attention_heads": 2, "top_k": 31, "packing": "5trit", "rank": 8,
-        "adapters": 1, "adapter_trits": 3, "adapter_targets": "v,gate"}),
+    "ternary": (
+        _model(61, 32, 64, 2, 4, 2),
+        {
+            "context": 12,
+            "lanes": 2,
+            "lane_width": 8,
+            "vector_width": 4,
+            "attention_heads": 1,
+            "top_k": 5,
+            "rank": 2,
+            "adapters": 3,
+        },
+    ),
+    "three trits, some matrices": (
+        _model(40, 16, 32, 2, 2, 1),
+        {
+            "context": 9,
+            "lanes": 4,
+            "lane_width": 16,
+            "vector_width": 4,
+            "attention_heads": 2,
+            "top_k": 31,
+            "packing": "5trit",
+            "rank": 8,
+            "adapters": 1,
+            "adapter_trits": 3,
+            "adapter_targets": "v,gate",
+        },
+    ),
 }
 
 
@@ -63,8 +94,10 @@ class Bench:
             for name in (name for names in self.layout["operations"] for name in names):
                 out, inputs = self.layout["shapes"][name]
                 scale = self.layout["scales"][layer][name] * strength * 0.0 ** (name in zero)
-                factors[layer, name] = (rng.normal(size=(self.config.rank, inputs)).astype(np.float32),
-                                        (scale * rng.normal(size=(out, self.config.rank))).astype(np.float32))
+                factors[layer, name] = (
+                    rng.normal(size=(self.config.rank, inputs)).astype(np.float32),
+                    (scale * rng.normal(size=(out, self.config.rank))).astype(np.float32),
+                )
         return quantise_adapter(LowRank(rank=self.config.rank, scaling=2.0, factors=factors), self.layout)
 
     def image(self, adapter):

@@ -38,30 +38,52 @@ class Case:
             found = exact.index(group, block=C.block, gamma16=self.gamma16, threshold=self.threshold)
             keep, aware = exact.block_map(found), found["query_aware"].tolist()
         traffic = cache.simulate(cache.visits(keep.numpy(), C.window), C.lines, C.lookahead, self.hot_threshold)
-        object.__setattr__(self, "expected", {
-            "map": keep.numpy(), "aware": aware, "values": exact.attend(group, keep, block=C.block).numpy(),
-            "traffic": (traffic.hits, traffic.misses, traffic.evictions)})
+        object.__setattr__(
+            self,
+            "expected",
+            {
+                "map": keep.numpy(),
+                "aware": aware,
+                "values": exact.attend(group, keep, block=C.block).numpy(),
+                "traffic": (traffic.hits, traffic.misses, traffic.evictions),
+            },
+        )
 
     @property
     def tokens(self):
         return self.z.k.shape[0]
 
     def run(self, device, **changes):
-        arguments = {"gamma16": self.gamma16, "threshold": self.threshold, "dense": self.dense, "hot_threshold": self.hot_threshold,
-                     "maps": True} | changes
+        arguments = {
+            "gamma16": self.gamma16,
+            "threshold": self.threshold,
+            "dense": self.dense,
+            "hot_threshold": self.hot_threshold,
+            "maps": True,
+        } | changes
         return device.run(self.z, **arguments)
 
     def differences(self, run):
         """Names of what is not as the exact model has it."""
-        found = {"map": run.map, "aware": run.aware.tolist(), "values": run.values,
-                 "traffic": tuple(run.counters[name] for name in ("hits", "misses", "evictions"))}
+        found = {
+            "map": run.map,
+            "aware": run.aware.tolist(),
+            "values": run.values,
+            "traffic": tuple(run.counters[name] for name in ("hits", "misses", "evictions")),
+        }
         return {name for name, value in self.expected.items() if not np.array_equal(found[name], value)}
 
     def cycles(self, memory):
         """Closed form by phases for a MemoryModel."""
         times = Memory(latency=memory.latency_cycles, rate=float(memory.bytes_per_cycle) / C.head_dim)
-        return run_cycles(C, self.expected["map"], sum(self.expected["aware"]), self.expected["traffic"][1], times,
-                          dense=self.dense or self.tokens < C.block)
+        return run_cycles(
+            C,
+            self.expected["map"],
+            sum(self.expected["aware"]),
+            self.expected["traffic"][1],
+            times,
+            dense=self.dense or self.tokens < C.block,
+        )
 
 
 def integers(tokens, *, seed=1, base=6, least=0, extreme=False):
@@ -77,15 +99,28 @@ def integers(tokens, *, seed=1, base=6, least=0, extreme=False):
         return rng.integers(least, 8, shape).astype(np.uint8)
 
     return Quantised(
-        q=elements(C.group, tokens, C.head_dim), xq=exponents(C.group, tokens), k=elements(tokens, C.head_dim), xk=exponents(tokens),
-        v=elements(tokens, C.head_dim), base=base, pooled_q=elements(C.group, count, C.head_dim), pooled_xq=exponents(C.group, count),
-        pooled_k=elements(count, C.head_dim), pooled_xk=exponents(count), query_scale=1.0, key_scale=1.0, value_scale=np.ones(C.head_dim))
+        q=elements(C.group, tokens, C.head_dim),
+        xq=exponents(C.group, tokens),
+        k=elements(tokens, C.head_dim),
+        xk=exponents(tokens),
+        v=elements(tokens, C.head_dim),
+        base=base,
+        pooled_q=elements(C.group, count, C.head_dim),
+        pooled_xq=exponents(C.group, count),
+        pooled_k=elements(count, C.head_dim),
+        pooled_xk=exponents(count),
+        query_scale=1.0,
+        key_scale=1.0,
+        value_scale=np.ones(C.head_dim),
+    )
 
 
 def real(tokens, *, seed=1, kind="random"):
     """Float q [G, N, D], k, v [N, D] of a kind."""
     if kind in ACTIVATIONS:
-        return tuple(x.numpy() for x in activation_heads(kind, heads=C.group, tokens=tokens, head_dim=C.head_dim, seed=seed))
+        return tuple(
+            x.numpy() for x in activation_heads(kind, heads=C.group, tokens=tokens, head_dim=C.head_dim, seed=seed)
+        )
     if kind in MASSES:
         q, k, v = (x.numpy() for x in mass_head(kind, tokens, head_dim=C.head_dim, block=C.block, seed=seed))
         return np.repeat(q, C.group, 0), k, v

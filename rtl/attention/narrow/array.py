@@ -45,11 +45,14 @@ def add_tree(m, terms, *, products, enables, name):
         halves = []  # signals with names of their own, by which gen/synthesis/ecp5.py finds them and gives each a carry chain
         for i in range(0, len(terms), 2):
             half = Signal(signed(product_bits(halved)), name=f"half_{name}_{stage}_{i // 2}")
-            m.d.comb += half.eq(sum(terms[i + 1:i + 2], terms[i]))
+            m.d.comb += half.eq(sum(terms[i + 1 : i + 2], terms[i]))
             halves.append(half)
-        sums = [Signal(signed(product_bits(products)), name=f"{name}_{stage}_{i}", reset_less=True) for i in range(-(-len(terms) // 4))]
+        sums = [
+            Signal(signed(product_bits(products)), name=f"{name}_{stage}_{i}", reset_less=True)
+            for i in range(-(-len(terms) // 4))
+        ]
         with m.If(enables[stage]):
-            m.d.sync += [total.eq(sum(halves[2 * i + 1:2 * i + 2], halves[2 * i])) for i, total in enumerate(sums)]
+            m.d.sync += [total.eq(sum(halves[2 * i + 1 : 2 * i + 2], halves[2 * i])) for i, total in enumerate(sums)]
         terms, stage, count = sums, stage + 1, -(-count // 4)
     return terms[0]
 
@@ -82,20 +85,22 @@ class MacArray(wiring.Component):
         self.config = config
         heads, array, dim = config.attention_heads, config.array, config.head_dim
         self.dot_latency = 2 + tree_stages(dim)
-        super().__init__({
-            "load": In(1),
-            "use_weight": In(1),
-            "use_embedding": In(1),
-            "clear": In(1),
-            "operand": In(signed(16)).array(array),
-            "weight": In(signed(16)).array(heads),
-            "cached": In(signed(8)).array(dim),
-            "embedding": In(signed(8)).array(array),
-            "dot_soon": Out(1),
-            "dot_valid": Out(1),
-            "dot": Out(signed(product_bits(dim))).array(heads),
-            "accumulator": Out(signed(config.value_bits)).array(array),
-        })
+        super().__init__(
+            {
+                "load": In(1),
+                "use_weight": In(1),
+                "use_embedding": In(1),
+                "clear": In(1),
+                "operand": In(signed(16)).array(array),
+                "weight": In(signed(16)).array(heads),
+                "cached": In(signed(8)).array(dim),
+                "embedding": In(signed(8)).array(array),
+                "dot_soon": Out(1),
+                "dot_valid": Out(1),
+                "dot": Out(signed(product_bits(dim))).array(heads),
+                "accumulator": Out(signed(config.value_bits)).array(array),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -108,8 +113,10 @@ class MacArray(wiring.Component):
         accumulate = Signal()
         tree = [Signal(name=f"tree_{i}") for i in range(tree_stages(dim) + 1)]
         m.d.sync += [
-            multiply.eq(self.load), is_weight.eq(self.use_weight),
-            accumulate.eq(multiply & is_weight), tree[0].eq(multiply & ~is_weight),
+            multiply.eq(self.load),
+            is_weight.eq(self.use_weight),
+            accumulate.eq(multiply & is_weight),
+            tree[0].eq(multiply & ~is_weight),
             *(tree[i + 1].eq(tree[i]) for i in range(len(tree) - 1)),
         ]
         with m.If(self.load):
@@ -125,7 +132,7 @@ class MacArray(wiring.Component):
         with m.Elif(accumulate):
             m.d.sync += [self.accumulator[i].eq(self.accumulator[i] + product[i]) for i in range(array)]
         for head in range(self.config.attention_heads):
-            total = add_tree(m, product[head * dim:(head + 1) * dim], products=1, enables=tree, name=f"sum_{head}")
+            total = add_tree(m, product[head * dim : (head + 1) * dim], products=1, enables=tree, name=f"sum_{head}")
             m.d.comb += self.dot[head].eq(total)
         m.d.comb += [self.dot_soon.eq([multiply & ~is_weight, *tree][-3]), self.dot_valid.eq(tree[-1])]
         return m

@@ -43,18 +43,31 @@ class KvCache(wiring.Component):
         self.parts = config.head_dim // config.vector_width
         self.part_rams = [Ram(8 * config.vector_width, self.rows, simulate=simulate) for _ in range(self.parts)]
         self.scale_ram = Ram(26, self.rows, simulate=simulate)
-        super().__init__({
-            "layer": In(index_bits(config.layers)),
-            "position": In(index_bits(config.context)),
-            "kv_en": In(1), "kv_is_v": In(1), "kv_head": In(bits), "kv_index": In(index_bits(self.parts)),
-            "kv_data": In(signed(8)).array(config.vector_width),
-            "ks_en": In(1), "vs_en": In(1), "sc_head": In(bits), "sc_m": In(16), "sc_e": In(signed(10)),
-            "eref": Out(signed(10)),
-            "start": In(1), "values": In(1), "start_head": In(bits),
-            "row_step": In(1), "scale_step": In(1),
-            "row": Out(signed(8)).array(config.head_dim),
-            "scale_m": Out(16), "scale_e": Out(signed(10)),
-        })
+        super().__init__(
+            {
+                "layer": In(index_bits(config.layers)),
+                "position": In(index_bits(config.context)),
+                "kv_en": In(1),
+                "kv_is_v": In(1),
+                "kv_head": In(bits),
+                "kv_index": In(index_bits(self.parts)),
+                "kv_data": In(signed(8)).array(config.vector_width),
+                "ks_en": In(1),
+                "vs_en": In(1),
+                "sc_head": In(bits),
+                "sc_m": In(16),
+                "sc_e": In(signed(10)),
+                "eref": Out(signed(10)),
+                "start": In(1),
+                "values": In(1),
+                "start_head": In(bits),
+                "row_step": In(1),
+                "scale_step": In(1),
+                "row": Out(signed(8)).array(config.head_dim),
+                "scale_m": Out(16),
+                "scale_e": Out(signed(10)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -71,13 +84,18 @@ class KvCache(wiring.Component):
 
         # Rows: one cycle for the pair, one for the address.
         kv_en, kv_pair, kv_index = Signal(), Signal(pairs), Signal.like(self.kv_index)
-        data, data_2 = Signal(8 * config.vector_width, reset_less=True), Signal(8 * config.vector_width, reset_less=True)
+        data, data_2 = (
+            Signal(8 * config.vector_width, reset_less=True),
+            Signal(8 * config.vector_width, reset_less=True),
+        )
         kv_position, kv_address, part_en = Signal.like(self.position), Signal(address), Signal(self.parts)
         m.d.sync += [kv_en.eq(self.kv_en), part_en.eq(kv_en << kv_index)]
         with m.If(self.kv_en):
             m.d.sync += [
-                kv_pair.eq(pair(self.kv_is_v, self.kv_head)), kv_position.eq(self.position),
-                kv_index.eq(self.kv_index), data.eq(Cat(*self.kv_data)),
+                kv_pair.eq(pair(self.kv_is_v, self.kv_head)),
+                kv_position.eq(self.position),
+                kv_index.eq(self.kv_index),
+                data.eq(Cat(*self.kv_data)),
             ]
         with m.If(kv_en):
             m.d.sync += [kv_address.eq(kv_pair * config.context + kv_position), data_2.eq(data)]
@@ -89,7 +107,8 @@ class KvCache(wiring.Component):
         m.d.sync += [sc_en.eq(self.ks_en | self.vs_en), sc_en_2.eq(sc_en)]
         with m.If(self.ks_en | self.vs_en):
             m.d.sync += [
-                sc_pair.eq(pair(self.vs_en, self.sc_head)), sc_position.eq(self.position),
+                sc_pair.eq(pair(self.vs_en, self.sc_head)),
+                sc_position.eq(self.position),
                 scale.eq(Cat(self.sc_m, self.sc_e)),
             ]
         with m.If(sc_en):
@@ -121,14 +140,22 @@ class KvCache(wiring.Component):
 
         for i, ram in enumerate(self.part_rams):
             m.d.comb += [
-                ram.write_en.eq(part_en[i]), ram.write_addr.eq(kv_address), ram.write_data.eq(data_2),
-                ram.read_en.eq(self.row_step), ram.read_addr.eq(row_address),
-                *(self.row[i * config.vector_width + j].eq(ram.read_data[8 * j:8 * j + 8].as_signed())
-                  for j in range(config.vector_width)),
+                ram.write_en.eq(part_en[i]),
+                ram.write_addr.eq(kv_address),
+                ram.write_data.eq(data_2),
+                ram.read_en.eq(self.row_step),
+                ram.read_addr.eq(row_address),
+                *(
+                    self.row[i * config.vector_width + j].eq(ram.read_data[8 * j : 8 * j + 8].as_signed())
+                    for j in range(config.vector_width)
+                ),
             ]
         m.d.comb += [
-            scales.write_en.eq(sc_en_2), scales.write_addr.eq(sc_address), scales.write_data.eq(scale_2),
-            scales.read_en.eq(self.scale_step), scales.read_addr.eq(scale_address),
+            scales.write_en.eq(sc_en_2),
+            scales.write_addr.eq(sc_address),
+            scales.write_data.eq(scale_2),
+            scales.read_en.eq(self.scale_step),
+            scales.read_addr.eq(scale_address),
         ]
         m.d.sync += [self.scale_m.eq(scales.read_data[:16]), self.scale_e.eq(scales.read_data[16:].as_signed())]
         return m

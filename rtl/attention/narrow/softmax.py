@@ -29,10 +29,15 @@ class Scaler(wiring.Component):
 
     def __init__(self, config):
         heads = config.attention_heads
-        super().__init__({
-            "valid": In(1), "value": In(signed(SCORE_BITS)).array(heads), "scale_m": In(16), "shift": In(6).array(heads),
-            "scaled": Out(signed(34)).array(heads),
-        })
+        super().__init__(
+            {
+                "valid": In(1),
+                "value": In(signed(SCORE_BITS)).array(heads),
+                "scale_m": In(16),
+                "shift": In(6).array(heads),
+                "scaled": Out(signed(34)).array(heads),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -71,16 +76,21 @@ class Scores(wiring.Component):
     def __init__(self, config):
         self.config = config
         heads = config.attention_heads
-        super().__init__({
-            "clear": In(1), "valid": In(1),
-            "dot": In(signed(product_bits(config.head_dim))).array(heads),
-            "scale_e": In(signed(10)),
-            "exponent": In(signed(EXPONENT_BITS)).array(heads),
-            "value": Out(signed(SCORE_BITS)).array(heads), "shift": Out(6).array(heads), "scaled": In(signed(34)).array(heads),
-            "score_valid": Out(1),
-            "score": Out(signed(SCORE_BITS)).array(heads),
-            "maximum": Out(signed(SCORE_BITS), init=-SCORE_MAX).array(heads),
-        })
+        super().__init__(
+            {
+                "clear": In(1),
+                "valid": In(1),
+                "dot": In(signed(product_bits(config.head_dim))).array(heads),
+                "scale_e": In(signed(10)),
+                "exponent": In(signed(EXPONENT_BITS)).array(heads),
+                "value": Out(signed(SCORE_BITS)).array(heads),
+                "shift": Out(6).array(heads),
+                "scaled": In(signed(34)).array(heads),
+                "score_valid": Out(1),
+                "score": Out(signed(SCORE_BITS)).array(heads),
+                "maximum": Out(signed(SCORE_BITS), init=-SCORE_MAX).array(heads),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -131,28 +141,42 @@ class Weights(wiring.Component):
     def __init__(self, config):
         self.config = config
         heads = config.attention_heads
-        super().__init__({
-            "clear": In(1), "valid": In(1),
-            "score": In(signed(SCORE_BITS)).array(heads),
-            "maximum": In(signed(SCORE_BITS)).array(heads),
-            "scale_e": In(signed(10)), "eref": In(signed(10)),
-            "scale_step": Out(1), "row_step": Out(1),
-            "scale_en": Out(1), "value": Out(15).array(heads), "shift": Out(6), "scaled": In(signed(34)).array(heads),
-            "weight_valid": Out(1),
-            "weight": Out(signed(16)).array(heads),
-            "sum": Out((max(EXP_TABLE) * config.context).bit_length()).array(heads),
-        })
+        super().__init__(
+            {
+                "clear": In(1),
+                "valid": In(1),
+                "score": In(signed(SCORE_BITS)).array(heads),
+                "maximum": In(signed(SCORE_BITS)).array(heads),
+                "scale_e": In(signed(10)),
+                "eref": In(signed(10)),
+                "scale_step": Out(1),
+                "row_step": Out(1),
+                "scale_en": Out(1),
+                "value": Out(15).array(heads),
+                "shift": Out(6),
+                "scaled": In(signed(34)).array(heads),
+                "weight_valid": Out(1),
+                "weight": Out(signed(16)).array(heads),
+                "sum": Out((max(EXP_TABLE) * config.context).bit_length()).array(heads),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         look_up, fallen, scaled = Signal(), Signal(), self.scale_en  # name the stage whose inputs are valid
         m.d.comb += self.scale_step.eq(look_up)
         m.d.sync += [
-            look_up.eq(self.valid), fallen.eq(look_up), scaled.eq(fallen),
-            self.row_step.eq(scaled), self.weight_valid.eq(self.row_step),
+            look_up.eq(self.valid),
+            fallen.eq(look_up),
+            scaled.eq(fallen),
+            self.row_step.eq(scaled),
+            self.weight_valid.eq(self.row_step),
         ]
         distance = Signal(signed(11))
-        m.d.comb += [distance.eq(self.eref - self.scale_e), self.shift.eq(Mux(distance > 31, 31, distance[:5]))]  # 31 bits long
+        m.d.comb += [
+            distance.eq(self.eref - self.scale_e),
+            self.shift.eq(Mux(distance > 31, 31, distance[:5])),
+        ]  # 31 bits long
         for a in range(self.config.attention_heads):
             # A block RAM would hold four times as much; block RAM is what small devices lack.
             table = Memory(MemoryData(shape=15, depth=256, init=EXP_TABLE), attrs={"syn_romstyle": "logic"})

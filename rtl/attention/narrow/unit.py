@@ -27,7 +27,12 @@ def attend_cycles(config, position):
 
 def head_cycles(config):
     """Cycles that HEAD is busy: one for each embedding word and a fill of 5 + the stages of the two adder trees."""
-    return config.vocab * config.head_groups + HEAD_DRAIN + tree_stages(config.head_dim) + tree_stages(config.attention_heads)
+    return (
+        config.vocab * config.head_groups
+        + HEAD_DRAIN
+        + tree_stages(config.head_dim)
+        + tree_stages(config.attention_heads)
+    )
 
 
 class AttentionUnit(wiring.Component):
@@ -84,23 +89,57 @@ class AttentionUnit(wiring.Component):
         self.scaler = Scaler(config)
         self.topk = TopK(config.top_k, index_bits(config.vocab), LOGIT_BITS)
         self.score_ram = Ram(heads * SCORE_BITS, config.context, simulate=simulate)
-        self.operand_rams = [Ram(16 * width, config.head_groups, simulate=simulate) for _ in range(config.array // width)]
+        self.operand_rams = [
+            Ram(16 * width, config.head_groups, simulate=simulate) for _ in range(config.array // width)
+        ]
         self.rom = Rom("embedding", 8 * config.array, config.vocab * config.head_groups, init=embedding)
-        cache = {name: In(getattr(self.cache, name).shape()) for name in (
-            "layer", "position", "kv_en", "kv_is_v", "kv_head", "kv_index", "ks_en", "vs_en", "sc_head", "sc_m", "sc_e")}
-        super().__init__(cache | {
-            "kv_data": In(signed(8)).array(width),
-            "eref": Out(signed(10)),
-            "op_en": In(1), "op_index": In(index_bits(config.hidden // width)), "op_data": In(signed(16)).array(width),
-            "eq_en": In(1), "eq_head": In(index_bits(config.heads)), "eq_exp": In(signed(EXPONENT_BITS)),
-            "attend": In(1), "group": In(index_bits(config.head_groups)), "head": In(1), "busy": Out(1), "busy_next": Out(1),
-            "acc_en": In(1), "acc_addr": In(index_bits(config.array // width)), "acc_data": Out(signed(config.value_bits)).array(width),
-            "sum_head": In(index_bits(heads)), "sum": Out(self.weights.sum[0].shape()),
-            "emb_token": In(index_bits(config.vocab)), "emb_en": In(1), "emb_index": In(index_bits(config.hidden // width)),
-            "emb_data": Out(signed(8)).array(width),
-            "top_index": In(self.topk.index.shape()), "top_token": Out(self.topk.token.shape()),
-            "top_logit": Out(signed(LOGIT_BITS)), "top_count": Out(self.topk.count.shape()),
-        })
+        cache = {
+            name: In(getattr(self.cache, name).shape())
+            for name in (
+                "layer",
+                "position",
+                "kv_en",
+                "kv_is_v",
+                "kv_head",
+                "kv_index",
+                "ks_en",
+                "vs_en",
+                "sc_head",
+                "sc_m",
+                "sc_e",
+            )
+        }
+        super().__init__(
+            cache
+            | {
+                "kv_data": In(signed(8)).array(width),
+                "eref": Out(signed(10)),
+                "op_en": In(1),
+                "op_index": In(index_bits(config.hidden // width)),
+                "op_data": In(signed(16)).array(width),
+                "eq_en": In(1),
+                "eq_head": In(index_bits(config.heads)),
+                "eq_exp": In(signed(EXPONENT_BITS)),
+                "attend": In(1),
+                "group": In(index_bits(config.head_groups)),
+                "head": In(1),
+                "busy": Out(1),
+                "busy_next": Out(1),
+                "acc_en": In(1),
+                "acc_addr": In(index_bits(config.array // width)),
+                "acc_data": Out(signed(config.value_bits)).array(width),
+                "sum_head": In(index_bits(heads)),
+                "sum": Out(self.weights.sum[0].shape()),
+                "emb_token": In(index_bits(config.vocab)),
+                "emb_en": In(1),
+                "emb_index": In(index_bits(config.hidden // width)),
+                "emb_data": Out(signed(8)).array(width),
+                "top_index": In(self.topk.index.shape()),
+                "top_token": Out(self.topk.token.shape()),
+                "top_logit": Out(signed(LOGIT_BITS)),
+                "top_count": Out(self.topk.count.shape()),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -170,7 +209,9 @@ class AttentionUnit(wiring.Component):
                 with m.If(wait == 0):
                     m.next = "IDLE"
         self.idle = fsm.ongoing("IDLE")
-        m.d.comb += self.busy_next.eq((self.idle & (self.attend | self.head)) | (self.busy & ~(fsm.ongoing("DRAIN") & (wait == 0))))
+        m.d.comb += self.busy_next.eq(
+            (self.idle & (self.attend | self.head)) | (self.busy & ~(fsm.ongoing("DRAIN") & (wait == 0)))
+        )
         m.d.sync += self.busy.eq(self.busy_next)
 
     def _operands(self, m):
@@ -184,15 +225,23 @@ class AttentionUnit(wiring.Component):
         load = Signal()
         m.d.sync += load.eq(self.key_issue | self.word_issue)
         m.d.comb += [
-            array.load.eq(load | self.weights.weight_valid), array.use_weight.eq(self.weights.weight_valid),
-            array.use_embedding.eq(self.heading), array.clear.eq(self.clear),
+            array.load.eq(load | self.weights.weight_valid),
+            array.use_weight.eq(self.weights.weight_valid),
+            array.use_embedding.eq(self.heading),
+            array.clear.eq(self.clear),
         ]
         for i, ram in enumerate(self.operand_rams):
             m.submodules[f"operand_{i}"] = ram
             m.d.comb += [
-                ram.write_en.eq(enable[i]), ram.write_addr.eq(address), ram.write_data.eq(data),
-                ram.read_en.eq(self.key_issue | self.word_issue), ram.read_addr.eq(self.operand_addr),
-                *(array.operand[i * width + j].eq(ram.read_data[16 * j:16 * j + 16].as_signed()) for j in range(width)),
+                ram.write_en.eq(enable[i]),
+                ram.write_addr.eq(address),
+                ram.write_data.eq(data),
+                ram.read_en.eq(self.key_issue | self.word_issue),
+                ram.read_addr.eq(self.operand_addr),
+                *(
+                    array.operand[i * width + j].eq(ram.read_data[16 * j : 16 * j + 16].as_signed())
+                    for j in range(width)
+                ),
             ]
 
         exponents = [Signal(signed(EXPONENT_BITS), name=f"exponent_{h}") for h in range(config.heads)]
@@ -200,61 +249,95 @@ class AttentionUnit(wiring.Component):
             m.d.sync += Array(exponents)[self.eq_head].eq(self.eq_exp)
         with m.If(self.idle):
             for a in range(config.attention_heads):
-                m.d.sync += self.scores.exponent[a].eq(Array(exponents[a::config.attention_heads])[self.group])
+                m.d.sync += self.scores.exponent[a].eq(Array(exponents[a :: config.attention_heads])[self.group])
 
     def _attention(self, m):
         config, array, cache = self.config, self.array, self.cache
         scores, weights, scaler, ram = self.scores, self.weights, self.scaler, self.score_ram
-        for name in ("layer", "position", "kv_en", "kv_is_v", "kv_head", "kv_index",
-                     "ks_en", "vs_en", "sc_head", "sc_m", "sc_e"):
+        for name in (
+            "layer",
+            "position",
+            "kv_en",
+            "kv_is_v",
+            "kv_head",
+            "kv_index",
+            "ks_en",
+            "vs_en",
+            "sc_head",
+            "sc_m",
+            "sc_e",
+        ):
             m.d.comb += getattr(cache, name).eq(getattr(self, name))
         m.d.comb += [
             *(a.eq(b) for a, b in zip(cache.kv_data, self.kv_data, strict=True)),
-            self.eref.eq(cache.eref), weights.eref.eq(cache.eref),
+            self.eref.eq(cache.eref),
+            weights.eref.eq(cache.eref),
             cache.row_step.eq(self.key_issue | weights.row_step),
             cache.scale_step.eq((array.dot_soon & ~self.heading) | weights.scale_step),
             *(a.eq(b) for a, b in zip(array.cached, cache.row, strict=True)),
-            scores.clear.eq(self.clear), scores.valid.eq(array.dot_valid & ~self.heading),
-            scores.scale_e.eq(cache.scale_e), weights.clear.eq(self.clear), weights.scale_e.eq(cache.scale_e),
-            scaler.valid.eq(scores.valid | weights.scale_en), scaler.scale_m.eq(cache.scale_m),
+            scores.clear.eq(self.clear),
+            scores.valid.eq(array.dot_valid & ~self.heading),
+            scores.scale_e.eq(cache.scale_e),
+            weights.clear.eq(self.clear),
+            weights.scale_e.eq(cache.scale_e),
+            scaler.valid.eq(scores.valid | weights.scale_en),
+            scaler.scale_m.eq(cache.scale_m),
         ]
         with m.If(self.clear):
             m.d.sync += [ram.write_addr.eq(0), ram.read_addr.eq(0)]
         with m.Else():
-            m.d.sync += [ram.write_addr.eq(ram.write_addr + ram.write_en), ram.read_addr.eq(ram.read_addr + ram.read_en)]
+            m.d.sync += [
+                ram.write_addr.eq(ram.write_addr + ram.write_en),
+                ram.read_addr.eq(ram.read_addr + ram.read_en),
+            ]
         m.d.comb += [
-            ram.write_en.eq(scores.score_valid), ram.write_data.eq(Cat(*scores.score)), ram.read_en.eq(self.score_issue)]
+            ram.write_en.eq(scores.score_valid),
+            ram.write_data.eq(Cat(*scores.score)),
+            ram.read_en.eq(self.score_issue),
+        ]
         m.d.sync += weights.valid.eq(self.score_issue)
         for a in range(config.attention_heads):
             m.d.comb += [
-                scores.dot[a].eq(array.dot[a]), weights.maximum[a].eq(scores.maximum[a]),
+                scores.dot[a].eq(array.dot[a]),
+                weights.maximum[a].eq(scores.maximum[a]),
                 weights.score[a].eq(ram.read_data.word_select(a, SCORE_BITS).as_signed()),
                 array.weight[a].eq(weights.weight[a]),
                 scaler.value[a].eq(Mux(weights.scale_en, weights.value[a], scores.value[a])),
                 scaler.shift[a].eq(Mux(weights.scale_en, weights.shift, scores.shift[a])),
-                scores.scaled[a].eq(scaler.scaled[a]), weights.scaled[a].eq(scaler.scaled[a]),
+                scores.scaled[a].eq(scaler.scaled[a]),
+                weights.scaled[a].eq(scaler.scaled[a]),
             ]
         width = config.vector_width
         for j in range(width):
-            m.d.sync += self.acc_data[j].eq(Mux(self.acc_en, Array(list(array.accumulator)[j::width])[self.acc_addr], 0))
+            m.d.sync += self.acc_data[j].eq(
+                Mux(self.acc_en, Array(list(array.accumulator)[j::width])[self.acc_addr], 0)
+            )
         m.d.comb += self.sum.eq(Array(list(weights.sum))[self.sum_head])
 
     def _embedding(self, m):
         config, width = self.config, self.config.vector_width
         parts = config.array // width
         word, part = _split(m, "emb", self.emb_index, config.hidden // width, parts)
-        first, part_1, part_2, part_3 = Signal.like(self.word_addr), *(Signal.like(part, name=f"part_{i}") for i in (1, 2, 3))
-        m.d.sync += [first.eq(_times(self.emb_token, config.head_groups)), part_1.eq(part), part_2.eq(part_1), part_3.eq(part_2)]
+        first, part_1, part_2, part_3 = (
+            Signal.like(self.word_addr),
+            *(Signal.like(part, name=f"part_{i}") for i in (1, 2, 3)),
+        )
+        m.d.sync += [
+            first.eq(_times(self.emb_token, config.head_groups)),
+            part_1.eq(part),
+            part_2.eq(part_1),
+            part_3.eq(part_2),
+        ]
         with m.If(self.idle & ~self.head):
             m.d.sync += self.word_addr.eq(first + word)
         elements = [Signal(signed(8), name=f"embedding_{i}") for i in range(config.array)]
         m.d.comb += self.rom.addr.eq(self.word_addr)
         for i, element in enumerate(elements):
-            m.d.comb += [element.eq(self.rom.data[8 * i:8 * i + 8].as_signed()), self.array.embedding[i].eq(element)]
+            m.d.comb += [element.eq(self.rom.data[8 * i : 8 * i + 8].as_signed()), self.array.embedding[i].eq(element)]
         for j in range(width):  # four parts to one, then what is left
             column = elements[j::width]
             few = [Signal(signed(8), name=f"embedding_{j}_{i}", reset_less=True) for i in range(-(-parts // 4))]
-            m.d.sync += [few[i].eq(Array(column[4 * i:4 * i + 4])[part_2[:2]]) for i in range(len(few))]
+            m.d.sync += [few[i].eq(Array(column[4 * i : 4 * i + 4])[part_2[:2]]) for i in range(len(few))]
             m.d.sync += self.emb_data[j].eq(Mux(self.emb_en, Array(few)[part_3[2:]], 0))
 
     def _logits(self, m):
@@ -280,7 +363,9 @@ class AttentionUnit(wiring.Component):
         with m.Elif(topk.valid):
             m.d.sync += topk.token.eq(topk.token + 1)
         m.d.comb += [
-            topk.logit.eq(total >> config.logit_shift), topk.index.eq(self.top_index), self.top_count.eq(topk.count),
+            topk.logit.eq(total >> config.logit_shift),
+            topk.index.eq(self.top_index),
+            self.top_count.eq(topk.count),
         ]
         m.d.sync += [self.top_token.eq(topk.top_token), self.top_logit.eq(topk.top_logit)]
 
@@ -301,4 +386,6 @@ def _split(m, name, index, count, divisor):
 
 def _times(value, constant):
     """The product as shifts and additions, so that synthesis spends no multiplier on it."""
-    return sum(value << i for i in range(1, constant.bit_length()) if constant >> i & 1) + (value if constant & 1 else 0)
+    return sum(value << i for i in range(1, constant.bit_length()) if constant >> i & 1) + (
+        value if constant & 1 else 0
+    )

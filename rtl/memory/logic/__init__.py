@@ -10,5 +10,17 @@ from intaglio.rtl.memory.logic.forms import Form
 from intaglio.rtl.memory.logic.netlist import Netlist
 from intaglio.rtl.memory.logic.strategies import STRATEGIES, Bank, bank, bank_verilog, bits_of_words
 
-__all__ = ["GENERIC", "STRATEGIES", "Bank", "Cell", "CellSet", "Form", "LogicRom", "Netlist", "bank", "bank_verilog", "bits_of_words",
-           "kind_name"]
+__all__ = [
+    "GENERIC",
+    "STRATEGIES",
+    "Bank",
+    "Cell",
+    "CellSet",
+    "Form",
+    "LogicRom",
+    "Netlist",
+    "bank",
+    "bank_verilog",
+    "bits_of_words",
+    "kind_name",
+]

@@ -101,7 +101,9 @@ class CellSet:
                 if len(have) != len(groups) or canonical((form, have)) != (other, have):
                     continue
                 order = sorted(range(len(groups)), key=lambda i: -groups[i])
-                if all(have[place] >= groups[i] for place, i in enumerate(order)) and (best is None or cell.area < best[0]):
+                if all(have[place] >= groups[i] for place, i in enumerate(order)) and (
+                    best is None or cell.area < best[0]
+                ):
                     sizes = [0] * len(groups)
                     for place, i in enumerate(order):
                         sizes[i] = have[place]

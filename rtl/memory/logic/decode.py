@@ -60,12 +60,16 @@ class Decode:
             return self.netlist.literal(start, bool(value) == high)
         key = "field", start, stop, value
         if stop - start <= FIELD:
-            parts = [lambda high, bit=bit: self.netlist.literal(bit, bool(value >> (bit - start) & 1) == high)
-                     for bit in range(start, stop)]
+            parts = [
+                lambda high, bit=bit: self.netlist.literal(bit, bool(value >> (bit - start) & 1) == high)
+                for bit in range(start, stop)
+            ]
         else:
             middle = start + (stop - start + 1) // 2
-            parts = [lambda high: self._field(start, middle, value & ((1 << middle - start) - 1), high),
-                     lambda high: self._field(middle, stop, value >> middle - start, high)]
+            parts = [
+                lambda high: self._field(start, middle, value & ((1 << middle - start) - 1), high),
+                lambda high: self._field(middle, stop, value >> middle - start, high),
+            ]
         return self._both(key, parts, high)
 
     def _both(self, key, parts, high):
@@ -75,7 +79,11 @@ class Decode:
         if (key, high) not in self._lines:
             n, cells = len(parts), self.wide.cells
             # high: NOR of low lines or AND of high ones; low: NAND of high lines or OR of low ones.
-            options = [(("oai", (n,)), False), (("oa", (1,) * n), True)] if high else [(("oai", (1,) * n), True), (("oa", (n,)), False)]
+            options = (
+                [(("oai", (n,)), False), (("oa", (1,) * n), True)]
+                if high
+                else [(("oai", (1,) * n), True), (("oa", (n,)), False)]
+            )
             kind, polarity = min((o for o in options if cells.has(o[0])), key=lambda o: cells.area(o[0]))
             lines = tuple(part(polarity) for part in parts)
             groups = (lines,) if len(kind[1]) == 1 else tuple((line,) for line in lines)

@@ -152,9 +152,9 @@ def build(bits, form, cells):
     if form.dual:  # word a is at the complemented address, and complemented
         whole = np.zeros((1 << inputs, width), bool)
         whole[:depth] = ~bits
-        matrix[:1 << inputs] = whole[::-1]
+        matrix[: 1 << inputs] = whole[::-1]
         if len(matrix) > 1 << inputs:
-            matrix[1 << inputs:] = False
+            matrix[1 << inputs :] = False
     matrix = matrix.reshape(decode.columns, form.rows, width)
     count = sum(form.parts)
     groups = group_bounds(form.rows, count)
@@ -183,8 +183,11 @@ def build(bits, form, cells):
     style = {"inside": _inside, "select": _select, "several": _several, "nand": _nand}[form.style]
     constant = {True: ONE, False: None}
     netlist.outputs = [
-        constant[bool(bits[0, o])] if (bits[:, o] == bits[0, o]).all() else
-        style(netlist, wide, decode, subsets, form, [p[:, o].tolist() for p in patterns], parts) for o in range(width)]
+        constant[bool(bits[0, o])]
+        if (bits[:, o] == bits[0, o]).all()
+        else style(netlist, wide, decode, subsets, form, [p[:, o].tolist() for p in patterns], parts)
+        for o in range(width)
+    ]
     netlist.sweep()
     return netlist
 
@@ -210,7 +213,9 @@ def _gate(netlist, cells, form, groups):
             sizes = cells.fit(form, tuple(map(len, groups)))
     if sizes is None:
         raise ValueError(f"cell library {cells.name} has no cell for {form} of groups {tuple(map(len, groups[:-2]))}")
-    return netlist.gate(form, tuple(tuple(group) + (group[0],) * (size - len(group)) for group, size in zip(groups, sizes, strict=True)))
+    return netlist.gate(
+        form, tuple(tuple(group) + (group[0],) * (size - len(group)) for group, size in zip(groups, sizes, strict=True))
+    )
 
 
 def _leaves(subsets, patterns, part, column, high):
@@ -233,7 +238,7 @@ def _select(netlist, wide, decode, subsets, form, patterns, parts):
         groups = [_leaves(subsets, patterns, part, c, True) for part in parts]
         if all(groups):
             pairs.append((_gate(netlist, wide.cells, "oai", groups), decode.column(c, False)))
-    terms = [_gate(netlist, wide.cells, form.gate, pairs[i:i + form.merge]) for i in range(0, len(pairs), form.merge)]
+    terms = [_gate(netlist, wide.cells, form.gate, pairs[i : i + form.merge]) for i in range(0, len(pairs), form.merge)]
     return wide.make(netlist, terms, INVERTING[form.gate], True)
 
 
@@ -242,7 +247,9 @@ def _several(netlist, wide, decode, subsets, form, patterns, parts):
     groups = []
     for c in range(decode.columns):
         groups.append([*_leaves(subsets, patterns, parts[0], c, True), decode.column(c, False)])
-    terms = [_gate(netlist, wide.cells, form.gate, groups[i:i + form.merge]) for i in range(0, len(groups), form.merge)]
+    terms = [
+        _gate(netlist, wide.cells, form.gate, groups[i : i + form.merge]) for i in range(0, len(groups), form.merge)
+    ]
     # inverting: the terms are 1 where the word's bit is 0; their OR is the complement of the output
     return wide.make(netlist, terms, INVERTING[form.gate], False)
 
@@ -264,5 +271,5 @@ def _nand(netlist, wide, decode, subsets, form, patterns, parts):
             ready.append((found[0], decode.column(c, True)))
     if form.merge > 1:
         other = {"oai": "aoi", "oa": "ao"}[form.gate]
-        terms = [_gate(netlist, wide.cells, other, ready[i:i + form.merge]) for i in range(0, len(ready), form.merge)]
+        terms = [_gate(netlist, wide.cells, other, ready[i : i + form.merge]) for i in range(0, len(ready), form.merge)]
     return wide.make(netlist, terms, not INVERTING[form.gate], True)

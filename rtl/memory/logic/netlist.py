@@ -101,19 +101,23 @@ class Netlist:
             product_of_sums = form in ("oai", "oa")
             for count in groups:
                 inner = values[ins[place]]
-                for signal in ins[place + 1:place + count]:
+                for signal in ins[place + 1 : place + count]:
                     inner = inner | values[signal] if product_of_sums else inner & values[signal]
                 place += count
                 total = inner if total is None else total & inner if product_of_sums else total | inner
             values.append(total ^ ones if INVERTING[form] else total)
-        return [{None: 0, ONE: ones}.get(signal) if signal in (None, ONE) else values[signal] for signal in self.outputs]
+        return [
+            {None: 0, ONE: ones}.get(signal) if signal in (None, ONE) else values[signal] for signal in self.outputs
+        ]
 
     def holds(self, bits):
         """Whether the outputs are ``bits [depth, width]`` at every address below ``depth``: an exhaustive proof."""
         mask = (1 << len(bits)) - 1
         columns = np.packbits(np.asarray(bits, bool), axis=0, bitorder="little").T
         return len(self.outputs) == bits.shape[1] and all(
-            value & mask == int.from_bytes(column.tobytes(), "little") for value, column in zip(self.evaluate(), columns, strict=True))
+            value & mask == int.from_bytes(column.tobytes(), "little")
+            for value, column in zip(self.evaluate(), columns, strict=True)
+        )
 
     def names(self):
         """Names of all signals: address bits, labels, numbers."""
@@ -126,7 +130,7 @@ class Netlist:
             inner, outer = (" | ", " & ") if form in ("oai", "oa") else (" & ", " | ")
             place, parts = 0, []
             for count in groups:
-                text = inner.join([names[signal] for signal in ins[place:place + count]])
+                text = inner.join([names[signal] for signal in ins[place : place + count]])
                 parts.append(f"({text})" if count > 1 and len(groups) > 1 else text)
                 place += count
             text = outer.join(parts)

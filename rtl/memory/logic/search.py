@@ -30,11 +30,17 @@ def forms_of(cells, depth):
                     styles.add(("several", (groups[0] - 1,), len(groups), form, turned))
             if form == "oai":
                 if sum(groups) > 1 and groups[0] > 1:
-                    styles |= {("select", groups, merge, gate, turned) for merge in (2, 3) for gate in ("oai", "oa")
-                               if view.has((gate, (2,) * merge))}
+                    styles |= {
+                        ("select", groups, merge, gate, turned)
+                        for merge in (2, 3)
+                        for gate in ("oai", "oa")
+                        if view.has((gate, (2,) * merge))
+                    }
                 if groups[0] == 1 and len(groups) > 1:
                     n = len(groups)
-                    styles |= {("nand", (n,), merge, "oai", turned) for merge in (2, 3) if view.has(("aoi", (2,) * merge))}
+                    styles |= {
+                        ("nand", (n,), merge, "oai", turned) for merge in (2, 3) if view.has(("aoi", (2,) * merge))
+                    }
                     styles |= {("nand", (n,) * k, 1, "oai", turned) for k in (2, 3) if view.has(("oai", (k, 1)))}
             if form == "oa" and groups[0] == 1 and len(groups) > 1:
                 n = len(groups)
@@ -59,7 +65,9 @@ def modelled_areas(bits, cells, forms):
         if key not in counted:
             counted[key] = _distinct(~bits if form.dual else bits, form.rows, count)
         subsets, columns = counted[key]
-        pair = min(a for a in (view.area(("oai", (1, 1))), view.area(("oai", (2,))), view.area(("oa", (2,)))) if a is not None)
+        pair = min(
+            a for a in (view.area(("oai", (1, 1))), view.area(("oai", (2,))), view.area(("oa", (2,)))) if a is not None
+        )
         area = 1.15 * pair * subsets + 2.2 * pair * form.rows + 1.5 * pair * columns
         terms = columns / form.merge
         if form.style == "inside":
@@ -71,10 +79,18 @@ def modelled_areas(bits, cells, forms):
         else:
             first = [wide.area(n, False, True) for n in form.parts]
             other = {"oai": "aoi", "oa": "ao"}[form.gate]
-            gate = sum(first) + view.area((form.gate, (len(form.parts), 1))) if form.merge == 1 else \
-                form.merge * first[0] + view.area((other, (2,) * form.merge))
+            gate = (
+                sum(first) + view.area((form.gate, (len(form.parts), 1)))
+                if form.merge == 1
+                else form.merge * first[0] + view.area((other, (2,) * form.merge))
+            )
         terms = max(1, round(terms))
-        high = {"inside": form.gate == "oa", "select": form.gate == "oai", "several": form.gate == "oai", "nand": form.gate == "oa"}
+        high = {
+            "inside": form.gate == "oa",
+            "select": form.gate == "oai",
+            "several": form.gate == "oai",
+            "nand": form.gate == "oa",
+        }
         result = form.style != "several"
         area += width * (terms * gate + wide.area(terms, high[form.style], result))
         found.append(area)

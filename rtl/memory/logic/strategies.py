@@ -55,15 +55,19 @@ class Bank:
     def with_netlist(self, netlist, how):
         """The bank with another netlist of the same words; ``how`` it came about."""
         text = _structured(netlist, self.name, self.width, self.depth, f"{self.form}; {how}")
-        return replace(self, netlist=netlist, verilog=text, description=f"{self.depth} x {self.width}: {self.form}; {how}, "
-                                                                        f"{len(netlist.kinds)} gates")
+        return replace(
+            self,
+            netlist=netlist,
+            verilog=text,
+            description=f"{self.depth} x {self.width}: {self.form}; {how}, {len(netlist.kinds)} gates",
+        )
 
     def mapped(self, cells):
         """The module as instances of the library's cells, for a flow that keeps them (size only); None without a netlist."""
         if self.netlist is None:
             return None
         names, netlist = self.netlist.names(), self.netlist
-        lines = [f"    wire {', '.join(names[i:i + 12])};" for i in range(netlist.inputs, len(names), 12)]
+        lines = [f"    wire {', '.join(names[i : i + 12])};" for i in range(netlist.inputs, len(names), 12)]
         for i, (kind, ins) in enumerate(zip(netlist.kinds, netlist.ins, strict=True)):
             cell = cells.cells[kind]
             pins = ", ".join(f".{pin}({names[signal]})" for pin, signal in zip(cell.pins, ins, strict=True))
@@ -91,9 +95,13 @@ def bits_of_words(words, width):
         for i, word in enumerate(words):
             if not 0 <= int(word) < 1 << width:
                 raise ValueError(f"word {i} must be in 0..2^{width} - 1, not {word}")
-        words = np.frombuffer(b"".join(int(word).to_bytes(size, "little") for word in words), np.uint8).reshape(-1, size)
+        words = np.frombuffer(b"".join(int(word).to_bytes(size, "little") for word in words), np.uint8).reshape(
+            -1, size
+        )
     if words.dtype != np.uint8 or words.shape[1] != -(-width // 8):
-        raise ValueError(f"words of {width} bits must be uint8 [depth, {-(-width // 8)}], not {words.dtype} {list(words.shape)}")
+        raise ValueError(
+            f"words of {width} bits must be uint8 [depth, {-(-width // 8)}], not {words.dtype} {list(words.shape)}"
+        )
     if not len(words):
         raise ValueError("a bank must have at least one word")
     bits = np.unpackbits(words, axis=1, bitorder="little")
@@ -135,7 +143,11 @@ def bank(words, width, name, strategy="structured", *, cells=GENERIC, form=None,
     if strategy == "code":
         return Bank(verilog=_code(bits, name), description=f"{depth} x {width} in case statements", **common)
     if strategy == "planes":
-        return Bank(verilog=_planes(bits, name), description=f"{depth} x {width} in case statements, non-zero and sign", **common)
+        return Bank(
+            verilog=_planes(bits, name),
+            description=f"{depth} x {width} in case statements, non-zero and sign",
+            **common,
+        )
     if depth == 1:
         text = _module(name, width, depth, f"    assign data = {width}'h{_hex(bits)[0]};", address=False)
         return Bank(verilog=text, description="one word", **common)
@@ -146,8 +158,13 @@ def bank(words, width, name, strategy="structured", *, cells=GENERIC, form=None,
     else:
         netlist = build(bits, form, cells)
     text = _structured(netlist, name, width, depth, form)
-    return Bank(verilog=text, description=f"{depth} x {width}: {form}, {len(netlist.kinds)} gates for {cells.name}", form=form,
-                netlist=netlist, **common)
+    return Bank(
+        verilog=text,
+        description=f"{depth} x {width}: {form}, {len(netlist.kinds)} gates for {cells.name}",
+        form=form,
+        netlist=netlist,
+        **common,
+    )
 
 
 def bank_verilog(words, width, name, strategy="structured", **options):
@@ -164,8 +181,14 @@ def _hex(bits):
 
 def _module(name, width, depth, body, address=True, register=None):
     bits = max(1, (depth - 1).bit_length())
-    lines = [f"// {depth} words of {width} bits, latency 1.", f"module {name} (", "    input wire clk,",
-             f"    input wire [{bits - 1}:0] addr,", f"    output {'reg' if register else 'wire'} [{width - 1}:0] data", ");"]
+    lines = [
+        f"// {depth} words of {width} bits, latency 1.",
+        f"module {name} (",
+        "    input wire clk,",
+        f"    input wire [{bits - 1}:0] addr,",
+        f"    output {'reg' if register else 'wire'} [{width - 1}:0] data",
+        ");",
+    ]
     if address:
         lines += [f"    reg [{bits - 1}:0] a;", _REGISTER]
     return "\n".join([*lines, body, "endmodule", ""])
@@ -188,8 +211,11 @@ def _case(bits, target):
     blocks = range(0, depth, 1 << low)
     for number, start in enumerate(blocks):
         lines += [f"    reg [{width - 1}:0] {target}_{number};", f"    always @* case (a[{low - 1}:0])"]
-        lines += [f"        {low}'d{i - start}: {target}_{number} = {width}'h{texts[i]};"
-                  for i in range(start, min(depth, start + (1 << low))) if texts[i].strip("0")]
+        lines += [
+            f"        {low}'d{i - start}: {target}_{number} = {width}'h{texts[i]};"
+            for i in range(start, min(depth, start + (1 << low)))
+            if texts[i].strip("0")
+        ]
         lines += [f"        default: {target}_{number} = {width}'h0;", "    endcase"]
     lines += [f"    reg [{width - 1}:0] {target};"]
     if len(blocks) == 1:
@@ -207,7 +233,7 @@ def _planes(bits, name):
     depth, width = bits.shape
     if width % 2:
         raise ValueError(f"width of a ternary bank must be even, not {width}")
-    plus, minus = bits[:, :width // 2], bits[:, width // 2:]
+    plus, minus = bits[:, : width // 2], bits[:, width // 2 :]
     if (plus & minus).any():
         raise ValueError("a ternary word must not have a weight that is both plus and minus")
     sign = minus.copy()
@@ -215,15 +241,20 @@ def _planes(bits, name):
         sign[row] = np.where(plus[row] | minus[row], minus[row], sign[row - 1])
     lines = _case(np.concatenate([plus | minus, sign], axis=1), "word")
     half = width // 2
-    lines += [f"    wire [{half - 1}:0] some = word[{half - 1}:0], sign = word[{width - 1}:{half}];",
-              "    assign data = {some & sign, some & ~sign};"]
+    lines += [
+        f"    wire [{half - 1}:0] some = word[{half - 1}:0], sign = word[{width - 1}:{half}];",
+        "    assign data = {some & sign, some & ~sign};",
+    ]
     return _module(name, width, depth, "\n".join(lines))
 
 
 def _structured(netlist, name, width, depth, form):
     names = netlist.names()
-    wires = names[netlist.inputs:]
-    lines = [f"    // {form}.", "    // r: row lines, c: column lines, s<group>_<pattern>: subsets of row lines, shared; ...n: active low."]
+    wires = names[netlist.inputs :]
+    lines = [
+        f"    // {form}.",
+        "    // r: row lines, c: column lines, s<group>_<pattern>: subsets of row lines, shared; ...n: active low.",
+    ]
     lines += [f"    wire {wire} = {text};" for wire, text in zip(wires, netlist.expressions(names), strict=True)]
     return _module(name, width, depth, "\n".join([*lines, _data(netlist, names)]))
 

@@ -20,7 +20,11 @@ class WideOr:
     def _steps(self, high):
         """Per kind of step: form, whether groups are single, polarity of the result, area by inputs."""
         for form in ("oai", "oa"):
-            areas = {n: area for n in range(2, LIMIT + 1) if (area := self.cells.area((form, (n,) if high else (1,) * n))) is not None}
+            areas = {
+                n: area
+                for n in range(2, LIMIT + 1)
+                if (area := self.cells.area((form, (n,) if high else (1,) * n))) is not None
+            }
             if areas:
                 yield form, (form == "oa") == high, areas
 
@@ -60,7 +64,7 @@ class WideOr:
                 continue
             place, level = 0, []
             for size in sizes:
-                part = signals[place:place + size]
+                part = signals[place : place + size]
                 place += size
                 if size == 1:
                     level.append(part[0] if after == high_before else netlist.invert(part[0]))
@@ -76,8 +80,11 @@ def _levels(count, areas):
     best = {(0, 0): (0.0, ())}
     for used in range(1, count + 1):
         for cells in range(-(-used // max(areas)), min(used, most) + 1):
-            options = [(best[used - n, cells - 1][0] + area, (*best[used - n, cells - 1][1], n))
-                       for n, area in areas.items() if (used - n, cells - 1) in best]
+            options = [
+                (best[used - n, cells - 1][0] + area, (*best[used - n, cells - 1][1], n))
+                for n, area in areas.items()
+                if (used - n, cells - 1) in best
+            ]
             if options:
                 best[used, cells] = min(options)
     return [best[count, cells] for cells in range(1, min(count, most + 1)) if (count, cells) in best]

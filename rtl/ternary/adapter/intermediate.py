@@ -14,8 +14,8 @@ __all__ = ["KIND", "Intermediate", "Kind"]
 class Kind(enum.Enum, shape=2):
     """Which matrices share a linear operation: how its rows choose their part of the vector."""
 
-    ONE = 0    # one matrix
-    QKV = 1    # parts 0, 1, 2 one after another
+    ONE = 0  # one matrix
+    QKV = 1  # parts 0, 1, 2 one after another
     GATED = 2  # part 0 for even lanes, 1 for odd ones
 
 
@@ -56,13 +56,24 @@ class Intermediate(wiring.Component):
         self.config = config
         self.parts = max(map(len, config.adapted))
         address = index_bits((config.adapters + 1) * config.adapter_scales)
-        super().__init__({
-            "start": In(1), "kind": In(Kind),
-            "valid": In(1), "sums": In(signed(config.lane_sum_bits)).array(config.lanes), "final": In(1), "done": Out(1),
-            "part": In(range(max(2, self.parts))), "word": Out(8 * 2 * config.rank),
-            "mantissas": Out(16).array(self.parts), "shifts": Out(6).array(self.parts),
-            "scale_restart": In(1), "scale_base": In(address), "scale_addr": Out(address), "scale_data": In(ScalarLayout.size),
-        })
+        super().__init__(
+            {
+                "start": In(1),
+                "kind": In(Kind),
+                "valid": In(1),
+                "sums": In(signed(config.lane_sum_bits)).array(config.lanes),
+                "final": In(1),
+                "done": Out(1),
+                "part": In(range(max(2, self.parts))),
+                "word": Out(8 * 2 * config.rank),
+                "mantissas": Out(16).array(self.parts),
+                "shifts": Out(6).array(self.parts),
+                "scale_restart": In(1),
+                "scale_base": In(address),
+                "scale_addr": Out(address),
+                "scale_data": In(ScalarLayout.size),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -78,7 +89,11 @@ class Intermediate(wiring.Component):
         for value in values[1:]:
             total = total | value
         ors = [Signal(bits - 1, name=f"or_{p}") for p in range(parts)]
-        part_in, group_in, count = Signal(range(parts + 1)), Signal(range(max(2, groups))), Signal(range(parts * groups + 1))
+        part_in, group_in, count = (
+            Signal(range(parts + 1)),
+            Signal(range(max(2, groups))),
+            Signal(range(parts * groups + 1)),
+        )
         m.d.comb += [magnitude.eq(total), write.en.eq(self.valid), write.addr.eq(count), write.data.eq(Cat(*self.sums))]
         with m.If(self.start):
             m.d.sync += [part_in.eq(0), group_in.eq(0), count.eq(0), *(value.eq(0) for value in ors)]
@@ -140,7 +155,9 @@ class Intermediate(wiring.Component):
             moved = Signal(signed(bits + 1), name=f"moved_{i}")
             q = Signal(signed(8), name=f"q_{i}")
             m.d.comb += [
-                value.eq(read.data[i * bits:(i + 1) * bits]), half.eq((1 << amount) >> 1), moved.eq((value + half) >> amount),
+                value.eq(read.data[i * bits : (i + 1) * bits]),
+                half.eq((1 << amount) >> 1),
+                moved.eq((value + half) >> amount),
                 q.eq(Mux(moved > 127, 127, Mux(moved < -127, -127, moved))),
             ]
             rounded.append(q)
@@ -149,7 +166,7 @@ class Intermediate(wiring.Component):
             for g, word in enumerate(held):
                 with m.If(place == g):
                     m.d.sync += word.eq(Cat(*rounded))
-        vectors = [Cat(*held[p * groups:(p + 1) * groups]) for p in range(parts)]
+        vectors = [Cat(*held[p * groups : (p + 1) * groups]) for p in range(parts)]
         first = Signal(8 * config.rank)
         with m.Switch(self.part):
             for p, vector in enumerate(vectors):

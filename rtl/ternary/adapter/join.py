@@ -28,17 +28,27 @@ class JoinLane(wiring.Component):
 
     def __init__(self, config):
         self.config = config
-        super().__init__({
-            "move": In(3), "sum": In(signed(config.lane_sum_bits)), "keep": In(1), "alone": In(1), "mantissa": In(16), "shift": In(6),
-            "narrow": In(1), "total": Out(signed(config.accumulator_bits)),
-        })
+        super().__init__(
+            {
+                "move": In(3),
+                "sum": In(signed(config.lane_sum_bits)),
+                "keep": In(1),
+                "alone": In(1),
+                "mantissa": In(16),
+                "shift": In(6),
+                "narrow": In(1),
+                "total": Out(signed(config.accumulator_bits)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         config = self.config
         bits = config.accumulator_bits
         factor_bits = (127 * config.rank * config.adapter_limit).bit_length() + 1
-        kept, base_1, base_2 = (Signal(signed(bits), name=name, reset_less=True) for name in ("kept", "base_1", "base_2"))
+        kept, base_1, base_2 = (
+            Signal(signed(bits), name=name, reset_less=True) for name in ("kept", "base_1", "base_2")
+        )
         product = Signal(signed(factor_bits + 16), reset_less=True)
         moved = Signal(signed(factor_bits + 16), reset_less=True)
         factor, wide = Signal(signed(factor_bits)), Signal(signed(max(bits, factor_bits + 16) + 1))
@@ -80,18 +90,33 @@ class Join(wiring.Component):
     def __init__(self, config):
         self.config = config
         self.parts = max(map(len, config.adapted))
-        super().__init__({
-            "sums": In(signed(config.lane_sum_bits)).array(config.lanes), "keep": In(1), "alone": In(1), "valid": In(1),
-            "part": In(range(max(2, self.parts))), "odd": In(1), "narrow": In(1),
-            "mantissas": In(16).array(self.parts), "shifts": In(6).array(self.parts),
-            "o_valid": Out(1), "totals": Out(signed(config.accumulator_bits)).array(config.lanes),
-        })
+        super().__init__(
+            {
+                "sums": In(signed(config.lane_sum_bits)).array(config.lanes),
+                "keep": In(1),
+                "alone": In(1),
+                "valid": In(1),
+                "part": In(range(max(2, self.parts))),
+                "odd": In(1),
+                "narrow": In(1),
+                "mantissas": In(16).array(self.parts),
+                "shifts": In(6).array(self.parts),
+                "o_valid": Out(1),
+                "totals": Out(signed(config.accumulator_bits)).array(config.lanes),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         move, part = Signal(3), Signal.like(self.part)
         odd = Signal()
-        m.d.sync += [move[1].eq(self.valid), move[2].eq(move[1]), self.o_valid.eq(move[2]), part.eq(self.part), odd.eq(self.odd)]
+        m.d.sync += [
+            move[1].eq(self.valid),
+            move[2].eq(move[1]),
+            self.o_valid.eq(move[2]),
+            part.eq(self.part),
+            odd.eq(self.odd),
+        ]
         m.d.comb += move[0].eq(self.valid)
 
         def chosen(values, part, name):
@@ -107,9 +132,13 @@ class Join(wiring.Component):
             m.submodules[f"lane_{i}"] = lane = JoinLane(self.config)
             paired = i % 2 and self.parts > 1
             m.d.comb += [
-                lane.move.eq(move), lane.sum.eq(self.sums[i]), lane.keep.eq(self.keep), lane.alone.eq(self.alone),
+                lane.move.eq(move),
+                lane.sum.eq(self.sums[i]),
+                lane.keep.eq(self.keep),
+                lane.alone.eq(self.alone),
                 lane.mantissa.eq(Mux(self.odd, self.mantissas[1], mantissa) if paired else mantissa),
                 lane.shift.eq(Mux(odd, self.shifts[1], shift) if paired else shift),
-                lane.narrow.eq(self.narrow), self.totals[i].eq(lane.total),
+                lane.narrow.eq(self.narrow),
+                self.totals[i].eq(lane.total),
             ]
         return m

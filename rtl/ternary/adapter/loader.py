@@ -18,11 +18,11 @@ class Outcome(enum.Enum, shape=4):
     LOADING = 1
     LOADED = 2
     NO_SUCH_SLOT = 3
-    IN_USE = 4       # the token under way still reads the memory
+    IN_USE = 4  # the token under way still reads the memory
     OTHER_DEVICE = 5  # the image is not for this device's digest
     INCOMPLETE = 6
     TOO_LONG = 7
-    DAMAGED = 8      # the CRC differs
+    DAMAGED = 8  # the CRC differs
 
 
 def word_parts(config):
@@ -71,15 +71,29 @@ class Loader(wiring.Component):
     def __init__(self, config, digest):
         self.config, self.digest = config, digest
         memories = config.adapters + 1
-        super().__init__({
-            "value": In(32), "begin": In(1), "data": In(1), "commit": In(1),
-            "active": In(1), "running": In(1), "memory": In(range(memories)), "lost": Out(1),
-            "selected": In(8), "ok": Out(1), "physical": Out(range(memories)),
-            "outcome": Out(Outcome), "loaded": Out(config.adapters),
-            "weight_en": Out(config.lanes), "weight_addr": Out(index_bits(memories * config.adapter_words)),
-            "weight_data": Out(2 * config.lane_width),
-            "scale_en": Out(1), "scale_addr": Out(index_bits(memories * config.adapter_scales)), "scale_data": Out(ScalarLayout.size),
-        })
+        super().__init__(
+            {
+                "value": In(32),
+                "begin": In(1),
+                "data": In(1),
+                "commit": In(1),
+                "active": In(1),
+                "running": In(1),
+                "memory": In(range(memories)),
+                "lost": Out(1),
+                "selected": In(8),
+                "ok": Out(1),
+                "physical": Out(range(memories)),
+                "outcome": Out(Outcome),
+                "loaded": Out(config.adapters),
+                "weight_en": Out(config.lanes),
+                "weight_addr": Out(index_bits(memories * config.adapter_words)),
+                "weight_data": Out(2 * config.lane_width),
+                "scale_en": Out(1),
+                "scale_addr": Out(index_bits(memories * config.adapter_scales)),
+                "scale_data": Out(ScalarLayout.size),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -103,8 +117,12 @@ class Loader(wiring.Component):
         lane, part = Signal(config.lanes), Signal(range(max(2, parts)))
         collected = Signal(32 * (parts - 1))
         m.d.comb += [
-            taken.eq(self.data & loading), crc.start.eq(self.begin), crc.valid.eq(taken), crc.data.eq(self.value),
-            self.scale_data.eq(self.value), self.weight_data.eq(Cat(collected, self.value)),
+            taken.eq(self.data & loading),
+            crc.start.eq(self.begin),
+            crc.valid.eq(taken),
+            crc.data.eq(self.value),
+            self.scale_data.eq(self.value),
+            self.weight_data.eq(Cat(collected, self.value)),
             self.scale_en.eq(taken & ~head & ~weights & ~full),
             self.weight_en.eq(Mux(taken & weights & (part == parts - 1), lane, 0)),
         ]
@@ -119,22 +137,37 @@ class Loader(wiring.Component):
             with m.Else():
                 m.d.comb += self.lost.eq(in_use)
                 m.d.sync += [
-                    self.outcome.eq(Outcome.LOADING), loading.eq(1), target.eq(self.value), head.eq(1), weights.eq(0), full.eq(0),
-                    excess.eq(0), foreign.eq(0), scales_left.eq(config.adapter_scales), addresses_left.eq(config.adapter_words),
-                    lane.eq(1), part.eq(0),
+                    self.outcome.eq(Outcome.LOADING),
+                    loading.eq(1),
+                    target.eq(self.value),
+                    head.eq(1),
+                    weights.eq(0),
+                    full.eq(0),
+                    excess.eq(0),
+                    foreign.eq(0),
+                    scales_left.eq(config.adapter_scales),
+                    addresses_left.eq(config.adapter_words),
+                    lane.eq(1),
+                    part.eq(0),
                 ]
                 with m.Switch(spare):
                     for memory in range(memories):
                         with m.Case(memory):
-                            m.d.sync += [self.scale_addr.eq(memory * config.adapter_scales),
-                                         self.weight_addr.eq(memory * config.adapter_words)]
+                            m.d.sync += [
+                                self.scale_addr.eq(memory * config.adapter_scales),
+                                self.weight_addr.eq(memory * config.adapter_words),
+                            ]
         with m.Elif(taken):
             with m.If(head):
                 m.d.sync += [head.eq(0), foreign.eq(self.value != self.digest)]
             with m.Elif(full):
                 m.d.sync += excess.eq(1)
             with m.Elif(~weights):
-                m.d.sync += [scales_left.eq(scales_left - 1), self.scale_addr.eq(self.scale_addr + 1), weights.eq(scales_left == 1)]
+                m.d.sync += [
+                    scales_left.eq(scales_left - 1),
+                    self.scale_addr.eq(self.scale_addr + 1),
+                    weights.eq(scales_left == 1),
+                ]
             with m.Else():
                 m.d.sync += part.eq(part + 1)
                 if parts > 1:
@@ -156,6 +189,10 @@ class Loader(wiring.Component):
             with m.Elif(crc.crc != self.value):
                 m.d.sync += self.outcome.eq(Outcome.DAMAGED)
             with m.Else():
-                m.d.sync += [self.outcome.eq(Outcome.LOADED), spare.eq(slots[target]), slots[target].eq(spare),
-                             self.loaded.eq(self.loaded | (1 << target))]
+                m.d.sync += [
+                    self.outcome.eq(Outcome.LOADED),
+                    spare.eq(slots[target]),
+                    slots[target].eq(spare),
+                    self.loaded.eq(self.loaded | (1 << target)),
+                ]
         return m

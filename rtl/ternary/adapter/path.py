@@ -52,26 +52,52 @@ class AdapterPath(wiring.Component):
     def __init__(self, config, *, simulate=False):
         self.config = config
         memories = config.adapters + 1
-        self.rams = [Ram(2 * config.lane_width, memories * config.adapter_words, simulate=simulate) for _ in range(config.lanes)]
+        self.rams = [
+            Ram(2 * config.lane_width, memories * config.adapter_words, simulate=simulate) for _ in range(config.lanes)
+        ]
         self.scales = Ram(ScalarLayout.size, memories * config.adapter_scales, simulate=simulate)
-        super().__init__({
-            "adapt": In(1), "adapted": In(1), "kind": In(Kind), "restart": In(1), **self.outer_members(config),
-            "begin": In(1), "issuing": In(1), "chunk_first": In(1), "chunk_last": In(1), "group_last": In(1), "mode": In(Mode),
-            "base": Out(1), "of_a": Out(1), "row_end": Out(1), "first": Out(1), "base_row": Out(1),
-            "source": Out(Source), "sub": Out(range(config.lane_width // config.rank)), "gated": Out(1),
-            "triple": Out(1), "word": Out(8 * config.lane_width),
-            "sums": In(signed(config.lane_sum_bits)).array(config.lanes), "o_valid": Out(1),
-            "totals": Out(signed(config.accumulator_bits)).array(config.lanes), "done": Out(1),
-        })
+        super().__init__(
+            {
+                "adapt": In(1),
+                "adapted": In(1),
+                "kind": In(Kind),
+                "restart": In(1),
+                **self.outer_members(config),
+                "begin": In(1),
+                "issuing": In(1),
+                "chunk_first": In(1),
+                "chunk_last": In(1),
+                "group_last": In(1),
+                "mode": In(Mode),
+                "base": Out(1),
+                "of_a": Out(1),
+                "row_end": Out(1),
+                "first": Out(1),
+                "base_row": Out(1),
+                "source": Out(Source),
+                "sub": Out(range(config.lane_width // config.rank)),
+                "gated": Out(1),
+                "triple": Out(1),
+                "word": Out(8 * config.lane_width),
+                "sums": In(signed(config.lane_sum_bits)).array(config.lanes),
+                "o_valid": Out(1),
+                "totals": Out(signed(config.accumulator_bits)).array(config.lanes),
+                "done": Out(1),
+            }
+        )
 
     @staticmethod
     def outer_members(config):
         """Ports that the linear unit has from here."""
         memories = config.adapters + 1
         return {
-            "memory": In(range(memories)), "weight_en": In(config.lanes),
-            "weight_addr": In(index_bits(memories * config.adapter_words)), "weight_data": In(2 * config.lane_width),
-            "scale_en": In(1), "scale_addr": In(index_bits(memories * config.adapter_scales)), "scale_data": In(ScalarLayout.size),
+            "memory": In(range(memories)),
+            "weight_en": In(config.lanes),
+            "weight_addr": In(index_bits(memories * config.adapter_words)),
+            "weight_data": In(2 * config.lane_width),
+            "scale_en": In(1),
+            "scale_addr": In(index_bits(memories * config.adapter_scales)),
+            "scale_data": In(ScalarLayout.size),
         }
 
     def connect_outer(self, m, unit):
@@ -82,7 +108,13 @@ class AdapterPath(wiring.Component):
     def lane_inputs(self, lane):
         """What the lane gets beside its ROM's word."""
         high = self.gated if lane % 2 else 0
-        return {"adapter": self.rams[lane].read_data, "source": self.source, "sub": self.sub, "high": high, "triple": self.triple}
+        return {
+            "adapter": self.rams[lane].read_data,
+            "source": self.source,
+            "sub": self.sub,
+            "high": high,
+            "triple": self.triple,
+        }
 
     def elaborate(self, platform):
         m = Module()
@@ -100,14 +132,22 @@ class AdapterPath(wiring.Component):
         digit_last = Signal()
         part, groups_left = Signal(range(max(2, parts))), Signal(16)
         m.d.comb += [
-            digit_last.eq(digit == trits - 1), self.of_a.eq(of_a), self.base.eq(~of_a & ~in_b),
+            digit_last.eq(digit == trits - 1),
+            self.of_a.eq(of_a),
+            self.base.eq(~of_a & ~in_b),
             self.row_end.eq(Mux(in_b | of_a, digit_last & (in_b | self.chunk_last), self.chunk_last & ~adapted)),
             self.first.eq(Mux(in_b, digit == 0, self.chunk_first & (digit == 0))),
             self.base_row.eq(self.issuing & self.row_end & ~of_a),
         ]
         with m.If(self.begin):
-            m.d.sync += [of_a.eq(self.adapt), adapted.eq(self.adapted & ~self.adapt), in_b.eq(0), digit.eq(0), part.eq(0),
-                         groups_left.eq(config.hidden // config.lanes - 1)]
+            m.d.sync += [
+                of_a.eq(self.adapt),
+                adapted.eq(self.adapted & ~self.adapt),
+                in_b.eq(0),
+                digit.eq(0),
+                part.eq(0),
+                groups_left.eq(config.hidden // config.lanes - 1),
+            ]
             with m.If(self.adapt):
                 m.d.sync += kind.eq(self.kind)
         with m.Elif(self.issuing):
@@ -143,30 +183,43 @@ class AdapterPath(wiring.Component):
         for i, ram in enumerate(self.rams):
             m.submodules[f"memory_{i}"] = ram
             m.d.comb += [
-                ram.write_en.eq(self.weight_en[i]), ram.write_addr.eq(self.weight_addr), ram.write_data.eq(self.weight_data),
-                ram.read_en.eq(reading), ram.read_addr.eq(address_1),
+                ram.write_en.eq(self.weight_en[i]),
+                ram.write_addr.eq(self.weight_addr),
+                ram.write_data.eq(self.weight_data),
+                ram.read_en.eq(reading),
+                ram.read_addr.eq(address_1),
             ]
         m.d.comb += [
-            self.scales.write_en.eq(self.scale_en), self.scales.write_addr.eq(self.scale_addr), self.scales.write_data.eq(self.scale_data),
-            self.scales.read_en.eq(1), self.scales.read_addr.eq(vector.scale_addr), vector.scale_data.eq(self.scales.read_data),
+            self.scales.write_en.eq(self.scale_en),
+            self.scales.write_addr.eq(self.scale_addr),
+            self.scales.write_data.eq(self.scale_data),
+            self.scales.read_en.eq(1),
+            self.scales.read_addr.eq(vector.scale_addr),
+            vector.scale_data.eq(self.scales.read_data),
         ]
 
         # With the words of the memories, a cycle after those of the ROM.
         source_1, sub_1, part_1, part_2 = Signal(Source), Signal.like(sub), Signal.like(part), Signal.like(part)
         m.d.sync += [
-            source_1.eq(Mux(of_a, Source.A, Mux(in_b, Source.B, Source.ROM))), sub_1.eq(sub), part_1.eq(part),
-            self.source.eq(source_1), self.sub.eq(sub_1), part_2.eq(part_1),
+            source_1.eq(Mux(of_a, Source.A, Mux(in_b, Source.B, Source.ROM))),
+            sub_1.eq(sub),
+            part_1.eq(part),
+            self.source.eq(source_1),
+            self.sub.eq(sub_1),
+            part_2.eq(part_1),
         ]
         m.d.comb += [self.gated.eq(kind == Kind.GATED), vector.part.eq(part_2), self.word.eq(vector.word)]
 
         # With the sums.
-        flags = Cat(in_b & (digit != 0) | of_a & (digit != 0) & self.chunk_first,  # tripled
-                    self.issuing & ~of_a & ~in_b & adapted & self.chunk_last,      # the base's sum, to keep
-                    self.issuing & self.row_end & ~of_a,                           # a group for the post stage
-                    ~adapted,
-                    self.issuing & self.row_end & of_a,                            # a group of A x
-                    self.issuing & self.row_end & of_a & self.group_last,
-                    part)
+        flags = Cat(
+            in_b & (digit != 0) | of_a & (digit != 0) & self.chunk_first,  # tripled
+            self.issuing & ~of_a & ~in_b & adapted & self.chunk_last,  # the base's sum, to keep
+            self.issuing & self.row_end & ~of_a,  # a group for the post stage
+            ~adapted,
+            self.issuing & self.row_end & of_a,  # a group of A x
+            self.issuing & self.row_end & of_a & self.group_last,
+            part,
+        )
         for stage in range(1, 2 + Lane.DOT_LATENCY):
             delayed = Signal(len(flags), name=f"flags_{stage}")
             m.d.sync += delayed.eq(flags)
@@ -175,13 +228,26 @@ class AdapterPath(wiring.Component):
         m.d.sync += standing.eq(flags)
         m.d.comb += [
             self.triple.eq(flags[0]),
-            join.keep.eq(standing[1]), join.valid.eq(standing[2]), join.alone.eq(standing[3]), join.part.eq(standing[6:]),
-            join.odd.eq(self.gated), join.narrow.eq(self.mode == Mode.GATED), self.o_valid.eq(join.o_valid),
-            vector.start.eq(self.begin & self.adapt), vector.kind.eq(kind), vector.valid.eq(standing[4]), vector.final.eq(standing[5]),
-            vector.scale_restart.eq(self.restart), self.done.eq(vector.done),
+            join.keep.eq(standing[1]),
+            join.valid.eq(standing[2]),
+            join.alone.eq(standing[3]),
+            join.part.eq(standing[6:]),
+            join.odd.eq(self.gated),
+            join.narrow.eq(self.mode == Mode.GATED),
+            self.o_valid.eq(join.o_valid),
+            vector.start.eq(self.begin & self.adapt),
+            vector.kind.eq(kind),
+            vector.valid.eq(standing[4]),
+            vector.final.eq(standing[5]),
+            vector.scale_restart.eq(self.restart),
+            self.done.eq(vector.done),
         ]
         for i in range(config.lanes):
-            m.d.comb += [vector.sums[i].eq(self.sums[i]), join.sums[i].eq(self.sums[i]), self.totals[i].eq(join.totals[i])]
+            m.d.comb += [
+                vector.sums[i].eq(self.sums[i]),
+                join.sums[i].eq(self.sums[i]),
+                self.totals[i].eq(join.totals[i]),
+            ]
         for p in range(parts):
             m.d.comb += [join.mantissas[p].eq(vector.mantissas[p]), join.shifts[p].eq(vector.shifts[p])]
         return m

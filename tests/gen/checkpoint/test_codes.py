@@ -12,7 +12,8 @@ from intaglio.gen.checkpoint.codes import pack, unpack
 from intaglio.gen.checkpoint.model import CheckpointError
 
 ternary = st.tuples(st.integers(1, 9), st.integers(1, 17)).flatmap(
-    lambda shape: hnp.arrays(np.int8, (4 * shape[0], shape[1]), elements=st.integers(-1, 1)))
+    lambda shape: hnp.arrays(np.int8, (4 * shape[0], shape[1]), elements=st.integers(-1, 1))
+)
 
 
 @given(ternary)
@@ -45,8 +46,16 @@ def test_any_bytes_unpack_or_are_refused(packed):
         np.testing.assert_array_equal(pack(unpack(packed)), packed)
 
 
-@pytest.mark.parametrize("weights", [np.zeros((6, 4), np.int8), np.zeros(4, np.int8), np.full((4, 4), 2, np.int8),
-                                     np.full((4, 4), -2, np.int8), np.full((4, 4), 0.5)])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        np.zeros((6, 4), np.int8),
+        np.zeros(4, np.int8),
+        np.full((4, 4), 2, np.int8),
+        np.full((4, 4), -2, np.int8),
+        np.full((4, 4), 0.5),
+    ],
+)
 def test_pack_refuses(weights):
     with pytest.raises(CheckpointError, match="must be"):
         pack(weights)

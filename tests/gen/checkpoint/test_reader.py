@@ -13,14 +13,32 @@ from intaglio.gen.banks.emit import emit
 from intaglio.gen.banks.layout import BankLayout
 from intaglio.gen.checkpoint import tensorfile
 from intaglio.gen.checkpoint.model import CheckpointError, ModelConfig
-from intaglio.gen.checkpoint.reader import EMBEDDING, MATRIX_TENSORS, Layer, Ternary, absmean_ternary, load_checkpoint, save_checkpoint
+from intaglio.gen.checkpoint.reader import (
+    EMBEDDING,
+    MATRIX_TENSORS,
+    Layer,
+    Ternary,
+    absmean_ternary,
+    load_checkpoint,
+    save_checkpoint,
+)
 from intaglio.gen.checkpoint.synthetic import random_checkpoint
 from intaglio.gen.checkpoint.tensorfile import Tensor
 from intaglio.gen.emit.decoder import generate
 from intaglio.host.manifest import Manifest
 
-CONFIG = ModelConfig(vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-                     num_key_value_heads=1, head_dim=8, max_position_embeddings=64, bos_token_id=0, eos_token_id=1)
+CONFIG = ModelConfig(
+    vocab_size=20,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+    max_position_embeddings=64,
+    bos_token_id=0,
+    eos_token_id=1,
+)
 ODD = BankLayout(lanes=2, units=1, width=8, height=7)
 Q = "model.layers.1.self_attn.q_proj.weight"
 
@@ -102,6 +120,7 @@ def test_half_embeddings(tmp_path, dtype, relative):
 
 def test_bfloat16_rounds_as_torch(saved):
     import torch
+
     values = np.random.default_rng(3).normal(size=1000).astype(np.float32)
     expected = torch.from_numpy(values).bfloat16().float().numpy()
     np.testing.assert_array_equal(Tensor.from_float32(values, "BF16").to_float32(), expected)
@@ -109,6 +128,7 @@ def test_bfloat16_rounds_as_torch(saved):
 
 def test_safetensors_library_reads_what_is_written(saved):
     from safetensors.numpy import load_file
+
     loaded = load_file(saved / "model.safetensors")
     assert loaded[Q].dtype == np.uint8 and loaded[Q].shape == (4, 16)
     np.testing.assert_array_equal(loaded["model.norm.weight"], random_checkpoint(CONFIG).final_norm)
@@ -168,7 +188,9 @@ def test_online_latent_weights_are_rounded(saved):
     change_config(saved, quantization_config={**quantization, "quantization_mode": "offline"})
     with pytest.raises(CheckpointError, match=r"layers.0.self_attn.q_proj.weight_scale \[1\] is missing"):
         load_checkpoint(saved)
-    rewrite(saved, **{f"model.layers.{index}.{MATRIX_TENSORS[name]}.weight_scale": floats(1) for index, name in weights})
+    rewrite(
+        saved, **{f"model.layers.{index}.{MATRIX_TENSORS[name]}.weight_scale": floats(1) for index, name in weights}
+    )
     with pytest.raises(CheckpointError, match="q_proj.weight must hold only -1, 0 and 1"):
         load_checkpoint(saved)
     change_config(saved, quantization_config={"quant_method": "bitnet"})
@@ -252,13 +274,21 @@ def test_a_stored_head_must_be_the_embedding(tmp_path, dtype):
 
 K, V = "model.layers.0.self_attn.k_proj.weight", "model.layers.1.self_attn.v_proj.weight"
 CONSTANT = {  # tensors, and how they are named
-    "zeros, packed": ({K: Tensor.from_uint8(np.full((2, 16), 0x55, np.uint8))}, rf"unlike {K} \(all 0\): the file is damaged"),
+    "zeros, packed": (
+        {K: Tensor.from_uint8(np.full((2, 16), 0x55, np.uint8))},
+        rf"unlike {K} \(all 0\): the file is damaged",
+    ),
     "zero bytes": ({K: Tensor.from_uint8(np.zeros((2, 16), np.uint8))}, rf"unlike {K} \(all -1\)"),
     "ones": ({V: Tensor.from_uint8(np.full((2, 16), 0xAA, np.uint8))}, rf"unlike {V} \(all 1\)"),
-    "two matrices and a norm": ({name: Tensor.from_uint8(np.full((2, 16), 0x55, np.uint8)) for name in (K, V)} | {NORM: floats(*[0] * 24)},
-                                rf"unlike {K} \(all 0\), {NORM} \(all 0\), {V} \(all 0\): the file"),
+    "two matrices and a norm": (
+        {name: Tensor.from_uint8(np.full((2, 16), 0x55, np.uint8)) for name in (K, V)} | {NORM: floats(*[0] * 24)},
+        rf"unlike {K} \(all 0\), {NORM} \(all 0\), {V} \(all 0\): the file",
+    ),
     "final norm": ({"model.norm.weight": floats(*[0] * 16)}, r"unlike model.norm.weight \(all 0\)"),
-    "embedding": ({EMBEDDING: Tensor.from_float32(np.full((20, 16), 0.5, np.float32), "F32")}, rf"unlike {EMBEDDING} \(all 0.5\)"),
+    "embedding": (
+        {EMBEDDING: Tensor.from_float32(np.full((20, 16), 0.5, np.float32), "F32")},
+        rf"unlike {EMBEDDING} \(all 0.5\)",
+    ),
 }
 
 
@@ -279,11 +309,24 @@ def test_tensors_that_no_trained_model_has(saved, kind):
 
 def test_many_constant_tensors_are_counted(saved):
     """Latent weights that underflowed in a conversion: every matrix of the model."""
-    rewrite(saved, **{f"model.layers.{index}.{MATRIX_TENSORS[name]}.weight": Tensor.from_float32(np.zeros(shape, np.float32), "BF16")
-                      for index in range(2) for name, shape in CONFIG.matrix_shapes.items()},
-            **{f"model.layers.{index}.{stem}.weight_scale": None for index in range(2) for stem in MATRIX_TENSORS.values()})
-    change_config(saved, quantization_config={"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"})
-    with pytest.raises(CheckpointError, match=r"q_proj.weight \(all 0\), .*layers.1.self_attn.q_proj.weight \(all 0\) and 6 more: "):
+    rewrite(
+        saved,
+        **{
+            f"model.layers.{index}.{MATRIX_TENSORS[name]}.weight": Tensor.from_float32(
+                np.zeros(shape, np.float32), "BF16"
+            )
+            for index in range(2)
+            for name, shape in CONFIG.matrix_shapes.items()
+        },
+        **{f"model.layers.{index}.{stem}.weight_scale": None for index in range(2) for stem in MATRIX_TENSORS.values()},
+    )
+    change_config(
+        saved,
+        quantization_config={"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"},
+    )
+    with pytest.raises(
+        CheckpointError, match=r"q_proj.weight \(all 0\), .*layers.1.self_attn.q_proj.weight \(all 0\) and 6 more: "
+    ):
         load_checkpoint(saved)
 
 
@@ -296,8 +339,10 @@ def test_several_end_tokens_reach_the_manifest(saved, tmp_path):
 
 def test_the_commands_take_constant_tensors_if_told(saved, tmp_path, capsys):
     rewrite(saved, **CONSTANT["zeros, packed"][0])
-    for command in (["gen", "decoder", "--preset", "small", "--set", "context=8", "--set", "lane_width=8"],
-                    ["gen", "banks", "--layer", "0", "--processes", "1"]):
+    for command in (
+        ["gen", "decoder", "--preset", "small", "--set", "context=8", "--set", "lane_width=8"],
+        ["gen", "banks", "--layer", "0", "--processes", "1"],
+    ):
         out = str(tmp_path / command[1])
         assert main([*command, "--model", str(saved), "-o", out]) == 2
         error = capsys.readouterr().err.splitlines()[-1]  # lines of progress may come before
@@ -330,7 +375,9 @@ def test_truncated_anywhere_is_refused(saved):
 
 def replaced(checkpoint, **parts):
     layer = checkpoint.layers[0]
-    changed = Layer(matrices={**layer.matrices, **parts.get("matrices", {})}, norms={**layer.norms, **parts.get("norms", {})})
+    changed = Layer(
+        matrices={**layer.matrices, **parts.get("matrices", {})}, norms={**layer.norms, **parts.get("norms", {})}
+    )
     return dataclasses.replace(checkpoint, layers=(changed, *checkpoint.layers[1:]))
 
 
@@ -360,7 +407,7 @@ def test_changed_bytes_load_or_are_refused(tmp_path_factory, data):
     path = folder / data.draw(st.sampled_from(["config.json", "model.safetensors"]))
     content = bytearray(path.read_bytes())
     position = data.draw(st.integers(0, min(len(content), 6000) - 1))
-    content[position:position + 1] = data.draw(st.binary(max_size=3))
+    content[position : position + 1] = data.draw(st.binary(max_size=3))
     path.write_bytes(content)
     try:
         load_checkpoint(folder)

@@ -6,8 +6,15 @@ import pytest
 from intaglio.gen.checkpoint.model import ModelConfig
 from intaglio.gen.checkpoint.synthetic import random_checkpoint
 
-CONFIG = ModelConfig(vocab_size=20, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4,
-                     num_key_value_heads=1, head_dim=16)
+CONFIG = ModelConfig(
+    vocab_size=20,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    head_dim=16,
+)
 
 
 def test_reproducible_and_share_of_zeros():

@@ -39,17 +39,27 @@ def lint(folder, modules):
         (folder / f"{name}.v").write_text(text)
     (folder / "lint.vlt").write_text(lint_waivers())
     files = sorted(path.name for path in folder.glob("*.v"))
-    done = subprocess.run([tools.verilator, "--lint-only", "-Wall", "--top-module", SERIAL_TOP, "lint.vlt", *files],
-                          cwd=folder, capture_output=True, text=True, env={"VERILATOR_ROOT": str(tools.root)}, check=False)
+    done = subprocess.run(
+        [tools.verilator, "--lint-only", "-Wall", "--top-module", SERIAL_TOP, "lint.vlt", *files],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={"VERILATOR_ROOT": str(tools.root)},
+        check=False,
+    )
     return [line for line in done.stderr.splitlines() if line.startswith("%")]
 
 
 def test_lint_and_same_text(tmp_path):
     modules = serial_verilog(MANIFEST, clock_hz=80_000_000, baud=2_000_000)
     assert lint(tmp_path, modules) == []
-    assert serial_verilog(MANIFEST, clock_hz=80_000_000, baud=2_000_000) == modules and next(iter(modules)) == SERIAL_TOP
+    assert (
+        serial_verilog(MANIFEST, clock_hz=80_000_000, baud=2_000_000) == modules and next(iter(modules)) == SERIAL_TOP
+    )
     assert serial_verilog({**MANIFEST, "digest": "ab" * 32}, clock_hz=80_000_000, baud=2_000_000) != modules
-    broken = {name: text.replace("assign", "assign undeclared_wire = 1'b0; assign", 1) for name, text in modules.items()}
+    broken = {
+        name: text.replace("assign", "assign undeclared_wire = 1'b0; assign", 1) for name, text in modules.items()
+    }
     assert lint(tmp_path, broken)
 
 

@@ -21,13 +21,38 @@ pytestmark = pytest.mark.slow
 
 MODEL = Path(__file__).parents[3] / "models" / "burin"
 FOREIGN = {  # other widths of sums, results and addresses than the shipped model's
-    "wide": ({"vocab_size": 1000, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 1, "num_attention_heads": 8,
-              "num_key_value_heads": 4, "head_dim": 64}, "ulx3s", {}),
-    "tiny": ({"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-              "num_key_value_heads": 1, "head_dim": 8}, "small", {"context": 5, "lane_width": 8, "attention_heads": 2}),
+    "wide": (
+        {
+            "vocab_size": 1000,
+            "hidden_size": 512,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 64,
+        },
+        "ulx3s",
+        {},
+    ),
+    "tiny": (
+        {
+            "vocab_size": 40,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 8,
+        },
+        "small",
+        {"context": 5, "lane_width": 8, "attention_heads": 2},
+    ),
 }
-SHIPPED = {**{name: (name, {}) for name in PRESETS}, "desk with adapters": ("desk", {"rank": 4, "adapters": 2}),
-           "ulx3s with gated banks": ("ulx3s", {"gate_words": 1024})}
+SHIPPED = {
+    **{name: (name, {}) for name in PRESETS},
+    "desk with adapters": ("desk", {"rank": 4, "adapters": 2}),
+    "ulx3s with gated banks": ("ulx3s", {"gate_words": 1024}),
+}
 PREFILL = {"desk": "desk", "wide rows": "llama-1b"}  # small is tested with its folder
 LLAMA = {"context": 1024, "columns": 32, "lut_columns": 8, "lines": 16}  # narrower than the preset, which takes minutes
 
@@ -70,7 +95,9 @@ def debian():
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
     if tuple(map(int, re.search(r"(\d+)\.(\d+)", version).groups())) < OLDEST_LINTER:
         return None, f"needs Verilator {OLDEST_LINTER[0]}.{OLDEST_LINTER[1]:03d} or newer, not {version.strip()}"
-    root = subprocess.run([program, "--getenv", "VERILATOR_ROOT"], capture_output=True, text=True, check=True).stdout.strip()
+    root = subprocess.run(
+        [program, "--getenv", "VERILATOR_ROOT"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     return (program, root or "/usr/share/verilator"), ""
 
 
@@ -91,7 +118,9 @@ def test_a_fault_is_found(small_prefill, tmp_path):
     folder = shutil.copytree(small_prefill, tmp_path / "out")
     assert lint(folder) == []
     (path,) = folder.glob("rtl/*_ram.v")
-    path.write_text(path.read_text().replace("endmodule", "    reg late;\n    always @(posedge clk) late = write_en;\nendmodule"))
+    path.write_text(
+        path.read_text().replace("endmodule", "    reg late;\n    always @(posedge clk) late = write_en;\nendmodule")
+    )
     assert any("BLKSEQ" in line for line in lint(folder))
     assert list(own_bits("  assign a[3] = a[4];\n")) and not list(own_bits("  assign a[3] = \\a.b [4];\n"))
     (folder / "manifest.json").unlink()

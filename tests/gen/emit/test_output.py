@@ -36,7 +36,12 @@ def test_files_of_the_user_stay(tmp_path):
     assert mine.items() <= contents(out).items() and (out / "link").is_symlink()
     assert set(contents(out)) == {*mine, "link", "rtl/b.v", "doc/x/b.txt", "manifest.json"}
     written(out, {"c.v": b""})
-    assert not (out / "doc").exists() and set(contents(out)) == {*mine, "link", "c.v", "manifest.json"}  # only emptied folders go
+    assert not (out / "doc").exists() and set(contents(out)) == {
+        *mine,
+        "link",
+        "c.v",
+        "manifest.json",
+    }  # only emptied folders go
 
 
 @pytest.mark.parametrize("name, mine", [("rtl/new.v", "rtl/new.v"), ("new/a.v", "new"), ("rtl", "rtl/x/a.v")])
@@ -45,7 +50,9 @@ def test_a_file_in_the_way_is_named_and_nothing_is_done(tmp_path, name, mine):
     (out / mine).parent.mkdir(exist_ok=True)
     (out / mine).write_bytes(b"mine")
     before = contents(out)
-    with pytest.raises(Error, match=f"must not be in the way in .*: move {mine}|{name} must be a file, and a folder is in the way"):
+    with pytest.raises(
+        Error, match=f"must not be in the way in .*: move {mine}|{name} must be a file, and a folder is in the way"
+    ):
         written(out, {name: b"theirs"})
     assert contents(out) == before
     assert output.kept(out, "1")
@@ -108,6 +115,7 @@ def test_a_run_that_ends_early_leaves_nothing_that_looks_whole(tmp_path, monkeyp
                 if changes[0] > stop:
                     raise KeyboardInterrupt
             return function(path, *arguments, **options)
+
         return change
 
     content = {"rtl/b.v": b"b", "a.h": b"new"}
@@ -143,8 +151,11 @@ def test_an_output_from_before_files_had_digests_is_replaced(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
     files = {"verilog": names[:1], "rom": names[1:2], "lint": names[2:3]}
-    (tmp_path / "manifest.json").write_text(json.dumps({"format": output.FORMAT, **MANIFEST, "top": "intaglio_decoder", "files": files,
-                                                        "content": "5e" * 32}))
+    (tmp_path / "manifest.json").write_text(
+        json.dumps(
+            {"format": output.FORMAT, **MANIFEST, "top": "intaglio_decoder", "files": files, "content": "5e" * 32}
+        )
+    )
     assert not output.kept(tmp_path, "1")
     written(tmp_path)
     assert set(contents(tmp_path)) == {*CONTENT, "manifest.json", "notes.txt"}

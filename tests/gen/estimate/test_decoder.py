@@ -34,8 +34,12 @@ def shipped():
 
 def same(machine, model, positions):
     program = machine.program()
-    return all(vars(machine.token_cycles(position, want=want, program=program)) == vars(token_cycles(model, position, want=want))
-               for position in positions for want in (True, False))
+    return all(
+        vars(machine.token_cycles(position, want=want, program=program))
+        == vars(token_cycles(model, position, want=want))
+        for position in positions
+        for want in (True, False)
+    )
 
 
 def test_the_shipped_models_estimate_is_the_closed_form_of_the_rtl(shipped, monkeypatch):
@@ -54,11 +58,20 @@ def test_the_shipped_models_estimate_is_the_closed_form_of_the_rtl(shipped, monk
             assert not same(machine, model, (0,))
 
 
-@pytest.mark.parametrize(("preset", "widths"), [("small", {}), ("small", {"attention_heads": 2, "vector_width": 8}),
-                                                ("small", {"dot": "adders"}), ("desk", {})])
+@pytest.mark.parametrize(
+    ("preset", "widths"),
+    [("small", {}), ("small", {"attention_heads": 2, "vector_width": 8}), ("small", {"dot": "adders"}), ("desk", {})],
+)
 def test_other_machines_of_the_rtl(preset, widths):
-    config = ModelConfig(vocab_size=300, hidden_size=128, intermediate_size=192, num_hidden_layers=3, num_attention_heads=8,
-                         num_key_value_heads=2, head_dim=16)
+    config = ModelConfig(
+        vocab_size=300,
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=3,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=16,
+    )
     context = {"context": 64}
     model = quantise(random_checkpoint(config), config_for(config, preset, **widths, **context))
     assert same(machine_for(config, preset, **widths, **context), model, (0, 5, 63))
@@ -66,15 +79,25 @@ def test_other_machines_of_the_rtl(preset, widths):
 
 def test_what_is_given_is_checked_and_not_what_it_replaces():
     """A model of 300 positions and heads of 8 elements does not fit the preset's 1,024 tokens and vectors of 16 elements."""
-    config = ModelConfig(vocab_size=12, hidden_size=128, intermediate_size=192, num_hidden_layers=3, num_attention_heads=16,
-                         num_key_value_heads=4, head_dim=8, max_position_embeddings=300)
+    config = ModelConfig(
+        vocab_size=12,
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=3,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        head_dim=8,
+        max_position_embeddings=300,
+    )
     with pytest.raises(ValueError, match=re.escape("context must be an integer in 2..300, not 1024")):
         machine_for(config, "desk", vector_width=8)
     with pytest.raises(ValueError, match=re.escape("vector_width must be an integer in 2..8, not 16")):
         machine_for(config, "desk", context=256)
     machine = machine_for(config, "desk", context=256, vector_width=8)
     assert (machine.context, machine.vector_width, machine.lanes, machine.top_k) == (256, 8, 4, 12)
-    assert same(machine, quantise(random_checkpoint(config), config_for(config, "desk", context=256, vector_width=8)), (0, 255))
+    assert same(
+        machine, quantise(random_checkpoint(config), config_for(config, "desk", context=256, vector_width=8)), (0, 255)
+    )
     with pytest.raises(ValueError, match=re.escape("top_k must be an integer in 1..12, not 13")):
         machine_for(config, "desk", context=256, vector_width=8, top_k=13)
 
@@ -123,7 +146,9 @@ def test_area_and_power_are_the_sums_of_the_printed_costs():
     parts = [value for name, value in estimate.watts.items() if not name.startswith("total")]
     assert estimate.watts["total"] == pytest.approx(sum(parts))
     gated = estimate_decoder(machine, COSTS).watts
-    assert gated["leakage, ROM gated"] < 0.1 * (gated["total without gating"] - gated["total"] + gated["leakage, ROM gated"])
+    assert gated["leakage, ROM gated"] < 0.1 * (
+        gated["total without gating"] - gated["total"] + gated["leakage, ROM gated"]
+    )
 
 
 def run(capsys, *arguments):
@@ -136,7 +161,18 @@ def test_command(capsys):
     code, out, _ = run(capsys, "--model", "bitnet-2b4t")
     assert code == 0 and "LM head included" in out and "*projected*" in out and "assumptions" in out
     assert all(name in out and cost.source in out for name, cost in COSTS.items())
-    code, out, _ = run(capsys, "--model", "bitnet-2b4t", "--json", "--context", "2048", "--cost", "weight_um2=0.00588", "--set", "reach=0")
+    code, out, _ = run(
+        capsys,
+        "--model",
+        "bitnet-2b4t",
+        "--json",
+        "--context",
+        "2048",
+        "--cost",
+        "weight_um2=0.00588",
+        "--set",
+        "reach=0",
+    )
     record = json.loads(out)
     assert record["class"] == "projected" and record["machine"]["context"] == 2048 and record["machine"]["reach"] == 0
     assert record["costs"]["weight_um2"] == {"value": 0.00588, "unit": "um2/bit", "source": "given"}
@@ -161,27 +197,33 @@ def test_help_lists_every_preset_that_is_taken(capsys):
     assert all(re.search(rf"\b{name}\b", listed) for name in (*MACHINES, *PRESETS))
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--model", "bitnet-3b"], "the model must be a checkpoint folder or one of bitnet-2b4t, not 'bitnet-3b'"),
-    (["--preset", "dick"], f"the preset must be one of {', '.join([*MACHINES, *PRESETS])}, not 'dick'"),
-    (["--context", "5000"], "context must be an integer in 2..4096, not 5000"),
-    (["--set", "lanes=many"], "--set must be NAME=NUMBER, not 'lanes=many'"),
-    (["--set", "lanes"], "--set must be NAME=NUMBER, not 'lanes'"),
-    (["--set", "colour=3"], "a width must be one of context, lanes, lane_width"),
-    (["--set", "vector_width=96"], "vector_width must be a power of 2 that divides head_dim = 128, not 96"),
-    (["--set", "attention_heads=3"], "attention_heads must divide heads / kv_heads = 4, not 3"),
-    (["--set", "attention_units=3"], "attention_units must divide heads / attention_heads = 5, not 3"),
-    (["--set", "reach=-1"], "reach must be an integer in 0..1000, not -1"),
-    (["--context", "256", "--set", "context=512"], "context must be given by --context or by --set, not by both"),
-    (["--set", "reach=1", "--set", "reach=2"], "--set must give each name once, not reach twice"),
-    (["--set", "top_k=32"], "top_k must be an integer in 1..31, not 32"),
-    (["--preset", "desk", "--context", "5000"], "context must be an integer in 2..4096, not 5000"),
-    (["--preset", "desk", "--set", "vector_width=3"], "vector_width must be a power of 2 that divides head_dim = 128, not 3"),
-    (["--cost", "utilisation=0"], "the cost utilisation must be more than 0"),
-    (["--cost", "utilisation=1.5"], "the cost utilisation is a share and must be at most 1, not 1.5"),
-    (["--cost", "gold=1"], "a cost must be one of weight_um2"),
-    (["--cost", "volt=nan"], "the cost volt must be a finite number of at least 0, not nan"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "bitnet-3b"], "the model must be a checkpoint folder or one of bitnet-2b4t, not 'bitnet-3b'"),
+        (["--preset", "dick"], f"the preset must be one of {', '.join([*MACHINES, *PRESETS])}, not 'dick'"),
+        (["--context", "5000"], "context must be an integer in 2..4096, not 5000"),
+        (["--set", "lanes=many"], "--set must be NAME=NUMBER, not 'lanes=many'"),
+        (["--set", "lanes"], "--set must be NAME=NUMBER, not 'lanes'"),
+        (["--set", "colour=3"], "a width must be one of context, lanes, lane_width"),
+        (["--set", "vector_width=96"], "vector_width must be a power of 2 that divides head_dim = 128, not 96"),
+        (["--set", "attention_heads=3"], "attention_heads must divide heads / kv_heads = 4, not 3"),
+        (["--set", "attention_units=3"], "attention_units must divide heads / attention_heads = 5, not 3"),
+        (["--set", "reach=-1"], "reach must be an integer in 0..1000, not -1"),
+        (["--context", "256", "--set", "context=512"], "context must be given by --context or by --set, not by both"),
+        (["--set", "reach=1", "--set", "reach=2"], "--set must give each name once, not reach twice"),
+        (["--set", "top_k=32"], "top_k must be an integer in 1..31, not 32"),
+        (["--preset", "desk", "--context", "5000"], "context must be an integer in 2..4096, not 5000"),
+        (
+            ["--preset", "desk", "--set", "vector_width=3"],
+            "vector_width must be a power of 2 that divides head_dim = 128, not 3",
+        ),
+        (["--cost", "utilisation=0"], "the cost utilisation must be more than 0"),
+        (["--cost", "utilisation=1.5"], "the cost utilisation is a share and must be at most 1, not 1.5"),
+        (["--cost", "gold=1"], "a cost must be one of weight_um2"),
+        (["--cost", "volt=nan"], "the cost volt must be a finite number of at least 0, not nan"),
+    ],
+)
 def test_bad_input_is_one_line(capsys, arguments, message):
     model = [] if "--model" in arguments else ["--model", "bitnet-2b4t"]
     code, out, err = run(capsys, *model, *arguments)
@@ -223,6 +265,7 @@ REGISTER = """cell (DFF) { area : 1; ff (IQ, IQN) { clocked_on : "C"; next_state
 
 def test_measuring_a_part(tmp_path, monkeypatch):
     """In a library whose cells all have area 1, leakage 2 and 3 fF, whatever is mapped has them in these proportions."""
+
     def library(text):
         text = text.replace("  cell (", "\n  cell (").replace("    pin (", "\n    pin (")
         (tmp_path / "tiny.lib").write_text(text)
@@ -233,8 +276,10 @@ def test_measuring_a_part(tmp_path, monkeypatch):
     monkeypatch.setitem(measure_module.PARTS, "weight", (measure_module._weights, 16, (7, 8)))
     area, leakage, capacitance = measure_module.measure("weight", whole)
     assert area > 10 and leakage == pytest.approx(2e-6 * area) and capacitance == pytest.approx(3 * area)
-    for text, message in (("library (x) { }", "must have cells with an area; none was found"),
-                          ("library (x) {\n  cell (A) { }\n}", "must have cells with an area; none was found")):
+    for text, message in (
+        ("library (x) { }", "must have cells with an area; none was found"),
+        ("library (x) {\n  cell (A) { }\n}", "must have cells with an area; none was found"),
+    ):
         with pytest.raises(measure_module.Error, match=message):
             measure_module.measure("weight", library(text))
     with pytest.raises(measure_module.Error, match="gone.lib cannot be read"):

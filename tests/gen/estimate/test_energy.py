@@ -7,14 +7,28 @@ from intaglio.gen.estimate.activity import Cells, read_cells, read_saif
 from intaglio.gen.estimate.energy import assumptions_with, estimate_energy, main
 from intaglio.rtl.config.decoder import DecoderConfig
 
-CONFIG = DecoderConfig(hidden=8, intermediate=12, layers=2, heads=2, kv_heads=1, head_dim=4, vocab=16, context=4, lanes=2, lane_width=4,
-                       vector_width=4, gate_words=64, clock_hz=100_000_000)  # 120 words of 8 bits: banks of 64 and 56
+CONFIG = DecoderConfig(
+    hidden=8,
+    intermediate=12,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    head_dim=4,
+    vocab=16,
+    context=4,
+    lanes=2,
+    lane_width=4,
+    vector_width=4,
+    gate_words=64,
+    clock_hz=100_000_000,
+)  # 120 words of 8 bits: banks of 64 and 56
 CELLS = Cells(leakage=1e-9, pin=1e-15, volt=1.0, source="test")
 ONES = assumptions_with({"nand2_per_bit": 1, "pins_per_nand2": 1, "nand2_per_net": 1, "wires": 1, "off_leakage": 0.5})
 
 
 def saif(power=(400, 100), reads=(60, 40), toggles=10):
     """200 cycles of two units of time; the word of each lane has one bit that moves."""
+
     def net(name, high, count):
         return rf"({name} (T0 {400 - high}) (T1 {high}) (TZ 0) (TX 0) (TB 0) (TC {count}))"
 
@@ -47,14 +61,20 @@ def test_formulas(tmp_path):
     assert found.broadcast["ROM reading"] == pytest.approx(50 * sum(bits) * 1e-15 * activity / 2)
     assert found.gated["wake-up"] == pytest.approx(sum(bits) * 1e-15)
     assert found.ratio_broadcast == pytest.approx(found.gated["total"] / found.broadcast["total"])
-    hot = estimate_energy(CONFIG, read_saif(written(tmp_path, saif()), "intaglio_decoder"), CELLS, ONES | {"leakage_factor": 10})
-    assert hot.held["ROM leakage"] == pytest.approx(10 * found.held["ROM leakage"]) and hot.ratio_held < found.ratio_held
+    hot = estimate_energy(
+        CONFIG, read_saif(written(tmp_path, saif()), "intaglio_decoder"), CELLS, ONES | {"leakage_factor": 10}
+    )
+    assert (
+        hot.held["ROM leakage"] == pytest.approx(10 * found.held["ROM leakage"]) and hot.ratio_held < found.ratio_held
+    )
 
 
 @pytest.mark.parametrize("power, toggles", [((400, 200), 10), ((400, 100), 20)])
 def test_another_trace_is_seen(power, toggles, tmp_path):
-    first, other = (estimate_energy(CONFIG, read_saif(written(tmp_path, text), "intaglio_decoder"), CELLS, ONES)
-                    for text in (saif(), saif(power=power, toggles=toggles)))
+    first, other = (
+        estimate_energy(CONFIG, read_saif(written(tmp_path, text), "intaglio_decoder"), CELLS, ONES)
+        for text in (saif(), saif(power=power, toggles=toggles))
+    )
     assert first.gated["total"] < other.gated["total"]
 
 
@@ -71,7 +91,9 @@ def test_liberty(tmp_path):
     """The NAND2 is known by its function, not by its name."""
     (tmp_path / "x.lib").write_text(LIBERTY)
     cells = read_cells(tmp_path / "x.lib")
-    assert (cells.leakage, cells.pin, cells.volt) == pytest.approx((4e-9, 3e-15, 1.1)) and cells.source == "ND2_X1 of x.lib"
+    assert (cells.leakage, cells.pin, cells.volt) == pytest.approx(
+        (4e-9, 3e-15, 1.1)
+    ) and cells.source == "ND2_X1 of x.lib"
     (tmp_path / "area.lib").write_text(LIBERTY.replace("cell_leakage_power", "x"))
     with pytest.raises(Error, match="must have a NAND2 with area, leakage and input capacitance"):
         read_cells(tmp_path / "area.lib")
@@ -79,11 +101,14 @@ def test_liberty(tmp_path):
         read_cells(tmp_path / "none.lib")
 
 
-@pytest.mark.parametrize("text, message", [
-    ("module x; endmodule\n", "must be a complete SAIF with a duration"),
-    (saif()[:-8], "must be a complete SAIF with a duration"),
-    (saif().replace("intaglio_decoder", "other"), "must have an instance intaglio_decoder"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("module x; endmodule\n", "must be a complete SAIF with a duration"),
+        (saif()[:-8], "must be a complete SAIF with a duration"),
+        (saif().replace("intaglio_decoder", "other"), "must have an instance intaglio_decoder"),
+    ],
+)
 def test_damaged_saif(text, message, tmp_path):
     with pytest.raises(Error, match=message):
         read_saif(written(tmp_path, text), "intaglio_decoder")

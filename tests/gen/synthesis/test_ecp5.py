@@ -19,13 +19,35 @@ from intaglio.rtl.ternary.lane import Lane, lane_designs
 pytestmark = pytest.mark.slow
 
 # Widths of burin and the preset ulx3s.
-CONFIG = DecoderConfig(hidden=192, intermediate=512, layers=4, heads=6, kv_heads=1, head_dim=32, vocab=256, context=128,
-                       lanes=8, lane_width=64, packing="5trit", dot="adders", vector_width=8, attention_heads=2)
+CONFIG = DecoderConfig(
+    hidden=192,
+    intermediate=512,
+    layers=4,
+    heads=6,
+    kv_heads=1,
+    head_dim=32,
+    vocab=256,
+    context=128,
+    lanes=8,
+    lane_width=64,
+    packing="5trit",
+    dot="adders",
+    vector_width=8,
+    attention_heads=2,
+)
 # Width, depth, and the most LUTs for each bit: where the words lie in several blocks, a multiplexer chooses between them.
-ROMS = {"weights": (CONFIG.weight_word_bits, CONFIG.weight_depth, 2), "embedding": (8 * CONFIG.array, CONFIG.head_groups * CONFIG.vocab, 2),
-        "embedding of one head": (256, 6 * CONFIG.vocab, 2), "embedding of three heads": (768, 2 * CONFIG.vocab, 0),
-        "shallow": (36, 512, 0), "deep": (4, 4096, 2)}
-RAMS = {"keys": (8 * CONFIG.vector_width, 2 * CONFIG.layers * CONFIG.context), "scales": (26, 2 * CONFIG.layers * CONFIG.context)}
+ROMS = {
+    "weights": (CONFIG.weight_word_bits, CONFIG.weight_depth, 2),
+    "embedding": (8 * CONFIG.array, CONFIG.head_groups * CONFIG.vocab, 2),
+    "embedding of one head": (256, 6 * CONFIG.vocab, 2),
+    "embedding of three heads": (768, 2 * CONFIG.vocab, 0),
+    "shallow": (36, 512, 0),
+    "deep": (4, 4096, 2),
+}
+RAMS = {
+    "keys": (8 * CONFIG.vector_width, 2 * CONFIG.layers * CONFIG.context),
+    "scales": (26, 2 * CONFIG.layers * CONFIG.context),
+}
 
 
 def folder_of(root, modules, images=None):
@@ -50,8 +72,13 @@ def mapped(root, width, depth, kind):
         instance = f'intaglio_rom #(.WIDTH({width}), .DEPTH({depth}), .FILE("a.hex")) memory (.*);'
         modules, images = {"intaglio_rom": ROM_VERILOG}, {"rom/a.hex": hex_text(words)}
     else:
-        ports = ["input clk", "input write_en, read_en", f"input [{bits - 1}:0] write_addr, read_addr",
-                 f"input [{width - 1}:0] write_data", f"output [{width - 1}:0] read_data"]
+        ports = [
+            "input clk",
+            "input write_en, read_en",
+            f"input [{bits - 1}:0] write_addr, read_addr",
+            f"input [{width - 1}:0] write_data",
+            f"output [{width - 1}:0] read_data",
+        ]
         instance = f"intaglio_ram #(.WIDTH({width}), .DEPTH({depth})) memory (.*);"
         modules, images = {"intaglio_ram": RAM_VERILOG}, {}
     connected = ", ".join(f".{name}({name})" for name in names(ports))
@@ -61,7 +88,11 @@ def mapped(root, width, depth, kind):
 
 
 def names(ports):
-    return [word for port in ports for word in port.split("]")[-1].replace("input", "").replace("output", "").replace(",", " ").split()]
+    return [
+        word
+        for port in ports
+        for word in port.split("]")[-1].replace("input", "").replace("output", "").replace(",", " ").split()
+    ]
 
 
 @pytest.mark.parametrize("name", ROMS)
@@ -85,10 +116,15 @@ def test_lane(tmp_path, dot, luts, carries, registers):
     modules = {}
     for name, design, ports in lane_designs(CONFIG.replace(dot=dot)):
         modules |= convert(design, name, ports)
-    ports = ["input clk, enable, first", f"input [{CONFIG.weight_word_bits - 1}:0] word",
-             *(f"input [{CONFIG.lane_width - 1}:0] x{b}" for b in range(8)),
-             f"output [{CONFIG.accumulator_bits - 1}:0] sum"]
-    connected = [f".{name}({name})" for name in names(ports)] + [f".masks{k}(64'd{mask})" for k, mask in enumerate(Lane.MASKS)]
+    ports = [
+        "input clk, enable, first",
+        f"input [{CONFIG.weight_word_bits - 1}:0] word",
+        *(f"input [{CONFIG.lane_width - 1}:0] x{b}" for b in range(8)),
+        f"output [{CONFIG.accumulator_bits - 1}:0] sum",
+    ]
+    connected = [f".{name}({name})" for name in names(ports)] + [
+        f".masks{k}(64'd{mask})" for k, mask in enumerate(Lane.MASKS)
+    ]
     modules["top"] = module_with(f"intaglio_lane lane ({', '.join(connected)});", ports)
     usages = synthesise_ecp5(folder_of(tmp_path, modules), "top", flatten=["intaglio_*"], timeout=120)
     cells = {kind: sum(u.count * u.cell(kind) for u in usages) for kind in CELLS}
@@ -104,16 +140,34 @@ def test_additions_of_trees_are_carry_chains(tmp_path):
     assert cells["MULT18X18D"] == CONFIG.array and cells["LUT4"] <= CONFIG.array * (16 + 8) + 8, cells
 
 
-@pytest.mark.parametrize("shape, amount, bits", [("signed [50:0]", 6, 18), ("[60:0]", 6, 16), ("signed [8:0]", 3, 4), ("[6:0]", 2, 1)])
+@pytest.mark.parametrize(
+    "shape, amount, bits", [("signed [50:0]", 6, 18), ("[60:0]", 6, 16), ("signed [8:0]", 3, 4), ("[6:0]", 2, 1)]
+)
 def test_shifts_by_the_largest_step_first_are_equal(shape, amount, bits, tmp_path):
     """Proved by SAT for all inputs; a shift that keeps all bits, or whose amount has a sign, is left to Yosys."""
     arrow = ">>>" if "signed" in shape else ">>"
-    (tmp_path / "top.v").write_text(f"module top(input {shape} a, input [{amount - 1}:0] b, output [{bits - 1}:0] y);\n"
-                                    f"assign y = a {arrow} b;\nendmodule\n")
+    (tmp_path / "top.v").write_text(
+        f"module top(input {shape} a, input [{amount - 1}:0] b, output [{bits - 1}:0] y);\n"
+        f"assign y = a {arrow} b;\nendmodule\n"
+    )
     (tmp_path / "map.v").write_text(SHIFTS)
-    run_yosys(["read_verilog top.v", "hierarchy -top top", "wreduce", "copy top gold", "techmap -map map.v top", "opt_clean",
-               "select -assert-none top/t:$shr top/t:$sshr", "select -clear", "miter -equiv -flatten -make_outputs gold top proof",
-               "sat -verify -prove trigger 0 proof"], tmp_path, "the proof", timeout=120)
+    run_yosys(
+        [
+            "read_verilog top.v",
+            "hierarchy -top top",
+            "wreduce",
+            "copy top gold",
+            "techmap -map map.v top",
+            "opt_clean",
+            "select -assert-none top/t:$shr top/t:$sshr",
+            "select -clear",
+            "miter -equiv -flatten -make_outputs gold top proof",
+            "sat -verify -prove trigger 0 proof",
+        ],
+        tmp_path,
+        "the proof",
+        timeout=120,
+    )
 
 
 def test_a_shift_takes_the_largest_step_first(tmp_path):
@@ -124,10 +178,14 @@ def test_a_shift_takes_the_largest_step_first(tmp_path):
 
 
 def test_copies_of_a_register_stay_apart(tmp_path):
-    inner = ("module inner(input clk, input d, input a, output reg q);\n(* keep = 1 *) reg copy;\n"
-             "always @(posedge clk) begin copy <= d; q <= copy ^ a; end\nendmodule\n")
-    top = module_with("inner first(clk, d, a[0], q[0]);\ninner second(clk, d, a[1], q[1]);",
-                      ["input clk, d", "input [1:0] a", "output [1:0] q"])
+    inner = (
+        "module inner(input clk, input d, input a, output reg q);\n(* keep = 1 *) reg copy;\n"
+        "always @(posedge clk) begin copy <= d; q <= copy ^ a; end\nendmodule\n"
+    )
+    top = module_with(
+        "inner first(clk, d, a[0], q[0]);\ninner second(clk, d, a[1], q[1]);",
+        ["input clk, d", "input [1:0] a", "output [1:0] q"],
+    )
     (usage,) = synthesise_ecp5(folder_of(tmp_path, {"inner": inner, "top": top}), "top", flatten=["inner"], timeout=60)
     assert usage.cell("TRELLIS_FF") == 4
 
@@ -145,7 +203,9 @@ def test_table():
 
 def test_the_netlist_is_flat_and_has_no_scopes(tmp_path):
     inner = "module inner(input clk, input d, output reg q);\nalways @(posedge clk) q <= d;\nendmodule\n"
-    top = module_with("wire a;\ninner first(clk, d, a);\ninner second(clk, ~a, q);", ["input clk", "input d", "output q"])
+    top = module_with(
+        "wire a;\ninner first(clk, d, a);\ninner second(clk, ~a, q);", ["input clk", "input d", "output q"]
+    )
     path = tmp_path / "netlist.json"
     synthesise_ecp5(folder_of(tmp_path, {"inner": inner, "top": top}), "top", netlist=path, timeout=60)
     kinds = {cell["type"] for cell in json.loads(path.read_text())["modules"]["top"]["cells"].values()}
@@ -154,8 +214,11 @@ def test_the_netlist_is_flat_and_has_no_scopes(tmp_path):
 
 def test_files_that_a_manifest_does_not_list_are_not_read(tmp_path):
     """What the user has put beside the Verilog is no source; a folder of another kind is refused."""
-    write(tmp_path, {"rtl/top.v": b"module top(input a, input b, output c); assign c = a ^ b; endmodule\n"},
-          {"kind": "lane", "files": {"verilog": ["rtl/top.v"]}})
+    write(
+        tmp_path,
+        {"rtl/top.v": b"module top(input a, input b, output c); assign c = a ^ b; endmodule\n"},
+        {"kind": "lane", "files": {"verilog": ["rtl/top.v"]}},
+    )
     (tmp_path / "rtl" / "bench.v").write_text("module top; initial $finish; endmodule\n")
     (usage,) = synthesise_ecp5(tmp_path, "top", timeout=60)
     assert usage.cell("LUT4") == 1

@@ -32,30 +32,55 @@ def test_built_in():
     cells = read_liberty("nangate45")
     assert BUILT_IN["nangate45"].is_file() and not cells.timed and cells.nand2().area == 0.798
     areas = {kind_name(kind): cell.area for kind, cell in cells.gates.cells.items()}
-    assert (areas["INV"], areas["NAND2"], areas["AOI22"], areas["OAI21"], areas["OAI33"]) == (0.532, 0.798, 1.33, 1.064, 1.862)
+    assert (areas["INV"], areas["NAND2"], areas["AOI22"], areas["OAI21"], areas["OAI33"]) == (
+        0.532,
+        0.798,
+        1.33,
+        1.064,
+        1.862,
+    )
     assert cells.flip_flop().name == "DFF_X1" and "XOR2" not in areas and "XOR2_X1" in cells.cells
 
 
-@pytest.mark.parametrize("text, value", [
-    ("!(A)", lambda a, b, c: not a), ("(!A)", lambda a, b, c: not a), ("A'", lambda a, b, c: not a), ("((A))''", lambda a, b, c: a),
-    ("!A'", lambda a, b, c: a), ("A B", lambda a, b, c: a and b), ("A B'", lambda a, b, c: a and not b),
-    ("A(B+C)", lambda a, b, c: a and (b or c)),
-    ("A+B C", lambda a, b, c: a or b and c), ("A | B & C", lambda a, b, c: a or b and c), ("A^B C", lambda a, b, c: (a != b) and c),
-    ("A C ^ B", lambda a, b, c: a and c != b), ("!A^B", lambda a, b, c: a == b), ("(A B C)' + 0", lambda a, b, c: not (a and b and c)),
-    ("A * 1", lambda a, b, c: a), (" ~ ( A * ! C ) ", lambda a, b, c: not (a and not c)), ("1", lambda a, b, c: True),
-    ('\\"A\\" + \\"C\\"', lambda a, b, c: a or c), ("A \\\n + B", lambda a, b, c: a or b),
-])
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("!(A)", lambda a, b, c: not a),
+        ("(!A)", lambda a, b, c: not a),
+        ("A'", lambda a, b, c: not a),
+        ("((A))''", lambda a, b, c: a),
+        ("!A'", lambda a, b, c: a),
+        ("A B", lambda a, b, c: a and b),
+        ("A B'", lambda a, b, c: a and not b),
+        ("A(B+C)", lambda a, b, c: a and (b or c)),
+        ("A+B C", lambda a, b, c: a or b and c),
+        ("A | B & C", lambda a, b, c: a or b and c),
+        ("A^B C", lambda a, b, c: (a != b) and c),
+        ("A C ^ B", lambda a, b, c: a and c != b),
+        ("!A^B", lambda a, b, c: a == b),
+        ("(A B C)' + 0", lambda a, b, c: not (a and b and c)),
+        ("A * 1", lambda a, b, c: a),
+        (" ~ ( A * ! C ) ", lambda a, b, c: not (a and not c)),
+        ("1", lambda a, b, c: True),
+        ('\\"A\\" + \\"C\\"', lambda a, b, c: a or c),
+        ("A \\\n + B", lambda a, b, c: a or b),
+    ],
+)
 def test_expressions(text, value):
     wanted = sum(1 << i for i in range(8) if value(*(bool(i >> k & 1) for k in range(3))))
     assert truth_table(text, "ABC") == wanted
 
 
-@pytest.mark.parametrize("text", ["", "A +", "+ A", "(A", "A)", "A B)", "!", "'A", "IQ", "A % B", "A ? B : C", "2", "A ^", "1A", "()"])
+@pytest.mark.parametrize(
+    "text", ["", "A +", "+ A", "(A", "A)", "A B)", "!", "'A", "IQ", "A % B", "A ? B : C", "2", "A ^", "1A", "()"]
+)
 def test_what_is_no_expression_of_the_inputs(text):
     assert truth_table(text, "ABC") is None
 
 
-@pytest.mark.parametrize("function", ["!A", "!(A)", "(!A)", "A'", "((A)')", "(A')", "! ( A )", "A^1", "!(A 1)", "!(A + A)", "~A"])
+@pytest.mark.parametrize(
+    "function", ["!A", "!(A)", "(!A)", "A'", "((A)')", "(A')", "! ( A )", "A^1", "!(A 1)", "!(A + A)", "~A"]
+)
 def test_an_inverter_is_one_however_its_function_is_written(function, tmp_path):
     """``--period`` needs one."""
     (tmp_path / "a.lib").write_text(library(("X", 1.0, "A", function), *BASE[1:], ("BUF", 0.5, "A", "(A)")))
@@ -73,20 +98,27 @@ def test_what_is_no_gate(tmp_path):
         B)"; } } }"""
     (tmp_path / "a.lib").write_text(text)
     cells = read_liberty(tmp_path / "a.lib")
-    assert [cell.name for cell in cells.inverters()] == ["INV"] and "OLD" not in cells.text and cells.nand2().inputs == ("A", "B")
+    assert (
+        [cell.name for cell in cells.inverters()] == ["INV"]
+        and "OLD" not in cells.text
+        and cells.nand2().inputs == ("A", "B")
+    )
     assert cells.cells["EINV"].gate is None
 
 
-@pytest.mark.parametrize("function, inputs, name, pins", [
-    ("!((A1 | A2) & (B1 | B2))", ("A1", "A2", "B1", "B2"), "OAI22", ("A1", "A2", "B1", "B2")),
-    ("(!A1*!B1) + (!A1*!B2) + (!A2*!B1) + (!A2*!B2)", ("A1", "A2", "B1", "B2"), "AOI22", ("A1", "A2", "B1", "B2")),
-    ("(C+(A*B))'", ("A", "B", "C"), "AOI21", ("A", "B", "C")),
-    ("A * (C + B)", ("A", "B", "C"), "OA21", ("B", "C", "A")),
-    ("A^B", ("A", "B"), None, ()),
-    ("!A * B", ("A", "B"), None, ()),
-    ("S*B + !S*A", ("A", "B", "S"), None, ()),
-    ("A * Z", ("A", "B"), None, ()),
-])
+@pytest.mark.parametrize(
+    "function, inputs, name, pins",
+    [
+        ("!((A1 | A2) & (B1 | B2))", ("A1", "A2", "B1", "B2"), "OAI22", ("A1", "A2", "B1", "B2")),
+        ("(!A1*!B1) + (!A1*!B2) + (!A2*!B1) + (!A2*!B2)", ("A1", "A2", "B1", "B2"), "AOI22", ("A1", "A2", "B1", "B2")),
+        ("(C+(A*B))'", ("A", "B", "C"), "AOI21", ("A", "B", "C")),
+        ("A * (C + B)", ("A", "B", "C"), "OA21", ("B", "C", "A")),
+        ("A^B", ("A", "B"), None, ()),
+        ("!A * B", ("A", "B"), None, ()),
+        ("S*B + !S*A", ("A", "B", "S"), None, ()),
+        ("A * Z", ("A", "B"), None, ()),
+    ],
+)
 def test_functions(function, inputs, name, pins, tmp_path):
     found = gates(tmp_path, ("X", 9.0, inputs, function))
     cell = next((n for n, c in found.items() if c.name == "X"), None)
@@ -111,14 +143,17 @@ def test_several_files_and_gzip_are_one_library(tmp_path):
     assert read_liberty(tmp_path / "c.lib").cells == cells.cells
 
 
-@pytest.mark.parametrize("content, text", [
-    (b"", "must begin with a group library"),
-    (b"hello", "must begin with a group library"),
-    (b"library (x) { }", "must have cells with an area; none was found"),
-    (b"library (x) { cell (A) { area : 1; ", "as many closing as opening braces; it is cut off or damaged"),
-    (b"\x1f\x8bnot gzip", "must be Liberty text or gzip of it"),
-    (gzip.compress(b"library (x) { cell (A) { area : 1; } }")[:-9], "must be Liberty text or gzip of it"),
-])
+@pytest.mark.parametrize(
+    "content, text",
+    [
+        (b"", "must begin with a group library"),
+        (b"hello", "must begin with a group library"),
+        (b"library (x) { }", "must have cells with an area; none was found"),
+        (b"library (x) { cell (A) { area : 1; ", "as many closing as opening braces; it is cut off or damaged"),
+        (b"\x1f\x8bnot gzip", "must be Liberty text or gzip of it"),
+        (gzip.compress(b"library (x) { cell (A) { area : 1; } }")[:-9], "must be Liberty text or gzip of it"),
+    ],
+)
 def test_damaged(content, text, tmp_path):
     (tmp_path / "bad.lib").write_bytes(content)
     with pytest.raises(Error, match=text):

@@ -15,8 +15,15 @@ from intaglio.gen.synthesis.paths import combinational_paths
 from intaglio.rtl.bus.registers import AXI_LITE, AxiLite
 from intaglio.rtl.top.kernel import KERNEL_TOP, Kernel, Mover
 
-MODEL = ModelConfig(vocab_size=61, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-                    head_dim=16)
+MODEL = ModelConfig(
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=16,
+)
 WIDTHS = {"plain": {}, "adapters": {"rank": 2}, "gated": {"gate_words": 32}}
 
 
@@ -30,7 +37,10 @@ def write(folder, modules):
 @pytest.fixture(scope="module")
 def decoders(tmp_path_factory):
     root = tmp_path_factory.mktemp("paths")
-    return {name: (root / name, generate(random_checkpoint(MODEL), "small", root / name, **widths)) for name, widths in WIDTHS.items()}
+    return {
+        name: (root / name, generate(random_checkpoint(MODEL), "small", root / name, **widths))
+        for name, widths in WIDTHS.items()
+    }
 
 
 @pytest.mark.parametrize("name", WIDTHS)
@@ -41,15 +51,20 @@ def test_decoder(decoders, name):
 
 @pytest.mark.slow
 def test_prefill(small_prefill):
-    assert combinational_paths(sorted(small_prefill.glob("rtl/*.v")), described(small_prefill)["top"], ignore={"aclk"}) == []
+    assert (
+        combinational_paths(sorted(small_prefill.glob("rtl/*.v")), described(small_prefill)["top"], ignore={"aclk"})
+        == []
+    )
 
 
 def test_kernel_and_serial_top(decoders, tmp_path):
     folder, manifest = decoders["plain"]
     kernel = Kernel(manifest["top"])
     files = sorted(folder.glob("rtl/*.v"))
-    tops = {KERNEL_TOP: (convert(kernel, KERNEL_TOP, kernel.port_map()), {"ap_clk"}),
-            SERIAL_TOP: (serial_verilog(manifest, clock_hz=80_000_000, baud=2_000_000), {"clk"})}
+    tops = {
+        KERNEL_TOP: (convert(kernel, KERNEL_TOP, kernel.port_map()), {"ap_clk"}),
+        SERIAL_TOP: (serial_verilog(manifest, clock_hz=80_000_000, baud=2_000_000), {"clk"}),
+    }
     for top, (modules, clock) in tops.items():
         assert combinational_paths([*write(tmp_path / top, modules), *files], top, ignore=clock) == []
 
@@ -58,14 +73,19 @@ def test_the_movers_inner_buses(tmp_path):
     mover = Mover()
     ports = {"_".join(map(str, path)): (value, None) for path, _, value in mover.signature.flatten(mover)}
     found = combinational_paths(write(tmp_path / "rtl", convert(mover, "mover", ports)), "mover", ignore={"clk"})
-    assert set(found) <= {("operations", "gmem0_araddr"), ("gmem1_bvalid", "done")}  # a register outside, the end of a run
+    assert set(found) <= {
+        ("operations", "gmem0_araddr"),
+        ("gmem1_bvalid", "done"),
+    }  # a register outside, the end of a run
 
 
 def test_a_ready_that_waits_for_valid_is_found(tmp_path, monkeypatch):
     def connect(self, m, top):
         for name, member in AXI_LITE.items():
             ours, theirs = getattr(self, name), getattr(top, f"s_axil_{name}")
-            m.d.comb += ours.eq(theirs) if member.flow is In else theirs.eq(ours & self.awvalid if name == "awready" else ours)
+            m.d.comb += (
+                ours.eq(theirs) if member.flow is In else theirs.eq(ours & self.awvalid if name == "awready" else ours)
+            )
 
     monkeypatch.setattr(AxiLite, "connect", connect)
     manifest = generate(random_checkpoint(MODEL), "small", tmp_path / "out")
@@ -97,7 +117,7 @@ endmodule
 
 
 def test_words_are_taken_apart(tmp_path):
-    file, = write(tmp_path / "rtl", {"design": DESIGN})
+    (file,) = write(tmp_path / "rtl", {"design": DESIGN})
     found = combinational_paths([file], "design")
     assert found == [("a", "apart"), ("a", "sum"), ("a", "word"), ("at", "looked"), ("b", "word"), ("c", "sum")]
     assert combinational_paths([file], "design", ignore={"a", "at", "b"}) == [("c", "sum")]

@@ -26,7 +26,11 @@ def test_the_budget_decides():
 
 def test_a_wired_matrix_takes_one_cycle():
     found = choose(MATRICES, 16, Budget(lut=5000, bram=10))
-    assert found["tiny"].cycles == 1 and found["large"].cycles == 64 * 512 // 16 and found["large"].bram == rom_blocks(32, 2048)
+    assert (
+        found["tiny"].cycles == 1
+        and found["large"].cycles == 64 * 512 // 16
+        and found["large"].bram == rom_blocks(32, 2048)
+    )
 
 
 def test_what_does_not_fit_is_refused():

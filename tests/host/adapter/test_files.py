@@ -13,11 +13,28 @@ from intaglio.host.adapter.files import AdapterError, LowRank, quantise_adapter,
 from intaglio.host.adapter.image import adapter_image, image_crc
 from intaglio.host.tensors import TensorError, read_tensors, to_float32
 
-MODULES = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "gate": "mlp.gate_proj", "up": "mlp.up_proj"}
+MODULES = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+}
 SHAPES = {"q": [16, 16], "k": [8, 16], "v": [8, 16], "gate": [32, 16], "up": [32, 16]}
 LAYOUT = {
-    "rank": 4, "slots": 2, "trits": 1, "targets": ["q", "v", "gate", "up"], "lanes": 2, "lane_width": 8, "layers": 2, "head_dim": 8,
-    "operations": [["q", "k", "v"], ["gate", "up"]], "shapes": SHAPES, "modules": MODULES, "base": "ab" * 32, "image_words": 0,
+    "rank": 4,
+    "slots": 2,
+    "trits": 1,
+    "targets": ["q", "v", "gate", "up"],
+    "lanes": 2,
+    "lane_width": 8,
+    "layers": 2,
+    "head_dim": 8,
+    "operations": [["q", "k", "v"], ["gate", "up"]],
+    "shapes": SHAPES,
+    "modules": MODULES,
+    "base": "ab" * 32,
+    "image_words": 0,
     "scales": [dict.fromkeys(MODULES, 0.25), dict.fromkeys(MODULES, 0.125)],
 }
 TARGETS = ("q", "v")
@@ -28,14 +45,26 @@ class Files:
 
     def __init__(self, seed=0, targets=TARGETS):
         rng = np.random.default_rng(seed)
-        self.config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "fan_in_fan_out": False, "use_dora": False,
-                       "target_modules": [MODULES[name].rpartition(".")[2] for name in targets], "modules_to_save": None,
-                       "rank_pattern": {}, "alpha_pattern": {}, "init_lora_weights": True}
+        self.config = {
+            "peft_type": "LORA",
+            "r": 4,
+            "lora_alpha": 8,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "use_dora": False,
+            "target_modules": [MODULES[name].rpartition(".")[2] for name in targets],
+            "modules_to_save": None,
+            "rank_pattern": {},
+            "alpha_pattern": {},
+            "init_lora_weights": True,
+        }
         self.metadata, self.tensors = {}, {}
         for layer in range(2):
             for name in targets:
                 for letter, shape in (("A", (4, SHAPES[name][1])), ("B", (SHAPES[name][0], 4))):
-                    self[layer, name, letter] = Tensor.from_float32(rng.normal(size=shape).astype(np.float32) / 64, "F32")
+                    self[layer, name, letter] = Tensor.from_float32(
+                        rng.normal(size=shape).astype(np.float32) / 64, "F32"
+                    )
 
     @staticmethod
     def name(layer, name, letter):
@@ -59,7 +88,12 @@ def test_reads_every_dtype(tmp_path, dtype):
     for name, tensor in files.tensors.items():
         files.tensors[name] = Tensor.from_float32(tensor.to_float32(), dtype)
     adapter = read_adapter(files.write(tmp_path), LAYOUT)
-    assert (adapter.rank, adapter.scaling) == (4, 2.0) and set(adapter.factors) == {(0, "q"), (0, "v"), (1, "q"), (1, "v")}
+    assert (adapter.rank, adapter.scaling) == (4, 2.0) and set(adapter.factors) == {
+        (0, "q"),
+        (0, "v"),
+        (1, "q"),
+        (1, "v"),
+    }
     for (layer, name), pair in adapter.factors.items():
         for letter, values in zip("AB", pair, strict=True):
             assert np.array_equal(values, files[layer, name, letter].to_float32()) and values.dtype == np.float32
@@ -67,7 +101,9 @@ def test_reads_every_dtype(tmp_path, dtype):
 
 def test_names_without_the_inner_model_and_rooted_scaling(tmp_path):
     files = Files()
-    files.tensors = {name.replace("model.model.model.", "model.model."): tensor for name, tensor in files.tensors.items()}
+    files.tensors = {
+        name.replace("model.model.model.", "model.model."): tensor for name, tensor in files.tensors.items()
+    }
     files.config |= {"use_rslora": True, "target_modules": ["self_attn.q_proj", "v_proj"]}
     assert read_adapter(files.write(tmp_path), LAYOUT).scaling == 4.0
 
@@ -79,6 +115,7 @@ def _set(**changes):
 def _tensor(change, key=(1, "v", "B")):
     def edit(files):
         files[key] = change(files[key])
+
     return edit
 
 
@@ -87,6 +124,7 @@ def _value(value):
         values = tensor.to_float32().copy()
         values[2, 1] = value
         return Tensor("F32", tensor.shape, values.tobytes())
+
     return _tensor(change)
 
 
@@ -103,38 +141,76 @@ REFUSED = {
     "another rank": (_set(r=8), "rank must be the device's, 4, not 8"),
     "rank true": (_set(r=True), "rank must be the device's, 4, not True"),
     "alpha zero": (_set(lora_alpha=0), "lora_alpha must be a finite number above 0, not 0"),
-    "alpha infinite": (_set(lora_alpha=float("inf")), "lora_alpha must be"), "no alpha": (_set(lora_alpha=None), "lora_alpha must be"),
+    "alpha infinite": (_set(lora_alpha=float("inf")), "lora_alpha must be"),
+    "no alpha": (_set(lora_alpha=None), "lora_alpha must be"),
     "dora": (_set(use_dora=True), "use_dora must be False, not True: it rescales the base's rows"),
     "bias": (_set(bias="all"), "bias must be 'none'"),
     "transposed": (_set(fan_in_fan_out=True), "fan_in_fan_out must be False"),
     "rank pattern": (_set(rank_pattern={"q_proj": 2}), "rank_pattern must be {}"),
     "alpha pattern": (_set(alpha_pattern={"q_proj": 2}), "alpha_pattern must be {}"),
-    "saved modules": (_set(modules_to_save=["lm_head"]), r"modules_to_save must be \[\], not \['lm_head'\]: the base is read-only"),
-    "other layers": (_set(layers_to_transform=[0]), "tensor .*layers.1.self_attn.q_proj.* must belong to one of 2 layers"),
-    "layers a text": (_set(layers_to_transform="0"), "layers_to_transform must be a layer's number or a list of them, not '0'"),
-    "layers and a pattern": (_set(layers_to_transform=[0], target_modules=".*"), "target_modules must be a list where there are layers_to"),
+    "saved modules": (
+        _set(modules_to_save=["lm_head"]),
+        r"modules_to_save must be \[\], not \['lm_head'\]: the base is read-only",
+    ),
+    "other layers": (
+        _set(layers_to_transform=[0]),
+        "tensor .*layers.1.self_attn.q_proj.* must belong to one of 2 layers",
+    ),
+    "layers a text": (
+        _set(layers_to_transform="0"),
+        "layers_to_transform must be a layer's number or a list of them, not '0'",
+    ),
+    "layers and a pattern": (
+        _set(layers_to_transform=[0], target_modules=".*"),
+        "target_modules must be a list where there are layers_to",
+    ),
     "no pattern": (_set(target_modules="(q_proj"), r"must be regular expressions, not '\(q_proj': .*unterminated"),
-    "nothing meant": (_set(target_modules=["c_attn"]), r"must mean at least one matrix .* 2 layers, and \['c_attn'\] means none"),
+    "nothing meant": (
+        _set(target_modules=["c_attn"]),
+        r"must mean at least one matrix .* 2 layers, and \['c_attn'\] means none",
+    ),
     "everything excluded": (_set(exclude_modules=".*"), "must mean at least one matrix"),
-    "names of two models": (_extra("base_model.model.layers.0.self_attn.q_proj.lora_A.weight"), "the tensors must be of one model"),
+    "names of two models": (
+        _extra("base_model.model.layers.0.self_attn.q_proj.lora_A.weight"),
+        "the tensors must be of one model",
+    ),
     "rslora a text": (_set(use_rslora="yes"), "use_rslora must be true or false"),
-    "all targets": (_set(target_modules="all-linear"), "room for .*not 'k_proj'"), "no targets": (_set(target_modules=None),
-                    "target_modules must be a list of names or one pattern, not None"),
+    "all targets": (_set(target_modules="all-linear"), "room for .*not 'k_proj'"),
+    "no targets": (_set(target_modules=None), "target_modules must be a list of names or one pattern, not None"),
     "targets numbers": (_set(target_modules=[1]), r"target_modules must be a list of names or one pattern, not \[1\]"),
     "a pattern without room": (_set(target_modules=r".*\.(q|k|v)_proj"), "room for .*not 'k_proj'"),
     "targets not of the hardware": (_set(target_modules=["q_proj", "v_proj", "lm_head"]), "room for .*not 'lm_head'"),
-    "targets without room": (_set(target_modules=["q_proj", "v_proj", "k_proj"]), "room for .q_proj, v_proj, gate_proj, up_proj., not 'k"),
-    "a target without tensors": (_set(target_modules=["q_proj", "v_proj", "up_proj"]), "layer 0 must have .* of mlp.up_proj"),
-    "tensors without a target": (_set(target_modules=["q_proj"]), "must belong to one of 2 layers and to a target module"),
+    "targets without room": (
+        _set(target_modules=["q_proj", "v_proj", "k_proj"]),
+        "room for .q_proj, v_proj, gate_proj, up_proj., not 'k",
+    ),
+    "a target without tensors": (
+        _set(target_modules=["q_proj", "v_proj", "up_proj"]),
+        "layer 0 must have .* of mlp.up_proj",
+    ),
+    "tensors without a target": (
+        _set(target_modules=["q_proj"]),
+        "must belong to one of 2 layers and to a target module",
+    ),
     "half a pair": (_without(1, "v", "B"), "layer 1 must have lora_A and lora_B of self_attn.v_proj, and has A"),
-    "a layer too many": (_extra("base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight"), "must belong to one of 2 layers"),
+    "a layer too many": (
+        _extra("base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight"),
+        "must belong to one of 2 layers",
+    ),
     "an embedding": (_extra("base_model.model.model.embed_tokens.lora_embedding_A"), "must be lora_A or lora_B"),
     "not PEFT's names": (_extra("layers.0.self_attn.q_proj.lora_A.weight"), "must be lora_A or lora_B"),
-    "another shape": (_tensor(lambda t: Tensor.from_float32(np.zeros((4, 8), np.float32), "F32")), r"shape \[8, 4\], not \[4, 8\]"),
+    "another shape": (
+        _tensor(lambda t: Tensor.from_float32(np.zeros((4, 8), np.float32), "F32")),
+        r"shape \[8, 4\], not \[4, 8\]",
+    ),
     "integers": (_tensor(lambda t: Tensor("I8", t.shape, bytes(32))), "must be F32, F16 or BF16, not I8"),
     "doubles": (_tensor(lambda t: Tensor("F64", t.shape, bytes(256))), "must be F32, F16 or BF16, not F64"),
-    "NaN": (_value(np.nan), "must be finite"), "infinite": (_value(-np.inf), "must be finite"),
-    "another base": (lambda files: files.metadata.update(base_digest="cd" * 32), "beside the device's weights .*abab.* not beside cdcd"),
+    "NaN": (_value(np.nan), "must be finite"),
+    "infinite": (_value(-np.inf), "must be finite"),
+    "another base": (
+        lambda files: files.metadata.update(base_digest="cd" * 32),
+        "beside the device's weights .*abab.* not beside cdcd",
+    ),
     "damaged values": (lambda files: files.metadata.update(values_sha256="00" * 32), "it is damaged"),
 }
 
@@ -150,10 +226,22 @@ def test_refused(tmp_path, kind):
 
 HARMFUL = {
     "init_lora_weights": ("pissa", "pissa_niter_4", "olora", "OLoRA", "corda", "loftq", "lora_ga", "something", 1, 0.0),
-    "use_dora": (True, 1), "bias": ("all", "lora_only"), "alora_invocation_tokens": ([5], []), "arrow_config": ({"top_k": 3},),
-    "kasa_config": ({"beta": 1e-4},), "velora_config": ({},), "monteclora_config": ({},), "use_bdlora": ({},), "use_qalora": (True,),
-    "layer_replication": ([[0, 2]],), "trainable_token_indices": ([3], {"embed_tokens": [3]}), "target_parameters": (["x"],),
-    "lora_bias": (True,), "megatron_config": ({},), "enable_lora": ([True, False],), "task_type": ("SEQ_CLS",),
+    "use_dora": (True, 1),
+    "bias": ("all", "lora_only"),
+    "alora_invocation_tokens": ([5], []),
+    "arrow_config": ({"top_k": 3},),
+    "kasa_config": ({"beta": 1e-4},),
+    "velora_config": ({},),
+    "monteclora_config": ({},),
+    "use_bdlora": ({},),
+    "use_qalora": (True,),
+    "layer_replication": ([[0, 2]],),
+    "trainable_token_indices": ([3], {"embed_tokens": [3]}),
+    "target_parameters": (["x"],),
+    "lora_bias": (True,),
+    "megatron_config": ({},),
+    "enable_lora": ([True, False],),
+    "task_type": ("SEQ_CLS",),
     "a field of tomorrow": (None, False, True),
 }
 
@@ -168,9 +256,17 @@ def test_what_is_not_known_to_be_harmless_is_refused_by_name(tmp_path, name):
 
 
 def test_harmless_values(tmp_path):
-    for changes in ({"init_lora_weights": "gaussian"}, {"init_lora_weights": "eva", "eva_config": {"rho": 2.0}}, {"lora_dropout": 0.1},
-                    {"init_lora_weights": "MiCA"}, {"modules_to_save": []}, {"rank_pattern": None}, {"task_type": "CAUSAL_LM"},
-                    {"init_lora_weights": False, "inference_mode": True}, {"auto_mapping": {"base_model_class": "x"}}):
+    for changes in (
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": "eva", "eva_config": {"rho": 2.0}},
+        {"lora_dropout": 0.1},
+        {"init_lora_weights": "MiCA"},
+        {"modules_to_save": []},
+        {"rank_pattern": None},
+        {"task_type": "CAUSAL_LM"},
+        {"init_lora_weights": False, "inference_mode": True},
+        {"auto_mapping": {"base_model_class": "x"}},
+    ):
         files = Files()
         files.config |= changes
         assert len(read_adapter(files.write(tmp_path), LAYOUT).factors) == 4
@@ -227,10 +323,20 @@ def _entry(dtype="F32", shape=(1,), offsets=(0, 4)):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
 
 
-HEADERS = ["{", "[]", '{"a": 1}', '{"a": {}, "a": {}}', '{"__metadata__": {"x": 1}}', "\xff", "[" * 100_000,
-           *(json.dumps({"a": _entry(**changes)}) for changes in (
-               {"offsets": (0, 8)}, {"dtype": "F99"}, {"shape": (-1,)}, {"offsets": (1, 5)}, {"dtype": "U8"})),
-           json.dumps({"a": _entry("U8", (4,)), "b": _entry("U8", (1,), (3, 4))})]
+HEADERS = [
+    "{",
+    "[]",
+    '{"a": 1}',
+    '{"a": {}, "a": {}}',
+    '{"__metadata__": {"x": 1}}',
+    "\xff",
+    "[" * 100_000,
+    *(
+        json.dumps({"a": _entry(**changes)})
+        for changes in ({"offsets": (0, 8)}, {"dtype": "F99"}, {"shape": (-1,)}, {"offsets": (1, 5)}, {"dtype": "U8"})
+    ),
+    json.dumps({"a": _entry("U8", (4,)), "b": _entry("U8", (1,), (3, 4))}),
+]
 
 
 @pytest.mark.parametrize("header", HEADERS)
@@ -279,7 +385,7 @@ def test_scales_and_missing_matrices():
 def test_rows_of_queries_are_interleaved():
     b = np.zeros((16, 4), np.float32)
     b[5, 0] = 1.0  # row 5 of the first head: pair (1, 5) becomes (2, 3)
-    factors = {(0, name): (np.ones((4, 16), np.float32), b[:SHAPES[name][0]]) for name in ("q", "v")}
+    factors = {(0, name): (np.ones((4, 16), np.float32), b[: SHAPES[name][0]]) for name in ("q", "v")}
     found = quantise_adapter(LowRank(rank=4, scaling=1.0, factors=factors), LAYOUT).matrices
     assert np.argwhere(found[0, "q"].b).tolist() == [[3, 0]] and np.argwhere(found[0, "v"].b).tolist() == [[5, 0]]
 
@@ -301,14 +407,16 @@ def words_by_hand(adapter, layout):
                 for t in range(trits):
                     for chunk in range(len(a[0]) // width):
                         for lane in range(lanes):
-                            memory[lane].append([digit(v, t) for v in a[group * lanes + lane][chunk * width:(chunk + 1) * width]])
+                            memory[lane].append(
+                                [digit(v, t) for v in a[group * lanes + lane][chunk * width : (chunk + 1) * width]]
+                            )
             b = [row for matrix in matrices for row in matrix.b]
             if names == ["gate", "up"]:
                 b = [matrix.b[i] for i in range(len(matrices[0].b)) for matrix in matrices]
             for lane in range(lanes):
                 stream = [digit(v, t) for row in b[lane::lanes] for t in range(trits) for v in row]
                 stream += [0] * (-len(stream) % (width // rank * rank))
-                memory[lane] += [stream[i:i + width] for i in range(0, len(stream), width)]
+                memory[lane] += [stream[i : i + width] for i in range(0, len(stream), width)]
     out = []
     for address in range(len(memory[0])):
         for lane in range(lanes):
@@ -318,19 +426,26 @@ def words_by_hand(adapter, layout):
     return out
 
 
-@pytest.mark.parametrize("changes", [{}, {"trits": 3}, {"lane_width": 16, "lanes": 4},
-                                     {"trits": 2, "lane_width": 16, "operations": [["gate", "up"]]}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"trits": 3}, {"lane_width": 16, "lanes": 4}, {"trits": 2, "lane_width": 16, "operations": [["gate", "up"]]}],
+)
 def test_image(changes):
     layout = LAYOUT | changes
     rng = np.random.default_rng(4)
-    factors = {(layer, name): (rng.normal(size=(4, 16)), rng.normal(size=(SHAPES[name][0], 4)) / 50)
-               for layer in range(2) for name in MODULES}
+    factors = {
+        (layer, name): (rng.normal(size=(4, 16)), rng.normal(size=(SHAPES[name][0], 4)) / 50)
+        for layer in range(2)
+        for name in MODULES
+    }
     adapter = quantise_adapter(LowRank(rank=4, scaling=1.0, factors=factors), layout)
     words = adapter_image(adapter, layout, 0x12345678)
     order = [(layer, name) for layer in range(2) for names in layout["operations"] for name in names]
     assert words[0] == 0x12345678 and words.dtype == np.uint32
-    assert words[1:1 + len(order)].tolist() == [adapter.matrices[key].m | (adapter.matrices[key].e & 1023) << 16 for key in order]
-    assert words[1 + len(order):].tolist() == words_by_hand(adapter, layout)
+    assert words[1 : 1 + len(order)].tolist() == [
+        adapter.matrices[key].m | (adapter.matrices[key].e & 1023) << 16 for key in order
+    ]
+    assert words[1 + len(order) :].tolist() == words_by_hand(adapter, layout)
     assert image_crc(np.array([0x34333231, 0x38373635], np.uint32)) == 0x9AE0DAAF  # "12345678"
 
 

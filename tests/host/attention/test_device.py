@@ -25,8 +25,12 @@ class Recorder:
         self.manifest, self.sent, self.script, self.closed, self.resets = manifest, [], [], 0, 0
         self.values = {}
         c = manifest["config"]
-        for name, value in (("magic", 0x494E5447), ("version", 1), ("digest", int(manifest["digest"][:8], 16)),
-                            ("capabilities", c["context"] // c["block"] | c["group"] << 16)):
+        for name, value in (
+            ("magic", 0x494E5447),
+            ("version", 1),
+            ("digest", int(manifest["digest"][:8], 16)),
+            ("capabilities", c["context"] // c["block"] | c["group"] << 16),
+        ):
             self.values[manifest["registers"][name]["offset"]] = value
 
     def name(self, offset):
@@ -92,30 +96,56 @@ BAD = [
     (lambda: arrays(tokens=513), {}, r"tokens of q must be in 1..512, the unit's context, not 513"),
     (lambda: arrays(tokens=0), {}, r"tokens of q must be in 1..512, the unit's context, not 0"),
     (lambda: arrays(heads=3), {}, "query heads must be 2, the unit's group, times the KV heads, not 3 for 1"),
-    (lambda: arrays(heads=2, kv_heads=2), {}, "query heads must be 2, the unit's group, times the KV heads, not 2 for 2"),
-    (lambda: arrays(heads=0, kv_heads=0), {}, "query heads must be 2, the unit's group, times the KV heads, not 0 for 0"),
+    (
+        lambda: arrays(heads=2, kv_heads=2),
+        {},
+        "query heads must be 2, the unit's group, times the KV heads, not 2 for 2",
+    ),
+    (
+        lambda: arrays(heads=0, kv_heads=0),
+        {},
+        "query heads must be 2, the unit's group, times the KV heads, not 0 for 0",
+    ),
     (lambda: [arrays()[0], *arrays(tokens=41)[1:]], {}, "q, k and v must have the same tokens"),
     (lambda: [*arrays()[:2], arrays(tokens=39)[2]], {}, "k and v the same shape"),
-    *((lambda n=n, x=x: with_value(n, x), {}, f"{'qkv'[n]} must be finite, not NaN or infinite")
-      for n in range(3) for x in (np.nan, np.inf, -np.inf)),
+    *(
+        (lambda n=n, x=x: with_value(n, x), {}, f"{'qkv'[n]} must be finite, not NaN or infinite")
+        for n in range(3)
+        for x in (np.nan, np.inf, -np.inf)
+    ),
     (lambda: [x.astype(np.int64) for x in arrays()], {}, "q must be of a floating type, not int64"),
     (lambda: [x.astype(complex) for x in arrays()], {}, "q must be of a floating type, not complex128"),
     (lambda: [torch.tensor(x).int() for x in arrays()], {}, "q must be of a floating type, not int32"),
     (lambda: [torch.tensor(x) > 0 for x in arrays()], {}, "q must be of a floating type, not bool"),
     (lambda: [torch.tensor(x).cfloat() for x in arrays()], {}, "q must be of a floating type, not complex64"),
-    (lambda: [torch.tensor(x).to_sparse() for x in arrays()], {}, "q must be a dense array or tensor of numbers, not Tensor"),
-    (lambda: [torch.tensor(x, device="meta") for x in arrays()], {}, "q must be a dense array or tensor of numbers, not Tensor"),
+    (
+        lambda: [torch.tensor(x).to_sparse() for x in arrays()],
+        {},
+        "q must be a dense array or tensor of numbers, not Tensor",
+    ),
+    (
+        lambda: [torch.tensor(x, device="meta") for x in arrays()],
+        {},
+        "q must be a dense array or tensor of numbers, not Tensor",
+    ),
     (lambda: [[[0.5], [0.5, 1.0]]] * 3, {}, "q must be a dense array or tensor of numbers, not list"),
     (lambda: [None] * 3, {}, "q must be of a floating type, not object"),
-    *((arrays, {"gamma": x}, rf"gamma must be above 0 and at most 1, not {x!r}")
-      for x in (0, -0.1, 1.0001, float("nan"), float("inf"), "0.9", None, True)),
+    *(
+        (arrays, {"gamma": x}, rf"gamma must be above 0 and at most 1, not {x!r}")
+        for x in (0, -0.1, 1.0001, float("nan"), float("inf"), "0.9", None, True)
+    ),
     *((arrays, {"tau": x}, rf"tau must be in 0..0.8326, not {x!r}") for x in (-1e-9, 0.8327, float("nan"), "0", None)),
     *((arrays, {"tenant": x}, rf"tenant must be an integer in 0..255, not {x!r}") for x in (-1, 256, 1.0, True)),
-    *((arrays, {"hot_threshold": x}, rf"hot_threshold must be an integer in 0..65535, not {x!r}") for x in (-1, 65536, "1")),
+    *(
+        (arrays, {"hot_threshold": x}, rf"hot_threshold must be an integer in 0..65535, not {x!r}")
+        for x in (-1, 65536, "1")
+    ),
 ]
 
 
-@pytest.mark.parametrize(("make", "parameters", "message"), BAD, ids=[f"{n}-{message[:30]}" for n, (*_, message) in enumerate(BAD)])
+@pytest.mark.parametrize(
+    ("make", "parameters", "message"), BAD, ids=[f"{n}-{message[:30]}" for n, (*_, message) in enumerate(BAD)]
+)
 def test_bad_input_is_told_before_anything_is_sent(device, recorder, make, parameters, message):
     with pytest.raises(ValueError, match=message):
         device.attention(*make(), **parameters)
@@ -138,7 +168,11 @@ def test_what_is_sent(device, recorder):
     sent = dict(recorder.sent)
     assert recorder.sent[0][0] == "memory" and recorder.sent[1] == ("control", 4)
     assert sent["tokens"] == 40 and sent["gamma16"] == 33793 and sent["tenant"] == 7 and sent["hot_threshold"] == 3
-    assert sent["threshold"] == int(2 * 0.0625 / np.log(2) * 2**28) and sent["inverse"] == 65536 // 8 and sent["dense"] == 0
+    assert (
+        sent["threshold"] == int(2 * 0.0625 / np.log(2) * 2**28)
+        and sent["inverse"] == 65536 // 8
+        and sent["dense"] == 0
+    )
     assert sent["timeout"] == 65536 and sent["kv_base_high"] == 0
 
 
@@ -153,7 +187,9 @@ def test_a_share_of_everything_runs_dense(device, recorder, gamma, dense):
 def test_silence_ends_at_the_time_limit(device, recorder):
     """A cancel, and, since that is not answered either, a reset."""
     recorder.put("status", 1 | 7 << 1)
-    with pytest.raises(DeviceTimeout, match="nothing moved for 0.05 s in phase attend: 0 of 512 beats, status 0x0000000f"):
+    with pytest.raises(
+        DeviceTimeout, match="nothing moved for 0.05 s in phase attend: 0 of 512 beats, status 0x0000000f"
+    ):
         _quick(device)
     assert recorder.sent[-1] == ("control", 2) and recorder.resets == 2  # the run that nobody waited for, and this one
 
@@ -166,11 +202,19 @@ def _quick(device, **arguments):
         device_module.CANCEL_SECONDS = was
 
 
-@pytest.mark.parametrize(("status", "message"), [
-    (1 << 7, "the device refused the parameters of the run"), (1 << 8, "the run was broken off: cancelled"),
-    (1 << 8 | 1 << 4, "the run was broken off: the memory answered a read with an error"),
-    (1 << 8 | 2 << 4, "the run was broken off: the memory ended a burst at a wrong beat"),
-    (1 << 8 | 3 << 4, r"the run was broken off: the memory did not answer in time \(status 0x00000130, after 99 beats, 1234 cycles\)")])
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (1 << 7, "the device refused the parameters of the run"),
+        (1 << 8, "the run was broken off: cancelled"),
+        (1 << 8 | 1 << 4, "the run was broken off: the memory answered a read with an error"),
+        (1 << 8 | 2 << 4, "the run was broken off: the memory ended a burst at a wrong beat"),
+        (
+            1 << 8 | 3 << 4,
+            r"the run was broken off: the memory did not answer in time \(status 0x00000130, after 99 beats, 1234 cycles\)",
+        ),
+    ],
+)
 def test_a_void_beat_is_told(device, recorder, status, message):
     recorder.script = [([1] * 8, [0, 0]), ([0] * 4, [VOID | 1 << 31])]
     recorder.put("status", status)
@@ -189,7 +233,9 @@ def packets(order=((0, 0), (1, 0), (0, 1), (1, 1)), last=127):
 def test_results_in_any_order(device, recorder):
     recorder.script = packets()
     one = device.attention(*arrays())
-    recorder.script = [(x, m) for (x, _), (_, m) in zip(packets(), packets(((1, 1), (0, 0), (1, 0), (0, 1))), strict=True)]
+    recorder.script = [
+        (x, m) for (x, _), (_, m) in zip(packets(), packets(((1, 1), (0, 0), (1, 0), (0, 1))), strict=True)
+    ]
     two = device.attention(*arrays())
     assert one.shape == (2, 40, 16) and one.dtype == np.float32 and not np.array_equal(one, two)
     assert len(device.runs) == 1 and device.runs[0].map is None
@@ -201,12 +247,17 @@ def strided(x):
 
 
 TENSORS = {  # what a tensor is made of by numbers that bfloat16 holds
-    "bfloat16": lambda x: torch.tensor(x).bfloat16(), "float16": lambda x: torch.tensor(x).half(),
+    "bfloat16": lambda x: torch.tensor(x).bfloat16(),
+    "float16": lambda x: torch.tensor(x).half(),
     "float32": lambda x: torch.tensor(x).float(),
-    "float64": torch.tensor, "with a gradient": lambda x: torch.nn.Parameter(torch.tensor(x).bfloat16()),
-    "from a model": lambda x: torch.nn.Parameter(torch.tensor(x).bfloat16()) * 1, "in another order": lambda x: strided(x).bfloat16(),
-    "heads in a list": lambda x: [torch.nn.Parameter(torch.tensor(head).bfloat16()) for head in x], "negated view": lambda x: torch.complex(
-        torch.tensor(x), -torch.tensor(x)).conj().imag, "numpy's float16": lambda x: x.astype(np.float16), "lists": lambda x: x.tolist(),
+    "float64": torch.tensor,
+    "with a gradient": lambda x: torch.nn.Parameter(torch.tensor(x).bfloat16()),
+    "from a model": lambda x: torch.nn.Parameter(torch.tensor(x).bfloat16()) * 1,
+    "in another order": lambda x: strided(x).bfloat16(),
+    "heads in a list": lambda x: [torch.nn.Parameter(torch.tensor(head).bfloat16()) for head in x],
+    "negated view": lambda x: torch.complex(torch.tensor(x), -torch.tensor(x)).conj().imag,
+    "numpy's float16": lambda x: x.astype(np.float16),
+    "lists": lambda x: x.tolist(),
 }
 
 
@@ -223,12 +274,21 @@ def test_tensors_of_every_floating_type(device, recorder, monkeypatch, kind):
     assert seen[0] == seen[1]
 
 
-@pytest.mark.parametrize("script", [
-    packets(((0, 0), (0, 0), (0, 1), (1, 1))), packets(((0, 0), (1, 0), (0, 1), (2, 1))), packets(((0, 0), (1, 0), (0, 1), (1, 2))),
-    packets(last=126)], ids=["twice", "head", "block", "tlast"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        packets(((0, 0), (0, 0), (0, 1), (1, 1))),
+        packets(((0, 0), (1, 0), (0, 1), (2, 1))),
+        packets(((0, 0), (1, 0), (0, 1), (1, 2))),
+        packets(last=126),
+    ],
+    ids=["twice", "head", "block", "tlast"],
+)
 def test_results_that_cannot_be(device, recorder, script):
     recorder.script = script
-    with pytest.raises(DeviceError, match=r"each \(head, query block\) must come once, in a packet of its own, and did not"):
+    with pytest.raises(
+        DeviceError, match=r"each \(head, query block\) must come once, in a packet of its own, and did not"
+    ):
         device.attention(*arrays())
 
 
@@ -267,6 +327,7 @@ def drop(*path):
         for name in path[:-1]:
             manifest = manifest[name]
         del manifest[path[-1]]
+
     return change
 
 
@@ -275,23 +336,35 @@ def put(value, *path):
         for name in path[:-1]:
             manifest = manifest[name]
         manifest[path[-1]] = value
+
     return change
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (put("decoder", "kind"), "must be a prefill attention unit, .* but it is a decoder, which `intaglio run` and"),
-    (put(2, "format_version"), "the manifest's format_version must be 1, not 2"), (drop("format"), "the manifest's format must be"),
-    (drop("config"), "a manifest's config must be of type dict, not None"), (put("x", "clock_hz"), "clock_hz must be of type int"),
-    (put(0, "clock_hz"), "clock_hz must be positive, not 0"), (put("12", "digest"), "digest must be 64 hexadecimal digits, not '12'"),
-    (drop("registers", "tokens"), "registers must include 'tokens'"), (drop("registers", "map_0"), "registers must include 'map_0'"),
-    (drop("registers", "phase_mass"), "registers must include 'phase_mass'"), (drop("registers", "hits"), "registers must include 'hits'"),
-    (put(64, "config", "columns"), "registers must include 'map_1'"), (put(7, "registers", "hits"), "register 'hits' must state offset"),
-    (put(3, "registers", "hits", "offset"), "offset must be a multiple of 4 from 0, not 3"),
-    (drop("config", "group"), "config.group must be a positive integer, not None"),
-    (put(0, "config", "block"), "config.block must be a positive integer, not 0"),
-    (put(True, "config", "drain"), "config.drain must be a positive integer, not True"),
-    (put([1], "counters"), r"counters must be a list of names, not \(1,\)"), (put({}, "monitor"), "monitor.phases must be a list of names"),
-    (put(["idle"], "monitor", "phases"), "monitor.phases must be 8 names, not 1")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("decoder", "kind"), "must be a prefill attention unit, .* but it is a decoder, which `intaglio run` and"),
+        (put(2, "format_version"), "the manifest's format_version must be 1, not 2"),
+        (drop("format"), "the manifest's format must be"),
+        (drop("config"), "a manifest's config must be of type dict, not None"),
+        (put("x", "clock_hz"), "clock_hz must be of type int"),
+        (put(0, "clock_hz"), "clock_hz must be positive, not 0"),
+        (put("12", "digest"), "digest must be 64 hexadecimal digits, not '12'"),
+        (drop("registers", "tokens"), "registers must include 'tokens'"),
+        (drop("registers", "map_0"), "registers must include 'map_0'"),
+        (drop("registers", "phase_mass"), "registers must include 'phase_mass'"),
+        (drop("registers", "hits"), "registers must include 'hits'"),
+        (put(64, "config", "columns"), "registers must include 'map_1'"),
+        (put(7, "registers", "hits"), "register 'hits' must state offset"),
+        (put(3, "registers", "hits", "offset"), "offset must be a multiple of 4 from 0, not 3"),
+        (drop("config", "group"), "config.group must be a positive integer, not None"),
+        (put(0, "config", "block"), "config.block must be a positive integer, not 0"),
+        (put(True, "config", "drain"), "config.drain must be a positive integer, not True"),
+        (put([1], "counters"), r"counters must be a list of names, not \(1,\)"),
+        (put({}, "monitor"), "monitor.phases must be a list of names"),
+        (put(["idle"], "monitor", "phases"), "monitor.phases must be 8 names, not 1"),
+    ],
+)
 def test_a_wrong_manifest_is_refused(manifest, change, message):
     changed = copy.deepcopy(manifest)
     if message.endswith("'map_1'"):
@@ -304,13 +377,15 @@ def test_a_wrong_manifest_is_refused(manifest, change, message):
     assert transport.sent == []
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"kind": "prefill-attention"}', '{"kind": 3, "top": "x", "files": {}}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"kind": "prefill-attention"}', '{"kind": 3, "top": "x", "files": {}}']
+)
 def test_a_truncated_manifest_of_a_folder(small_prefill, tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(Error, match="manifest"):
         host.open_attention(f"sim:{tmp_path}", cache=tmp_path / "cache")
     whole = (small_prefill / "manifest.json").read_text()
-    (tmp_path / "manifest.json").write_text(whole[:len(whole) // 2])
+    (tmp_path / "manifest.json").write_text(whole[: len(whole) // 2])
     with pytest.raises(Error, match="is not a manifest .* generate it again"):
         host.open_attention(f"sim:{tmp_path}", cache=tmp_path / "cache")
 

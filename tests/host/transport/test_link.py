@@ -93,10 +93,18 @@ def test_the_bench_can_fail(double, monkeypatch, broken):
     """Every frame comes twice; a device that does not check numbers, or tags, does everything twice, and the bench sees it."""
     accept, access = Peer._accept, Peer._access
     if broken == "numbers":
-        monkeypatch.setattr(Peer, "_accept", lambda self, frame: accept(self, Frame(
-            kind=frame.kind, mark=frame.mark, words=frame.words, seq=(self.taken + len(self.commands)) & 255)))
+        monkeypatch.setattr(
+            Peer,
+            "_accept",
+            lambda self, frame: accept(
+                self,
+                Frame(kind=frame.kind, mark=frame.mark, words=frame.words, seq=(self.taken + len(self.commands)) & 255),
+            ),
+        )
     if broken == "tags":
-        monkeypatch.setattr(Peer, "_access", lambda self, frame: [setattr(self, "_answered", None), access(self, frame)])
+        monkeypatch.setattr(
+            Peer, "_access", lambda self, frame: [setattr(self, "_answered", None), access(self, frame)]
+        )
     device, behind = open_link(double)
     device.transport.channel.filters.append(lambda data: data * 2)
     with device:
@@ -142,7 +150,9 @@ def test_a_killed_host_is_followed_by_another(double):
     behind = Counting(double)
     first = PeerChannel(behind)
     device = Device(LinkTransport(first, behind.manifest))
-    device.transport.send(np.array([command(i, first=i == 0, want=True, top=3) for i in range(30)], np.uint32), np.ones(30, bool), 1)
+    device.transport.send(
+        np.array([command(i, first=i == 0, want=True, top=3) for i in range(30)], np.uint32), np.ones(30, bool), 1
+    )
     first.end.feed(encode(Frame(kind=Kind.DATA, seq=30, words=(1, 2, 3)))[:9])
     second = PeerChannel(behind)
     second.end = first.end  # the same device
@@ -192,10 +202,14 @@ class Silent:
         self.closed = True
 
 
-@pytest.mark.parametrize("answers, message", [(b"", "but nothing came"), (b"login: ", "but 7 bytes came, but no answer")])
+@pytest.mark.parametrize(
+    "answers, message", [(b"", "but nothing came"), (b"login: ", "but 7 bytes came, but no answer")]
+)
 def test_silence_is_told_in_time(double, answers, message):
     channel, began = Silent(answers), time.monotonic()
-    with pytest.raises(host.DeviceTimeout, match=f"silence must answer the beginning of a session within 0.2 s, {message}.*baud rate"):
+    with pytest.raises(
+        host.DeviceTimeout, match=f"silence must answer the beginning of a session within 0.2 s, {message}.*baud rate"
+    ):
         LinkTransport(channel, double.describe(), limit=0.2)
     assert channel.closed and time.monotonic() - began < 2
 
@@ -204,7 +218,9 @@ def test_a_device_that_falls_silent_is_told_in_time(double):
     device, _ = open_link(double, limit=0.2)
     with device:
         device.transport.channel.filters.append(lambda data: b"")
-        with pytest.raises(host.DeviceTimeout, match="(nothing came from peer for 0.2 s|must answer the read of the register at 0x10)"):
+        with pytest.raises(
+            host.DeviceTimeout, match="(nothing came from peer for 0.2 s|must answer the read of the register at 0x10)"
+        ):
             device.read_register("status")
         device.transport.channel.filters.clear()
         assert device.read_register("digest") == 0x5E5E5E5E
@@ -214,11 +230,19 @@ def test_a_device_that_falls_silent_is_told_in_time(double):
             device.transport.receive(1, 5)
 
 
-@pytest.mark.parametrize("word, value, kind, message", [
-    (0, 0x12345678, host.DeviceError, "must greet with 0x494e4c4b, not 0x12345678"),
-    (1, 2, host.DeviceError, "must have version 1 of the link, not 2: make the bitstream with"),
-    (3, 0x5E5E5E5F, host.ConfigMismatchError, "has the digest 0x5e5e5e5f, but its manifest says 0x5e5e5e5e: load the bitstream"),
-])
+@pytest.mark.parametrize(
+    "word, value, kind, message",
+    [
+        (0, 0x12345678, host.DeviceError, "must greet with 0x494e4c4b, not 0x12345678"),
+        (1, 2, host.DeviceError, "must have version 1 of the link, not 2: make the bitstream with"),
+        (
+            3,
+            0x5E5E5E5F,
+            host.ConfigMismatchError,
+            "has the digest 0x5e5e5e5f, but its manifest says 0x5e5e5e5e: load the bitstream",
+        ),
+    ],
+)
 def test_another_device_is_refused(double, monkeypatch, word, value, kind, message):
     made = Peer.next_frame
 
@@ -244,14 +268,19 @@ def test_errors_of_the_register_bus(double):
         raise host.DeviceError("no")
 
     behind.read_register = refuse
-    with device, pytest.raises(host.DeviceError, match="the register bus of the device at peer answered the read of the register at 0x10"):
+    with (
+        device,
+        pytest.raises(
+            host.DeviceError, match="the register bus of the device at peer answered the read of the register at 0x10"
+        ),
+    ):
         device.read_register("status")
 
 
 def test_words_not_sent_are_forgotten(double):
     """The window is full: what could not be sent in time is reported and never sent."""
     device, behind = open_link(double)
-    behind.pending = 10 ** 6  # the device takes nothing more
+    behind.pending = 10**6  # the device takes nothing more
     words = np.arange(300, dtype=np.uint32)
     with device:
         assert device.transport.send(words, np.zeros(300, bool), 0.05) == 128 and device.transport.pending == 128

@@ -90,15 +90,25 @@ def server(double):
 
 # Targets
 
+
 def test_options_of_a_target():
-    assert options_of("/dev/x?baud=5&manifest=a%20b", {"baud": int, "manifest": str}) == ("/dev/x", {"baud": 5, "manifest": "a b"})
-    for rest, message in (("x?speed=5", "one of baud, not 'speed'"), ("x?baud=fast", "of type int, not 'fast'"),
-                          ("x?baud=1&baud=2", "given once"), ("?baud=1", "name a place")):
+    assert options_of("/dev/x?baud=5&manifest=a%20b", {"baud": int, "manifest": str}) == (
+        "/dev/x",
+        {"baud": 5, "manifest": "a b"},
+    )
+    for rest, message in (
+        ("x?speed=5", "one of baud, not 'speed'"),
+        ("x?baud=fast", "of type int, not 'fast'"),
+        ("x?baud=1&baud=2", "given once"),
+        ("?baud=1", "name a place"),
+    ):
         with pytest.raises(ValueError, match=message):
             options_of(rest, {"baud": int})
 
 
-@pytest.mark.parametrize("text, message", [("7000", "HOST:PORT"), ("host:", "HOST:PORT"), ("h:70000", "0..65535"), (":1", "HOST:PORT")])
+@pytest.mark.parametrize(
+    "text, message", [("7000", "HOST:PORT"), ("host:", "HOST:PORT"), ("h:70000", "0..65535"), (":1", "HOST:PORT")]
+)
 def test_addresses(text, message):
     with pytest.raises(ValueError, match=message):
         address_of(text)
@@ -107,6 +117,7 @@ def test_addresses(text, message):
 
 
 # Serial ports
+
 
 def test_serial(board, manifest):
     with host.open(f"serial:{board.port}?baud=3000000&manifest={manifest}") as device:
@@ -142,19 +153,26 @@ def test_busy_missing_and_forbidden_ports(board, manifest, monkeypatch):
     held.close()
     with pytest.raises(host.DeviceError, match="there is no serial port /dev/ttyNONE; ports found: .* plugged in"):
         host.open("serial:/dev/ttyNONE", manifest=manifest)
-    monkeypatch.setattr(serial_module, "ports", lambda: [Port(port="/dev/ttyUSB7", description="", vendor=0x1234, product=0xABCD)])
+    monkeypatch.setattr(
+        serial_module, "ports", lambda: [Port(port="/dev/ttyUSB7", description="", vendor=0x1234, product=0xABCD)]
+    )
 
     def forbid(*_, **__):
         raise serial.SerialException(errno.EACCES, "could not open port /dev/ttyUSB7: [Errno 13] Permission denied")
 
     def refuse(number):
         def raises(*_, **__):
-            raise serial.SerialException(number, f"[Errno {number}] could not open port /dev/ttyUSB7: {os.strerror(number)}")
+            raise serial.SerialException(
+                number, f"[Errno {number}] could not open port /dev/ttyUSB7: {os.strerror(number)}"
+            )
+
         return raises
 
     for number in (errno.EISDIR, errno.EIO, errno.ENOTTY):  # what is there, and is no port, is not missing
         monkeypatch.setattr(serial, "Serial", refuse(number))
-        with pytest.raises(host.DeviceError, match=f"/dev/ttyUSB7 cannot be opened at 1000000 baud: .*{os.strerror(number)}"):
+        with pytest.raises(
+            host.DeviceError, match=f"/dev/ttyUSB7 cannot be opened at 1000000 baud: .*{os.strerror(number)}"
+        ):
             host.open("serial:/dev/ttyUSB7", manifest=manifest)
     monkeypatch.setattr(serial, "Serial", forbid)
     rule = 'SUBSYSTEM=="tty", ATTRS{idVendor}=="1234", ATTRS{idProduct}=="abcd", TAG.="uaccess" to /etc/udev/rules.d/70-intaglio.rules'
@@ -188,14 +206,23 @@ def test_a_chatting_board_is_resynchronised(board, manifest):
 
 
 def test_devices(double, board, manifest, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(serial_module, "ports", lambda: [Port(port=board.port, description="ULX3S", vendor=0x403, product=0x6015),
-                                                       Port(port="/dev/ttyNONE", description="", vendor=None, product=None)])
+    monkeypatch.setattr(
+        serial_module,
+        "ports",
+        lambda: [
+            Port(port=board.port, description="ULX3S", vendor=0x403, product=0x6015),
+            Port(port="/dev/ttyNONE", description="", vendor=None, product=None),
+        ],
+    )
     assert main(["devices"]) == 0
     out = capsys.readouterr()
     assert out.out == f"{board.port}\t0403:6015\tULX3S\n/dev/ttyNONE\t-\t-\n" and "--probe" in out.err
     assert main(["devices", "--probe", "--manifest", str(manifest)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith(f"intaglio device, digest 5e5e5e5e: {manifest} (decoder_double)") and "there is no serial port" in lines[1]
+    assert (
+        lines[0].endswith(f"intaglio device, digest 5e5e5e5e: {manifest} (decoder_double)")
+        and "there is no serial port" in lines[1]
+    )
     monkeypatch.setattr(serial_module, "PROBE_SECONDS", 0.2)
     master, slave = pty.openpty()
     assert main(["devices", "--port", os.ttyname(slave)]) == 1
@@ -207,7 +234,10 @@ def test_devices(double, board, manifest, tmp_path, capsys, monkeypatch):
     other = _write(tmp_path / "other.json", double.describe("ab" * 32))
     assert main(["devices", "--probe", "--manifest", str(manifest), "--manifest", str(other)]) == 1
     assert capsys.readouterr().err == f"intaglio: not found: {other} (decoder_double)\n"
-    assert main(["devices", "--manifest", str(manifest)]) == 2 and "--manifest needs --probe or --port" in capsys.readouterr().err
+    assert (
+        main(["devices", "--manifest", str(manifest)]) == 2
+        and "--manifest needs --probe or --port" in capsys.readouterr().err
+    )
     for descriptor in (master, slave):
         os.close(descriptor)
     monkeypatch.setattr(serial_module, "ports", list)
@@ -221,7 +251,9 @@ def test_a_converter_that_holds_bytes_back(board, tmp_path, capsys, monkeypatch)
     asked = []
     monkeypatch.setattr(serial.Serial, "set_low_latency_mode", lambda self, wanted: asked.append(wanted))
     monkeypatch.setattr(serial_module, "CONVERTERS", tmp_path)
-    monkeypatch.setattr(serial_module, "ports", lambda: [Port(port=board.port, description="ULX3S", vendor=0x403, product=0x6015)])
+    monkeypatch.setattr(
+        serial_module, "ports", lambda: [Port(port=board.port, description="ULX3S", vendor=0x403, product=0x6015)]
+    )
     timer = tmp_path / os.path.basename(board.port) / "latency_timer"
     assert main(["devices", "--probe"]) == 0 and asked == [True] and "latency" not in capsys.readouterr().out
     timer.parent.mkdir()
@@ -229,15 +261,23 @@ def test_a_converter_that_holds_bytes_back(board, tmp_path, capsys, monkeypatch)
     assert main(["devices", "--probe"]) == 0 and "latency" not in capsys.readouterr().out
     timer.write_text("16\n")
     for fault in (ValueError, OSError):
-        monkeypatch.setattr(serial.Serial, "set_low_latency_mode", lambda self, wanted, fault=fault: (_ for _ in ()).throw(fault()))
+        monkeypatch.setattr(
+            serial.Serial, "set_low_latency_mode", lambda self, wanted, fault=fault: (_ for _ in ()).throw(fault())
+        )
         assert main(["devices", "--probe"]) == 0
-        assert f"latency timer could not be set, answers wait for up to 16 ms: `echo 1 | sudo tee {timer}`" in capsys.readouterr().out
+        assert (
+            f"latency timer could not be set, answers wait for up to 16 ms: `echo 1 | sudo tee {timer}`"
+            in capsys.readouterr().out
+        )
     monkeypatch.delattr(serial.Serial, "set_low_latency_mode")
     monkeypatch.setattr(serial_module.sys, "platform", "darwin")
-    assert main(["devices", "--probe"]) == 0 and "set it to 1 ms in the settings of its driver" in capsys.readouterr().out
+    assert (
+        main(["devices", "--probe"]) == 0 and "set it to 1 ms in the settings of its driver" in capsys.readouterr().out
+    )
 
 
 # TCP
+
 
 def test_tcp(server):
     for _ in range(2):
@@ -261,7 +301,9 @@ def test_a_second_client_is_refused(server):
 def test_clients_that_vanish_or_talk_nonsense(server):
     device = host.open(f"tcp:{server.address}")
     device.submit([1 << 31 | 1 << 30 | 20 << 16])
-    device.transport.channel._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # end with a reset
+    device.transport.channel._socket.setsockopt(
+        socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
+    )  # end with a reset
     device.close()
     with socket.create_connection(address_of(server.address)) as raw:
         raw.sendall(b"GET / HTTP/1.1\r\n\r\n~~~~" + bytes(range(256)) * 10)
@@ -309,12 +351,19 @@ def test_a_server_that_ends_is_told(double):
         host.open(f"tcp:{server.address}")
 
 
-@pytest.mark.parametrize("greeting, message", [
-    (b"SSH-2.0-OpenSSH\n", "must greet as an intaglio server, not with b'SSH"), (b'{"intaglio": 2}\n', "version 1 of the greeting, not 2"),
-    (b'{"intaglio": 1, "manifest": 5}\n', "must have a manifest"), (b"", "closed by the other side"), (b"[]\n", "must greet"),
-])
+@pytest.mark.parametrize(
+    "greeting, message",
+    [
+        (b"SSH-2.0-OpenSSH\n", "must greet as an intaglio server, not with b'SSH"),
+        (b'{"intaglio": 2}\n', "version 1 of the greeting, not 2"),
+        (b'{"intaglio": 1, "manifest": 5}\n', "must have a manifest"),
+        (b"", "closed by the other side"),
+        (b"[]\n", "must greet"),
+    ],
+)
 def test_other_servers(greeting, message):
     with socket.create_server(("127.0.0.1", 0)) as listener:
+
         def serve():
             connection, _ = listener.accept()
             connection.sendall(greeting)
@@ -348,6 +397,7 @@ def test_serve_says_who_can_reach_it(python_scheme, capsys, monkeypatch):
 
 # Recordings
 
+
 def test_record_and_replay(python_scheme, tmp_path):
     path = tmp_path / "run.jsonl"
 
@@ -362,7 +412,10 @@ def test_record_and_replay(python_scheme, tmp_path):
         assert use(device) == expected and device.info["digest"] == "5e" * 32
         with pytest.raises(host.DeviceError, match="ends after .* calls, and the next one is read offset=16"):
             device.read_register("status")
-    with host.open(f"replay:{path}") as device, pytest.raises(host.DeviceError, match="is write offset=24 written=1, not send words=c"):
+    with (
+        host.open(f"replay:{path}") as device,
+        pytest.raises(host.DeviceError, match="is write offset=24 written=1, not send words=c"),
+    ):
         device.evaluate([5])
 
 

@@ -30,14 +30,16 @@ class Buffer:
     def write(self, data, seek):
         data = memoryview(data).cast("B")
         assert seek + len(data) <= len(self.host)
-        self.host[seek:seek + len(data)] = data
+        self.host[seek : seek + len(data)] = data
 
     def read(self, size, skip):
-        return np.frombuffer(bytes(self.host[skip:skip + size]), np.int8)
+        return np.frombuffer(bytes(self.host[skip : skip + size]), np.int8)
 
     def sync(self, direction, size, offset):
-        source, target = (self.host, self.card) if direction is Direction.XCL_BO_SYNC_BO_TO_DEVICE else (self.card, self.host)
-        target[offset:offset + size] = source[offset:offset + size]
+        source, target = (
+            (self.host, self.card) if direction is Direction.XCL_BO_SYNC_BO_TO_DEVICE else (self.card, self.host)
+        )
+        target[offset : offset + size] = source[offset : offset + size]
 
 
 class Kernel:
@@ -83,7 +85,7 @@ class Kernel:
                 break
         header = len(out) << 32 | card.memory_fault << 31 | taken
         data = np.array([header, *out], "<u8").tobytes()
-        answers.card[:len(data)] = data
+        answers.card[: len(data)] = data
         return types.SimpleNamespace(wait=lambda milliseconds: card.state if milliseconds > 0 else None)
 
 
@@ -105,8 +107,13 @@ class Device:
 
 @pytest.fixture
 def target(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyxrt", types.SimpleNamespace(
-        device=Device, kernel=Kernel, bo=Buffer, xclBOSyncDirection=Direction, ert_cmd_state=State))
+    monkeypatch.setitem(
+        sys.modules,
+        "pyxrt",
+        types.SimpleNamespace(
+            device=Device, kernel=Kernel, bo=Buffer, xclBOSyncDirection=Direction, ert_cmd_state=State
+        ),
+    )
     (tmp_path / "a.xclbin").write_bytes(b"xclbin2")
     manifest = {"digest": "0" * 64, "clock_hz": 200_000_000, "kernel": {"name": "intaglio_kernel"}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
@@ -158,8 +165,12 @@ def test_faults(target):
 
 
 def test_bad_targets(target, tmp_path, monkeypatch):
-    for rest, text in (("xrt:first?xclbin=a", "must name a card by its index"), ("xrt:0", "needs the kernel's binary"),
-                       ("xrt:0?xclbin=/nowhere", "must be a file"), ("xrt:0?bitstream=a", "must be one of manifest, xclbin")):
+    for rest, text in (
+        ("xrt:first?xclbin=a", "must name a card by its index"),
+        ("xrt:0", "needs the kernel's binary"),
+        ("xrt:0?xclbin=/nowhere", "must be a file"),
+        ("xrt:0?bitstream=a", "must be one of manifest, xclbin"),
+    ):
         with pytest.raises((Error, ValueError), match=text):
             open_transport(rest)
     with pytest.raises(DeviceError, match="card 7 must load"):

@@ -53,7 +53,9 @@ def test_quotients(bits, latency):
     rng = random.Random(1)
     denominators = [1 << 16, (1 << 16) + 1, (1 << 17) - 1, (1 << 17) - 2, 98304, 0]
     denominators += [rng.randrange(1 << 16, 1 << 17) for _ in range(200)]
-    divisions = [(n, d) for d in denominators for n in (INT8_NUMERATOR, INT16_NUMERATOR, INVERSE, rng.randrange(1 << 33))]
+    divisions = [
+        (n, d) for d in denominators for n in (INT8_NUMERATOR, INT16_NUMERATOR, INVERSE, rng.randrange(1 << 33))
+    ]
     results, fed = run(divisions, [rng.choice((0, 0, 0, 1, 3)) for _ in divisions], bits)
     assert len(results) == len(divisions)
     for i, ((numerator, denominator), (quotient, tag, cycle, soon)) in enumerate(zip(divisions, results, strict=True)):

@@ -69,8 +69,10 @@ def test_normalised_numbers_have_17_bits(n):
 @given(st.integers(1 << 16, (1 << 17) - 1), st.data())
 def test_quantised_elements_are_within_one_step_of_exact_division(mantissa, data):
     ts = data.draw(st.integers(-mantissa, mantissa))
-    for numerator, shift, limit in ((numerics.INT8_NUMERATOR, numerics.INT8_SHIFT, 127),
-                                    (numerics.INT16_NUMERATOR, numerics.INT16_SHIFT, 32767)):
+    for numerator, shift, limit in (
+        (numerics.INT8_NUMERATOR, numerics.INT8_SHIFT, 127),
+        (numerics.INT16_NUMERATOR, numerics.INT16_SHIFT, 32767),
+    ):
         reciprocal = numerator // mantissa
         assert reciprocal < 1 << 17
         q = (ts * reciprocal + (1 << (shift - 1))) >> shift

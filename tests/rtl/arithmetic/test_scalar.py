@@ -8,7 +8,14 @@ from intaglio.rtl.arithmetic.numerics import Scalar
 from intaglio.rtl.arithmetic.scalar import AluOp, ScalarAlu
 from intaglio.sim.reference.scalars import Scalars, bit_length, normalise
 
-CORNERS = [Scalar(0, 0), Scalar(1 << 15, 0), Scalar(65535, 7), Scalar(1 << 15, -31), Scalar(65535, -100), Scalar(40000, 100)]
+CORNERS = [
+    Scalar(0, 0),
+    Scalar(1 << 15, 0),
+    Scalar(65535, 7),
+    Scalar(1 << 15, -31),
+    Scalar(65535, -100),
+    Scalar(40000, 100),
+]
 
 
 def scalars(seed, count):
@@ -17,9 +24,14 @@ def scalars(seed, count):
 
 
 def expected(op, a, b, n, shift):
-    return {AluOp.MUL: lambda: a * b, AluOp.DIV: lambda: a / b, AluOp.ADD: lambda: a + b, AluOp.SQRT: a.sqrt,
-            AluOp.COPY: lambda: a.scaled(shift),
-            AluOp.INT: lambda: Scalar.of_int(n, shift)}[op]()
+    return {
+        AluOp.MUL: lambda: a * b,
+        AluOp.DIV: lambda: a / b,
+        AluOp.ADD: lambda: a + b,
+        AluOp.SQRT: a.sqrt,
+        AluOp.COPY: lambda: a.scaled(shift),
+        AluOp.INT: lambda: Scalar.of_int(n, shift),
+    }[op]()
 
 
 @pytest.mark.parametrize("op", list(AluOp))

@@ -28,11 +28,19 @@ class PlainMatrix(wiring.Component):
 
     def __init__(self, head_dim, columns):
         self.head_dim, self.columns, self.latency = head_dim, columns, 5
-        super().__init__({
-            "load_a": In(1), "load_a_data": In(signed(8)).array(columns), "load_b": In(1), "load_b_data": In(signed(8)).array(columns),
-            "go": In(1), "bank": In(1), "row": In(signed(8)).array(head_dim),
-            "valid": Out(1), "dot": Out(signed(20)).array(columns),
-        })
+        super().__init__(
+            {
+                "load_a": In(1),
+                "load_a_data": In(signed(8)).array(columns),
+                "load_b": In(1),
+                "load_b_data": In(signed(8)).array(columns),
+                "go": In(1),
+                "bank": In(1),
+                "row": In(signed(8)).array(head_dim),
+                "valid": Out(1),
+                "dot": Out(signed(20)).array(columns),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -41,7 +49,10 @@ class PlainMatrix(wiring.Component):
         m.d.comb += self.valid.eq(valid[-1])
         for i in range(self.columns):
             banks = [[Signal(signed(8), name=f"bank_{name}_{i}_{k}") for k in range(self.head_dim)] for name in "ab"]
-            for bank, load, data in ((banks[0], self.load_a, self.load_a_data[i]), (banks[1], self.load_b, self.load_b_data[i])):
+            for bank, load, data in (
+                (banks[0], self.load_a, self.load_a_data[i]),
+                (banks[1], self.load_b, self.load_b_data[i]),
+            ):
                 with m.If(load):
                     m.d.sync += [a.eq(b) for a, b in zip(bank, [*bank[1:], data], strict=True)]
             dots = [Signal(signed(20), name=f"dot_{i}_{s}") for s in range(self.latency)]
@@ -62,21 +73,42 @@ class Stores:
         c, dim = config, config.head_dim
         blocks = len(group.k) // c.block
         self.k = [[word_of(group.k[b * c.block + i]) for i in range(c.block)] for b in range(blocks)]
-        self.v = [[word_of(group.v[b * c.block + i // dim * dim:, i % dim][:dim]) for i in range(c.block)] for b in range(blocks)]
-        self.x = [[word_of(group.xk[b * c.block + i * dim:][:dim]) for i in range(c.tiles)] for b in range(blocks)]
+        self.v = [
+            [word_of(group.v[b * c.block + i // dim * dim :, i % dim][:dim]) for i in range(c.block)]
+            for b in range(blocks)
+        ]
+        self.x = [[word_of(group.xk[b * c.block + i * dim :][:dim]) for i in range(c.tiles)] for b in range(blocks)]
         self.q = []
         for head, first in slots:
-            rows, beats = group.q[head, first:first + c.block], []
+            rows, beats = group.q[head, first : first + c.block], []
             for g in range(c.row_groups):
-                part = rows[g * c.columns:(g + 1) * c.columns]
+                part = rows[g * c.columns : (g + 1) * c.columns]
                 for n in range(c.columns):
-                    beats.append(word_of([part[i, n * (dim // c.columns) + k] for k in range(dim // c.columns) for i in range(c.columns)]))
-            exponents = group.xq[head, first:first + c.block]
-            self.q.append(beats + [word_of(exponents[i * dim:(i + 1) * dim]) for i in range(c.exponent_beats)])
+                    beats.append(
+                        word_of(
+                            [
+                                part[i, n * (dim // c.columns) + k]
+                                for k in range(dim // c.columns)
+                                for i in range(c.columns)
+                            ]
+                        )
+                    )
+            exponents = group.xq[head, first : first + c.block]
+            self.q.append(beats + [word_of(exponents[i * dim : (i + 1) * dim]) for i in range(c.exponent_beats)])
 
     async def serve(self, ctx, dut):
         async for *_, k_en, v_en, x_en, q_en, line, k_row, v_row, x_tile, slot, beat in ctx.tick().sample(
-                dut.k_read, dut.v_read, dut.x_read, dut.q_read, dut.read_line, dut.k_row, dut.v_row, dut.x_tile, dut.q_slot, dut.q_beat):
+            dut.k_read,
+            dut.v_read,
+            dut.x_read,
+            dut.q_read,
+            dut.read_line,
+            dut.k_row,
+            dut.v_row,
+            dut.x_tile,
+            dut.q_slot,
+            dut.q_beat,
+        ):
             if k_en:
                 ctx.set(dut.k_data, self.k[line][k_row])
             if v_en:
@@ -89,7 +121,11 @@ class Stores:
 
 def run_engine(config, matrix, stores, commands, base, *, stall=0.0):
     """Masses, results and retirements in order, and the cycles of the last command and of the end."""
-    dut, picks, seen = TileEngine(config, matrix, simulate=True), random.Random(9), dict(masses=[], beats=[], retired=[], taken=[])
+    dut, picks, seen = (
+        TileEngine(config, matrix, simulate=True),
+        random.Random(9),
+        dict(masses=[], beats=[], retired=[], taken=[]),
+    )
 
     async def bench(ctx):
         ctx.set(dut.base, base)
@@ -107,11 +143,21 @@ def run_engine(config, matrix, stores, commands, base, *, stall=0.0):
                 waits = max(0, waits - 1)
             if ctx.get(dut.mass_valid):
                 tag = ctx.get(dut.mass_tag)
-                seen["masses"].append((int(tag.head), int(tag.row_group), int(tag.tile), ctx.get(dut.mass_key),
-                                       [ctx.get(x) for x in dut.mass_p], [ctx.get(x) for x in dut.mass_t]))
+                seen["masses"].append(
+                    (
+                        int(tag.head),
+                        int(tag.row_group),
+                        int(tag.tile),
+                        ctx.get(dut.mass_key),
+                        [ctx.get(x) for x in dut.mass_p],
+                        [ctx.get(x) for x in dut.mass_t],
+                    )
+                )
             if ctx.get(dut.o.valid) and ctx.get(dut.o.ready):
                 result = ctx.get(dut.o.payload)
-                seen["beats"].append((int(result.head), int(result.block), [result["values"][i] for i in range(config.drain)]))
+                seen["beats"].append(
+                    (int(result.head), int(result.block), [result["values"][i] for i in range(config.drain)])
+                )
             gone = ctx.get(dut.o_retired)
             if gone.visit or gone.slot:
                 seen["retired"].append((int(gone.visit), int(gone.slot), int(gone.index) if gone.slot else None))
@@ -134,8 +180,17 @@ def run_engine(config, matrix, stores, commands, base, *, stall=0.0):
 def command(config, mode, slot, row_group, line, tile, query, **flags):
     """A tile of ``line`` = key block against a row group whose first token is ``query``."""
     limit = clamp(query - line * config.block - tile * config.head_dim, -config.columns, config.head_dim)
-    return dict(mode=mode, slot=slot, row_group=row_group, line=line, tile=tile, state=slot * config.row_groups + row_group,
-                limit=limit, head=slot % config.group, **flags)
+    return dict(
+        mode=mode,
+        slot=slot,
+        row_group=row_group,
+        line=line,
+        tile=tile,
+        state=slot * config.row_groups + row_group,
+        limit=limit,
+        head=slot % config.group,
+        **flags,
+    )
 
 
 def attend_commands(config, block):
@@ -149,9 +204,22 @@ def attend_commands(config, block):
                 tiles = [t for t in range(config.tiles) if line < block or t * config.head_dim <= final]
                 for tile in tiles:
                     end = row_group == config.row_groups - 1 and tile == tiles[-1]
-                    out.append(command(config, Mode.ATTEND, slot, row_group, line, tile, query, block=block, load=tile == 0,
-                                       first=line == 0 and tile == 0, finish=end and line == block,
-                                       retire=end and slot == config.group - 1))
+                    out.append(
+                        command(
+                            config,
+                            Mode.ATTEND,
+                            slot,
+                            row_group,
+                            line,
+                            tile,
+                            query,
+                            block=block,
+                            load=tile == 0,
+                            first=line == 0 and tile == 0,
+                            finish=end and line == block,
+                            retire=end and slot == config.group - 1,
+                        )
+                    )
     return out
 
 
@@ -162,9 +230,18 @@ def group_of(seed, tokens, config, base):
         return torch.randint(low, high + 1, shape, generator=random_, dtype=torch.int8)
 
     heads, dim = config.group, config.head_dim
-    return exact.HeadGroup(q=values(-127, 127, heads, tokens, dim), xq=values(0, 7, heads, tokens), k=values(-127, 127, tokens, dim),
-                           xk=values(0, 7, tokens), v=values(-127, 127, tokens, dim), base=base, pooled_q=None, pooled_xq=None,
-                           pooled_k=None, pooled_xk=None)
+    return exact.HeadGroup(
+        q=values(-127, 127, heads, tokens, dim),
+        xq=values(0, 7, heads, tokens),
+        k=values(-127, 127, tokens, dim),
+        xk=values(0, 7, tokens),
+        v=values(-127, 127, tokens, dim),
+        base=base,
+        pooled_q=None,
+        pooled_xq=None,
+        pooled_k=None,
+        pooled_xk=None,
+    )
 
 
 def attended(config, seen):
@@ -174,7 +251,10 @@ def attended(config, seen):
         out.setdefault((head, block), []).extend(values)
     assert size
     shape = (config.row_groups, config.head_dim, config.columns)
-    return {key: torch.tensor(flat).reshape(shape).transpose(1, 2).reshape(config.block, config.head_dim) for key, flat in out.items()}
+    return {
+        key: torch.tensor(flat).reshape(shape).transpose(1, 2).reshape(config.block, config.head_dim)
+        for key, flat in out.items()
+    }
 
 
 @pytest.mark.parametrize(("c", "base", "stall"), [(SMALL, 4, 0.0), (SMALL, 0, 0.3), (SQUARE, 6, 0.0)])
@@ -188,9 +268,9 @@ def test_attend(c, base, stall):
     out = attended(c, seen)
     assert sorted(out) == [(head, 1) for head in range(c.group)]
     for head in range(c.group):
-        assert torch.equal(out[head, 1], want[head, c.block:].long())
+        assert torch.equal(out[head, 1], want[head, c.block :].long())
     keep[:, 1, 0] = False
-    assert not torch.equal(out[0, 1], exact.attend(group, keep, block=c.block)[0, c.block:].long())
+    assert not torch.equal(out[0, 1], exact.attend(group, keep, block=c.block)[0, c.block :].long())
     assert [x for x in seen["retired"] if x[0]] == [(1, 0, None)] * 2
     assert [x for x in seen["retired"] if x[1]] == [(0, 1, head) for head in range(c.group)]
     if not stall:
@@ -202,16 +282,35 @@ def test_attend(c, base, stall):
 def test_index(c, base, stall):
     group = group_of(base + 50, 2 * c.block, c, base)
     stores = Stores(c, group, [(head, c.block) for head in range(c.group)])
-    tiles = [(line, slot, g, tile) for line in range(2) for slot in range(c.group) for g in range(c.row_groups) for tile in range(c.tiles)]
+    tiles = [
+        (line, slot, g, tile)
+        for line in range(2)
+        for slot in range(c.group)
+        for g in range(c.row_groups)
+        for tile in range(c.tiles)
+    ]
     commands = []
     for mode in (Mode.MAX, Mode.NORM, Mode.MASS):
         if mode == Mode.NORM:
             commands += [command(c, mode, slot, g, 0, 0, 0) for slot in range(c.group) for g in range(c.row_groups)]
             continue
-        commands += [command(c, mode, slot, g, line, tile, c.block + g * c.columns, load=tile == 0, first=line == 0 and tile == 0,
-                             retire=(slot, g, tile) == (c.group - 1, c.row_groups - 1, c.tiles - 1)) for line, slot, g, tile in tiles]
+        commands += [
+            command(
+                c,
+                mode,
+                slot,
+                g,
+                line,
+                tile,
+                c.block + g * c.columns,
+                load=tile == 0,
+                first=line == 0 and tile == 0,
+                retire=(slot, g, tile) == (c.group - 1, c.row_groups - 1, c.tiles - 1),
+            )
+            for line, slot, g, tile in tiles
+        ]
     seen = run_engine(c, PlainMatrix(c.head_dim, c.columns), stores, commands, base, stall=stall)
-    t = exact.scores(group.q[:, c.block:], group.xq[:, c.block:], group.k, group.xk, base)
+    t = exact.scores(group.q[:, c.block :], group.xq[:, c.block :], group.k, group.xk, base)
     masked = (torch.arange(2 * c.block) > torch.arange(c.block, 2 * c.block)[:, None]).expand_as(t)
     logs = exact.log_sums(t, masked, c.head_dim)
     p = exact.masses(t, logs, masked)
@@ -225,5 +324,5 @@ def test_index(c, base, stall):
     assert not torch.equal(p, exact.masses(t, logs + 1, masked))
     assert seen["retired"] == [(1, 0, None)] * 4
     if not stall:
-        steps = [b - a for a, b in zip(seen["taken"], seen["taken"][1:], strict=False)][4:len(tiles) - 1]
+        steps = [b - a for a, b in zip(seen["taken"], seen["taken"][1:], strict=False)][4 : len(tiles) - 1]
         assert set(steps) <= {c.head_dim, c.head_dim + 1}

@@ -15,16 +15,42 @@ from intaglio.rtl.memory.ram import RAM_VERILOG
 from intaglio.rtl.memory.rom import ROM_VERILOG
 from intaglio.sim.verilator.tools import find_tools
 
-SMALL = DecoderConfig(hidden=32, intermediate=32, layers=2, heads=4, kv_heads=2, head_dim=8, vocab=20, context=16, lanes=4,
-                      lane_width=16, vector_width=4, attention_heads=1, top_k=5)
+SMALL = DecoderConfig(
+    hidden=32,
+    intermediate=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    vocab=20,
+    context=16,
+    lanes=4,
+    lane_width=16,
+    vector_width=4,
+    attention_heads=1,
+    top_k=5,
+)
 CONFIGS = {
     "one head": SMALL,
     "two heads": SMALL.replace(attention_heads=2),
-    "three heads of 4": SMALL.replace(hidden=24, intermediate=24, heads=6, head_dim=4, lane_width=8, attention_heads=3,
-                                      layers=3, context=11),
-    "all heads at once": SMALL.replace(kv_heads=1, attention_heads=4, head_dim=16, hidden=64, intermediate=64, layers=1),
-    "six heads of 32": SMALL.replace(hidden=192, intermediate=192, layers=1, heads=6, kv_heads=1, head_dim=32, context=5,
-                                     lane_width=32, vector_width=16, attention_heads=6),
+    "three heads of 4": SMALL.replace(
+        hidden=24, intermediate=24, heads=6, head_dim=4, lane_width=8, attention_heads=3, layers=3, context=11
+    ),
+    "all heads at once": SMALL.replace(
+        kv_heads=1, attention_heads=4, head_dim=16, hidden=64, intermediate=64, layers=1
+    ),
+    "six heads of 32": SMALL.replace(
+        hidden=192,
+        intermediate=192,
+        layers=1,
+        heads=6,
+        kv_heads=1,
+        head_dim=32,
+        context=5,
+        lane_width=32,
+        vector_width=16,
+        attention_heads=6,
+    ),
 }
 ZERO = (0, -512)
 
@@ -51,7 +77,7 @@ class Model:
         c = self.config
         accumulators, sums = [], []
         for head in range(group * c.attention_heads, (group + 1) * c.attention_heads):
-            kv, q = head // c.group, query[head * c.head_dim:(head + 1) * c.head_dim]
+            kv, q = head // c.group, query[head * c.head_dim : (head + 1) * c.head_dim]
             scores = []
             for t in range(position + 1):
                 m_k, e_k = self.scales[layer, 0, kv, t]
@@ -72,7 +98,7 @@ class Model:
 
     def head(self, operand, embedding):
         logits = [sum(a * b for a, b in zip(operand, row, strict=True)) >> self.config.logit_shift for row in embedding]
-        return sorted(enumerate(logits), key=lambda c: (-c[1], c[0]))[:self.config.top_k]
+        return sorted(enumerate(logits), key=lambda c: (-c[1], c[0]))[: self.config.top_k]
 
 
 class Bench:
@@ -84,11 +110,12 @@ class Bench:
         words = []
         for row in self.embedding:
             for c in range(0, config.hidden, config.array):
-                words.append(sum((e & 255) << 8 * i for i, e in enumerate(row[c:c + config.array])))
+                words.append(sum((e & 255) << 8 * i for i, e in enumerate(row[c : c + config.array])))
         self.dut = AttentionUnit(config, words)
 
     def run(self, script):
         """Runs ``await script(self)``."""
+
         async def bench(ctx):
             self.ctx = ctx
             await script(self)
@@ -112,7 +139,7 @@ class Bench:
     async def operand(self, values):
         width = self.config.vector_width
         for i in range(0, len(values), width):
-            await self.strobe(["op_en"], op_index=i // width, op_data=values[i:i + width])
+            await self.strobe(["op_en"], op_index=i // width, op_data=values[i : i + width])
 
     async def query(self, values, exponents):
         self.values, self.exponents = values, exponents
@@ -127,8 +154,16 @@ class Bench:
         self.ctx.set(self.dut.position, position)
         for i in range(0, len(row), width):  # the scale with the last word
             scales = ["vs_en" if is_v else "ks_en"] if i + width == len(row) else []
-            await self.strobe(["kv_en", *scales], kv_is_v=is_v, kv_head=head, kv_index=i // width, kv_data=row[i:i + width],
-                              sc_head=head, sc_m=scale[0], sc_e=scale[1])
+            await self.strobe(
+                ["kv_en", *scales],
+                kv_is_v=is_v,
+                kv_head=head,
+                kv_index=i // width,
+                kv_data=row[i : i + width],
+                sc_head=head,
+                sc_m=scale[0],
+                sc_e=scale[1],
+            )
 
     async def token(self, layer, position, rows):
         """Writes ``rows[head]`` = ``(key, key_scale, value, value_scale)``."""
@@ -189,9 +224,15 @@ def int8s(rng, n, limit=127):
 
 def random_rows(rng, config, spread=3):
     """Rows of a token whose scores lie within a few units of each other."""
-    return [(int8s(rng, config.head_dim), (rng.randint(2**15, 2**16 - 1), rng.randint(-spread, spread) - 20),
-             int8s(rng, config.head_dim), (rng.randint(2**15, 2**16 - 1), rng.randint(-spread, spread) - 30))
-            for _ in range(config.kv_heads)]
+    return [
+        (
+            int8s(rng, config.head_dim),
+            (rng.randint(2**15, 2**16 - 1), rng.randint(-spread, spread) - 20),
+            int8s(rng, config.head_dim),
+            (rng.randint(2**15, 2**16 - 1), rng.randint(-spread, spread) - 30),
+        )
+        for _ in range(config.kv_heads)
+    ]
 
 
 def near(config, log2_range=3):
@@ -260,17 +301,45 @@ def extreme_cases(dim, context):
         "largest sums": (big, near, [(full, top, full, top)] * context),
         "most negative sums": ([-32767] * dim, near, [(full, top, minus, top)] * context),
         "zero scales": (big, near, [(zero, ZERO, zero, ZERO)] * 3),
-        "zero scales among others": (big, near, [(zero, ZERO, zero, ZERO), (full, top, full, top), (zero, ZERO, zero, ZERO),
-                                                 (minus, top, full, top), (zero, ZERO, full, top), (full, top, zero, ZERO)]),
-        "zero value first": (big, near, [(full, top, zero, ZERO), (full, top, full, (40000, 300)),
-                                         (full, top, full, (40000, -300))]),
+        "zero scales among others": (
+            big,
+            near,
+            [
+                (zero, ZERO, zero, ZERO),
+                (full, top, full, top),
+                (zero, ZERO, zero, ZERO),
+                (minus, top, full, top),
+                (zero, ZERO, full, top),
+                (full, top, zero, ZERO),
+            ],
+        ),
+        "zero value first": (
+            big,
+            near,
+            [(full, top, zero, ZERO), (full, top, full, (40000, 300)), (full, top, full, (40000, -300))],
+        ),
         "scores saturate": (big, 400, [(full, top, full, top), (minus, top, full, top), (zero, top, full, top)]),
         "score shift saturates": (big, -480, [(full, (65535, -500), full, top), (minus, (65535, -500), minus, top)]),
-        "largest exponents": (big, 2047, [(full, (65535, 511), full, (65535, 511)),
-                                          (minus, (1 << 15, 511), full, (65535, -511))]),
-        "least exponents": (big, -2048, [(full, (65535, -511), full, (65535, -511)), (minus, ZERO, full, (65535, -511))]),
-        "the last alone counts": (big, near + 6, [(minus, top, full, top)] * (context - 1) + [(full, top, sign(dim), top)]),
-        "the first alone counts": (big, near + 6, [(full, top, sign(dim), top)] + [(minus, top, full, top)] * (context - 1)),
+        "largest exponents": (
+            big,
+            2047,
+            [(full, (65535, 511), full, (65535, 511)), (minus, (1 << 15, 511), full, (65535, -511))],
+        ),
+        "least exponents": (
+            big,
+            -2048,
+            [(full, (65535, -511), full, (65535, -511)), (minus, ZERO, full, (65535, -511))],
+        ),
+        "the last alone counts": (
+            big,
+            near + 6,
+            [(minus, top, full, top)] * (context - 1) + [(full, top, sign(dim), top)],
+        ),
+        "the first alone counts": (
+            big,
+            near + 6,
+            [(full, top, sign(dim), top)] + [(minus, top, full, top)] * (context - 1),
+        ),
         "rising": (big, near, [([8 * t] * dim, top, sign(dim), (65535, t - 25)) for t in range(context)]),
         "falling": (big, near, [([-8 * t] * dim, top, sign(dim), (32768, -t - 25)) for t in range(context)]),
     }
@@ -357,7 +426,9 @@ def test_a_wrong_byte_shows():
         await bench.check(0, 3)
         cache = bench.dut.cache
         for is_v in (0, 1):
-            word = cache.part_rams[0].data[is_v * config.layers * config.kv_heads * config.context + 2]  # head 0, position 2
+            word = cache.part_rams[0].data[
+                is_v * config.layers * config.kv_heads * config.context + 2
+            ]  # head 0, position 2
             good = bench.ctx.get(word)
             bench.ctx.set(word, good ^ 0x40)
             with pytest.raises(AssertionError, match="layer 0, position 3, group 0"):
@@ -380,6 +451,11 @@ def test_converts_and_lints(tmp_path):
         (tmp_path / file).write_text(content)
     waived = ("UNUSEDSIGNAL", "PROCASSINIT", "WIDTHEXPAND", "WIDTHTRUNC", "CASEINCOMPLETE", "DECLFILENAME")
     arguments = ["--lint-only", "-Wall", *(f"-Wno-{w}" for w in waived), "--top-module", "attention", *files]
-    result = subprocess.run([tools.verilator, *arguments], cwd=tmp_path, env={**os.environ, **tools.environment}, capture_output=True,
-                            text=True)
+    result = subprocess.run(
+        [tools.verilator, *arguments],
+        cwd=tmp_path,
+        env={**os.environ, **tools.environment},
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stderr

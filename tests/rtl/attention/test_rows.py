@@ -39,13 +39,27 @@ def tile_of(picks, config, kind):
     keys, lanes = range(config.head_dim), range(config.columns)
     largest = 127 * 127 * config.head_dim
     spread = {"random": largest, "loud": largest, "quiet": 40, "negative": largest}[kind]
-    dots = [[picks.choice([-largest, largest]) if kind == "loud" else picks.randint(-spread, -spread // 2 if kind == "negative" else spread)
-             for _ in lanes] for _ in keys]
+    dots = [
+        [
+            picks.choice([-largest, largest])
+            if kind == "loud"
+            else picks.randint(-spread, -spread // 2 if kind == "negative" else spread)
+            for _ in lanes
+        ]
+        for _ in keys
+    ]
     high = 0 if kind == "loud" else 7
-    return dict(dots=dots, xq=[picks.randint(0, high) for _ in lanes], xk=[picks.randint(0, high) for _ in keys],
-                limit=picks.choice([config.head_dim, -config.columns, *range(-config.columns, config.head_dim)]),
-                mode=picks.choice([Mode.MAX, Mode.MASS, Mode.ATTEND]),
-                log=[picks.choice([numerics.MASKED_L, picks.randint(-2000, 20000), picks.randint(-134912, 131071)]) for _ in lanes])
+    return dict(
+        dots=dots,
+        xq=[picks.randint(0, high) for _ in lanes],
+        xk=[picks.randint(0, high) for _ in keys],
+        limit=picks.choice([config.head_dim, -config.columns, *range(-config.columns, config.head_dim)]),
+        mode=picks.choice([Mode.MAX, Mode.MASS, Mode.ATTEND]),
+        log=[
+            picks.choice([numerics.MASKED_L, picks.randint(-2000, 20000), picks.randint(-134912, 131071)])
+            for _ in lanes
+        ],
+    )
 
 
 def softmax_of(tile, base, bias=1):
@@ -117,7 +131,7 @@ def run_softmax(config, base, tiles, gap):
             assert cycle < 100 * len(tiles) + 200, "the lanes hang"
         for n, seen in enumerate(out):
             for i, name in enumerate(("p", "weight", "t")):
-                seen[name] = [row[i] for row in rows[n * config.head_dim:(n + 1) * config.head_dim]]
+                seen[name] = [row[i] for row in rows[n * config.head_dim : (n + 1) * config.head_dim]]
 
     simulate(dut, bench)
     return [(seen["e"], seen["p"], seen["weight"], seen["t"], seen["sums"]) for seen in out]
@@ -146,14 +160,31 @@ class Accumulating(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.states, m.submodules.values, m.submodules.drain = states, values, drain = self.states, self.values, self.drain
+        m.submodules.states, m.submodules.values, m.submodules.drain = states, values, drain = (
+            self.states,
+            self.values,
+            self.drain,
+        )
         m.d.comb += [
-            states.merge.eq(self.merge), states.address.eq(Mux(drain.walk, drain.walk_address, self.address)),
-            states.walk.eq(self.walk | drain.walk), states.norm.eq(self.norm), drain.walk_granted.eq(~states.busy),
-            drain.lane_valid.eq(states.lane_valid), drain.lane_mantissa.eq(states.lane_mantissa), drain.lane_top.eq(states.lane_top),
-            values.address.eq(self.address), values.first.eq(states.first), values.read.eq(drain.read),
-            values.read_address.eq(drain.read_address), values.read_channel.eq(drain.read_channel), drain.read_granted.eq(~values.valid),
-            *(a.eq(b) for name in ("kept", "added") for a, b in zip(getattr(values, name), getattr(states, name), strict=True)),
+            states.merge.eq(self.merge),
+            states.address.eq(Mux(drain.walk, drain.walk_address, self.address)),
+            states.walk.eq(self.walk | drain.walk),
+            states.norm.eq(self.norm),
+            drain.walk_granted.eq(~states.busy),
+            drain.lane_valid.eq(states.lane_valid),
+            drain.lane_mantissa.eq(states.lane_mantissa),
+            drain.lane_top.eq(states.lane_top),
+            values.address.eq(self.address),
+            values.first.eq(states.first),
+            values.read.eq(drain.read),
+            values.read_address.eq(drain.read_address),
+            values.read_channel.eq(drain.read_channel),
+            drain.read_granted.eq(~values.valid),
+            *(
+                a.eq(b)
+                for name in ("kept", "added")
+                for a, b in zip(getattr(values, name), getattr(states, name), strict=True)
+            ),
             *(a.eq(b) for a, b in zip(drain.word, values.word, strict=True)),
         ]
         return m
@@ -200,8 +231,18 @@ def row_tiles(picks, config, count, kind):
             most = config.head_dim * 254 if kind == "full" else picks.choice([64, 127, config.head_dim * 254])
             low = most if kind == "full" else 64
             total = picks.randint(low, most)
-            lanes.append((e, total << 4, [picks.choice([-127, 127]) * total if kind == "full" else picks.randint(-127 * total, 127 * total)
-                                          for _ in range(config.head_dim)]))
+            lanes.append(
+                (
+                    e,
+                    total << 4,
+                    [
+                        picks.choice([-127, 127]) * total
+                        if kind == "full"
+                        else picks.randint(-127 * total, 127 * total)
+                        for _ in range(config.head_dim)
+                    ],
+                )
+            )
         tiles.append(lanes)
     return tiles
 
@@ -244,7 +285,11 @@ def run_accumulators(config, slot, groups, stall=0.0):
                 payload = ctx.get(drain.o.payload)
                 assert (payload.head, payload.block) == (1, 77)
                 beats.append([payload["values"][i] for i in range(config.drain)])
-                assert payload.last == (len(beats) == config.block * config.head_dim // config.drain) == ctx.get(drain.done)
+                assert (
+                    payload.last
+                    == (len(beats) == config.block * config.head_dim // config.drain)
+                    == ctx.get(drain.done)
+                )
             if ctx.get(drain.done):
                 break
             await ctx.tick()
@@ -263,7 +308,9 @@ def run_accumulators(config, slot, groups, stall=0.0):
     return out, took
 
 
-@pytest.mark.parametrize(("kind", "count", "stall"), [("near", 6, 0.0), ("jumps", 6, 0.4), ("falling", 30, 0.0), ("full", 32, 0.0)])
+@pytest.mark.parametrize(
+    ("kind", "count", "stall"), [("near", 6, 0.0), ("jumps", 6, 0.4), ("falling", 30, 0.0), ("full", 32, 0.0)]
+)
 def test_merge_and_drain(kind, count, stall):
     picks = random.Random(count)
     groups = [row_tiles(picks, SMALL, count if group else 1, kind) for group in range(SMALL.row_groups)]
@@ -272,19 +319,31 @@ def test_merge_and_drain(kind, count, stall):
     assert out == want
     if not stall:
         assert took == drain_cycles(SMALL)
-    wrong = [[[(e - (e > UNREACHED), total, o) for e, total, o in tile] if n % 2 else tile for n, tile in enumerate(tiles)]
-             for tiles in groups]
-    assert [[means(merge_rows([tile[lane] for tile in tiles])) for lane in range(SMALL.columns)] for tiles in wrong] != out
+    wrong = [
+        [[(e - (e > UNREACHED), total, o) for e, total, o in tile] if n % 2 else tile for n, tile in enumerate(tiles)]
+        for tiles in groups
+    ]
+    assert [
+        [means(merge_rows([tile[lane] for tile in tiles])) for lane in range(SMALL.columns)] for tiles in wrong
+    ] != out
 
 
 def test_norm():
     """L of merged sums of 28-bit probabilities, and of rows without any."""
     picks, dut, tiles = random.Random(3), Accumulating(SMALL), []
     for n in range(9):
-        tiles.append([(UNREACHED, 0, []) if lane == 3 or picks.random() < 0.2 else
-                      (picks.choice([-511, 0, 3, 4, 512]) if lane % 2 else 7,
-                       picks.randint(1, (65535 << 12) * SMALL.head_dim) if n else 1, [])
-                      for lane in range(SMALL.columns)])
+        tiles.append(
+            [
+                (UNREACHED, 0, [])
+                if lane == 3 or picks.random() < 0.2
+                else (
+                    picks.choice([-511, 0, 3, 4, 512]) if lane % 2 else 7,
+                    picks.randint(1, (65535 << 12) * SMALL.head_dim) if n else 1,
+                    [],
+                )
+                for lane in range(SMALL.columns)
+            ]
+        )
     seen = []
 
     async def bench(ctx):
@@ -315,7 +374,11 @@ def test_norm():
 
     def log(lane, half):
         e, (total,) = merge_rows([tile[lane] for tile in tiles])
-        return 256 * e + ((numerics.log2(total) + half) >> 4) - 256 * numerics.MASS_FRACTION if total else numerics.MASKED_L
+        return (
+            256 * e + ((numerics.log2(total) + half) >> 4) - 256 * numerics.MASS_FRACTION
+            if total
+            else numerics.MASKED_L
+        )
 
     assert seen == [log(lane, 8) for lane in range(SMALL.columns)]
     assert seen != [log(lane, 0) for lane in range(SMALL.columns)] and seen[3] == numerics.MASKED_L

@@ -28,12 +28,18 @@ def simulate(dut, bench):
 
 # Stores
 
+
 def store_reads(shape, cycles=200, seed=0):
     """Every word written; then a write and reads of all kinds in every cycle. Pairs (found, expected) of what the reads brought."""
     c, picks, pairs = PrefillConfig(**shape), random.Random(seed), []
     dut = Stores(c, simulate=True)
-    sizes = {"key": c.lines * c.block, "value": c.lines * c.block, "query": c.slots * c.block,
-             "key_exponent": c.lines * c.exponent_beats, "query_exponent": c.slots * c.exponent_beats}
+    sizes = {
+        "key": c.lines * c.block,
+        "value": c.lines * c.block,
+        "query": c.slots * c.block,
+        "key_exponent": c.lines * c.exponent_beats,
+        "query_exponent": c.slots * c.exponent_beats,
+    }
     held = {name: [None] * size for name, size in sizes.items()}
 
     async def bench(ctx):
@@ -55,13 +61,25 @@ def store_reads(shape, cycles=200, seed=0):
             place = picks.randrange(sizes[name])
             word = write(name, place)
             line, slot = picks.randrange(c.lines), picks.randrange(c.slots)
-            row, other_row, tile, beat = (picks.randrange(n) for n in (c.block, c.block, c.tiles, c.block + c.exponent_beats))
+            row, other_row, tile, beat = (
+                picks.randrange(n) for n in (c.block, c.block, c.tiles, c.block + c.exponent_beats)
+            )
             ctx.set(dut.read_line, line)
-            reads = {"k": ("key", line * c.block + row), "v": ("value", line * c.block + other_row),
-                     "x": ("key_exponent", line * c.exponent_beats + tile),
-                     "q": ("query", slot * c.block + beat) if beat < c.block else
-                          ("query_exponent", slot * c.exponent_beats + beat - c.block)}
-            for port, value in (("k_row", row), ("v_row", other_row), ("x_tile", tile), ("q_slot", slot), ("q_beat", beat)):
+            reads = {
+                "k": ("key", line * c.block + row),
+                "v": ("value", line * c.block + other_row),
+                "x": ("key_exponent", line * c.exponent_beats + tile),
+                "q": ("query", slot * c.block + beat)
+                if beat < c.block
+                else ("query_exponent", slot * c.exponent_beats + beat - c.block),
+            }
+            for port, value in (
+                ("k_row", row),
+                ("v_row", other_row),
+                ("x_tile", tile),
+                ("q_slot", slot),
+                ("q_beat", beat),
+            ):
                 ctx.set(getattr(dut, port), value)
             for kind, where in reads.items():
                 asked = picks.random() < 0.8 and where != (name, place)
@@ -70,7 +88,9 @@ def store_reads(shape, cycles=200, seed=0):
                     shown[kind] = held[where[0]][where[1]]
             await ctx.tick()
             held[name][place] = word
-            pairs.extend((ctx.get(getattr(dut, f"{kind}_data")), word) for kind, word in shown.items() if word is not None)
+            pairs.extend(
+                (ctx.get(getattr(dut, f"{kind}_data")), word) for kind, word in shown.items() if word is not None
+            )
 
     simulate(dut, bench)
     return pairs
@@ -96,12 +116,21 @@ def test_bits_of_the_stores():
 
 # Block scores
 
+
 def score_run(shape, blocks, *, seed=0, ready=(1,), gap=10, given=None, clear=True):
     """Additions (lane, index, addend), ver and pool read back by (head, block), cycles from each ``valid`` until no addition is owed."""
     c, picks = PrefillConfig(**shape), random.Random(seed)
     dut, added, times, kept = ScoreStore(c, simulate=True), [], [], {}
-    sums = [[([picks.randrange(1 << 29) for _ in range(3)], picks.randrange(-(1 << (pool_bits(c) - 1)), 1 << (pool_bits(c) - 1)))
-             for _ in range(c.group)] for _ in range(blocks)]
+    sums = [
+        [
+            (
+                [picks.randrange(1 << 29) for _ in range(3)],
+                picks.randrange(-(1 << (pool_bits(c) - 1)), 1 << (pool_bits(c) - 1)),
+            )
+            for _ in range(c.group)
+        ]
+        for _ in range(blocks)
+    ]
 
     async def bench(ctx):
         cycle = 0
@@ -194,6 +223,7 @@ def test_wrong_block_scores_show(monkeypatch):
 
 # Queries
 
+
 def query_run(shape, blocks, *, seed=0, given=None, always=True, drain=None):
     """Requests, cycles of them, and whether ``loaded`` was right in every cycle. ``drain``: slots that never are drained."""
     c, picks = PrefillConfig(**shape), random.Random(seed)
@@ -218,7 +248,11 @@ def query_run(shape, blocks, *, seed=0, given=None, always=True, drain=None):
                 cycles.append(cycle)
                 coming.append(payload.index)
                 idle = 0
-            for name, queue, following in (("arrived", coming, working), ("spent", working, leaving), ("drained", leaving, None)):
+            for name, queue, following in (
+                ("arrived", coming, working),
+                ("spent", working, leaving),
+                ("drained", leaving, None),
+            ):
                 here = bool(queue) and picks.random() < 0.3 and not (name == "drained" and queue[0] == drain)
                 ctx.set(getattr(dut, name), here)
                 if here:
@@ -237,8 +271,15 @@ def query_run(shape, blocks, *, seed=0, given=None, always=True, drain=None):
 
 def query_expectation(shape, blocks):
     c = PrefillConfig(**shape)
-    return [(FetchKind.Q, 0x123_4567_0000 + (head * blocks + block) * 2 * c.block * c.head_dim, block % c.window * c.group + head)
-            for block in range(blocks) for head in range(c.group)]
+    return [
+        (
+            FetchKind.Q,
+            0x123_4567_0000 + (head * blocks + block) * 2 * c.block * c.head_dim,
+            block % c.window * c.group + head,
+        )
+        for block in range(blocks)
+        for head in range(c.group)
+    ]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -254,14 +295,16 @@ def test_queries(shape, blocks):
 
 def test_a_slot_that_is_not_drained_is_not_asked_for():
     requests, _, right = query_run(SMALL, 16, drain=3)
-    assert requests == query_expectation(SMALL, 16)[:8 + 3] and right
+    assert requests == query_expectation(SMALL, 16)[: 8 + 3] and right
 
 
 def test_a_wrong_stride_shows():
     assert query_run(SMALL, 5, given=6)[0][:10] != query_expectation(SMALL, 5)
 
 
-@pytest.mark.parametrize("unit", [lambda c: Stores(c, simulate=True), lambda c: ScoreStore(c, simulate=True), QueryLoader])
+@pytest.mark.parametrize(
+    "unit", [lambda c: Stores(c, simulate=True), lambda c: ScoreStore(c, simulate=True), QueryLoader]
+)
 def test_a_shape_that_does_not_fit_makes_no_unit(unit):
     with pytest.raises(ValueError, match="block must be a power of 2 in 16..128, not 48"):
         unit(PrefillConfig(**SMALL | dict(block=48)))

@@ -16,7 +16,9 @@ class Device(wiring.Component):
     """A counter of 8 bits whose upper half is latched when the lower is read, and a register that takes all but 13."""
 
     def __init__(self):
-        super().__init__({**{f"s_axil_{name}": member for name, member in AXI_LITE.items()}, "held": Out(32), "count": Out(8)})
+        super().__init__(
+            {**{f"s_axil_{name}": member for name, member in AXI_LITE.items()}, "held": Out(32), "count": Out(8)}
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -138,8 +140,17 @@ def test_address_and_data_come_in_any_order_and_a_read_passes(channels):
 def test_reads_and_writes_that_wait_take_turns():
     async def bench(ctx, dut):
         order = []
-        for name, value in (("awaddr", HELD), ("wdata", 1), ("wstrb", 15), ("araddr", HELD), ("awvalid", 1), ("wvalid", 1), ("arvalid", 1),
-                            ("bready", 1), ("rready", 1)):
+        for name, value in (
+            ("awaddr", HELD),
+            ("wdata", 1),
+            ("wstrb", 15),
+            ("araddr", HELD),
+            ("awvalid", 1),
+            ("wvalid", 1),
+            ("arvalid", 1),
+            ("bready", 1),
+            ("rready", 1),
+        ):
             ctx.set(getattr(dut, f"s_axil_{name}"), value)
         for _ in range(60):
             order += [name for name in "br" if ctx.get(getattr(dut, f"s_axil_{name}valid"))]

@@ -7,38 +7,66 @@ import pytest
 from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.control.program import Instruction, Op
 
-FIELDS = dict(hidden=192, intermediate=512, layers=4, heads=6, kv_heads=1, head_dim=32, vocab=256, context=256, attention_heads=6)
+FIELDS = dict(
+    hidden=192, intermediate=512, layers=4, heads=6, kv_heads=1, head_dim=32, vocab=256, context=256, attention_heads=6
+)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"layers": 0}, "layers must be a positive integer, not 0"),
-    ({"head_dim": 100}, "head_dim must be a power of 2 in 4..256, not 100"),
-    ({"hidden": 200}, "hidden must be heads * head_dim = 192, not 200"),
-    ({"kv_heads": 4}, "kv_heads must divide heads = 6, not 4"),
-    ({"context": 1}, "context must be in 2..65535 tokens, not 1"),
-    ({"vocab": 1 << 20}, "vocab must be in 2..1048575, not 1048576"),
-    ({"vocab": 65536, "context": 32768}, ("context must be at most 32767 tokens where tokens have 17 bits (they share a word of the "
-                                          "result), not 32768")),
-    ({"vocab": 1048575, "context": 4096}, ("context must be at most 4095 tokens where tokens have 20 bits (they share a word of "
-                                             "the result), not 4096")),
-    ({"packing": "3bit"}, "packing must be one of 2bit, 5trit, not '3bit'"),
-    ({"lanes": 3}, "lanes must be even, not 3"),
-    ({"lane_width": 100}, "lane_width must divide hidden = 192, not 100"),
-    ({"lane_width": 96}, "lane_width must divide intermediate = 512, not 96"),
-    ({"vector_width": 12}, "vector_width must be a power of 2 and at least 2, not 12"),
-    ({"vector_width": 64, "lane_width": 64}, "vector_width must divide head_dim = 32, not 64"),
-    ({"vector_width": 2, "lanes": 4}, "vector_width must be a multiple of lanes = 4, not 2"),
-    ({"attention_heads": 4}, "attention_heads must divide heads / kv_heads = 6, not 4"),
-    ({"top_k": 40}, "top_k must be in 1..31 and at most vocab = 256, not 40"),
-    ({"embed_shift": 30}, "embed_shift must be in 0..24, not 30"),
-    ({"layers": 1024}, "layers must be at most 1023, not 1024"),
-    ({"hidden": 32768, "heads": 1024, "kv_heads": 1024, "attention_heads": 1},
-     "hidden (its cubed sums must fit 64 bits) must be at most 16384, not 32768"),
-    ({"hidden": 6400, "heads": 200, "kv_heads": 200, "attention_heads": 1}, "heads + 2 * kv_heads must be at most 256, not 600"),
-    ({"intermediate": 6912, "vector_width": 4}, "max(hidden, intermediate) / vector_width must be at most 1023, not 1728"),
-    ({"layers": 1000, "vector_width": 4}, ("words of norm gains, (layers * (3 * hidden + intermediate) + hidden) / vector_width "
-                                           "must be at most 65536, not 272048")),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"layers": 0}, "layers must be a positive integer, not 0"),
+        ({"head_dim": 100}, "head_dim must be a power of 2 in 4..256, not 100"),
+        ({"hidden": 200}, "hidden must be heads * head_dim = 192, not 200"),
+        ({"kv_heads": 4}, "kv_heads must divide heads = 6, not 4"),
+        ({"context": 1}, "context must be in 2..65535 tokens, not 1"),
+        ({"vocab": 1 << 20}, "vocab must be in 2..1048575, not 1048576"),
+        (
+            {"vocab": 65536, "context": 32768},
+            (
+                "context must be at most 32767 tokens where tokens have 17 bits (they share a word of the "
+                "result), not 32768"
+            ),
+        ),
+        (
+            {"vocab": 1048575, "context": 4096},
+            (
+                "context must be at most 4095 tokens where tokens have 20 bits (they share a word of "
+                "the result), not 4096"
+            ),
+        ),
+        ({"packing": "3bit"}, "packing must be one of 2bit, 5trit, not '3bit'"),
+        ({"lanes": 3}, "lanes must be even, not 3"),
+        ({"lane_width": 100}, "lane_width must divide hidden = 192, not 100"),
+        ({"lane_width": 96}, "lane_width must divide intermediate = 512, not 96"),
+        ({"vector_width": 12}, "vector_width must be a power of 2 and at least 2, not 12"),
+        ({"vector_width": 64, "lane_width": 64}, "vector_width must divide head_dim = 32, not 64"),
+        ({"vector_width": 2, "lanes": 4}, "vector_width must be a multiple of lanes = 4, not 2"),
+        ({"attention_heads": 4}, "attention_heads must divide heads / kv_heads = 6, not 4"),
+        ({"top_k": 40}, "top_k must be in 1..31 and at most vocab = 256, not 40"),
+        ({"embed_shift": 30}, "embed_shift must be in 0..24, not 30"),
+        ({"layers": 1024}, "layers must be at most 1023, not 1024"),
+        (
+            {"hidden": 32768, "heads": 1024, "kv_heads": 1024, "attention_heads": 1},
+            "hidden (its cubed sums must fit 64 bits) must be at most 16384, not 32768",
+        ),
+        (
+            {"hidden": 6400, "heads": 200, "kv_heads": 200, "attention_heads": 1},
+            "heads + 2 * kv_heads must be at most 256, not 600",
+        ),
+        (
+            {"intermediate": 6912, "vector_width": 4},
+            "max(hidden, intermediate) / vector_width must be at most 1023, not 1728",
+        ),
+        (
+            {"layers": 1000, "vector_width": 4},
+            (
+                "words of norm gains, (layers * (3 * hidden + intermediate) + hidden) / vector_width "
+                "must be at most 65536, not 272048"
+            ),
+        ),
+    ],
+)
 def test_errors_say_what_must_hold_and_what_was_given(change, message):
     with pytest.raises(ValueError) as caught:
         DecoderConfig(**(FIELDS | change))
@@ -67,7 +95,10 @@ def test_widths_hold_the_extremes():
 
 
 def test_instructions_check_their_fields():
-    for fields, message in (({"rd": 8}, r"rd of MUL must be in 0\.\.7, not 8"), ({"m": 1 << 16}, "m of MUL must be in"),
-                            ({"e": -513}, "e of MUL must be in")):
+    for fields, message in (
+        ({"rd": 8}, r"rd of MUL must be in 0\.\.7, not 8"),
+        ({"m": 1 << 16}, "m of MUL must be in"),
+        ({"e": -513}, "e of MUL must be in"),
+    ):
         with pytest.raises(ValueError, match=message):
             Instruction(op=Op.MUL, **fields)

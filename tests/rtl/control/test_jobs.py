@@ -10,11 +10,29 @@ from intaglio.rtl.config.attention import PrefillConfig
 from intaglio.rtl.control.jobs import JobSequencer, job_tiles
 
 SMALL = dict(head_dim=16, group=2, block=32, columns=8, context=512, window=4, lines=6, lookahead=2, drain=4)
-SHAPES = [SMALL, SMALL | dict(columns=16, group=3, window=2), SMALL | dict(block=64, group=1, window=8, context=1536),
-          SMALL | dict(block=16)]
+SHAPES = [
+    SMALL,
+    SMALL | dict(columns=16, group=3, window=2),
+    SMALL | dict(block=64, group=1, window=8, context=1536),
+    SMALL | dict(block=16),
+]
 
 
-FIELDS = ("mode", "slot", "row_group", "line", "tile", "state", "limit", "first", "load", "finish", "retire", "head", "block")
+FIELDS = (
+    "mode",
+    "slot",
+    "row_group",
+    "line",
+    "tile",
+    "state",
+    "limit",
+    "first",
+    "load",
+    "finish",
+    "retire",
+    "head",
+    "block",
+)
 
 
 def expected(config, visits):
@@ -23,16 +41,33 @@ def expected(config, visits):
         jobs = [slot for slot in range(config.slots) if seen["jobs"] >> slot & 1]
         for slot in jobs:
             row = seen["window"] * config.window + slot // config.group
-            tiles = [(group, tile) for group in range(config.row_groups) for tile in range(config.tiles)
-                     if row != seen["block"] or tile * config.head_dim <= group * config.columns + config.columns - 1]
+            tiles = [
+                (group, tile)
+                for group in range(config.row_groups)
+                for tile in range(config.tiles)
+                if row != seen["block"] or tile * config.head_dim <= group * config.columns + config.columns - 1
+            ]
             assert len(tiles) == job_tiles(config, row == seen["block"])
             for group, tile in tiles:
                 limit = group * config.columns - tile * config.head_dim if row == seen["block"] else config.head_dim
                 final = (group, tile) == tiles[-1]
-                out.append(dict(mode=Mode.ATTEND, slot=slot, row_group=group, line=seen["line"], tile=tile,
-                                state=slot * config.row_groups + group, limit=min(limit, config.head_dim),
-                                first=slot not in begun and tile == 0, load=tile == 0, finish=final and row == seen["block"],
-                                retire=final and slot == jobs[-1], head=slot % config.group, block=row))
+                out.append(
+                    dict(
+                        mode=Mode.ATTEND,
+                        slot=slot,
+                        row_group=group,
+                        line=seen["line"],
+                        tile=tile,
+                        state=slot * config.row_groups + group,
+                        limit=min(limit, config.head_dim),
+                        first=slot not in begun and tile == 0,
+                        load=tile == 0,
+                        finish=final and row == seen["block"],
+                        retire=final and slot == jobs[-1],
+                        head=slot % config.group,
+                        block=row,
+                    )
+                )
             begun.add(slot)
             if row == seen["block"]:
                 begun.discard(slot)

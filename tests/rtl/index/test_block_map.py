@@ -18,10 +18,22 @@ def expected(blocks, vertical, slash, rows, aware, dense):
         out.append([])
         for row in range(blocks):
             if head in aware:
-                kept = {c for c in range(row + 1) if rows[head][row][c] or c in (0, row) or row >= blocks - 2 and vertical[head][c]}
+                kept = {
+                    c
+                    for c in range(row + 1)
+                    if rows[head][row][c] or c in (0, row) or row >= blocks - 2 and vertical[head][c]
+                }
             else:
-                kept = {c for c in range(row + 1) if dense or vertical[head][c] or slash[head][row - c] or c in (0, row)
-                        or c < row and slash[head][row - c - 1]}
+                kept = {
+                    c
+                    for c in range(row + 1)
+                    if dense
+                    or vertical[head][c]
+                    or slash[head][row - c]
+                    or c in (0, row)
+                    or c < row
+                    and slash[head][row - c - 1]
+                }
             out[-1].append(kept)
     return out
 
@@ -87,9 +99,19 @@ def run(config, blocks, vertical, slash, rows, aware, dense):
     return got, cycles
 
 
-@pytest.mark.parametrize(("blocks", "share", "aware", "dense"), [
-    (32, 0.2, [], False), (17, 0.1, [1], False), (8, 0.4, [0, 2], False), (1, 0.5, [], False), (5, 0.0, [2], False), (23, 1.0, [], False),
-    (24, 0.1, [], True), (9, 0.15, [0, 1, 2], False)])
+@pytest.mark.parametrize(
+    ("blocks", "share", "aware", "dense"),
+    [
+        (32, 0.2, [], False),
+        (17, 0.1, [1], False),
+        (8, 0.4, [0, 2], False),
+        (1, 0.5, [], False),
+        (5, 0.0, [2], False),
+        (23, 1.0, [], False),
+        (24, 0.1, [], True),
+        (9, 0.15, [0, 1, 2], False),
+    ],
+)
 def test_map(blocks, share, aware, dense):
     config, picks = PrefillConfig(**SMALL), random.Random(blocks)
     vertical, slash = ([[picks.random() < share for _ in range(blocks)] for _ in range(3)] for _ in range(2))

@@ -30,9 +30,11 @@ def expected(config, keys, pad):
     out, size = [], config.row_groups * config.tiles * config.head_dim
     for first in range(0, len(keys), size):
         mass, pool = [0, 0, 0], 0
-        for _, group, tile, key, p, t in keys[first:first + size]:
+        for _, group, tile, key, p, t in keys[first : first + size]:
             for lane in range(config.columns):
-                query = group * config.columns + lane - pad + config.block  # its place, counted from the block before the last
+                query = (
+                    group * config.columns + lane - pad + config.block
+                )  # its place, counted from the block before the last
                 distance = (query - (tile * config.head_dim + key)) // config.block - 1
                 mass[-distance] += p[lane]  # distance 0: that of the blocks
                 pool += t[lane]
@@ -67,9 +69,17 @@ def run(config, keys, pad, gap):
     return out
 
 
-@pytest.mark.parametrize(("pad", "extreme", "gap", "shape"), [
-    (0, False, 0, {}), (1, False, 0.3, {}), (31, False, 0, {}), (13, True, 0, {}), (5, False, 0, {"columns": 16}),
-    (9, False, 0, {"block": 16})])
+@pytest.mark.parametrize(
+    ("pad", "extreme", "gap", "shape"),
+    [
+        (0, False, 0, {}),
+        (1, False, 0.3, {}),
+        (31, False, 0, {}),
+        (13, True, 0, {}),
+        (5, False, 0, {"columns": 16}),
+        (9, False, 0, {"block": 16}),
+    ],
+)
 def test_sums_by_class(pad, extreme, gap, shape):
     config = PrefillConfig(**SMALL | shape)
     keys = inputs(config, [0, 1, 1], pad, extreme)

@@ -10,7 +10,21 @@ from intaglio.rtl.config.attention import PrefillConfig
 from intaglio.rtl.index.passes import IndexPass, pass_tiles
 
 SMALL = dict(head_dim=16, group=2, block=32, columns=8, context=512, window=4, lines=4, lookahead=2, drain=4)
-FIELDS = ("mode", "slot", "row_group", "line", "tile", "state", "limit", "first", "load", "finish", "retire", "head", "block")
+FIELDS = (
+    "mode",
+    "slot",
+    "row_group",
+    "line",
+    "tile",
+    "state",
+    "limit",
+    "first",
+    "load",
+    "finish",
+    "retire",
+    "head",
+    "block",
+)
 
 
 def expected(config, mode, *, blocks, slot, heads, group, groups, query):
@@ -21,11 +35,23 @@ def expected(config, mode, *, blocks, slot, heads, group, groups, query):
                 for tile in range(1 if norm else config.tiles):
                     offset = query + g * config.columns - block * config.block - tile * config.head_dim
                     final = (head, g, tile) == (heads - 1, groups - 1, config.tiles - 1)
-                    out.append(dict(
-                        mode=mode, slot=slot + head, row_group=group + g, line=block % config.lines, tile=tile,
-                        state=head * config.row_groups + g, limit=max(-config.columns, min(config.head_dim, offset)),
-                        first=block == 0 and tile == 0, load=not norm and tile == 0, finish=0, retire=not norm and final,
-                        head=slot + head, block=block))
+                    out.append(
+                        dict(
+                            mode=mode,
+                            slot=slot + head,
+                            row_group=group + g,
+                            line=block % config.lines,
+                            tile=tile,
+                            state=head * config.row_groups + g,
+                            limit=max(-config.columns, min(config.head_dim, offset)),
+                            first=block == 0 and tile == 0,
+                            load=not norm and tile == 0,
+                            finish=0,
+                            retire=not norm and final,
+                            head=slot + head,
+                            block=block,
+                        )
+                    )
     return out
 
 
@@ -93,6 +119,12 @@ def test_commands_and_requests(timing):
         blocks = 0 if mode == Mode.NORM else fields["blocks"]
         assert asked == [(FetchKind.K, 4096 + b * 4 * 32 * 16, b % config.lines) for b in range(blocks)]
         if not timing:
-            tiles = len(out) if mode == Mode.NORM else pass_tiles(config, blocks=blocks, heads=fields["heads"], groups=fields["groups"])
+            tiles = (
+                len(out)
+                if mode == Mode.NORM
+                else pass_tiles(config, blocks=blocks, heads=fields["heads"], groups=fields["groups"])
+            )
             assert tiles == len(out) and cycles <= tiles + 4
-        assert out != expected(config, mode, **fields | {"query": fields["query"] - 1}) or mode == Mode.NORM  # one row off must show
+        assert (
+            out != expected(config, mode, **fields | {"query": fields["query"] - 1}) or mode == Mode.NORM
+        )  # one row off must show

@@ -24,12 +24,23 @@ def simulate(dut, bench):
     simulator.run()
 
 
-@pytest.mark.parametrize(("unit", "bits", "member", "result", "model"), [
-    (Logarithm, 34, "number", "log", numerics.log2), (Logarithm, 5, "number", "log", numerics.log2),
-    (Power, 20, "exponent", "power", numerics.exp2)])
+@pytest.mark.parametrize(
+    ("unit", "bits", "member", "result", "model"),
+    [
+        (Logarithm, 34, "number", "log", numerics.log2),
+        (Logarithm, 5, "number", "log", numerics.log2),
+        (Power, 20, "exponent", "power", numerics.exp2),
+    ],
+)
 def test_tables(unit, bits, member, result, model):
     dut, picks, got = unit(bits), random.Random(bits), []
-    values = [1, (1 << bits) - 1, *(1 << i for i in range(bits)), *((1 << i) - 1 for i in range(1, bits)), *range(1, 31)]
+    values = [
+        1,
+        (1 << bits) - 1,
+        *(1 << i for i in range(bits)),
+        *((1 << i) - 1 for i in range(1, bits)),
+        *range(1, 31),
+    ]
     values += [picks.randrange(1, 1 << picks.randrange(1, bits + 1)) for _ in range(1500)]
 
     async def bench(ctx):
@@ -39,7 +50,7 @@ def test_tables(unit, bits, member, result, model):
             got.append(ctx.get(getattr(dut, result)))
 
     simulate(dut, bench)
-    got = got[unit.LATENCY - 1:][:len(values)]
+    got = got[unit.LATENCY - 1 :][: len(values)]
     assert got == [model(value) for value in values]
     assert got != [model(value ^ (4 if value == 9 else 0)) for value in values]  # one wrong number must show
 
@@ -56,6 +67,7 @@ MOST = 2**numerics.SCORE_WORD - 1
 
 def scores(picks, count, kind, lanes=CONFIG.columns):
     """Scores [lanes][count]; a kind that is not random differs from lane to lane where it can."""
+
     def lane(number):
         if kind == "equal":
             return [1 << 3 * number] * count
@@ -69,7 +81,10 @@ def scores(picks, count, kind, lanes=CONFIG.columns):
             return [picks.choice((1, 3, 3, 7, 7, 7, 9)) << (number == 7) for _ in range(count)]
         if kind == "powers":
             return [1 << (index + 3 * number) % 32 for index in range(count)]
-        return [picks.randrange(1 << picks.choice((2, 8, 24, number + 2))) * (picks.random() < 0.9) for _ in range(count)]
+        return [
+            picks.randrange(1 << picks.choice((2, 8, 24, number + 2))) * (picks.random() < 0.9) for _ in range(count)
+        ]
+
     return [lane(number) for number in range(lanes)]
 
 
@@ -115,10 +130,21 @@ async def select(ctx, dut, count, gamma16):
     return [[bool(word >> lane & 1) for lane in range(len(dut.o_keep))] for word in kept], cycles
 
 
-@pytest.mark.parametrize(("kind", "count", "gammas"), [
-    ("equal", 16, (1, 32768, 32769, 65536)), ("huge", 16, (65535, 65536)), ("zeros", 5, (1, 65536)), ("most", 16, (1, 60000, 65536)),
-    ("powers", 16, (40000,)), ("ties", 16, (32768, 50000)),
-    ("random", 1, (1, 65536)), ("random", 2, (32768,)), ("random", 16, (655, 58982, 62259)), ("random", 13, (50000,))])
+@pytest.mark.parametrize(
+    ("kind", "count", "gammas"),
+    [
+        ("equal", 16, (1, 32768, 32769, 65536)),
+        ("huge", 16, (65535, 65536)),
+        ("zeros", 5, (1, 65536)),
+        ("most", 16, (1, 60000, 65536)),
+        ("powers", 16, (40000,)),
+        ("ties", 16, (32768, 50000)),
+        ("random", 1, (1, 65536)),
+        ("random", 2, (32768,)),
+        ("random", 16, (655, 58982, 62259)),
+        ("random", 13, (50000,)),
+    ],
+)
 def test_selection(kind, count, gammas):
     dut, lanes = Selector(CONFIG, simulate=True), scores(random.Random(count), count, kind)
 
@@ -132,7 +158,9 @@ def test_selection(kind, count, gammas):
             for values, mask in zip(np.array(lanes), kept, strict=True):
                 total, number = int(values.sum()), int(mask.sum())
                 assert int(values[mask].sum()) << 16 >= gamma16 * total  # the kept mass is the share at least,
-                assert number == 0 or sum(sorted(values.tolist())[count - number + 1:]) << 16 < gamma16 * total  # fewer cannot reach it,
+                assert (
+                    number == 0 or sum(sorted(values.tolist())[count - number + 1 :]) << 16 < gamma16 * total
+                )  # fewer cannot reach it,
                 if number:
                     assert values[mask].min() >= values[~mask].max(initial=0)  # and no larger one is left out
 
@@ -160,7 +188,14 @@ def test_additions(gap):
     """Additions one every other cycle, many to the same score in a row, after a clear; then the search sees the sums."""
     dut, picks = Selector(CONFIG, simulate=True), random.Random(1)
     adds = [(picks.randrange(9), picks.randrange(4), picks.randrange(MOST + 1)) for _ in range(60)]
-    adds += [add for add in adds[:10] for _ in range(3)] + [(8, 3, MOST), (8, 3, MOST), (8, 2, 1), (8, 3, 1), (0, 0, 5), (1, 0, 6)]
+    adds += [add for add in adds[:10] for _ in range(3)] + [
+        (8, 3, MOST),
+        (8, 3, MOST),
+        (8, 2, 1),
+        (8, 3, 1),
+        (0, 0, 5),
+        (1, 0, 6),
+    ]
     sums = np.zeros((8, 9), np.int64)
     for index, lane, addend in adds:
         sums[lane, index] = (sums[lane, index] + addend) % (MOST + 1)
@@ -206,7 +241,11 @@ def heads(config, tokens, seed):
     low, high = -(1 << 17), (1 << 17) - 1
 
     def pool(means):
-        return [block * size * mean + picks.randrange(block) * (abs(mean) < high) for size, mean in zip(sizes, means, strict=True)]
+        return [
+            block * size * mean + picks.randrange(block) * (abs(mean) < high)
+            for size, mean in zip(sizes, means, strict=True)
+        ]
+
     single = [0] * count
     single[-1] = block << 28
     found = [
@@ -224,7 +263,9 @@ def heads(config, tokens, seed):
     return found
 
 
-@pytest.mark.parametrize(("tokens", "shape"), [(512, {}), (481, {}), (77, {}), (19, {}), (32, {}), (1, {}), (300, {"block": 16})])
+@pytest.mark.parametrize(
+    ("tokens", "shape"), [(512, {}), (481, {}), (77, {}), (19, {}), (32, {}), (1, {}), (300, {"block": 16})]
+)
 def test_decision(tokens, shape):
     config = PrefillConfig(**CONFIG.to_json() | shape)
     dut, block = Decision(config), config.block
@@ -258,6 +299,8 @@ def test_decision(tokens, shape):
         assert any(negative) or tokens != 512
         if count > 1:
             spoilt = [pool[0] + 64 * block * block, *pool[1:]]
-            assert ctx.get(dut.divergence) != decide([ver], [spoilt], block, tokens, 1)[1][0]  # one other mean must show
+            assert (
+                ctx.get(dut.divergence) != decide([ver], [spoilt], block, tokens, 1)[1][0]
+            )  # one other mean must show
 
     simulate(dut, bench)

@@ -18,7 +18,17 @@ from intaglio.sim.attention.cache import simulate, visits
 
 
 def config(**changes):
-    fields = {"head_dim": 16, "group": 2, "block": 32, "columns": 8, "context": 512, "window": 4, "lines": 6, "lookahead": 2, "drain": 4}
+    fields = {
+        "head_dim": 16,
+        "group": 2,
+        "block": 32,
+        "columns": 8,
+        "context": 512,
+        "window": 4,
+        "lines": 6,
+        "lookahead": 2,
+        "drain": 4,
+    }
     return PrefillConfig(**fields | changes)
 
 
@@ -166,7 +176,7 @@ class Bench:
             return n in self.held and self.held[n][0] == owner and self.held[n][1] in alive
 
         if live(line):
-            unpinned = set(range(self.config.lines)) - set(want.lines[want.rounds[index]:index])
+            unpinned = set(range(self.config.lines)) - set(want.lines[want.rounds[index] : index])
             assert all(live(n) for n in unpinned)
         fetches.append((index, line, block))
         self.held[line] = owner, block
@@ -186,9 +196,18 @@ class Bench:
             ctx.set(dut.i_visit.valid, int(offer))
             if offer:
                 v = found[sent]
-                ctx.set(dut.i_visit.payload, {
-                    "window": v.window, "block": v.block, "jobs": v.jobs, "next_valid": int(v.next_window is not None),
-                    "next_window": v.next_window or 0, "remaining": v.remaining + self.alter, "last": int(sent == len(found) - 1)})
+                ctx.set(
+                    dut.i_visit.payload,
+                    {
+                        "window": v.window,
+                        "block": v.block,
+                        "jobs": v.jobs,
+                        "next_valid": int(v.next_window is not None),
+                        "next_window": v.next_window or 0,
+                        "remaining": v.remaining + self.alter,
+                        "last": int(sent == len(found) - 1),
+                    },
+                )
             ctx.set(dut.o_fetch.ready, int(rng.random() < 0.7 or self.latency == 0))
             ctx.set(dut.o_visit.ready, int(not cancelled and len(busy) < 2))
             due = [m for m in memory if m[0] <= cycle]
@@ -208,7 +227,11 @@ class Bench:
             stalls += running and taken < len(found) and not ctx.get(dut.o_visit.valid)
             if ctx.get(dut.o_visit.valid) and ctx.get(dut.o_visit.ready):
                 line = ctx.get(dut.line)
-                assert fields(ctx.get(dut.o_visit.payload))[:3] == (found[taken].window, found[taken].block, found[taken].jobs)
+                assert fields(ctx.get(dut.o_visit.payload))[:3] == (
+                    found[taken].window,
+                    found[taken].block,
+                    found[taken].jobs,
+                )
                 assert line == want.lines[taken] and self.content[line] == (owner, found[taken].block)
                 busy.append(max([cycle + 1, *busy]) + rng.randint(0, self.work))
                 taken += 1
@@ -254,8 +277,12 @@ def test_decisions_are_the_models_under_any_timing(name, latency, work, gap):
 
     async def script(bench):
         for threshold in (0, 1):
-            await bench.visit_all(found, simulate(found, c.lines, c.lookahead, threshold, owner=threshold), (threshold, 3),
-                                  threshold=threshold)
+            await bench.visit_all(
+                found,
+                simulate(found, c.lines, c.lookahead, threshold, owner=threshold),
+                (threshold, 3),
+                threshold=threshold,
+            )
 
     bench = Bench(c, latency + work, latency=latency, work=work, gap=gap)
     bench.run(script)
@@ -285,23 +312,30 @@ def test_owners_do_not_share_blocks():
     Bench(CONFIGS["small"], 1).run(_runs_of_owners)
 
 
-@pytest.mark.parametrize("old, new", [
-    ("(entry.tenant == self.tenant) & ", ""), ("(entry.kv_head == self.kv_head) & ", ""),
-    ("m.d.sync += valid.eq(0)", "m.d.sync += valid.eq(valid)"),
-])
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("(entry.tenant == self.tenant) & ", ""),
+        ("(entry.kv_head == self.kv_head) & ", ""),
+        ("m.d.sync += valid.eq(0)", "m.d.sync += valid.eq(valid)"),
+    ],
+)
 def test_a_stale_tag_shows(old, new):
     wrong = mutated(cache_rtl, old, new)["CacheControl"]
     with pytest.raises(AssertionError):
         Bench(CONFIGS["small"], 1, cls=wrong).run(_runs_of_owners)
 
 
-@pytest.mark.parametrize("old, new, alter", [
-    ("(ahead != depth)", "(ahead != depth)", 1),
-    ("update.remaining.eq(now.remaining)", "update.remaining.eq(0)", 0),
-    ("update.pins.eq(Mux(hit, pins + 1, 1))", "update.pins.eq(Mux(hit, pins, 1))", 0),
-    ("has_free | (ahead <= 1)", "has_free | (ahead <= 2)", 0),
-    ("(key > best)", "(key < best)", 0),
-])
+@pytest.mark.parametrize(
+    "old, new, alter",
+    [
+        ("(ahead != depth)", "(ahead != depth)", 1),
+        ("update.remaining.eq(now.remaining)", "update.remaining.eq(0)", 0),
+        ("update.pins.eq(Mux(hit, pins + 1, 1))", "update.pins.eq(Mux(hit, pins, 1))", 0),
+        ("has_free | (ahead <= 1)", "has_free | (ahead <= 2)", 0),
+        ("(key > best)", "(key < best)", 0),
+    ],
+)
 def test_wrong_counts_and_rules_show(old, new, alter):
     c = CONFIGS["small"]
     found = traffic(c, 11, count=16)
@@ -355,7 +389,9 @@ def test_schedule_and_control_together():
                 if done:
                     ctx.set(cache.done_line, memory.pop(0)[1])
                 if ctx.get(schedule.read_en):
-                    head, batch, block = (ctx.get(port) for port in (schedule.read_head, schedule.read_batch, schedule.read_block))
+                    head, batch, block = (
+                        ctx.get(port) for port in (schedule.read_head, schedule.read_batch, schedule.read_block)
+                    )
                     rows = range(batch * c.columns, (batch + 1) * c.columns)
                     word = sum(int(block_map[head, row, block]) << i for i, row in enumerate(rows))
                 if ctx.get(cache.o_fetch.valid):

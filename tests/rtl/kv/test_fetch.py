@@ -24,12 +24,15 @@ def expected(config, requests):
     stores = {}
     for kind, address, index in requests:
         first, queries = address - BASE, kind == FetchKind.Q
-        parts = [("query" if queries else "key", config.block), ("query_exponent" if queries else "key_exponent", config.exponent_beats)]
+        parts = [
+            ("query" if queries else "key", config.block),
+            ("query_exponent" if queries else "key_exponent", config.exponent_beats),
+        ]
         if kind == FetchKind.KV:
             parts.append(("value", config.block))
         for name, beats in parts:
             for beat in range(beats):
-                stores[name, index * beats + beat] = IMAGE[first:first + config.head_dim]
+                stores[name, index * beats + beat] = IMAGE[first : first + config.head_dim]
                 first += config.head_dim
     return stores
 
@@ -39,9 +42,16 @@ def some_requests(config, seed, count):
     for _ in range(count):
         kind = picks.choice(list(FetchKind))
         room = len(IMAGE) - request_beats(config, kind) * config.head_dim
-        first = picks.choice([picks.randrange(room // PAGE) * PAGE, picks.randrange(room), PAGE - picks.randrange(3) * config.head_dim])
-        out.append((kind, BASE + first // config.head_dim * config.head_dim,
-                    picks.randrange(config.slots if kind == FetchKind.Q else config.lines)))
+        first = picks.choice(
+            [picks.randrange(room // PAGE) * PAGE, picks.randrange(room), PAGE - picks.randrange(3) * config.head_dim]
+        )
+        out.append(
+            (
+                kind,
+                BASE + first // config.head_dim * config.head_dim,
+                picks.randrange(config.slots if kind == FetchKind.Q else config.lines),
+            )
+        )
     return out
 
 
@@ -136,6 +146,7 @@ class Bus:
             await self.ask(ctx, requests, most=most)
             assert not ctx.get(self.dut.busy) and ctx.get(self.dut.fault) == FetchFault.NONE
             self.counts = tuple(ctx.get(getattr(self.dut, name)) for name in ("beats", "stalled", "idle"))
+
         return self.run(bench)
 
 
@@ -144,8 +155,11 @@ class Bus:
 def test_contents_under_latency_and_back_pressure(shape, seed):
     config, picks = PrefillConfig(**shape), random.Random(seed)
     requests = some_requests(config, seed, 6 if config.head_dim > 16 else 20)
-    memory = MemoryModel(latency_cycles=picks.randrange(1, 60), bytes_per_cycle=Fraction(config.head_dim * picks.randrange(3, 9), 5),
-                         bursts=picks.randrange(1, 6))
+    memory = MemoryModel(
+        latency_cycles=picks.randrange(1, 60),
+        bytes_per_cycle=Fraction(config.head_dim * picks.randrange(3, 9), 5),
+        bursts=picks.randrange(1, 6),
+    )
     bus = Bus(config, memory, seed=seed, busy=0.4 * seed, hold=0.2, unready=0.5).fetch(requests)
     assert bus.fetched == [(kind, index) for kind, _, index in requests]
     assert bus.stores == expected(config, requests)
@@ -199,6 +213,7 @@ def test_a_burst_across_a_page_fails(monkeypatch):
 
 def faulty(bus, fault, first, second, timeout=0):
     """A run that ends with a fault, some cycles after it, and a run that must be right, late beats of the first notwithstanding."""
+
     async def bench(ctx):
         dut = bus.dut
         ctx.set(dut.timeout, timeout)
@@ -218,6 +233,7 @@ def faulty(bus, fault, first, second, timeout=0):
         assert ctx.get(dut.fault) == FetchFault.NONE
         await bus.ask(ctx, second)
         assert ctx.get(dut.beats) == sum(request_beats(bus.config, kind) for kind, _, _ in second)
+
     bus.run(bench)
     assert bus.stores == expected(bus.config, second)
     assert bus.fetched == [(kind, index) for kind, _, index in second]
@@ -226,16 +242,23 @@ def faulty(bus, fault, first, second, timeout=0):
 @pytest.mark.parametrize("memory", [FAST, MemoryModel(latency_cycles=50, bytes_per_cycle=5)])
 def test_an_error_and_the_next_run(memory):
     config = PrefillConfig(**SMALL)
-    faulty(Bus(config, memory, error_beat=40), FetchFault.RESPONSE, some_requests(config, 7, 3), some_requests(config, 8, 3))
+    faulty(
+        Bus(config, memory, error_beat=40),
+        FetchFault.RESPONSE,
+        some_requests(config, 7, 3),
+        some_requests(config, 8, 3),
+    )
 
 
 @pytest.mark.parametrize("how", ["early", "never", "lost beat"])
 def test_a_wrong_last_and_the_next_run(how):
     config, picks = PrefillConfig(**SMALL), random.Random(4)
     bus = Bus(config)
-    bus.spoil = {"early": lambda beat: beat._replace(last=beat.last or len(bus.beats) == 7),
-                 "never": lambda beat: beat._replace(last=False),
-                 "lost beat": lambda beat: beat if beat.last or picks.random() < 0.8 else None}[how]
+    bus.spoil = {
+        "early": lambda beat: beat._replace(last=beat.last or len(bus.beats) == 7),
+        "never": lambda beat: beat._replace(last=False),
+        "lost beat": lambda beat: beat if beat.last or picks.random() < 0.8 else None,
+    }[how]
     faulty(bus, FetchFault.LAST, some_requests(config, 9, 3), some_requests(config, 10, 3))
 
 
@@ -260,6 +283,7 @@ def test_an_address_that_is_never_taken():
         bus.busy = 0.0  # the address still waits, as it must; its beats are dropped
         await bus.pulse(ctx, dut.clear)
         await bus.ask(ctx, requests)
+
     requests = some_requests(config, 2, 2)
     bus.run(bench)
     assert bus.stores == expected(config, requests)
@@ -287,5 +311,6 @@ def test_abort_at_any_time_and_late_beats():
             await bus.ask(ctx, requests)
             assert bus.stores == expected(config, requests)
             assert bus.fetched == [(kind, index) for kind, _, index in requests]
+
     bus.run(bench)
     assert len(bus.beats) < sum(length for _, length in bus.bursts) + 1

@@ -13,6 +13,7 @@ DIGEST = 0x7E7D1234  # needs escapes
 
 def simulate(dut, *benches, limit=400_000, background=()):
     """Run ``benches`` to their ends, at most ``limit`` cycles."""
+
     async def watch(ctx):
         for _ in range(limit):
             await ctx.tick()
@@ -33,8 +34,12 @@ def random_frame(rng, kind=None):
     def byte():
         return rng.choice(special) if rng.random() < 0.4 else rng.randrange(256)
 
-    words = tuple(int.from_bytes(bytes(byte() for _ in range(4)), "little") for _ in range(rng.choice([0, 1, 2, 4, 15])))
-    return Frame(kind=kind or rng.choice(list(Kind)), mark=rng.random() < 0.5, seq=byte(), ack=byte(), window=byte(), words=words)
+    words = tuple(
+        int.from_bytes(bytes(byte() for _ in range(4)), "little") for _ in range(rng.choice([0, 1, 2, 4, 15]))
+    )
+    return Frame(
+        kind=kind or rng.choice(list(Kind)), mark=rng.random() < 0.5, seq=byte(), ack=byte(), window=byte(), words=words
+    )
 
 
 async def give(ctx, dut, byte):
@@ -54,7 +59,11 @@ class Bench:
     """An Endpoint with a decoder that takes commands and gives results when told, and the same in Python."""
 
     def __init__(self, seed, depth=16):
-        self.rng, self.dut, self.model = random.Random(seed), Endpoint(DIGEST, depth=depth, simulate=True), Peer(DIGEST, depth=depth)
+        self.rng, self.dut, self.model = (
+            random.Random(seed),
+            Endpoint(DIGEST, depth=depth, simulate=True),
+            Peer(DIGEST, depth=depth),
+        )
         self.decoder, self.sent, self.frames = Decoder(), 0, []
         self.registers, self.executed = {}, []
 
@@ -115,7 +124,9 @@ class Bench:
                 order = rng.randrange(3)  # both at once, or one after the other
                 address, value = ctx.get(bus.awaddr), ctx.get(bus.wdata)
                 assert ctx.get(bus.wstrb) == 15
-                for channels in (("aw", "w"),) if order == 0 else (("aw",), ("w",)) if order == 1 else (("w",), ("aw",)):
+                for channels in (
+                    (("aw", "w"),) if order == 0 else (("aw",), ("w",)) if order == 1 else (("w",), ("aw",))
+                ):
                     for channel in channels:
                         ctx.set(getattr(bus, f"{channel}ready"), 1)
                     await ctx.tick()
@@ -137,4 +148,6 @@ class Bench:
             executed.append((kind, address, value))
             if kind == Kind.WRITE:
                 registers[address] = value
-            self.model.answer(registers.get(address, 0xDEAD0000 | address), fault=kind == Kind.READ and address == 0xFFC)
+            self.model.answer(
+                registers.get(address, 0xDEAD0000 | address), fault=kind == Kind.READ and address == 0xFFC
+            )

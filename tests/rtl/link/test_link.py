@@ -16,17 +16,33 @@ from tests.rtl.link.link_bench import give, random_frame, simulate
 def test_both_sides_have_the_same_numbers():
     assert [*frames.Kind] == [*endpoint.Kind] and [k.name for k in frames.Kind] == [k.name for k in endpoint.Kind]
     assert (frames.LINK_MAGIC, frames.LINK_VERSION, frames.MAX_WORDS, frames.FLAG, frames.ESCAPE) == (
-        endpoint.LINK_MAGIC, endpoint.LINK_VERSION, framing.MAX_WORDS, framing.FLAG, framing.ESCAPE)
+        endpoint.LINK_MAGIC,
+        endpoint.LINK_VERSION,
+        framing.MAX_WORDS,
+        framing.FLAG,
+        framing.ESCAPE,
+    )
 
 
 # UART
 
-@pytest.mark.parametrize("clock_hz, baud, divisor", [
-    (80_000_000, 2_000_000, 40), (25_000_000, 3_000_000, None), (80_000_000, 3_000_000, 27), (12_000_000, 3_000_000, 4),
-    (10_000_000, 3_000_000, None), (1e9, 9600, None)])
+
+@pytest.mark.parametrize(
+    "clock_hz, baud, divisor",
+    [
+        (80_000_000, 2_000_000, 40),
+        (25_000_000, 3_000_000, None),
+        (80_000_000, 3_000_000, 27),
+        (12_000_000, 3_000_000, 4),
+        (10_000_000, 3_000_000, None),
+        (1e9, 9600, None),
+    ],
+)
 def test_divisor(clock_hz, baud, divisor):
     if divisor is None:
-        with pytest.raises(ValueError, match=r"baud must be within 2% of clock_hz / \d+ = |clock_hz / baud must be in 4..65535, not"):
+        with pytest.raises(
+            ValueError, match=r"baud must be within 2% of clock_hz / \d+ = |clock_hz / baud must be in 4..65535, not"
+        ):
             uart_divisor(clock_hz, baud)
     else:
         assert uart_divisor(clock_hz, baud) == divisor
@@ -56,7 +72,9 @@ def receive(divisor, levels):
     return got, errors
 
 
-@pytest.mark.parametrize("divisor, mismatch", [(4, 0), (5, -0.02), (5, 0.02), (8, -0.035), (8, 0.035), (27, -0.04), (27, 0.04)])
+@pytest.mark.parametrize(
+    "divisor, mismatch", [(4, 0), (5, -0.02), (5, 0.02), (8, -0.035), (8, 0.035), (27, -0.04), (27, 0.04)]
+)
 def test_receiver_bears_other_clocks(divisor, mismatch):
     data = bytes([0x00, 0xFF, 0x55, 0xAA, 0x7E, 0x01, 0x80])
     got, errors = receive(divisor, line_of(data, divisor * (1 + mismatch)))
@@ -76,7 +94,7 @@ def test_receiver_ignores_glitches_and_reports_breaks():
     clean = [*[1] * 30, *levels]
     rng, noisy, last = random.Random(1), [], -9
     for cycle, level in enumerate(clean):  # single cycles, away from each other and from edges of the line
-        near = clean[max(0, cycle - 3):cycle + 4]
+        near = clean[max(0, cycle - 3) : cycle + 4]
         flip = cycle - last > 4 and len(set(near)) == 1 and rng.random() < 0.3
         last = cycle if flip else last
         noisy.append(level ^ flip)
@@ -124,6 +142,7 @@ def test_transmitter(divisor):
 
 # Frames
 
+
 def test_codec():
     rng = random.Random(2)
     sent = [random_frame(rng) for _ in range(300)]
@@ -142,8 +161,10 @@ def test_every_single_damage_is_seen():
     """Each bit flipped, byte lost, byte doubled: never another good frame."""
     frame = Frame(kind=Kind.DATA, seq=0x7E, ack=0x7D, window=3, words=(0x11223344, 0x7E7D5E5D))
     data = encode(frame)
-    damaged = [data[:i] + bytes([data[i] ^ 1 << b]) + data[i + 1:] for i in range(len(data)) for b in range(8)]
-    damaged += [data[:i] + data[i + 1:] for i in range(len(data))] + [data[:i] + data[i:i + 1] + data[i:] for i in range(len(data))]
+    damaged = [data[:i] + bytes([data[i] ^ 1 << b]) + data[i + 1 :] for i in range(len(data)) for b in range(8)]
+    damaged += [data[:i] + data[i + 1 :] for i in range(len(data))] + [
+        data[:i] + data[i : i + 1] + data[i:] for i in range(len(data))
+    ]
     for bad in damaged:
         good = [f for f in Decoder().feed(bad + b"\x7e") if f is not None]
         assert good in ([], [frame])
@@ -183,10 +204,23 @@ def test_deframer():
             if ctx.get(dut.done):
                 head = ctx.get(dut.header)
                 good = ctx.get(dut.good)
-                got.append(Frame(kind=Kind(head.kind), mark=bool(head.mark), seq=head.seq, ack=head.ack, window=head.window,
-                                 words=tuple(words)) if good else None)
+                got.append(
+                    Frame(
+                        kind=Kind(head.kind),
+                        mark=bool(head.mark),
+                        seq=head.seq,
+                        ack=head.ack,
+                        window=head.window,
+                        words=tuple(words),
+                    )
+                    if good
+                    else None
+                )
                 if good and words:
-                    assert (ctx.get(dut.first), ctx.get(dut.second)) == (words[0], words[-1] if words[1:] else ctx.get(dut.second))
+                    assert (ctx.get(dut.first), ctx.get(dut.second)) == (
+                        words[0],
+                        words[-1] if words[1:] else ctx.get(dut.second),
+                    )
                 words = []
 
     simulate(dut, bench, background=[watch])
@@ -225,7 +259,11 @@ def test_latency_of_the_deframer():
     async def bench(ctx):
         for index, byte in enumerate(data):
             waits.append(await give(ctx, dut, byte))
-            if index in (8, 13, len(data) - 1):  # the ends of the words, the second of which has an escape, and of the frame
+            if index in (
+                8,
+                13,
+                len(data) - 1,
+            ):  # the ends of the words, the second of which has an escape, and of the frame
                 assert not ctx.get(dut.word_valid | dut.done)
                 await ctx.tick()
                 waits[-1] -= 1
@@ -243,8 +281,16 @@ def test_framer():
 
     async def bench(ctx):
         for frame in sent:
-            head = HEADER.const({"kind": frame.kind, "mark": frame.mark, "length": len(frame.words), "seq": frame.seq, "ack": frame.ack,
-                                 "window": frame.window})
+            head = HEADER.const(
+                {
+                    "kind": frame.kind,
+                    "mark": frame.mark,
+                    "length": len(frame.words),
+                    "seq": frame.seq,
+                    "ack": frame.ack,
+                    "window": frame.window,
+                }
+            )
             ctx.set(dut.header, head)
             ctx.set(dut.start, 1)
             await ctx.tick()

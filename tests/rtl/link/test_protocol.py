@@ -22,11 +22,18 @@ def run_protocol(seed, *, steps=60, depth=16):
     def data_frame():
         ahead = rng.choice([0] * 8 + [1, -3, 127, 128, -128])
         words = tuple(rng.getrandbits(32) for _ in range(rng.randint(1, rng.choice([4, 15]))))
-        return {"kind": Kind.DATA, "seq": (model.taken + len(model.commands) + ahead) & 255, "words": words, "mark": rng.random() < 0.5}
+        return {
+            "kind": Kind.DATA,
+            "seq": (model.taken + len(model.commands) + ahead) & 255,
+            "words": words,
+            "mark": rng.random() < 0.5,
+        }
 
     def frame():
         nonlocal tag
-        kind = rng.choice([Kind.DATA] * 5 + [Kind.STATUS, Kind.RESEND, Kind.READ, Kind.HELLO] * 2 + [Kind.WRITE, Kind.CLOSED])
+        kind = rng.choice(
+            [Kind.DATA] * 5 + [Kind.STATUS, Kind.RESEND, Kind.READ, Kind.HELLO] * 2 + [Kind.WRITE, Kind.CLOSED]
+        )
         fields = {"kind": kind}
         if kind == Kind.HELLO:
             fields["words"] = (model.session or 5 if rng.random() < 0.5 else rng.getrandbits(32),)
@@ -35,7 +42,7 @@ def run_protocol(seed, *, steps=60, depth=16):
         elif kind in (Kind.READ, Kind.WRITE):
             tag = tag if rng.random() < 0.3 else (tag + 1) & 255
             address = rng.choice([0, 4, 0x18, 0x7FC, 0xFFC])
-            fields |= {"seq": tag, "words": (address, rng.getrandbits(32))[:1 + (kind == Kind.WRITE)]}
+            fields |= {"seq": tag, "words": (address, rng.getrandbits(32))[: 1 + (kind == Kind.WRITE)]}
         ack = model.oldest + rng.choice([0, 0, model.sent, rng.randrange(len(model.kept) + 1), rng.randrange(256)])
         return Frame(**fields, ack=ack & 255, window=255)
 
@@ -66,7 +73,7 @@ def run_protocol(seed, *, steps=60, depth=16):
                     executed.clear()
                 bench.carry_out(registers, executed)
             elif choice < 0.8:
-                for word, last in model.commands[:rng.randint(0, 6)]:
+                for word, last in model.commands[: rng.randint(0, 6)]:
                     assert ctx.get(dut.commands.valid) and ctx.get(dut.commands.payload) == word | last << 32
                     ctx.set(dut.commands.ready, 1)
                     await bench.tick(ctx)
@@ -174,7 +181,10 @@ def test_the_protocol_test_can_fail(monkeypatch, mutation):
         monkeypatch.setattr(framing.SerialCrc, "elaborate", careless)
     else:
         acknowledge = Peer._acknowledge
-        monkeypatch.setattr(Peer, "_acknowledge", lambda self, frame: acknowledge(
-            self, dataclasses.replace(frame, ack=frame.ack + 1 & 255)))
+        monkeypatch.setattr(
+            Peer,
+            "_acknowledge",
+            lambda self, frame: acknowledge(self, dataclasses.replace(frame, ack=frame.ack + 1 & 255)),
+        )
     with pytest.raises(AssertionError):
         run_protocol(0)

@@ -57,17 +57,53 @@ def wrong_products(runtime, folder, packed, least):
     m.submodules.product = dut = PackedProduct()
     lower, upper, row = (Signal(signed(8), name=name) for name in ("lower", "upper", "row"))
     low, high = Signal(signed(20), name="low"), Signal(signed(20), name="high")
-    m.d.comb += [dut.pair.eq(packed(lower, upper)), dut.row.eq(row), low.eq(extract(dut.product)[0]), high.eq(extract(dut.product)[1])]
+    m.d.comb += [
+        dut.pair.eq(packed(lower, upper)),
+        dut.row.eq(row),
+        low.eq(extract(dut.product)[0]),
+        high.eq(extract(dut.product)[1]),
+    ]
     ports = {signal.name: (signal, None) for signal in (lower, upper, row, low, high)}
     for name, text in convert(m, "top", ports).items():
         (folder / f"{name}.v").write_text(text)
     (folder / "main.cpp").write_text(MAIN)
     out = folder / "out"
-    subprocess.run([tools.verilator, "--cc", "-O3", "--prefix", "Vtop", "--top-module", "top", "--no-timing", "-Wno-fatal", "-Wno-lint",
-                    "-Mdir", out, *sorted(folder.glob("*.v"))], check=True, env={**os.environ, "VERILATOR_ROOT": str(tools.root)})
-    subprocess.run([*compiler, "-O2", f"-I{out}", folder / "main.cpp", *sorted(out.glob("*.cpp")), *objects, "-lpthread",
-                    "-o", folder / "all"], check=True)
-    return json.loads(subprocess.run([folder / "all", str(least)], capture_output=True, text=True, check=True, timeout=300).stdout)
+    subprocess.run(
+        [
+            tools.verilator,
+            "--cc",
+            "-O3",
+            "--prefix",
+            "Vtop",
+            "--top-module",
+            "top",
+            "--no-timing",
+            "-Wno-fatal",
+            "-Wno-lint",
+            "-Mdir",
+            out,
+            *sorted(folder.glob("*.v")),
+        ],
+        check=True,
+        env={**os.environ, "VERILATOR_ROOT": str(tools.root)},
+    )
+    subprocess.run(
+        [
+            *compiler,
+            "-O2",
+            f"-I{out}",
+            folder / "main.cpp",
+            *sorted(out.glob("*.cpp")),
+            *objects,
+            "-lpthread",
+            "-o",
+            folder / "all",
+        ],
+        check=True,
+    )
+    return json.loads(
+        subprocess.run([folder / "all", str(least)], capture_output=True, text=True, check=True, timeout=300).stdout
+    )
 
 
 def test_all_products(runtime, tmp_path):

@@ -23,8 +23,14 @@ def yosys(path, module, ports, *steps):
     pytest.importorskip("pyosys", reason="needs pyosys")
     (path / "top.il").write_text(rtlil.convert(module, name="top", ports=ports))
     steps = ["read_rtlil top.il", "hierarchy -top top", "proc", "flatten", "opt", *steps]
-    script = ["from pyosys import libyosys", "design = libyosys.Design()", *(f"libyosys.run_pass({step!r}, design)" for step in steps)]
-    run = subprocess.run([sys.executable, "-c", "\n".join(script)], cwd=path, capture_output=True, text=True, timeout=300, check=False)
+    script = [
+        "from pyosys import libyosys",
+        "design = libyosys.Design()",
+        *(f"libyosys.run_pass({step!r}, design)" for step in steps),
+    ]
+    run = subprocess.run(
+        [sys.executable, "-c", "\n".join(script)], cwd=path, capture_output=True, text=True, timeout=300, check=False
+    )
     assert run.returncode == 0 or "proof did fail" in run.stdout + run.stderr, run.stdout[-2000:] + run.stderr[-2000:]
     return run.returncode == 0
 
@@ -53,7 +59,9 @@ def test_lut_products_of_all_inputs(tmp_path, form):
 
 def test_a_wrong_booth_digit_shows(tmp_path, monkeypatch):
     right = products.booth_row
-    monkeypatch.setattr(products, "booth_row", lambda operand, digit: right(operand, Cat(digit[0], digit[1], digit[2] & ~digit[1])))
+    monkeypatch.setattr(
+        products, "booth_row", lambda operand, digit: right(operand, Cat(digit[0], digit[1], digit[2] & ~digit[1]))
+    )
     assert not lut_product_proved(tmp_path, BoothProduct(), ones)  # -1 taken for 1
 
 
@@ -70,16 +78,21 @@ def test_packed_products(tmp_path, least):
     low, high = extract(dut.product)
     allowed = (lower >= least) & (upper >= least) & (row >= least)
     cases = [f"-set row {value & 255}" for value in (1, LIMIT, LIMIT - 1)]
-    assert proved(tmp_path, m, values, allowed & ((low != lower * row) | (high != upper * row)), cases) == (least == -LIMIT)
+    assert proved(tmp_path, m, values, allowed & ((low != lower * row) | (high != upper * row)), cases) == (
+        least == -LIMIT
+    )
 
 
-@pytest.mark.parametrize("shift, largest, safe", [
-    (19, PACKED * LIMIT * LIMIT, True),
-    (19, (PACKED + 1) * LIMIT * LIMIT, False),
-    (19, PACKED * 128 * 128, False),
-    (18, PACKED * LIMIT * LIMIT, False),
-    (18, PACKED // 2 * LIMIT * LIMIT, True),
-])
+@pytest.mark.parametrize(
+    "shift, largest, safe",
+    [
+        (19, PACKED * LIMIT * LIMIT, True),
+        (19, (PACKED + 1) * LIMIT * LIMIT, False),
+        (19, PACKED * 128 * 128, False),
+        (18, PACKED * LIMIT * LIMIT, False),
+        (18, PACKED // 2 * LIMIT * LIMIT, True),
+    ],
+)
 def test_packed_sums(tmp_path, monkeypatch, shift, largest, safe):
     """The sums come out for all lower and upper sums up to ``largest``; one product more, -128, or a smaller shift break them."""
     monkeypatch.setattr(products, "SHIFT", shift)
@@ -101,7 +114,11 @@ def run(dut, cycles):
             for name in ("load_a", "load_b", "go"):
                 ctx.set(getattr(dut, name), name in ports)
             for name, value in ports.items():
-                for port, v in zip(getattr(dut, name), value, strict=True) if isinstance(value, list) else [(getattr(dut, name), value)]:
+                for port, v in (
+                    zip(getattr(dut, name), value, strict=True)
+                    if isinstance(value, list)
+                    else [(getattr(dut, name), value)]
+                ):
                     ctx.set(port, v)
             await ctx.tick()
             if ctx.get(dut.valid):
@@ -124,7 +141,9 @@ class Model:
     def step(self, cycle, ports):
         if "go" in ports:
             vectors = self.banks[ports["bank"]]
-            self.expected.append((cycle + self.latency, [sum(a * b for a, b in zip(v, ports["row"], strict=True)) for v in vectors]))
+            self.expected.append(
+                (cycle + self.latency, [sum(a * b for a, b in zip(v, ports["row"], strict=True)) for v in vectors])
+            )
         for bank, name in enumerate("ab"):
             if f"load_{name}" in ports:
                 for vector, value in zip(self.banks[bank], ports[f"load_{name}_data"], strict=True):
@@ -133,8 +152,10 @@ class Model:
 
 def traffic(rng, head_dim, columns, number, values):
     """Both banks loaded, then rows, loads and pauses in all combinations."""
-    cycles = [{"load_a": 1, "load_b": 1, "load_a_data": values(rng, columns), "load_b_data": values(rng, columns)}
-              for _ in range(head_dim)]
+    cycles = [
+        {"load_a": 1, "load_b": 1, "load_a_data": values(rng, columns), "load_b_data": values(rng, columns)}
+        for _ in range(head_dim)
+    ]
     for _ in range(number):
         ports = {}
         for name in "ab":
@@ -162,7 +183,9 @@ def compare(dut, values, seed, number=60):
 
 
 @pytest.mark.parametrize("values", VALUES)
-@pytest.mark.parametrize("shape", [(16, 4, 2, "booth"), (16, 3, 1, "nibble"), (32, 2, 0, "booth"), (4, 1, 1, "booth")], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(16, 4, 2, "booth"), (16, 3, 1, "nibble"), (32, 2, 0, "booth"), (4, 1, 1, "booth")], ids=str
+)
 def test_dot_products(shape, values):
     """All columns and both banks, which are loaded in the same cycles as rows go through."""
     result, expected = compare(MatrixUnit(*shape), values, str(shape))
@@ -218,13 +241,16 @@ def test_sizes():
     assert [tree_groups(d) for d in (16, 32, 128)] == [[4, 4, 1], [4, 4, 2], [4, 4, 4, 2]]
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ((0, 4), "head_dim must be a positive integer, not 0"),
-    ((4, "2"), "columns must be a positive integer, not '2'"),
-    ((4, 4, 1), "lut_columns must be at most 4 and leave an even number of columns, not 1"),
-    ((4, 4, 6), "lut_columns must be at most 4"),
-    ((4, 4, 2, "wallace"), "lut_form must be one of booth, nibble, not 'wallace'"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((0, 4), "head_dim must be a positive integer, not 0"),
+        ((4, "2"), "columns must be a positive integer, not '2'"),
+        ((4, 4, 1), "lut_columns must be at most 4 and leave an even number of columns, not 1"),
+        ((4, 4, 6), "lut_columns must be at most 4"),
+        ((4, 4, 2, "wallace"), "lut_form must be one of booth, nibble, not 'wallace'"),
+    ],
+)
 def test_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         MatrixUnit(*arguments)

@@ -6,7 +6,18 @@ import re
 import numpy as np
 import pytest
 
-from intaglio.rtl.memory.logic import GENERIC, STRATEGIES, Bank, Cell, CellSet, Form, LogicRom, bank, bank_verilog, bits_of_words
+from intaglio.rtl.memory.logic import (
+    GENERIC,
+    STRATEGIES,
+    Bank,
+    Cell,
+    CellSet,
+    Form,
+    LogicRom,
+    bank,
+    bank_verilog,
+    bits_of_words,
+)
 from intaglio.rtl.memory.logic.cells import canonical, dual, kind_name
 from intaglio.rtl.memory.logic.decode import Decode
 from intaglio.rtl.memory.logic.forms import build
@@ -16,9 +27,29 @@ from intaglio.rtl.memory.logic.trees import WideOr
 from intaglio.rtl.ternary.packing import pack
 
 # Non-inverting gates only, as ASAP7 without its do-not-use cells nearly is.
-MONOTONE = CellSet("monotone", {kind: Cell(name=kind_name(kind), area=float(sum(kind[1]) + 3)) for kind in (
-    ("oai", (1,)), ("oa", (1, 1)), ("oa", (2,)), ("oa", (3,)), ("oa", (4,)), ("oa", (1, 1, 1)), ("oa", (3, 3, 3)), ("ao", (3, 3, 3)),
-    ("oa", (3, 3, 1)), ("ao", (3, 3, 1)), ("oa", (2, 1)), ("ao", (2, 1)), ("oai", (2, 2)), ("oai", (3, 3)), ("aoi", (2, 2)))})
+MONOTONE = CellSet(
+    "monotone",
+    {
+        kind: Cell(name=kind_name(kind), area=float(sum(kind[1]) + 3))
+        for kind in (
+            ("oai", (1,)),
+            ("oa", (1, 1)),
+            ("oa", (2,)),
+            ("oa", (3,)),
+            ("oa", (4,)),
+            ("oa", (1, 1, 1)),
+            ("oa", (3, 3, 3)),
+            ("ao", (3, 3, 3)),
+            ("oa", (3, 3, 1)),
+            ("ao", (3, 3, 1)),
+            ("oa", (2, 1)),
+            ("ao", (2, 1)),
+            ("oai", (2, 2)),
+            ("oai", (3, 3)),
+            ("aoi", (2, 2)),
+        )
+    },
+)
 
 
 def trits(depth, lane_width, zeros, seed=1):
@@ -35,15 +66,27 @@ def planes(weights):
 def test_every_form_holds_its_words(cells, depth, lane_width, zeros):
     weights = trits(depth, lane_width, zeros)
     forms = list(forms_of(cells, 128))
-    assert {form.style for form in forms} >= {"inside", "select", "several"} and {form.dual for form in forms} == {False, True}
+    assert {form.style for form in forms} >= {"inside", "select", "several"} and {form.dual for form in forms} == {
+        False,
+        True,
+    }
     for form in forms[::5]:
         netlist = build(planes(weights), form, cells)
         assert netlist.holds(planes(weights)), str(form)
         assert all(cells.has(kind) for kind in netlist.kinds)
 
 
-@pytest.mark.parametrize("bits", [np.zeros((64, 4), bool), np.ones((64, 4), bool), np.eye(64, dtype=bool), ~np.eye(64, dtype=bool),
-                                  np.arange(64)[:, None] >> np.arange(6) & 1 == 1], ids=["zeros", "ones", "eye", "not eye", "address"])
+@pytest.mark.parametrize(
+    "bits",
+    [
+        np.zeros((64, 4), bool),
+        np.ones((64, 4), bool),
+        np.eye(64, dtype=bool),
+        ~np.eye(64, dtype=bool),
+        np.arange(64)[:, None] >> np.arange(6) & 1 == 1,
+    ],
+    ids=["zeros", "ones", "eye", "not eye", "address"],
+)
 def test_extreme_words(bits):
     for form in list(forms_of(GENERIC, 64))[::3]:
         assert build(bits, form, GENERIC).holds(bits), str(form)
@@ -114,7 +157,10 @@ def test_kinds():
     assert canonical(("aoi", (1, 1))) == ("oai", (2,)) and canonical(("ao", (3,))) == ("oa", (1, 1, 1))
     assert canonical(("oai", (1, 2))) == ("oai", (2, 1)) and dual(("oai", (1, 1))) == ("oai", (2,))
     assert dual(("oai", (3, 3))) == ("aoi", (3, 3)) and dual(dual(("ao", (3, 2, 1)))) == ("ao", (3, 2, 1))
-    names = [kind_name(kind) for kind in (("oai", (1,)), ("oai", (1, 1)), ("oai", (3,)), ("aoi", (2, 2)), ("oa", (1, 1)), ("oa", (2, 1)))]
+    names = [
+        kind_name(kind)
+        for kind in (("oai", (1,)), ("oai", (1, 1)), ("oai", (3,)), ("aoi", (2, 2)), ("oa", (1, 1)), ("oa", (2, 1)))
+    ]
     assert names == ["INV", "NAND2", "NOR3", "AOI22", "AND2", "OA21"]
 
 
@@ -152,7 +198,12 @@ def test_the_same_text_again():
     words = pack(trits(256, 8, 0.4), "2bit")
     first = bank(words, 16, "b")
     assert isinstance(first, Bank) and first.verilog == bank_verilog(words, 16, "b")
-    assert "select" in first.description or "inside" in first.description or "several" in first.description or "nand" in first.description
+    assert (
+        "select" in first.description
+        or "inside" in first.description
+        or "several" in first.description
+        or "nand" in first.description
+    )
 
 
 def test_one_word_and_all_zeros(tmp_path):
@@ -171,24 +222,42 @@ def test_component_is_an_instance():
     assert "weights_0" in text and ".addr(addr)" in text and ".clk(clk)" in text
 
 
-@pytest.mark.parametrize("call, text", [
-    (lambda: bank([1], 2, "b", "best"), "strategy must be one of plain, code, planes, structured, not 'best'"),
-    (lambda: bank([1], 2, "2b"), "name of a bank must be an identifier, not '2b'"),
-    (lambda: bank([4], 2, "b"), r"word 0 must be in 0..2\^2 - 1, not 4"),
-    (lambda: bank([], 2, "b"), "at least one word"),
-    (lambda: bank([1], 0, "b"), "width of a bank must be at least 1, not 0"),
-    (lambda: bits_of_words(np.zeros((2, 3), np.uint8), 8), r"must be uint8 \[depth, 1\], not uint8 \[2, 3\]"),
-    (lambda: bits_of_words(np.full((2, 1), 255, np.uint8), 7), "word 0 must fit 7 bits"),
-    (lambda: bank([3, 1], 2, "b", "planes"), "both plus and minus"),
-    (lambda: bank([3, 1], 3, "b", "planes"), "width of a ternary bank must be even, not 3"),
-    (lambda: Form(style="tree", parts=(2,), rows=16), "style must be one of inside, select, several, nand, not 'tree'"),
-    (lambda: Form(style="inside", parts=(), rows=16), r"parts must be numbers of groups, at least 1 each, not \(\)"),
-    (lambda: Form(style="inside", parts=(2,), rows=40), "rows must be 1 to 16 for each of 2 groups, not 40"),
-    (lambda: CellSet("x", {("oai", (2,)): Cell(name="NOR2", area=1.0)}), "cell library x must have an inverter"),
-    (lambda: CellSet("x", {("oai", (1,)): Cell(name="INV", area=1.0)}), "must have NAND2 and NOR2, or AND2 and OR2"),
-    (lambda: build(np.eye(64, dtype=bool), Form(style="inside", parts=(3, 3, 3), rows=32), GENERIC), "no cell for oai of groups"),
-    (lambda: build(np.eye(64, dtype=bool), Form(style="inside", parts=(3, 3), rows=64), GENERIC), "fewer than the 64 addresses, not 64"),
-])
+@pytest.mark.parametrize(
+    "call, text",
+    [
+        (lambda: bank([1], 2, "b", "best"), "strategy must be one of plain, code, planes, structured, not 'best'"),
+        (lambda: bank([1], 2, "2b"), "name of a bank must be an identifier, not '2b'"),
+        (lambda: bank([4], 2, "b"), r"word 0 must be in 0..2\^2 - 1, not 4"),
+        (lambda: bank([], 2, "b"), "at least one word"),
+        (lambda: bank([1], 0, "b"), "width of a bank must be at least 1, not 0"),
+        (lambda: bits_of_words(np.zeros((2, 3), np.uint8), 8), r"must be uint8 \[depth, 1\], not uint8 \[2, 3\]"),
+        (lambda: bits_of_words(np.full((2, 1), 255, np.uint8), 7), "word 0 must fit 7 bits"),
+        (lambda: bank([3, 1], 2, "b", "planes"), "both plus and minus"),
+        (lambda: bank([3, 1], 3, "b", "planes"), "width of a ternary bank must be even, not 3"),
+        (
+            lambda: Form(style="tree", parts=(2,), rows=16),
+            "style must be one of inside, select, several, nand, not 'tree'",
+        ),
+        (
+            lambda: Form(style="inside", parts=(), rows=16),
+            r"parts must be numbers of groups, at least 1 each, not \(\)",
+        ),
+        (lambda: Form(style="inside", parts=(2,), rows=40), "rows must be 1 to 16 for each of 2 groups, not 40"),
+        (lambda: CellSet("x", {("oai", (2,)): Cell(name="NOR2", area=1.0)}), "cell library x must have an inverter"),
+        (
+            lambda: CellSet("x", {("oai", (1,)): Cell(name="INV", area=1.0)}),
+            "must have NAND2 and NOR2, or AND2 and OR2",
+        ),
+        (
+            lambda: build(np.eye(64, dtype=bool), Form(style="inside", parts=(3, 3, 3), rows=32), GENERIC),
+            "no cell for oai of groups",
+        ),
+        (
+            lambda: build(np.eye(64, dtype=bool), Form(style="inside", parts=(3, 3), rows=64), GENERIC),
+            "fewer than the 64 addresses, not 64",
+        ),
+    ],
+)
 def test_refuses(call, text):
     with pytest.raises(ValueError, match=text):
         call()

@@ -31,16 +31,19 @@ def test_reads_with_latency_1(depth):
 @pytest.mark.parametrize("depth", [1, 300])
 def test_instance_names_its_image(depth):
     text = verilog.convert(Rom("gain", 20, depth), name="top", emit_src=False)
-    assert 'intaglio_rom' in text and '"gain.hex"' in text
+    assert "intaglio_rom" in text and '"gain.hex"' in text
 
 
-@pytest.mark.parametrize("arguments, text", [
-    ((0, 4), "width and depth of ROM r must be at least 1, not 0 and 4"),
-    ((8, 0), "not 8 and 0"),
-    ((8, 2, [1, 2, 3]), "at most depth = 2 words, not 3"),
-    ((8, 2, [1, 256]), r"word 1 of ROM r must be in 0..2\^8 - 1, not 256"),
-    ((8, 2, [-1]), "word 0 .* not -1"),
-])
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        ((0, 4), "width and depth of ROM r must be at least 1, not 0 and 4"),
+        ((8, 0), "not 8 and 0"),
+        ((8, 2, [1, 2, 3]), "at most depth = 2 words, not 3"),
+        ((8, 2, [1, 256]), r"word 1 of ROM r must be in 0..2\^8 - 1, not 256"),
+        ((8, 2, [-1]), "word 0 .* not -1"),
+    ],
+)
 def test_refuses(arguments, text):
     with pytest.raises(ValueError, match=text):
         Rom("r", *arguments)

@@ -13,8 +13,21 @@ from intaglio.rtl.ternary.adapter.loader import Loader, Outcome, image_words, wo
 
 
 def make_config(**changes):
-    fields = dict(hidden=32, intermediate=48, layers=2, heads=4, kv_heads=2, head_dim=8, vocab=16, context=4, lanes=2,
-                  lane_width=16, vector_width=8, rank=4, adapters=2)
+    fields = dict(
+        hidden=32,
+        intermediate=48,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=8,
+        vocab=16,
+        context=4,
+        lanes=2,
+        lane_width=16,
+        vector_width=8,
+        rank=4,
+        adapters=2,
+    )
     return DecoderConfig(**(fields | changes))
 
 
@@ -26,6 +39,7 @@ def run(dut, bench):
 
 
 # -- between the factors
+
 
 def between(values):
     """docs/numerics.md, one part: INT8 values and their shift."""
@@ -52,15 +66,25 @@ def vectors(config, rng):
         yield [int(v) for v in rng.choice([edge, -edge, edge // 2, edge // 3], config.rank)]
 
 
-@pytest.mark.parametrize("changes", [{}, {"adapter_trits": 3, "lanes": 4, "rank": 8}, {"lanes": 4}, {"adapter_targets": "o"},
-                                     {"adapter_targets": "gate", "rank": 8}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"adapter_trits": 3, "lanes": 4, "rank": 8},
+        {"lanes": 4},
+        {"adapter_targets": "o"},
+        {"adapter_targets": "gate", "rank": 8},
+    ],
+)
 def test_between_the_factors(changes):
     config, rng = make_config(**changes), np.random.default_rng(1)
     dut = Intermediate(config)
     kinds = {3: [Kind.QKV], 2: [Kind.GATED], 1: [Kind.ONE]}
     kinds = [kind for names in config.adapted for kind in kinds[len(names)]]
     count = {Kind.QKV: 3, Kind.GATED: 2, Kind.ONE: 1}
-    scales = [(int(rng.integers(1 << 15, 1 << 16)), int(rng.integers(-60, 10))) for _ in range(1 << len(dut.scale_addr))]
+    scales = [
+        (int(rng.integers(1 << 15, 1 << 16)), int(rng.integers(-60, 10))) for _ in range(1 << len(dut.scale_addr))
+    ]
     pool = list(vectors(config, rng))
 
     async def bench(ctx):
@@ -111,13 +135,14 @@ def test_between_the_factors(changes):
                 word = ctx.get(dut.word)
                 found = [(word >> 8 * i & 255) - (word >> 8 * i + 7 & 1) * 256 for i in range(2 * config.rank)]
                 at = config.rank if kind == Kind.GATED and p == 1 else 0
-                assert found[at:at + config.rank] == values
+                assert found[at : at + config.rank] == values
             used += len(parts)
 
     run(dut, bench)
 
 
 # -- join
+
 
 def joined(base, total, m, shift, limit):
     return min(max(base + ((((total * m) >> shift) + 1) >> 1), -limit), limit)
@@ -128,11 +153,23 @@ def test_join_of_a_lane(changes):
     config, rng = make_config(**changes), np.random.default_rng(2)
     dut = JoinLane(config)
     widest, largest = max(config.hidden, config.intermediate), 127 * config.rank * config.adapter_limit
-    cases = [(b, t, m, s, narrow) for b in (127 * config.hidden, -127 * config.hidden, 0, 5) for t in (largest, -largest, 0, 1, -1)
-             for m, s in ((65535, 0), (65535, 39), (32768, 15), (32768, 16), (0, 3)) for narrow in (0, 1)]
+    cases = [
+        (b, t, m, s, narrow)
+        for b in (127 * config.hidden, -127 * config.hidden, 0, 5)
+        for t in (largest, -largest, 0, 1, -1)
+        for m, s in ((65535, 0), (65535, 39), (32768, 15), (32768, 16), (0, 3))
+        for narrow in (0, 1)
+    ]
     for _ in range(200):
-        cases.append((int(rng.integers(-127 * config.hidden, 127 * config.hidden + 1)), int(rng.integers(-largest, largest + 1)),
-                      int(rng.integers(1 << 15, 1 << 16)), int(rng.integers(0, 40)), int(rng.integers(2))))
+        cases.append(
+            (
+                int(rng.integers(-127 * config.hidden, 127 * config.hidden + 1)),
+                int(rng.integers(-largest, largest + 1)),
+                int(rng.integers(1 << 15, 1 << 16)),
+                int(rng.integers(0, 40)),
+                int(rng.integers(2)),
+            )
+        )
     cases += [(127 * widest, 0, 40000, 3, 0), (-127 * widest, 0, 40000, 3, 0)]
 
     async def bench(ctx):
@@ -188,13 +225,16 @@ def test_join_chooses_scales_by_part_and_lane():
             assert ctx.get(dut.o_valid)
             for lane in range(2):
                 p = 1 if odd and lane else part
-                assert ctx.get(dut.totals[lane]) == joined(100 * lane - 7, 31 - 50 * lane, mantissas[p], shifts[p], 127 * 48)
+                assert ctx.get(dut.totals[lane]) == joined(
+                    100 * lane - 7, 31 - 50 * lane, mantissas[p], shifts[p], 127 * 48
+                )
             await ctx.tick()
 
     run(dut, bench)
 
 
 # -- loader
+
 
 class Host:
     """Drives a loader and keeps what it writes."""
@@ -230,9 +270,13 @@ class Host:
         return self.ctx.get(self.dut.physical) if self.ctx.get(self.dut.ok) else None
 
 
-@pytest.mark.parametrize("changes", [
-    {"layers": 1, "adapter_targets": "o"},
-    {"layers": 1, "adapter_targets": "v", "lane_width": 32, "intermediate": 64, "lanes": 4, "adapter_trits": 2}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layers": 1, "adapter_targets": "o"},
+        {"layers": 1, "adapter_targets": "v", "lane_width": 32, "intermediate": 64, "lanes": 4, "adapter_trits": 2},
+    ],
+)
 def test_loader(changes):
     config, rng = make_config(**changes), np.random.default_rng(3)
     dut = Loader(config, 0xABCD1234)
@@ -242,12 +286,17 @@ def test_loader(changes):
         return [0xABCD1234, *(int(v) for v in rng.integers(0, 2**32, image_words(config) - 1))]
 
     def expect(host, memory, words):
-        scales, weights = words[1:1 + config.adapter_scales], words[1 + config.adapter_scales:]
+        scales, weights = words[1 : 1 + config.adapter_scales], words[1 + config.adapter_scales :]
         assert host.scales == {memory * config.adapter_scales + i: word & 0x3FFFFFF for i, word in enumerate(scales)}
         mask = (1 << 2 * config.lane_width) - 1
         assert host.weights == {
-            (memory * config.adapter_words + a, lane): sum(weights[(a * lanes + lane) * parts + k] << 32 * k for k in range(parts)) & mask
-            for a in range(config.adapter_words) for lane in range(lanes)}
+            (memory * config.adapter_words + a, lane): sum(
+                weights[(a * lanes + lane) * parts + k] << 32 * k for k in range(parts)
+            )
+            & mask
+            for a in range(config.adapter_words)
+            for lane in range(lanes)
+        }
 
     async def bench(ctx):
         def host():
@@ -263,9 +312,13 @@ def test_loader(changes):
         assert await second.load(0, image()) == Outcome.LOADED
         assert {a // config.adapter_words for a, _ in second.weights} == {1}
         assert [second.slot(s) for s in range(2)] == [1, 2]
-        for words, slot, crc, outcome in ((good[:-1], 0, None, Outcome.INCOMPLETE), (good + good[:1], 0, None, Outcome.TOO_LONG),
-                                          (good, 2, None, Outcome.NO_SUCH_SLOT), (good, 0, 5, Outcome.DAMAGED),
-                                          ([good[0] ^ 8, *good[1:]], 0, None, Outcome.OTHER_DEVICE)):
+        for words, slot, crc, outcome in (
+            (good[:-1], 0, None, Outcome.INCOMPLETE),
+            (good + good[:1], 0, None, Outcome.TOO_LONG),
+            (good, 2, None, Outcome.NO_SUCH_SLOT),
+            (good, 0, 5, Outcome.DAMAGED),
+            ([good[0] ^ 8, *good[1:]], 0, None, Outcome.OTHER_DEVICE),
+        ):
             bad = host()
             assert await bad.load(slot, words, crc) == outcome
             assert [bad.slot(s) for s in range(2)] == [1, 2] and not bad.lost
@@ -289,17 +342,27 @@ def test_loader(changes):
 
 # -- configuration
 
-@pytest.mark.parametrize("changes, text", [
-    ({"rank": 3}, "rank must be a multiple of lanes = 2 and divide lane_width / 2 = 8, not 3"),
-    ({"rank": 6}, "rank must be a multiple of lanes = 2 and divide lane_width / 2 = 8, not 6"),
-    ({"rank": 100}, r"rank must be an integer in 0\.\.8, not 100"), ({"rank": -2}, "rank must be an integer in 0..8, not -2"),
-    ({"rank": True}, "rank must be an integer"), ({"rank": 4.0}, "rank must be an integer"),
-    ({"adapters": 0}, r"adapters must be an integer in 1\.\.16, not 0"), ({"adapters": 17}, "adapters must be an integer"),
-    ({"adapter_trits": 6}, r"adapter_trits must be an integer in 1\.\.5, not 6"), ({"adapter_trits": 0}, "adapter_trits must be"),
-    ({"adapter_targets": ""}, "adapter_targets must be some of q,k,v,o,gate,up,down in this order, not ''"),
-    ({"adapter_targets": "v,q"}, "in this order, not 'v,q'"), ({"adapter_targets": "q,q"}, "not 'q,q'"),
-    ({"adapter_targets": "q,lm_head"}, "not 'q,lm_head'"), ({"adapter_targets": None}, "not None"),
-])
+
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        ({"rank": 3}, "rank must be a multiple of lanes = 2 and divide lane_width / 2 = 8, not 3"),
+        ({"rank": 6}, "rank must be a multiple of lanes = 2 and divide lane_width / 2 = 8, not 6"),
+        ({"rank": 100}, r"rank must be an integer in 0\.\.8, not 100"),
+        ({"rank": -2}, "rank must be an integer in 0..8, not -2"),
+        ({"rank": True}, "rank must be an integer"),
+        ({"rank": 4.0}, "rank must be an integer"),
+        ({"adapters": 0}, r"adapters must be an integer in 1\.\.16, not 0"),
+        ({"adapters": 17}, "adapters must be an integer"),
+        ({"adapter_trits": 6}, r"adapter_trits must be an integer in 1\.\.5, not 6"),
+        ({"adapter_trits": 0}, "adapter_trits must be"),
+        ({"adapter_targets": ""}, "adapter_targets must be some of q,k,v,o,gate,up,down in this order, not ''"),
+        ({"adapter_targets": "v,q"}, "in this order, not 'v,q'"),
+        ({"adapter_targets": "q,q"}, "not 'q,q'"),
+        ({"adapter_targets": "q,lm_head"}, "not 'q,lm_head'"),
+        ({"adapter_targets": None}, "not None"),
+    ],
+)
 def test_configuration_is_checked(changes, text):
     with pytest.raises(ValueError, match=text):
         make_config(**changes)
@@ -319,7 +382,10 @@ def test_sizes_of_the_memory():
     """Words by hand: rank 4, two lanes of 16, two layers."""
     config = make_config()
     assert config.adapter_rows == {
-        ("q", "k", "v"): (64, 32, 3 * 4 // 2 * 2, 64 // 2 // 4), ("o",): (32, 32, 4 // 2 * 2, 32 // 2 // 4),
-        ("gate", "up"): (96, 32, 2 * 4 // 2 * 2, 96 // 2 // 4), ("down",): (32, 48, 4 // 2 * 3, 32 // 2 // 4)}
+        ("q", "k", "v"): (64, 32, 3 * 4 // 2 * 2, 64 // 2 // 4),
+        ("o",): (32, 32, 4 // 2 * 2, 32 // 2 // 4),
+        ("gate", "up"): (96, 32, 2 * 4 // 2 * 2, 96 // 2 // 4),
+        ("down",): (32, 48, 4 // 2 * 3, 32 // 2 // 4),
+    }
     assert config.adapter_words == 2 * (12 + 8 + 4 + 4 + 8 + 12 + 6 + 4) and config.adapter_scales == 14
     assert image_words(config) == 1 + 14 + 2 * config.adapter_words

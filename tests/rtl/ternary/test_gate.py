@@ -17,8 +17,19 @@ from intaglio.rtl.ternary.linear import LinearUnit, Mode
 from intaglio.rtl.top.activity import BankActivity
 from intaglio.sim.verilator.tools import find_program
 
-FIELDS = dict(hidden=8, intermediate=12, layers=2, heads=2, kv_heads=1, head_dim=4, vocab=16, context=4, lanes=2, lane_width=4,
-              vector_width=4)
+FIELDS = dict(
+    hidden=8,
+    intermediate=12,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    head_dim=4,
+    vocab=16,
+    context=4,
+    lanes=2,
+    lane_width=4,
+    vector_width=4,
+)
 PROGRAM = [(8, 2, Mode.RAW), (10, 2, Mode.GATED), (4, 3, Mode.RAW), (12, 2, Mode.GATED), (1, 1, Mode.RAW)]
 NEVER = 10**9  # announced by the start alone
 
@@ -86,11 +97,22 @@ def run(config, announce, mutate=None):
     sim.add_clock(1e-6)
     sim.add_testbench(bench)
     sim.run()
-    return {"written": written, "power": power, "streams": [tuple(s) for s in streams], "busy": busies, "stalls": stalls}
+    return {
+        "written": written,
+        "power": power,
+        "streams": [tuple(s) for s in streams],
+        "busy": busies,
+        "stalls": stalls,
+    }
 
 
-CASES = [({"gate_words": 16, "gate_wake": 5}, 20), ({"gate_words": 16, "gate_wake": 9}, 4), ({"gate_words": 4, "gate_wake": 0}, 2),
-         ({"gate_words": 8, "gate_wake": 7, "gate_isolation": 0}, NEVER), ({"gate_words": 32, "gate_wake": 3, "packing": "5trit"}, 0)]
+CASES = [
+    ({"gate_words": 16, "gate_wake": 5}, 20),
+    ({"gate_words": 16, "gate_wake": 9}, 4),
+    ({"gate_words": 4, "gate_wake": 0}, 2),
+    ({"gate_words": 8, "gate_wake": 7, "gate_isolation": 0}, NEVER),
+    ({"gate_words": 32, "gate_wake": 3, "packing": "5trit"}, 0),
+]
 
 
 @pytest.mark.parametrize("changes, announce", CASES)
@@ -105,7 +127,7 @@ def test_results_power_and_stalls(changes, announce):
     assert found["stalls"] == 2 * len(PROGRAM) * wait
     expected = np.zeros(len(found["power"]), object)
     for token in range(2):
-        for interval in powered_intervals(config, found["streams"][token * len(PROGRAM):(token + 1) * len(PROGRAM)]):
+        for interval in powered_intervals(config, found["streams"][token * len(PROGRAM) : (token + 1) * len(PROGRAM)]):
             for cycle in range(interval.first, interval.last + 1):
                 expected[cycle] |= 1 << interval.bank
     assert found["power"] == expected.tolist()
@@ -137,16 +159,22 @@ def test_a_late_wake_costs_cycles_only():
     assert wrong["written"] == right["written"] and wrong["stalls"] > 0 == right["stalls"]
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"gate_words": 12}, "gate_words must be 0 or a power of 2 from 2, not 12"),
-    ({"gate_words": 1}, "gate_words must be 0 or a power of 2 from 2, not 1"),
-    ({"gate_words": 8, "gate_wake": 8}, "gate_wake must be less than gate_words = 8, not 8"),
-    ({"gate_wake": 255}, "gate_wake must be in 0..254 cycles, not 255"),
-    ({"gate_wake": -1}, "gate_wake must be in 0..254 cycles, not -1"),
-    ({"gate_isolation": 2}, "gate_isolation must be 0 or 1, not 2"),
-    ({"gate_words": 1024}, "gate_words must make 2..128 banks of a lane's 120 words, not 1"),
-    ({"gate_words": 2, "gate_wake": 1, "layers": 5}, "gate_words must make 2..128 banks of a lane's 300 words, not 150"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"gate_words": 12}, "gate_words must be 0 or a power of 2 from 2, not 12"),
+        ({"gate_words": 1}, "gate_words must be 0 or a power of 2 from 2, not 1"),
+        ({"gate_words": 8, "gate_wake": 8}, "gate_wake must be less than gate_words = 8, not 8"),
+        ({"gate_wake": 255}, "gate_wake must be in 0..254 cycles, not 255"),
+        ({"gate_wake": -1}, "gate_wake must be in 0..254 cycles, not -1"),
+        ({"gate_isolation": 2}, "gate_isolation must be 0 or 1, not 2"),
+        ({"gate_words": 1024}, "gate_words must make 2..128 banks of a lane's 120 words, not 1"),
+        (
+            {"gate_words": 2, "gate_wake": 1, "layers": 5},
+            "gate_words must make 2..128 banks of a lane's 300 words, not 150",
+        ),
+    ],
+)
 def test_errors_say_what_must_hold_and_what_was_given(change, message):
     with pytest.raises(ValueError) as caught:
         make_config(**change)
@@ -192,6 +220,7 @@ def test_activity_counters():
 
 # -- power intent
 
+
 def tcl_commands(text):
     """Commands as lists of words: a parser of Tcl as far as UPF goes, braces nested."""
     commands = []
@@ -215,13 +244,33 @@ def tcl_commands(text):
 
 
 OPTIONS = {  # IEEE 1801-2015, clause 6: the options used, and how many values each takes
-    "upf_version": {}, "set_design_top": {}, "set_scope": {}, "create_supply_net": {}, "create_supply_port": {"-direction": 1},
-    "connect_supply_net": {"-ports": 1}, "create_supply_set": {"-function": 1}, "create_power_domain": {"-elements": 1, "-supply": 1},
+    "upf_version": {},
+    "set_design_top": {},
+    "set_scope": {},
+    "create_supply_net": {},
+    "create_supply_port": {"-direction": 1},
+    "connect_supply_net": {"-ports": 1},
+    "create_supply_set": {"-function": 1},
+    "create_power_domain": {"-elements": 1, "-supply": 1},
     "add_power_state": {"-supply": 1, "-state": 2},
-    "create_power_switch": {"-domain": 1, "-input_supply_port": 1, "-output_supply_port": 1, "-control_port": 1, "-on_state": 1,
-                            "-off_state": 1},
-    "set_isolation": {"-domain": 1, "-applies_to": 1, "-clamp_value": 1, "-isolation_signal": 1, "-isolation_sense": 1,
-                      "-isolation_supply": 1, "-location": 1, "-no_isolation": 0},
+    "create_power_switch": {
+        "-domain": 1,
+        "-input_supply_port": 1,
+        "-output_supply_port": 1,
+        "-control_port": 1,
+        "-on_state": 1,
+        "-off_state": 1,
+    },
+    "set_isolation": {
+        "-domain": 1,
+        "-applies_to": 1,
+        "-clamp_value": 1,
+        "-isolation_signal": 1,
+        "-isolation_sense": 1,
+        "-isolation_supply": 1,
+        "-location": 1,
+        "-no_isolation": 0,
+    },
 }
 
 
@@ -234,7 +283,7 @@ def check_upf(text):
         while place < len(words):
             if words[place].startswith("-"):
                 count = OPTIONS[command][words[place]]
-                values.setdefault(words[place], []).extend(words[place + 1:place + 1 + count] or [""])
+                values.setdefault(words[place], []).extend(words[place + 1 : place + 1 + count] or [""])
                 place += 1 + count
             else:
                 named.append(words[place])
@@ -245,8 +294,15 @@ def check_upf(text):
             known.add((kind, named[0]))
         elif command == "connect_supply_net":
             assert ("name", named[0]) in known and ("port", values["-ports"][0]) in known
-        used = [*values.get("-domain", []), *(part.split()[1] for option in ("-function", "-input_supply_port", "-output_supply_port")
-                                              for part in values.get(option, [])), *values.get("-isolation_supply", [])]
+        used = [
+            *values.get("-domain", []),
+            *(
+                part.split()[1]
+                for option in ("-function", "-input_supply_port", "-output_supply_port")
+                for part in values.get(option, [])
+            ),
+            *values.get("-isolation_supply", []),
+        ]
         used += [part.split()[1] for part in values.get("-supply", []) if command == "create_power_domain"]
         used += values.get("-supply", []) if command == "add_power_state" else []
         for name in used:
@@ -280,12 +336,20 @@ def test_power_intent(isolation):
 def test_power_intent_is_complete_tcl(tmp_path):
     (tmp_path / "a.upf").write_text(power_intent(make_config(gate_words=32), "top"))
     script = "set f [open a.upf]; puts [info complete [read $f]]"
-    done = subprocess.run([find_program("tclsh")], input=script, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [find_program("tclsh")], input=script, cwd=tmp_path, capture_output=True, text=True, timeout=30
+    )
     assert done.stdout.strip() == "1"
 
 
-@pytest.mark.parametrize("wrong", ["power_switch SW_BANK_1 -domain PD_BOTTOM", "isolation ISO_BANK_1 -domain PD_BANK_1 -clamp 0",
-                                   "supply_set SS_BANK_1 -function {power VDD_BANK_9"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "power_switch SW_BANK_1 -domain PD_BOTTOM",
+        "isolation ISO_BANK_1 -domain PD_BANK_1 -clamp 0",
+        "supply_set SS_BANK_1 -function {power VDD_BANK_9",
+    ],
+)
 def test_wrong_power_intent_is_seen(wrong):
     text = power_intent(make_config(gate_words=32), "top")
     command = re.escape(" ".join(wrong.split()[:2]))

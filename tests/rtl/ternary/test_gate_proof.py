@@ -24,8 +24,22 @@ FINALS = [*(f"final_{i}" for i in range(1, 2 + Lane.DOT_LATENCY)), *(f"row_final
 
 def make_config(**changes):
     """28 words a lane: three banks of eight, and one of four."""
-    fields = dict(hidden=4, intermediate=4, layers=2, heads=1, kv_heads=1, head_dim=4, vocab=4, context=4, lanes=2, lane_width=4,
-                  vector_width=4, top_k=1, gate_words=8, gate_wake=3)
+    fields = dict(
+        hidden=4,
+        intermediate=4,
+        layers=2,
+        heads=1,
+        kv_heads=1,
+        head_dim=4,
+        vocab=4,
+        context=4,
+        lanes=2,
+        lane_width=4,
+        vector_width=4,
+        top_k=1,
+        gate_words=8,
+        gate_wake=3,
+    )
     return DecoderConfig(**(fields | changes))
 
 
@@ -43,26 +57,45 @@ class Claims(Elaboratable):
         m.submodules.probe = Instance("probe", o_finals=finals)
         issue, stall, inside = self.linear.gate_reads.any(), self.linear.gate_stall, gate.word < config.weight_depth
         read_before, word_before, waited = Signal(), Signal.like(gate.word), Signal(6)
-        m.d.sync += [read_before.eq(issue), word_before.eq(gate.word), waited.eq(Mux(stall, waited + (waited != 63), 0))]
+        m.d.sync += [
+            read_before.eq(issue),
+            word_before.eq(gate.word),
+            waited.eq(Mux(stall, waited + (waited != 63), 0)),
+        ]
         for b in range(config.gate_banks):
-            age, settled, here_before = Signal(4, name=f"age_{b}"), Signal(name=f"settled_{b}"), Signal(name=f"here_before_{b}")
+            age, settled, here_before = (
+                Signal(4, name=f"age_{b}"),
+                Signal(name=f"settled_{b}"),
+                Signal(name=f"here_before_{b}"),
+            )
             on = self.linear.gate_power[b]
             m.d.sync += age.eq(Mux(on, Mux(age == 15, age, age + 1), 0))
             here = gate.word // config.gate_words == b
-            m.d.comb += [settled.eq(on & (age >= config.gate_wake)), here_before.eq(read_before & (word_before // config.gate_words == b))]
+            m.d.comb += [
+                settled.eq(on & (age >= config.gate_wake)),
+                here_before.eq(read_before & (word_before // config.gate_words == b)),
+            ]
             m.d.comb += [
                 Assert(~self.linear.gate_reads[b] | (settled & here), "a bank that is read is awake and has the word"),
                 Assert(~here_before | settled, "and still is as its word is used"),
                 Assert(~here_before | (rom.data == rom.banks[b].data), "its word comes through as it is"),
             ]
             if config.gate_isolation:
-                m.d.comb += Assert(gate.awake[b] | (gate.select != b) | (rom.data == 0), "a bank that is not awake gives 0")
+                m.d.comb += Assert(
+                    gate.awake[b] | (gate.select != b) | (rom.data == 0), "a bank that is not awake gives 0"
+                )
         m.d.comb += [
             Assert(~(issue | stall) | gate.demand, "what waits or reads has asked for power"),
-            Assert(self.linear.busy == (issue | stall | finals.any()), "busy until the flag of the last word has left the pipeline"),
+            Assert(
+                self.linear.busy == (issue | stall | finals.any()),
+                "busy until the flag of the last word has left the pipeline",
+            ),
             Assert(~(issue | stall) | ~finals.any(), "which is empty before"),
             Assert((finals & (finals - 1)) == 0, "and has one such flag"),
-            Assert(~(read_before & stall & inside & (gate.word != 0)), "a stream that runs inside the model is not interrupted"),
+            Assert(
+                ~(read_before & stall & inside & (gate.word != 0)),
+                "a stream that runs inside the model is not interrupted",
+            ),
             Assert(~inside | (waited <= config.gate_wake + 2), "no word waits for longer than a bank takes to wake"),
         ]
         return m
@@ -74,12 +107,30 @@ def prove(claims, tmp_path, timeout=120):
     ports = [linear.start, linear.restart, linear.ahead, linear.groups, linear.chunks, linear.gate_stall, linear.busy]
     (tmp_path / "unit.il").write_text(rtlil.convert(claims, name="claims", ports=ports, emit_src=False))
     (tmp_path / "power.v").write_text(POWER_VERILOG)
-    steps = ["read_rtlil unit.il", "read_verilog -nosynthesis power.v", "hierarchy -top claims", "proc", "flatten",
-             *(f"delete claims/t:{name}*" for name in (ROM_MODULE, LANE_MODULE, PLANES_MODULE, "probe")),
-             "cd claims", *(f"connect -set finals[{i}] \\linear.{name}" for i, name in enumerate(FINALS)), "cd ..",
-             "chformal -lower", "opt -full", "clean", "memory_map", "opt_clean",
-             f"sat -tempinduct -prove-asserts -maxsteps {STEPS} claims"]
-    script = "\n".join(["from pyosys import libyosys", "design = libyosys.Design()", *(f"libyosys.run_pass({s!r}, design)" for s in steps)])
+    steps = [
+        "read_rtlil unit.il",
+        "read_verilog -nosynthesis power.v",
+        "hierarchy -top claims",
+        "proc",
+        "flatten",
+        *(f"delete claims/t:{name}*" for name in (ROM_MODULE, LANE_MODULE, PLANES_MODULE, "probe")),
+        "cd claims",
+        *(f"connect -set finals[{i}] \\linear.{name}" for i, name in enumerate(FINALS)),
+        "cd ..",
+        "chformal -lower",
+        "opt -full",
+        "clean",
+        "memory_map",
+        "opt_clean",
+        f"sat -tempinduct -prove-asserts -maxsteps {STEPS} claims",
+    ]
+    script = "\n".join(
+        [
+            "from pyosys import libyosys",
+            "design = libyosys.Design()",
+            *(f"libyosys.run_pass({s!r}, design)" for s in steps),
+        ]
+    )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=timeout)
     (tmp_path / "log").write_text(done.stdout + done.stderr)
     if "Induction step proven: SUCCESS!" in done.stdout:
@@ -88,7 +139,9 @@ def prove(claims, tmp_path, timeout=120):
     return "refuted" if verdict in done.stdout else (done.stdout + done.stderr)[-2000:]
 
 
-@pytest.mark.parametrize("changes", [{}, {"gate_wake": 0, "gate_words": 2}, {"gate_wake": 7}, {"gate_wake": 1, "gate_isolation": 0}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"gate_wake": 0, "gate_words": 2}, {"gate_wake": 7}, {"gate_wake": 1, "gate_isolation": 0}]
+)
 def test_no_bank_is_read_that_is_not_awake(changes, tmp_path):
     assert prove(Claims(make_config(**changes)), tmp_path) == "proved"
 

@@ -13,8 +13,15 @@ def trits(rows, inputs, zeros, seed=3):
     return np.where(draw < zeros, 0, np.where(draw < (1 + zeros) / 2, 1, -1))
 
 
-CASES = {"random": trits(16, 24, 0.42), "dense": trits(9, 12, 0.0), "sparse": trits(12, 16, 0.8), "zeros": np.zeros((3, 4), int),
-         "ones": np.ones((4, 8), int), "minus": -np.ones((4, 8), int), "one": np.array([[-1]])}
+CASES = {
+    "random": trits(16, 24, 0.42),
+    "dense": trits(9, 12, 0.0),
+    "sparse": trits(12, 16, 0.8),
+    "zeros": np.zeros((3, 4), int),
+    "ones": np.ones((4, 8), int),
+    "minus": -np.ones((4, 8), int),
+    "one": np.array([[-1]]),
+}
 
 
 def extremes(inputs, weights):
@@ -79,14 +86,17 @@ def test_verilog_equals_the_matrix(name, tmp_path):
     for x in extremes(weights.shape[1], weights)[[0, 1, -1]]:
         found = verilog_result(hardwired_verilog(graph, "m"), x, graph.width, tmp_path)
         wanted = (weights @ x).tolist()
-        assert (found + [0] * len(wanted))[:len(wanted)] == wanted
+        assert (found + [0] * len(wanted))[: len(wanted)] == wanted
 
 
-@pytest.mark.parametrize("call, text", [
-    (lambda: adder_graph(np.zeros(4)), r"must be \[rows, inputs\] and not empty, not \[4\]"),
-    (lambda: adder_graph(np.full((2, 2), 2)), "weights must be in -1, 0, 1"),
-    (lambda: adder_graph(np.ones((2, 2)), bits=1), "bits of the inputs must be at least 2, not 1"),
-])
+@pytest.mark.parametrize(
+    "call, text",
+    [
+        (lambda: adder_graph(np.zeros(4)), r"must be \[rows, inputs\] and not empty, not \[4\]"),
+        (lambda: adder_graph(np.full((2, 2), 2)), "weights must be in -1, 0, 1"),
+        (lambda: adder_graph(np.ones((2, 2)), bits=1), "bits of the inputs must be at least 2, not 1"),
+    ],
+)
 def test_refuses(call, text):
     with pytest.raises(ValueError, match=text):
         call()

@@ -16,8 +16,19 @@ from intaglio.rtl.ternary.tree import BitPlanes, TernaryDot
 
 
 def make_config(**changes):
-    fields = dict(hidden=32, intermediate=48, layers=1, heads=4, kv_heads=2, head_dim=8, vocab=16, context=4, lanes=2,
-                  lane_width=16, vector_width=8)
+    fields = dict(
+        hidden=32,
+        intermediate=48,
+        layers=1,
+        heads=4,
+        kv_heads=2,
+        head_dim=8,
+        vocab=16,
+        context=4,
+        lanes=2,
+        lane_width=16,
+        vector_width=8,
+    )
     return DecoderConfig(**(fields | changes))
 
 
@@ -29,6 +40,7 @@ def run(dut, bench):
 
 
 # -- packing
+
 
 @pytest.mark.parametrize("name", ["2bit", "5trit"])
 @pytest.mark.parametrize("lane_width", [8, 13, 40, 64])
@@ -75,10 +87,11 @@ def test_execution_order():
     weight = np.arange(8 * 12).reshape(8, 12)
     ordered = packing.execution_order(weight, 2, 4)
     for lane, group, chunk in itertools.product(range(2), range(4), range(3)):
-        assert np.array_equal(ordered[lane, group * 3 + chunk], weight[group * 2 + lane, chunk * 4:chunk * 4 + 4])
+        assert np.array_equal(ordered[lane, group * 3 + chunk], weight[group * 2 + lane, chunk * 4 : chunk * 4 + 4])
 
 
 # -- dot product
+
 
 def planes_of(x):
     """The eight bit planes of int8 ``x`` as integers."""
@@ -102,7 +115,7 @@ def test_dot_is_exact(width, kind):
 
     async def bench(ctx):
         set_masks(ctx, dut)
-        for x, w in cases + cases[:dut.LATENCY]:
+        for x, w in cases + cases[: dut.LATENCY]:
             for b, plane in enumerate(planes_of(x)):
                 ctx.set(dut.x[b], plane)
             ctx.set(dut.plus, planes_of(w == 1)[0])
@@ -111,7 +124,7 @@ def test_dot_is_exact(width, kind):
             seen.append(ctx.get(dut.sum))
 
     run(dut, bench)
-    assert seen[dut.LATENCY - 1:][:len(cases)] == [int(x @ w) for x, w in cases]
+    assert seen[dut.LATENCY - 1 :][: len(cases)] == [int(x @ w) for x, w in cases]
 
 
 @pytest.mark.parametrize("width", [4, 8, 20, 64])
@@ -130,6 +143,7 @@ def test_bit_planes(width):
 
 
 # -- linear unit
+
 
 def split(word, count, bits):
     values = [(word >> (i * bits)) & ((1 << bits) - 1) for i in range(count)]
@@ -160,17 +174,27 @@ class Bench:
         dut, config = self.dut, self.config
         width, lanes = config.vector_width, config.lanes
         self.written = []
-        for name, value in dict(start=1, restart=restart, groups=rows // lanes,
-                                chunks=inputs // config.lane_width, mode=mode, scale_m=scale[0], scale_e=scale[1]).items():
+        for name, value in dict(
+            start=1,
+            restart=restart,
+            groups=rows // lanes,
+            chunks=inputs // config.lane_width,
+            mode=mode,
+            scale_m=scale[0],
+            scale_e=scale[1],
+        ).items():
             ctx.set(getattr(dut, name), value)
         cycles = 0
         while True:
             # Buffers: read the old word, then write, at the coming edge.
             act = ctx.get(dut.act_addr) * config.lane_width
             x_at = ctx.get(dut.x_rd_addr) * width
-            act_word = join(self.a[act:act + config.lane_width], 8)
-            x_word = join(self.x[x_at:x_at + width], 32)
-            for name, target, bits, granule in (("x", self.x, 32, lanes), ("r", self.r, config.result_bits, lanes // 2)):
+            act_word = join(self.a[act : act + config.lane_width], 8)
+            x_word = join(self.x[x_at : x_at + width], 32)
+            for name, target, bits, granule in (
+                ("x", self.x, 32, lanes),
+                ("r", self.r, config.result_bits, lanes // 2),
+            ):
                 enable = ctx.get(getattr(dut, f"{name}_wr_en"))
                 at = ctx.get(getattr(dut, f"{name}_wr_addr")) * width
                 values = split(ctx.get(getattr(dut, f"{name}_wr_data")), lanes, bits) * (width // lanes)
@@ -200,12 +224,12 @@ def magnitude(values):
 
 def residual(x, acc, m, e):
     rs = min(max(-(e + 16), 1), 40)
-    return min(max(x + ((acc * m + (1 << (rs - 1))) >> rs), -2**31), 2**31 - 1)
+    return min(max(x + ((acc * m + (1 << (rs - 1))) >> rs), -(2**31)), 2**31 - 1)
 
 
 def expect(bench, matrix, mode, scale, x_before):
     """Expected (buffer, values) of an operation."""
-    acc = [int(v) for v in matrix.astype(np.int64) @ bench.a[:matrix.shape[1]]]
+    acc = [int(v) for v in matrix.astype(np.int64) @ bench.a[: matrix.shape[1]]]
     if mode == Mode.RAW:
         return "r", acc
     if mode == Mode.GATED:
@@ -216,7 +240,7 @@ def expect(bench, matrix, mode, scale, x_before):
 def check(bench, matrix, mode, scale, x_before, ctx):
     name, values = expect(bench, matrix, mode, scale, x_before)
     target = bench.x if name == "x" else bench.r
-    assert target[:len(values)] == values
+    assert target[: len(values)] == values
     assert sorted(bench.written) == [(name, i) for i in range(len(values))]
     assert ctx.get(bench.dut.x_or) == (magnitude(values) if name == "x" else 0)
     assert ctx.get(bench.dut.r_or) == (magnitude(values) if name == "r" else 0)
@@ -224,19 +248,26 @@ def check(bench, matrix, mode, scale, x_before, ctx):
 
 def layer(config, rng):
     """The four matrices of a layer, in order, with their modes; gate and up rows interleaved."""
-    shapes = [(config.qkv_rows, config.hidden), (config.hidden, config.hidden), (2 * config.intermediate, config.hidden),
-              (config.hidden, config.intermediate)]
+    shapes = [
+        (config.qkv_rows, config.hidden),
+        (config.hidden, config.hidden),
+        (2 * config.intermediate, config.hidden),
+        (config.hidden, config.intermediate),
+    ]
     modes = (Mode.RAW, Mode.RESIDUAL, Mode.GATED, Mode.RESIDUAL)
     return [rng.integers(-1, 2, shape).astype(np.int8) for shape in shapes], modes
 
 
-@pytest.mark.parametrize("changes", [
-    dict(),
-    dict(packing="5trit"),
-    dict(lanes=8, lane_width=8, packing="5trit"),
-    dict(lanes=4, lane_width=8),
-    dict(hidden=64, kv_heads=4, head_dim=16, intermediate=192, lanes=8, lane_width=64),
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(),
+        dict(packing="5trit"),
+        dict(lanes=8, lane_width=8, packing="5trit"),
+        dict(lanes=4, lane_width=8),
+        dict(hidden=64, kv_heads=4, head_dim=16, intermediate=192, lanes=8, lane_width=64),
+    ],
+)
 def test_layer_in_every_mode(changes):
     config = make_config(**changes)
     rng = np.random.default_rng(7)
@@ -244,7 +275,7 @@ def test_layer_in_every_mode(changes):
     bench = Bench(config, matrices)
 
     async def testbench(ctx):
-        bench.x = [int(v) for v in rng.integers(-2**31, 2**31, config.hidden)]
+        bench.x = [int(v) for v in rng.integers(-(2**31), 2**31, config.hidden)]
         for _token in range(2):
             for k, (matrix, mode) in enumerate(zip(matrices, modes, strict=True)):
                 bench.a = rng.integers(-127, 128, len(bench.a))
@@ -270,13 +301,13 @@ def test_extremes(name):
         for sign in (1, -1):
             bench.a = np.full(len(bench.a), 127 * sign)
             for k, (matrix, mode) in enumerate(zip(matrices, modes, strict=True)):
-                scale, before = (65535, -17), [2**31 - 1, -2**31, 5, -5] * (config.hidden // 4)
+                scale, before = (65535, -17), [2**31 - 1, -(2**31), 5, -5] * (config.hidden // 4)
                 bench.x = list(before)
                 await bench.operate(ctx, *matrix.shape, mode, scale, restart=k == 0)
                 check(bench, matrix, mode, scale, before, ctx)
             if sign == 1:
-                assert max(abs(v) for v in bench.r[:config.intermediate]) == (127 * config.hidden) ** 3
-        matrix = matrices[0][:config.hidden]
+                assert max(abs(v) for v in bench.r[: config.intermediate]) == (127 * config.hidden) ** 3
+        matrix = matrices[0][: config.hidden]
         for e in [511, 0, -15, -16, -17, -18] + list(range(-58, -19, 3)) + [-55, -56, -57, -512]:
             bench.a = np.arange(len(bench.a)) - 20
             before = [int(v) for v in range(-config.hidden, config.hidden, 2)]
@@ -345,7 +376,9 @@ def test_a_flipped_weight_is_seen():
 
 
 def test_lane_designs_have_the_ports_of_the_instances():
-    texts = {name: verilog.convert(design, name=name, ports=ports) for name, design, ports in lane_designs(make_config())}
+    texts = {
+        name: verilog.convert(design, name=name, ports=ports) for name, design, ports in lane_designs(make_config())
+    }
     for port in ("clk", "word", "enable", "first", "sum", *(f"x{b}" for b in range(8))):
         assert f" {port};" in texts["intaglio_lane"]
     assert " rst;" not in texts["intaglio_lane"]

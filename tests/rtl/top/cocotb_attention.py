@@ -30,7 +30,9 @@ class Bench:
         dut.aresetn.value = 1
         self.sink, self.lite, self.memory = AxisSink(dut, "m_axis", user=True), AxilMaster(dut, "s_axil"), None
         if memory:
-            self.memory = AxiMemory(dut, "m_axi", random.Random(random.getrandbits(32)), pause, latency=VECTORS["latency"])
+            self.memory = AxiMemory(
+                dut, "m_axi", random.Random(random.getrandbits(32)), pause, latency=VECTORS["latency"]
+            )
         self.pause(pause)
         await self.reset()
         return self
@@ -90,7 +92,9 @@ class Bench:
         assert len(self.sink.packets) == len(vectors["packets"]) and await self.get("status") == 0
         for found, (user, words, masks) in zip(self.sink.packets, vectors["packets"], strict=True):
             assert {mark for _, mark in found} == {user}
-            assert [word & int(mask, 16) for (word, _), mask in zip(found, masks, strict=True)] == [int(word, 16) for word in words]
+            assert [word & int(mask, 16) for (word, _), mask in zip(found, masks, strict=True)] == [
+                int(word, 16) for word in words
+            ]
         assert await self.get("aware") == vectors["aware"]
         assert [await self.get(name) for name in ("hits", "misses", "evictions")] == vectors["traffic"]
 
@@ -242,7 +246,13 @@ async def cancel_while_results_wait(dut):
 @cocotb.test(**TIMEOUT)
 async def refused_parameters(dut):
     bench = await Bench.start(dut)
-    for parameters in ({"tokens": 0}, {"tokens": VECTORS["context"] + 1}, {"gamma16": 0}, {"gamma16": 65537}, {"tokens": 15, "dense": 0}):
+    for parameters in (
+        {"tokens": 0},
+        {"tokens": VECTORS["context"] + 1},
+        {"gamma16": 0},
+        {"gamma16": 65537},
+        {"tokens": 15, "dense": 0},
+    ):
         await bench.begin("sparse", **parameters)
         await bench.ended(0b1000)
         assert not bench.memory.bursts and len(bench.sink.packets) == 1
@@ -261,8 +271,12 @@ async def faults_of_the_memory(dut):
         return lambda n, beat: beat if n < number else None
 
     for first in (0, 20, 400):
-        for spoil, fault in ((spoiled(first, rresp=2), 1), (spoiled(first, rresp=3), 1), (spoiled(first + 2, rlast=1), 2),
-                             (silent(first), 3)):
+        for spoil, fault in (
+            (spoiled(first, rresp=2), 1),
+            (spoiled(first, rresp=3), 1),
+            (spoiled(first + 2, rlast=1), 2),
+            (silent(first), 3),
+        ):
             bench.memory.beats, bench.memory.spoil = 0, spoil
             await bench.begin("sparse", timeout=200)
             await bench.ended(0b10000 | fault)
@@ -320,23 +334,29 @@ async def registers_while_results_pass(dut):
         while not await bench.get("status") & 1:
             pass
         while not done and await bench.get("status") & 1:
-            answers = await gather(*(bench.get(name) for name in ("magic", "status", "digest", "cycles_lo", "map_0")),
-                                   bench.put(random.choice(names), random.getrandbits(32), response=SLVERR),
-                                   bench.put("control", random.choice((1, 4, 5))))
+            answers = await gather(
+                *(bench.get(name) for name in ("magic", "status", "digest", "cycles_lo", "map_0")),
+                bench.put(random.choice(names), random.getrandbits(32), response=SLVERR),
+                bench.put("control", random.choice((1, 4, 5))),
+            )
             assert answers[0] == VECTORS["identity"]["magic"] and answers[2] == VECTORS["identity"]["digest"]
 
     bench.sink.clear()
     vectors = VECTORS["runs"]["sparse"]
     await bench.begin("sparse")
     task = cocotb.start_soon(traffic())
-    while len(bench.sink.packets) < len(vectors["packets"]) - 1:  # the last packet ends the run: a start after it would be one
+    while (
+        len(bench.sink.packets) < len(vectors["packets"]) - 1
+    ):  # the last packet ends the run: a start after it would be one
         await FallingEdge(dut.aclk)
     done.append(True)
     await task
     await bench.packets(len(vectors["packets"]))
     await bench.silence()
     for found, (user, words, masks) in zip(bench.sink.packets, vectors["packets"], strict=True):
-        assert [word & int(mask, 16) for (word, _), mask in zip(found, masks, strict=True)] == [int(word, 16) for word in words]
+        assert [word & int(mask, 16) for (word, _), mask in zip(found, masks, strict=True)] == [
+            int(word, 16) for word in words
+        ]
         assert {mark for _, mark in found} == {user}
     for name, value in vectors["parameters"].items():
         assert await bench.get(name) == value

@@ -25,7 +25,11 @@ class Bench:
         self.dut = dut
         Clock(dut.aclk, 10, unit="ns").start()
         dut.aresetn.value = 1
-        self.source, self.sink, self.lite = AxisSource(dut, "s_axis"), AxisSink(dut, "m_axis"), AxilMaster(dut, "s_axil")
+        self.source, self.sink, self.lite = (
+            AxisSource(dut, "s_axis"),
+            AxisSink(dut, "m_axis"),
+            AxilMaster(dut, "s_axil"),
+        )
         self.pause(pause)
         await self.reset()
         return self
@@ -47,7 +51,9 @@ class Bench:
         assert await self.lite.write(VECTORS["registers"][name], value, strobe) == response
 
     async def counters(self):
-        return {name: await self.get(name) for name in VECTORS["registers"] if name.startswith(("phase", "stall", "tokens"))}
+        return {
+            name: await self.get(name) for name in VECTORS["registers"] if name.startswith(("phase", "stall", "tokens"))
+        }
 
     async def run(self, name):
         """Send the commands of the vectors ``name``, compare every packet, and see that nothing follows."""
@@ -190,8 +196,11 @@ async def registers_while_tokens_pass(dut):
     async def traffic():
         while not done:
             reads = ("magic", "position", "status", "digest", "cycles_lo")
-            answers = await gather(*(bench.get(name) for name in reads), bench.put("version", random.getrandbits(32), response=SLVERR),
-                                   bench.put("cycles_lo", 0, response=SLVERR))
+            answers = await gather(
+                *(bench.get(name) for name in reads),
+                bench.put("version", random.getrandbits(32), response=SLVERR),
+                bench.put("cycles_lo", 0, response=SLVERR),
+            )
             assert answers[0] == VECTORS["identity"]["magic"] and answers[3] == VECTORS["identity"]["digest"]
             assert answers[1] <= VECTORS["context"]
 

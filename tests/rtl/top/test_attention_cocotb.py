@@ -29,14 +29,32 @@ C = prefill_config("small", **SHAPE)
 ORIGIN = 0xABC_DEF0_1000 - 21 * 16  # not the beginning of a page
 LATENCY = 20
 RUNS = {  # tokens, parameters
-    "sparse": (80, {"gamma16": 40000, "threshold": 0}), "aware": (55, {"gamma16": 30000, "threshold": 1 << 29}),
-    "dense": (37, {"gamma16": 65536, "threshold": 0, "dense": True}), "short": (16, {"gamma16": 65536, "threshold": 0}),
+    "sparse": (80, {"gamma16": 40000, "threshold": 0}),
+    "aware": (55, {"gamma16": 30000, "threshold": 1 << 29}),
+    "dense": (37, {"gamma16": 65536, "threshold": 0, "dense": True}),
+    "short": (16, {"gamma16": 65536, "threshold": 0}),
 }
-TESTS = ("values_and_throughput", "values_with_pauses", "values_with_another_memory", "bursts_inside_pages", "reset_in_each_phase",
-         "reset_in_a_packet", "reset_while_an_address_waits", "cancel_in_each_phase", "cancel_while_results_wait", "refused_parameters",
-         "faults_of_the_memory", "a_late_memory_is_waited_for", "registers", "registers_while_results_pass", "the_map_by_registers",
-         "a_wrong_byte_is_seen", "the_monitor_sees_a_changed_result", "the_monitor_sees_a_changed_address",
-         "the_monitor_sees_a_burst_outside")
+TESTS = (
+    "values_and_throughput",
+    "values_with_pauses",
+    "values_with_another_memory",
+    "bursts_inside_pages",
+    "reset_in_each_phase",
+    "reset_in_a_packet",
+    "reset_while_an_address_waits",
+    "cancel_in_each_phase",
+    "cancel_while_results_wait",
+    "refused_parameters",
+    "faults_of_the_memory",
+    "a_late_memory_is_waited_for",
+    "registers",
+    "registers_while_results_pass",
+    "the_map_by_registers",
+    "a_wrong_byte_is_seen",
+    "the_monitor_sees_a_changed_result",
+    "the_monitor_sees_a_changed_address",
+    "the_monitor_sees_a_burst_outside",
+)
 
 
 def words_of(values):
@@ -51,7 +69,11 @@ def packets(values, tokens):
     padded[0, :, :tokens], padded[1, :, :tokens] = values, -1
     parts = padded.reshape(2, C.group, count, C.row_groups, C.columns // C.drain, C.drain, C.head_dim)
     parts = parts.transpose(0, 2, 1, 3, 6, 4, 5).reshape(2, count, C.group, -1, C.drain)
-    return [(block | head << 14, *(words_of(part[block, head]) for part in parts)) for block in range(count) for head in range(C.group)]
+    return [
+        (block | head << 14, *(words_of(part[block, head]) for part in parts))
+        for block in range(count)
+        for head in range(C.group)
+    ]
 
 
 def vectors_of(name, seed):
@@ -74,7 +96,11 @@ def vectors_of(name, seed):
 
     # Rows multiplied and beats read, by count: index passes (queries of the last block; pooled rows in batches), then jobs.
     passes = [] if dense else [(C.group * C.row_groups, count)]
-    passes += [(1, batch * C.columns // C.block + 1) for _ in range(int(aware.sum())) for batch in range(-(-count // C.columns))]
+    passes += [
+        (1, batch * C.columns // C.block + 1)
+        for _ in range(int(aware.sum()))
+        for batch in range(-(-count // C.columns))
+    ]
     rows = sum(2 * groups * blocks * C.tiles * C.head_dim for groups, blocks in passes)
     diagonal = keep.diagonal(axis1=1, axis2=2).sum()
     rows += 2 * C.head_dim * int(diagonal * job_tiles(C, True) + (keep.sum() - diagonal) * job_tiles(C, False))
@@ -82,9 +108,15 @@ def vectors_of(name, seed):
     beats = sum(2 * blocks * k_beats for _, blocks in passes) + traffic.misses * kv_beats + C.group * count * q_beats
     beats += 0 if dense else q_beats * (C.group + int(aware.sum()))
     return {
-        "image": memory.data.tobytes().hex(), "origin": ORIGIN, "parameters": registers, "packets": packets(values, tokens),
-        "aware": sum(int(bit) << head for head, bit in enumerate(aware.tolist())), "map": keep.astype(int).tolist(),
-        "traffic": [traffic.hits, traffic.misses, traffic.evictions], "rows": rows, "beats": beats,
+        "image": memory.data.tobytes().hex(),
+        "origin": ORIGIN,
+        "parameters": registers,
+        "packets": packets(values, tokens),
+        "aware": sum(int(bit) << head for head, bit in enumerate(aware.tolist())),
+        "map": keep.astype(int).tolist(),
+        "traffic": [traffic.hits, traffic.misses, traffic.evictions],
+        "rows": rows,
+        "beats": beats,
         "phases": run_cycles(C, keep, int(aware.sum()), traffic.misses, Memory(latency=LATENCY), dense=dense),
     }
 
@@ -95,14 +127,23 @@ def results(tmp_path_factory, simulation_cache):
     manifest = generate("small", folder, **SHAPE)
     bits = {name: min(32, PARAMETERS[name.removesuffix("_high")] - low) for name, low in parameter_words()}
     vectors = {
-        "registers": {name: register["offset"] for name, register in manifest["registers"].items()}, "parameter_bits": bits,
-        "runs": {name: vectors_of(name, seed) for seed, name in enumerate(RUNS)}, "context": C.context, "latency": LATENCY,
-        "identity": {"magic": 0x494E5447, "version": 1, "digest": int(manifest["digest"][:8], 16),
-                     "capabilities": C.blocks | C.group << 16},
+        "registers": {name: register["offset"] for name, register in manifest["registers"].items()},
+        "parameter_bits": bits,
+        "runs": {name: vectors_of(name, seed) for seed, name in enumerate(RUNS)},
+        "context": C.context,
+        "latency": LATENCY,
+        "identity": {
+            "magic": 0x494E5447,
+            "version": 1,
+            "digest": int(manifest["digest"][:8], 16),
+            "capabilities": C.blocks | C.group << 16,
+        },
     }
     file = folder.parent / "vectors.json"
     file.write_text(json.dumps(vectors))
-    return run_bench(build_bench(folder, cache=simulation_cache), folder, MODULE, plusargs=[f"+vectors={file}"], tests=len(TESTS))
+    return run_bench(
+        build_bench(folder, cache=simulation_cache), folder, MODULE, plusargs=[f"+vectors={file}"], tests=len(TESTS)
+    )
 
 
 @pytest.mark.parametrize("name", TESTS)

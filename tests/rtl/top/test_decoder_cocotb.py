@@ -26,11 +26,25 @@ pytestmark = pytest.mark.verilator
 
 CACHE = Path(__file__).parents[3] / "build" / "test-cache"
 MODULE = Path(__file__).with_name("cocotb_decoder.py")
-MODEL = ModelConfig(vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-                    num_key_value_heads=1, head_dim=8)
+MODEL = ModelConfig(
+    vocab_size=40,
+    hidden_size=16,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+)
 WIDTHS = {"context": 5, "lanes": 2, "lane_width": 8, "vector_width": 4, "attention_heads": 2, "top_k": 4}
-VALUES = ("values_and_throughput", "values_with_back_pressure", "mixed_commands", "reset_in_a_token", "reset_in_a_packet",
-          "full_context", "registers_while_tokens_pass")
+VALUES = (
+    "values_and_throughput",
+    "values_with_back_pressure",
+    "mixed_commands",
+    "reset_in_a_token",
+    "reset_in_a_packet",
+    "full_context",
+    "registers_while_tokens_pass",
+)
 OTHERS = ("registers", "clearing_the_counters", "the_monitor_sees_a_changed_word")
 
 
@@ -44,8 +58,16 @@ def vectors(model, manifest):
 
     commands = {
         "every token": [command(token(), first=i == 0, want=True) for i in range(context)],
-        "mixed": [command(token(), first=i % 6 == 0, want=bool(rng.random() < 0.5), top=int(rng.integers(32)),
-                          run=int(rng.integers(3)) * (i % 4 == 1)) for i in range(18)],
+        "mixed": [
+            command(
+                token(),
+                first=i % 6 == 0,
+                want=bool(rng.random() < 0.5),
+                top=int(rng.integers(32)),
+                run=int(rng.integers(3)) * (i % 4 == 1),
+            )
+            for i in range(18)
+        ],
         "after a reset": [command(token()), command(token(), want=True, top=2)],
         "long packet": [command(token(), want=True, top=top_k)],
         "overflow": [command(token(), first=i == 0, want=i > context - 2) for i in range(context + 2)],
@@ -53,11 +75,21 @@ def vectors(model, manifest):
     out = {name: {"commands": words, "packets": ReferenceDevice(model).run(words)} for name, words in commands.items()}
     cycles = [token_cycles(model, position) for position in range(context)]
     registers = {name: register["offset"] for name, register in manifest["registers"].items()}
-    return {**out, "registers": registers, "context": context,
-            "cycles": {"tokens": [c.total for c in cycles],
-                       "phases": {name: sum(c.phases[name] for c in cycles) for name in manifest["phases"]}},
-            "identity": {"magic": 0x494E5447, "version": 1, "digest": int(manifest["digest"][:8], 16),
-                         "capabilities": context | top_k << 16}}
+    return {
+        **out,
+        "registers": registers,
+        "context": context,
+        "cycles": {
+            "tokens": [c.total for c in cycles],
+            "phases": {name: sum(c.phases[name] for c in cycles) for name in manifest["phases"]},
+        },
+        "identity": {
+            "magic": 0x494E5447,
+            "version": 1,
+            "digest": int(manifest["digest"][:8], 16),
+            "capabilities": context | top_k << 16,
+        },
+    }
 
 
 @pytest.fixture(scope="module")

@@ -124,8 +124,14 @@ class Card:
             for operations, wanted, patience in runs:
                 for i, (kind, address, data) in enumerate(operations):
                     self.memory[OPERATIONS + 8 * i] = kind << 60 | address << 32 | data
-                for name, value in (("operations", OPERATIONS), ("count", len(operations)), ("answers", ANSWERS), ("wanted", wanted),
-                                    ("patience", patience), ("start", 1)):
+                for name, value in (
+                    ("operations", OPERATIONS),
+                    ("count", len(operations)),
+                    ("answers", ANSWERS),
+                    ("wanted", wanted),
+                    ("patience", patience),
+                    ("start", 1),
+                ):
                     ctx.set(getattr(dut, name), value)
                 await ctx.tick()
                 ctx.set(dut.start, 0)
@@ -136,7 +142,13 @@ class Card:
                 else:
                     raise AssertionError("a run must end")
                 header = self.memory[ANSWERS]
-                outcomes.append((header & 0x7FFFFFFF, header >> 31 & 1, [self.memory[ANSWERS + 8 * (i + 1)] for i in range(header >> 32)]))
+                outcomes.append(
+                    (
+                        header & 0x7FFFFFFF,
+                        header >> 31 & 1,
+                        [self.memory[ANSWERS + 8 * (i + 1)] for i in range(header >> 32)],
+                    )
+                )
 
         simulator = Simulator(self.dut)
         simulator.add_clock(1e-8)
@@ -158,8 +170,14 @@ def inverted(*words):
 @pytest.mark.parametrize("pace", [1.0, 0.3])
 def test_a_run(pace):
     card = Card(pace)
-    operations = [(Operation.READ, 0x08, 0), command(1), command(2, last=True), (Operation.WRITE, 0x18, 7), (Operation.READ, 0x18, 0)]
-    (taken, fault, answers), = card.run((operations, 8, 400))
+    operations = [
+        (Operation.READ, 0x08, 0),
+        command(1),
+        command(2, last=True),
+        (Operation.WRITE, 0x18, 7),
+        (Operation.READ, 0x18, 0),
+    ]
+    ((taken, fault, answers),) = card.run((operations, 8, 400))
     assert (taken, fault) == (5, 0)
     registers = [a for a in answers if a >> 33 & 1]
     assert registers == [2 << 32 | 0xC0FFEE00, 2 << 32 | 7] and card.writes == [(0x18, 7)]
@@ -183,18 +201,20 @@ def test_as_many_words_as_wanted():
 
 def test_a_decoder_that_takes_nothing():
     card = Card(1.0, deaf=True)
-    (taken, _, answers), = card.run(([(Operation.READ, 0x08, 0), command(1), command(2)], 4, 100))
+    ((taken, _, answers),) = card.run(([(Operation.READ, 0x08, 0), command(1), command(2)], 4, 100))
     assert taken == 1 and len(answers) == 1 and card.commands == []
 
 
 def test_reset_and_faults():
     card = Card(1.0, fault_at=OPERATIONS + 8)
-    (taken, fault, answers), = card.run(([(Operation.RESET, 0, 0), (Operation.READ, 0x3C, 0)], 0, 100))
+    ((taken, fault, answers),) = card.run(([(Operation.RESET, 0, 0), (Operation.READ, 0x3C, 0)], 0, 100))
     assert (taken, fault, answers) == (2, 1, [6 << 32]) and card.resets == 16
 
 
 def test_the_bench_detects_swapped_kinds(monkeypatch):
     """A mover that ends every packet where it should not."""
-    monkeypatch.setattr("intaglio.rtl.top.kernel.Operation", IntEnum("Operation", "LAST_COMMAND COMMAND READ WRITE RESET", start=0))
-    (_, _, answers), = Card(1.0).run(([command(1), command(2, last=True)], 8, 100))
+    monkeypatch.setattr(
+        "intaglio.rtl.top.kernel.Operation", IntEnum("Operation", "LAST_COMMAND COMMAND READ WRITE RESET", start=0)
+    )
+    ((_, _, answers),) = Card(1.0).run(([command(1), command(2, last=True)], 8, 100))
     assert answers != inverted(1, 2)

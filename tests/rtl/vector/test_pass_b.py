@@ -9,8 +9,12 @@ from intaglio.rtl.arithmetic.numerics import INT8_MAX, INT8_SHIFT, INT16_MAX, IN
 from intaglio.rtl.vector.pass_b import INVERSE_SHIFT, Kind, LaneB, Mode
 
 EMBED_SHIFT = 5
-MODES = {Mode.INT8: (INT8_SHIFT, INT8_MAX), Mode.INT16: (INT16_SHIFT, INT16_MAX), Mode.INVERSE: (INVERSE_SHIFT, (1 << 17) - 1),
-         Mode.EMBED: (EMBED_SHIFT, (1 << 31) - 1)}
+MODES = {
+    Mode.INT8: (INT8_SHIFT, INT8_MAX),
+    Mode.INT16: (INT16_SHIFT, INT16_MAX),
+    Mode.INVERSE: (INVERSE_SHIFT, (1 << 17) - 1),
+    Mode.EMBED: (EMBED_SHIFT, (1 << 31) - 1),
+}
 
 
 def wanted(ts, factor, mode):
@@ -21,7 +25,9 @@ def wanted(ts, factor, mode):
 def pairs(mode, rng):
     """Elements and factors: the extremes, random ones, and products around every edge of rounding and clamping."""
     shift, limit = MODES[mode]
-    yield from ((ts, factor) for ts in (-(1 << 17), -1, 0, 1, (1 << 17) - 1) for factor in (0, 1, 1 << 16, (1 << 17) - 1))
+    yield from (
+        (ts, factor) for ts in (-(1 << 17), -1, 0, 1, (1 << 17) - 1) for factor in (0, 1, 1 << 16, (1 << 17) - 1)
+    )
     for edge in (-limit - 1, -limit, -1, 0, limit, limit + 1):
         for _ in range(20):
             factor = rng.randrange(1 << 16, 1 << 17)

@@ -9,8 +9,19 @@ from intaglio.rtl.vector.rotary import Rotary
 
 
 def config(head_dim, vector_width):
-    return DecoderConfig(hidden=2 * head_dim, intermediate=2 * head_dim, layers=1, heads=2, kv_heads=1, head_dim=head_dim,
-                         vocab=16, context=64, lanes=2, lane_width=head_dim, vector_width=vector_width)
+    return DecoderConfig(
+        hidden=2 * head_dim,
+        intermediate=2 * head_dim,
+        layers=1,
+        heads=2,
+        kv_heads=1,
+        head_dim=head_dim,
+        vocab=16,
+        context=64,
+        lanes=2,
+        lane_width=head_dim,
+        vector_width=vector_width,
+    )
 
 
 @pytest.mark.parametrize(("head_dim", "vector_width"), [(4, 4), (8, 4), (8, 2), (64, 16), (128, 32)])

@@ -51,7 +51,7 @@ def best(k, candidates):
     return sorted(candidates, key=lambda c: (-c[1], c[0]))[:k]
 
 
-LOW, HIGH = -2**31, 2**31 - 1
+LOW, HIGH = -(2**31), 2**31 - 1
 CASES = {
     "ascending": list(range(-20, 20)),
     "descending": list(range(20, -20, -1)),

@@ -17,8 +17,21 @@ from intaglio.rtl.vector import pass_b
 from intaglio.rtl.vector.unit import EMB_LATENCY, Destination, Kind, VectorUnit
 from intaglio.sim.verilator.build import find_tools
 
-BASE = DecoderConfig(hidden=32, intermediate=48, layers=2, heads=4, kv_heads=2, head_dim=8, vocab=64, context=65535, lanes=4,
-                     lane_width=16, vector_width=4, attention_heads=2, embed_shift=8)
+BASE = DecoderConfig(
+    hidden=32,
+    intermediate=48,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    vocab=64,
+    context=65535,
+    lanes=4,
+    lane_width=16,
+    vector_width=4,
+    attention_heads=2,
+    embed_shift=8,
+)
 CONFIGS = {
     "v4": BASE,
     "v8_one_word_a_head": BASE.replace(vector_width=8, lanes=8, attention_heads=1, embed_shift=0),
@@ -65,7 +78,7 @@ def rope(config, source, increments, position, mantissa):
     pairs = [rotary_pair(position * increment % 2**32) for increment in increments]
     result = []
     for head in range(config.heads + 2 * config.kv_heads):
-        x = xs[head * config.head_dim:(head + 1) * config.head_dim]
+        x = xs[head * config.head_dim : (head + 1) * config.head_dim]
         if head >= config.heads + config.kv_heads:
             t = [v << 14 for v in x]
         else:
@@ -107,7 +120,9 @@ class Bench:
     def __init__(self, config, gains=()):
         self.config = config
         width = config.vector_width
-        words = [sum((g & 0xFFFF) << 16 * i for i, g in enumerate(gains[k:k + width])) for k in range(0, len(gains), width)]
+        words = [
+            sum((g & 0xFFFF) << 16 * i for i, g in enumerate(gains[k : k + width])) for k in range(0, len(gains), width)
+        ]
         self.increments = [rotary_increment(i, config.head_dim, 10000.0) for i in range(config.head_dim // 2)]
         self.dut = VectorUnit(config, words, self.increments, SINE_TABLE)
 
@@ -164,8 +179,16 @@ class Bench:
             else:
                 assert a_busy == ctx.get(dut.a_busy)
             if ctx.get(dut.w_en):
-                outcome.writes.append((ctx.get(dut.w_dest), ctx.get(dut.w_index), ctx.get(dut.w_head), ctx.get(dut.w_first),
-                                       ctx.get(dut.w_en_shift), [ctx.get(s) for s in dut.w_data]))
+                outcome.writes.append(
+                    (
+                        ctx.get(dut.w_dest),
+                        ctx.get(dut.w_index),
+                        ctx.get(dut.w_head),
+                        ctx.get(dut.w_first),
+                        ctx.get(dut.w_en_shift),
+                        [ctx.get(s) for s in dut.w_data],
+                    )
+                )
             head = ctx.get(dut.sum_head)
             ctx.set(dut.sum_value, sums[head] if head < len(sums) else 0)
             src, emb_next, accumulator = ctx.get(dut.src_addr), ctx.get(dut.emb_index), ctx.get(dut.acc_addr)
@@ -196,8 +219,14 @@ class Bench:
         width = self.config.vector_width
         sh, q, largest, ss = norm(source, gains, kind)
         words = len(source) // width
-        out = await self.operate(kind, **({"r": source} if results else {"x": source}), source=int(results), shift=sh,
-                                 words=words, gain_base=base)
+        out = await self.operate(
+            kind,
+            **({"r": source} if results else {"x": source}),
+            source=int(results),
+            shift=sh,
+            words=words,
+            gain_base=base,
+        )
         dest = Destination.A8 if kind is Kind.NORM8 else Destination.OPERAND
         assert out.elements(dest) == q
         assert [w[1] for w in out.writes] == list(range(words))
@@ -218,7 +247,7 @@ class Bench:
                     key = i < config.heads + config.kv_heads
                     dest, index = Destination.KEY if key else Destination.VALUE, word
                     head = i - config.heads if key else i - config.heads - config.kv_heads
-                expected.append((dest, index, head, int(word == 0), en, q[word * width:(word + 1) * width]))
+                expected.append((dest, index, head, int(word == 0), en, q[word * width : (word + 1) * width]))
         assert out.writes == expected
         assert out.maxima == [largest for _, largest, _ in segments]
         return out
@@ -243,15 +272,17 @@ def test_norm(name):
     config = CONFIGS[name]
     rng = random.Random(name)
     width, words = config.vector_width, config.gain_words
-    gains = [rng.choice((rng.randint(-32767, 32767), rng.randint(-40, 40), 32767, -32767, 0)) for _ in range(words * width)]
-    gains[:config.hidden] = [1] * config.hidden  # small maxima: shifts to the left
+    gains = [
+        rng.choice((rng.randint(-32767, 32767), rng.randint(-40, 40), 32767, -32767, 0)) for _ in range(words * width)
+    ]
+    gains[: config.hidden] = [1] * config.hidden  # small maxima: shifts to the left
     bench = Bench(config, gains)
 
     async def script(bench):
         for results, bits, size in ((False, 32, config.hidden), (True, config.result_bits, config.intermediate)):
             for i, source in enumerate(vectors(rng, size, bits)):
                 base = rng.choice((0, words - size // width, rng.randint(0, words - size // width)))
-                chosen = gains[base * width:base * width + size]
+                chosen = gains[base * width : base * width + size]
                 await bench.check_norm((Kind.NORM8, Kind.NORM16)[i % 2], source, chosen, base, results)
         await bench.check_norm(Kind.NORM8, [5] * width, gains[-width:], words - 1, False)  # one word
 
@@ -272,10 +303,14 @@ def test_rope(name):
             for source in sources[:6] + rng.sample(sources[6:], 6):
                 mantissa = rng.choice((0, 32768, 65535, rng.randint(32768, 65535)))
                 out = await bench.check_rope(source, position, mantissa)
-                assert out.cycles == VectorUnit.cycles(config, Kind.ROPE) <= 2 * config.qkv_rows // config.vector_width + 24
+                assert (
+                    out.cycles
+                    == VectorUnit.cycles(config, Kind.ROPE)
+                    <= 2 * config.qkv_rows // config.vector_width + 24
+                )
         for head in range(config.heads + 2 * config.kv_heads):  # one head zero, next to a large one
             source = [rng.randint(-1 << 17, (1 << 17) - 1) for _ in range(config.qkv_rows)]
-            source[head * config.head_dim:(head + 1) * config.head_dim] = [0] * config.head_dim
+            source[head * config.head_dim : (head + 1) * config.head_dim] = [0] * config.head_dim
             await bench.check_rope(source, position, 40000)
         await bench.check_rope([rng.choice((-1 << 17, (1 << 17) - 1)) for _ in range(config.qkv_rows)], position, 65535)
         await bench.rotate_to(3)  # not ready yet: the operation waits
@@ -312,16 +347,20 @@ def test_drain(name):
         sums = [32767, 32768, 65535, 65536, 131071, 131072, largest, largest - 1]
         sums += [min(largest, 1 << k) for k in range(15, 31)] + [rng.randint(32767, largest) for _ in range(10)]
         for total in sums:
-            totals = [total, rng.randint(32767, largest)][:config.attention_heads]
+            totals = [total, rng.randint(32767, largest)][: config.attention_heads]
             rng.shuffle(totals)
             acc = []
             for t in totals:
                 limit = 127 * t
-                acc += [rng.choice((-limit, limit, 0, -1, 1, rng.randint(-limit, limit))) for _ in range(config.head_dim)]
+                acc += [
+                    rng.choice((-limit, limit, 0, -1, 1, rng.randint(-limit, limit))) for _ in range(config.head_dim)
+                ]
             group = rng.randrange(config.head_groups)
             words = config.array // config.vector_width
             out = await bench.operate(Kind.DRAIN, acc=acc, sums=totals, group=group)
-            expected = [v for i, t in enumerate(totals) for v in drain(acc[i * config.head_dim:(i + 1) * config.head_dim], t)]
+            expected = [
+                v for i, t in enumerate(totals) for v in drain(acc[i * config.head_dim : (i + 1) * config.head_dim], t)
+            ]
             assert out.elements(Destination.RESULT) == expected
             assert [w[1] for w in out.writes] == [group * words + i for i in range(words)]
             assert out.cycles == VectorUnit.cycles(config, Kind.DRAIN) <= words + 18
@@ -371,7 +410,9 @@ def test_the_bench_detects_a_wrong_shift():
         sh, q, *_ = norm(source, [77] * 32, Kind.NORM8)
         for error in (-1, 0, 1):
             out = await bench.operate(Kind.NORM8, x=source, source=0, shift=sh + error, words=8, gain_base=0)
-            assert (out.ss == norm(source, [77] * 32, Kind.NORM8)[3] and out.elements(Destination.A8) == q) == (error == 0)
+            assert (out.ss == norm(source, [77] * 32, Kind.NORM8)[3] and out.elements(Destination.A8) == q) == (
+                error == 0
+            )
 
     Bench(BASE, [77] * 32).run(script)
 
@@ -383,6 +424,12 @@ def test_verilog_is_clean(tmp_path):
     (tmp_path / "rom.v").write_text(ROM_VERILOG)
     rules = ("CASEINCOMPLETE", "DECLFILENAME", "PROCASSINIT", "UNUSEDSIGNAL", "WIDTHEXPAND", "WIDTHTRUNC")
     waived = [f"-Wno-{rule}" for rule in rules]
-    result = subprocess.run([tools.verilator, "--lint-only", "-Wall", *waived, "--top-module", "vector", "vector.v", "rom.v"],
-                            cwd=tmp_path, env={"VERILATOR_ROOT": str(tools.root)}, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [tools.verilator, "--lint-only", "-Wall", *waived, "--top-module", "vector", "vector.v", "rom.v"],
+        cwd=tmp_path,
+        env={"VERILATOR_ROOT": str(tools.root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr

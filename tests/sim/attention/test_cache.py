@@ -24,6 +24,7 @@ def sparse(rng, heads, count, vertical, slash):
 
 def minimum(sequence, lines):
     """Fewest misses by trying every choice."""
+
     @functools.cache
     def best(i, held):
         if i == len(sequence):
@@ -46,8 +47,12 @@ def test_the_order_of_visits():
     block_map[0, 1:, 0] = True
     block_map[1, 2, 1] = True
     assert visits(block_map, 2) == [
-        Visit(0, 0, 0b0111, 1, 1), Visit(0, 1, 0b1100, 1, 1), Visit(1, 0, 0b0001, None, 0), Visit(1, 1, 0b0010, None, 0),
-        Visit(1, 2, 0b0011, None, 0)]
+        Visit(0, 0, 0b0111, 1, 1),
+        Visit(0, 1, 0b1100, 1, 1),
+        Visit(1, 0, 0b0001, None, 0),
+        Visit(1, 1, 0b0010, None, 0),
+        Visit(1, 2, 0b0011, None, 0),
+    ]
     assert uncached(visits(block_map, 2)) == 5 and uncached(visits(block_map, 2), shared=False) == block_map.sum()
 
 
@@ -60,7 +65,7 @@ def test_visits_cover_the_map(seed):
         for slot in range(12):
             if visit.jobs >> slot & 1:
                 rebuilt[slot % 3, visit.window * 4 + slot // 3, visit.block] = True
-        after = [other for other in found[i + 1:] if other.block == visit.block]
+        after = [other for other in found[i + 1 :] if other.block == visit.block]
         assert visit.remaining == len(after) and visit.next_window == (after[0].window if after else None)
     assert (rebuilt == block_map).all() and found == sorted(found, key=lambda v: (v.window, v.block))
 
@@ -132,7 +137,9 @@ def test_what_a_run_leaves_serves_its_owner_alone():
     found = visits(np.tril(np.ones((1, 4, 4), bool)), 2)
     first = simulate(found, 8, 2, owner=(1, 0))
     assert first.misses == 4
-    assert simulate(found, 8, 2, owner=(1, 0), tags=first.tags).misses == 2  # block 0 gave its line to block 3, which gives it back
+    assert (
+        simulate(found, 8, 2, owner=(1, 0), tags=first.tags).misses == 2
+    )  # block 0 gave its line to block 3, which gives it back
     assert simulate(found, 8, 2, owner=(2, 0), tags=first.tags).misses == 4
 
 

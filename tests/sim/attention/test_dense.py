@@ -54,20 +54,36 @@ def test_attention_arguments():
     q, k, v = noise(8, 2, 2, 100, 32)
     full = torch.ones(2, 4, 4, dtype=torch.bool)
     for run, message in [
-            (lambda: attention.sparse(q, k, v, full[:, :3], block=32), r"the block map must be bool \[2, 4, 4\], not"),
-            (lambda: attention.sparse(q, k, v, full.long(), block=32), "the block map must be bool"),
-            (lambda: attention.sparse(q, k, v, full & ~torch.eye(4).bool(), block=32), "the block map must keep every block of the"),
-            (lambda: attention.dense(q, k, v[:, 1:]), "v must be of the shape"), (lambda: attention.dense(q, k, v / 0), "v must be finite"),
-            (lambda: attention.density(full, 200, 32), r"the block map must be bool \[heads, 7, 7\]")]:
+        (lambda: attention.sparse(q, k, v, full[:, :3], block=32), r"the block map must be bool \[2, 4, 4\], not"),
+        (lambda: attention.sparse(q, k, v, full.long(), block=32), "the block map must be bool"),
+        (
+            lambda: attention.sparse(q, k, v, full & ~torch.eye(4).bool(), block=32),
+            "the block map must keep every block of the",
+        ),
+        (lambda: attention.dense(q, k, v[:, 1:]), "v must be of the shape"),
+        (lambda: attention.dense(q, k, v / 0), "v must be finite"),
+        (lambda: attention.density(full, 200, 32), r"the block map must be bool \[heads, 7, 7\]"),
+    ]:
         with pytest.raises(ValueError, match=message):
             run()
 
 
 @pytest.fixture(scope="module")
 def small_model(tmp_path_factory):
-    config = ModelConfig(vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
-                         num_key_value_heads=2, head_dim=16, linear_class="bitlinear", rope_theta=10000.0, max_position_embeddings=64,
-                         bos_token_id=0, eos_token_id=1)
+    config = ModelConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        linear_class="bitlinear",
+        rope_theta=10000.0,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
     folder = tmp_path_factory.mktemp("model")
     checkpoint = random_checkpoint(config)
     save_checkpoint(folder, checkpoint)
@@ -93,7 +109,10 @@ def test_activations_are_the_models(small_model, tmp_path, layer):
 
 
 def test_activations_arguments(small_model):
-    for tokens, layer, message in [(5, 3, r"layer must be an integer in 0..2, not 3"), (11, 0, r"tokens must be an integer in 1..10"),
-                                   (0, 0, "tokens must be")]:
+    for tokens, layer, message in [
+        (5, 3, r"layer must be an integer in 0..2, not 3"),
+        (11, 0, r"tokens must be an integer in 1..10"),
+        (0, 0, "tokens must be"),
+    ]:
         with pytest.raises(ValueError, match=message):
             activations(small_model[0], b"0123456789", tokens, layer)

@@ -22,9 +22,17 @@ def group_of(seed, *, tokens, heads=2, head_dim=16, block=32, base=6, spread=127
 
     count = -(-tokens // block)
     return exact.HeadGroup(
-        q=elements(heads, tokens, head_dim), xq=exponents(heads, tokens), k=elements(tokens, head_dim), xk=exponents(tokens),
-        v=elements(tokens, head_dim), base=base, pooled_q=elements(heads, count, head_dim), pooled_xq=exponents(heads, count),
-        pooled_k=elements(count, head_dim), pooled_xk=exponents(count))
+        q=elements(heads, tokens, head_dim),
+        xq=exponents(heads, tokens),
+        k=elements(tokens, head_dim),
+        xk=exponents(tokens),
+        v=elements(tokens, head_dim),
+        base=base,
+        pooled_q=elements(heads, count, head_dim),
+        pooled_xq=exponents(heads, count),
+        pooled_k=elements(count, head_dim),
+        pooled_xk=exponents(count),
+    )
 
 
 def score(group, head, row, key):
@@ -44,7 +52,9 @@ def attended(group, head, row, blocks, block):
         t = {key: score(group, head, row, key) for key in keys}
         e = (max(t.values()) >> 8) + 1
         p = {key: min(254, ((numerics.mass_exp2(256 * e - t[key]) >> 19) + 1) >> 1) for key in keys}
-        sums = [sum(p[key] * int(group.v[key, d]) for key in keys) << 4 for d in range(head_dim)] + [sum(p.values()) << 4]
+        sums = [sum(p[key] * int(group.v[key, d]) for key in keys) << 4 for d in range(head_dim)] + [
+            sum(p.values()) << 4
+        ]
         if state is None:
             state = e, sums
         else:
@@ -64,7 +74,9 @@ def test_tables():
     x = torch.arange(9000)
     assert exact.exp2(x).tolist() == [numerics.mass_exp2(i) for i in range(9000)]
     assert max(abs(numerics.exp2(i) / 65536 - 2 ** (-i / 256)) for i in range(5000)) <= 2**-16
-    assert all(abs(numerics.mass_exp2(i) / 2**28 - 2 ** (-i / 256)) <= 2**-28 + 2 ** (-i / 256 - 16) for i in range(9000))
+    assert all(
+        abs(numerics.mass_exp2(i) / 2**28 - 2 ** (-i / 256)) <= 2**-28 + 2 ** (-i / 256 - 16) for i in range(9000)
+    )
     assert all(numerics.mass_exp2(i) >> 12 == numerics.exp2(i) for i in range(9000))
 
 
@@ -73,7 +85,9 @@ def test_attention_row_by_row(tokens, base):
     group = group_of(tokens, tokens=tokens, base=base)
     count = -(-tokens // 32)
     picks = random.Random(base)
-    keep = torch.tensor([[[c == r or c < r and picks.random() < 0.5 for c in range(count)] for r in range(count)] for _ in range(2)])
+    keep = torch.tensor(
+        [[[c == r or c < r and picks.random() < 0.5 for c in range(count)] for r in range(count)] for _ in range(2)]
+    )
     out = exact.attend(group, keep, block=32)
     for head, row in [(0, 0), (1, tokens - 1), *((picks.randrange(2), picks.randrange(tokens)) for _ in range(25))]:
         blocks = keep[head, row // 32].nonzero().flatten().tolist()
@@ -94,7 +108,7 @@ def test_block_scores(tokens):
             t = [score(group, head, row, key) for key in range(tokens)]
             state = None
             for start in range(0, row + 1, 16):
-                part = t[start:min(start + 16, row + 1)]
+                part = t[start : min(start + 16, row + 1)]
                 e = (max(part) >> 8) + 1
                 total = sum(numerics.mass_exp2(256 * e - x) for x in part)
                 if state:
@@ -109,7 +123,11 @@ def test_block_scores(tokens):
                     p = numerics.mass_exp2(max(0, log - t[key]))
                     ver[key // block] += p
                     sla[(row - key) // block] += p
-        assert (found["ver"][head].tolist(), found["sla"][head].tolist(), found["pool"][head].tolist()) == (ver, sla, pool)
+        assert (found["ver"][head].tolist(), found["sla"][head].tolist(), found["pool"][head].tolist()) == (
+            ver,
+            sla,
+            pool,
+        )
         assert abs(sum(ver) / (block << 28) - 1) < 0.004
 
 
@@ -121,8 +139,13 @@ def test_map_rules():
         for row in range(8):
             for column in range(8):
                 vertical, slash = found["vertical"][head], found["slash"][head]
-                want = column <= row and bool(vertical[column] or slash[row - column] or column < row and slash[row - column - 1]
-                                              or column in (0, row))
+                want = column <= row and bool(
+                    vertical[column]
+                    or slash[row - column]
+                    or column < row
+                    and slash[row - column - 1]
+                    or column in (0, row)
+                )
                 assert bool(keep[head, row, column]) == want
     everything = exact.index(group, block=32, gamma16=40000, threshold=1 << 40)
     assert everything["query_aware"].all()

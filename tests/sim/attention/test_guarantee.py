@@ -31,7 +31,10 @@ def truncate(monkeypatch):
 def test_tables_are_as_good_as_the_argument_says():
     assert max(abs(value / 65536 / 2 ** (-f / 256) - 1) for f, value in enumerate(numerics.EXP)) <= TABLE
     for m, value in enumerate(numerics.LOG_TABLE):  # the ends of the interval of n / 2^msb that an entry stands for
-        assert 256 * max(abs(value / 4096 - math.log2(1 + (m + end) / len(numerics.LOG_TABLE))) for end in (0, 1)) <= LOG_ERROR
+        assert (
+            256 * max(abs(value / 4096 - math.log2(1 + (m + end) / len(numerics.LOG_TABLE))) for end in (0, 1))
+            <= LOG_ERROR
+        )
 
 
 @pytest.mark.parametrize("tokens", [32, 4096, CONTEXT])
@@ -52,16 +55,20 @@ def test_the_margin_is_needed(monkeypatch):
 def score_rows(kind, tokens):
     """Integer scores int64 [2, N]: row 0 as ``kind`` says, row 1 the same, 100 lower and shuffled."""
     t = torch.zeros(tokens, dtype=torch.int64)
-    if kind == "spike":  # alone at the lower end of its octave; the others just too small for the pass over maxima, together 2^-11
+    if (
+        kind == "spike"
+    ):  # alone at the lower end of its octave; the others just too small for the pass over maxima, together 2^-11
         t[1:] = -28 * 256
     elif kind == "spike above":  # at the upper end
         t[0], t[1:] = 255, 255 - 28 * 256
-    elif kind == "rising":  # each tile's maximum an octave above the one before, as long as scores go: every merge shifts
+    elif (
+        kind == "rising"
+    ):  # each tile's maximum an octave above the one before, as long as scores go: every merge shifts
         t = (torch.arange(tokens) // 16).clamp(max=500) * 256 + torch.arange(tokens) * 37 % 256 - 256 * 256
     elif kind == "levels":
         t = -(torch.arange(tokens) * 2654435761 % (27 * 256))
     elif kind == "half":
-        t[tokens // 2:] = -1
+        t[tokens // 2 :] = -1
     picks = torch.randperm(tokens, generator=torch.Generator().manual_seed(1))
     return torch.stack([t, t[picks] - 100])
 

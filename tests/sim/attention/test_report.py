@@ -27,7 +27,9 @@ from intaglio.sim.attention.report import head_group, layer_reports, traffic
 MODEL = Path(__file__).parents[3] / "models" / "burin"
 TEXT = Path(argparse.__file__)
 GAMMA16, THRESHOLD = share(0.9, 4096), divergence_threshold(0.1)
-ERROR_BUDGET = 0.02  # relative error of the exact model's results against float attention over the same blocks, shipped model
+ERROR_BUDGET = (
+    0.02  # relative error of the exact model's results against float attention over the same blocks, shipped model
+)
 RANDOM_BUDGET = 0.03  # the same for random heads with sharp scores
 
 
@@ -42,7 +44,9 @@ def integers(q, k, v, block, **wrong):
     run = head_group(z)
 
     def results(keep):
-        return torch.as_tensor(z.results(exact.attend(exact.HeadGroup(**{**vars(run), **wrong}), keep, block=block).numpy())).double()
+        return torch.as_tensor(
+            z.results(exact.attend(exact.HeadGroup(**{**vars(run), **wrong}), keep, block=block).numpy())
+        ).double()
 
     return run, results
 
@@ -80,7 +84,7 @@ def test_quiet_tiles_keep_their_mass():
 def test_isolated_verticals_keep_gamma(seed):
     tokens, block = 1000, 32
     q, k, v = random_heads(seed, tokens=tokens)
-    loud = torch.randperm(tokens, generator=torch.Generator().manual_seed(seed))[:20 + 20 * seed]
+    loud = torch.randperm(tokens, generator=torch.Generator().manual_seed(seed))[: 20 + 20 * seed]
     q[..., 0], k[:, 0] = 4.0, 0.0
     k[loud, 0] = 6.0
     run, _ = integers(q, k, v, block)
@@ -90,8 +94,12 @@ def test_isolated_verticals_keep_gamma(seed):
 
 
 def test_shipped_model_at_4096_tokens():
-    found = [report for report in layer_reports(MODEL, TEXT.read_bytes(), tokens=4096, layer=2, block=128,
-                                                                     gamma16=GAMMA16, threshold=THRESHOLD)]
+    found = [
+        report
+        for report in layer_reports(
+            MODEL, TEXT.read_bytes(), tokens=4096, layer=2, block=128, gamma16=GAMMA16, threshold=THRESHOLD
+        )
+    ]
     for report in found:
         assert report.kept_mass.min() >= 0.9
         assert report.error < ERROR_BUDGET
@@ -112,7 +120,24 @@ def test_picture():
 
 def test_command(tmp_path, capsys):
     picture = tmp_path / "map.svg"
-    assert main(["attention", "--model", str(MODEL), "--text", str(TEXT), "--tokens", "300", "--block", "32", "--map", str(picture)]) == 0
+    assert (
+        main(
+            [
+                "attention",
+                "--model",
+                str(MODEL),
+                "--text",
+                str(TEXT),
+                "--tokens",
+                "300",
+                "--block",
+                "32",
+                "--map",
+                str(picture),
+            ]
+        )
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("exact model, 300 tokens, blocks of 32") and len(lines) == 2 + 4 + 3
     for line in lines[2:6]:
@@ -121,21 +146,34 @@ def test_command(tmp_path, capsys):
 
 
 def test_command_for_a_share_of_everything(capsys):
-    assert main(["attention", "--model", str(MODEL), "--text", str(TEXT), "--tokens", "64", "--block", "32", "--gamma", "1"]) == 0
+    assert (
+        main(
+            ["attention", "--model", str(MODEL), "--text", str(TEXT), "--tokens", "64", "--block", "32", "--gamma", "1"]
+        )
+        == 0
+    )
     for line in capsys.readouterr().out.splitlines()[2:6]:
         assert line.split()[2:4] == ["1.000", "1.0000"]
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (["--gamma", "1.5"], "gamma must be above 0 and at most 1, not 1.5"), (["--tau", "-1"], "tau must be in 0..0.8326, not -1.0"),
-    (["--block", "48"], "--block must be 32, 64 or 128, not 48"),
-    (["--tokens", "100"], "--tokens must be at least two blocks, 256, not 100"),
-    (["--map", "/nowhere/a.svg"], "--map must name a file that can be written, not '/nowhere/a.svg': No such file"),
-    (["--text", str(MODEL)], f"the text {MODEL} cannot be read: Is a directory"), (["--layers", "4"], "--layers must be numbers in 0..3"),
-    (["--text", "/dev/null"], "the text must have at least two blocks, 256 bytes, not 0"),
-    (["--lines", "4"], "--lines must be at least --lookahead + 2"), (["--window", "3"], "--window must be a power of 2, not 3"),
-    (["--map", "a.png"], "--map must end in .svg, not 'a.png'"),
-    (["--text", "/nowhere"], "the text /nowhere cannot be read: No such file"), (["--model", "/nowhere"], "/nowhere")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--gamma", "1.5"], "gamma must be above 0 and at most 1, not 1.5"),
+        (["--tau", "-1"], "tau must be in 0..0.8326, not -1.0"),
+        (["--block", "48"], "--block must be 32, 64 or 128, not 48"),
+        (["--tokens", "100"], "--tokens must be at least two blocks, 256, not 100"),
+        (["--map", "/nowhere/a.svg"], "--map must name a file that can be written, not '/nowhere/a.svg': No such file"),
+        (["--text", str(MODEL)], f"the text {MODEL} cannot be read: Is a directory"),
+        (["--layers", "4"], "--layers must be numbers in 0..3"),
+        (["--text", "/dev/null"], "the text must have at least two blocks, 256 bytes, not 0"),
+        (["--lines", "4"], "--lines must be at least --lookahead + 2"),
+        (["--window", "3"], "--window must be a power of 2, not 3"),
+        (["--map", "a.png"], "--map must end in .svg, not 'a.png'"),
+        (["--text", "/nowhere"], "the text /nowhere cannot be read: No such file"),
+        (["--model", "/nowhere"], "/nowhere"),
+    ],
+)
 def test_bad_input(options, message, capsys):
     assert main(["attention", "--model", str(MODEL), "--text", str(TEXT), *options]) == 2
     told = capsys.readouterr().err
@@ -146,9 +184,14 @@ def test_of_a_shorter_text_all_is_taken_and_waits_are_told(tmp_path, capsys, mon
     (tmp_path / "text").write_bytes(b"import os\n" * 9)
     for name in ("QUIET_SECONDS", "LINE_SECONDS", "TICK_SECONDS"):
         monkeypatch.setattr(progress, name, 0.0)
-    assert main(["attention", "--model", str(MODEL), "--text", str(tmp_path / "text"), "--block", "32", "--layers", "0"]) == 0
+    assert (
+        main(["attention", "--model", str(MODEL), "--text", str(tmp_path / "text"), "--block", "32", "--layers", "0"])
+        == 0
+    )
     out, err = capsys.readouterr()
-    assert out.startswith("exact model, 90 tokens") and "intaglio: the text has 90 bytes: all are taken, not 4096\n" in err
+    assert (
+        out.startswith("exact model, 90 tokens") and "intaglio: the text has 90 bytes: all are taken, not 4096\n" in err
+    )
     assert f"intaglio: reading {MODEL}" in err and "layer 0 (" in err
 
 
@@ -159,16 +202,29 @@ def test_a_model_whose_tokens_are_not_bytes_is_refused(capsys, monkeypatch):
     assert "the model's tokens must be bytes, a vocabulary of 256, not one of 128256" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("changes", "options", "message"), [
-    ({}, [], "head_dim of the unit must be 32, the model's, not 16: generate one with `intaglio gen prefill --set head_dim=32`"),
-    ({"head_dim": 32}, [], "group of the unit must be 6, the model's, not 2"),
-    ({"head_dim": 32, "group": 6, "context": 512}, ["--tokens", "513"], "--tokens must be at most 512, the unit's context, not 513"),
-    ({"head_dim": 32, "group": 6}, ["--tokens", "31"], "--tokens must be at least two blocks, 64, not 31"),
-    ({"head_dim": 32, "group": 6, "context": 512}, [], "built"),
-    ({"head_dim": 32, "group": 6}, ["--memory", "core"], "a memory must be one of hbm2-u280"),
-    ({}, ["--timeline", "/nowhere/t.json"], "--timeline must name a file"),
-])
-def test_a_unit_that_does_not_fit_is_told_before_it_is_built(small_prefill, tmp_path, capsys, monkeypatch, changes, options, message):
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        (
+            {},
+            [],
+            "head_dim of the unit must be 32, the model's, not 16: generate one with `intaglio gen prefill --set head_dim=32`",
+        ),
+        ({"head_dim": 32}, [], "group of the unit must be 6, the model's, not 2"),
+        (
+            {"head_dim": 32, "group": 6, "context": 512},
+            ["--tokens", "513"],
+            "--tokens must be at most 512, the unit's context, not 513",
+        ),
+        ({"head_dim": 32, "group": 6}, ["--tokens", "31"], "--tokens must be at least two blocks, 64, not 31"),
+        ({"head_dim": 32, "group": 6, "context": 512}, [], "built"),
+        ({"head_dim": 32, "group": 6}, ["--memory", "core"], "a memory must be one of hbm2-u280"),
+        ({}, ["--timeline", "/nowhere/t.json"], "--timeline must name a file"),
+    ],
+)
+def test_a_unit_that_does_not_fit_is_told_before_it_is_built(
+    small_prefill, tmp_path, capsys, monkeypatch, changes, options, message
+):
     def build(*_, **__):
         raise Error("built")
 
@@ -183,12 +239,37 @@ def test_a_unit_that_does_not_fit_is_told_before_it_is_built(small_prefill, tmp_
 @pytest.mark.verilator
 def test_command_with_a_device(small_prefill, simulation_cache, tmp_path, capsys):
     """Every layer of a small model on the simulated unit; where nothing bounds the tokens, its context does."""
-    config = ModelConfig(vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                         num_key_value_heads=1, head_dim=16, linear_class="bitlinear", rope_theta=10000.0, max_position_embeddings=64,
-                         bos_token_id=0, eos_token_id=1)
+    config = ModelConfig(
+        vocab_size=256,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        linear_class="bitlinear",
+        rope_theta=10000.0,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
     save_checkpoint(tmp_path / "model", random_checkpoint(config))
-    argv = ["attention", "--model", str(tmp_path / "model"), "--text", str(TEXT), "--device", f"sim:{small_prefill}", "--check",
-            "--cache", str(simulation_cache), "--map", str(tmp_path / "a.svg"), "--timeline", str(tmp_path / "t.json")]
+    argv = [
+        "attention",
+        "--model",
+        str(tmp_path / "model"),
+        "--text",
+        str(TEXT),
+        "--device",
+        f"sim:{small_prefill}",
+        "--check",
+        "--cache",
+        str(simulation_cache),
+        "--map",
+        str(tmp_path / "a.svg"),
+        "--timeline",
+        str(tmp_path / "t.json"),
+    ]
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert "512 tokens, blocks of 32" in out and out.count("  yes\n") == 2 and "NO" not in out
@@ -209,7 +290,19 @@ def test_a_model_of_constant_matrices_is_refused_unless_told(tmp_path, capsys):
     values = dataclasses.replace(layer.matrices["v"], weights=np.zeros_like(layer.matrices["v"].weights))
     layers = (dataclasses.replace(layer, matrices={**layer.matrices, "v": values}), *checkpoint.layers[1:])
     save_checkpoint(tmp_path, dataclasses.replace(checkpoint, layers=layers))
-    command = ["attention", "--model", str(tmp_path), "--text", str(TEXT), "--tokens", "64", "--block", "32", "--layers", "0"]
+    command = [
+        "attention",
+        "--model",
+        str(tmp_path),
+        "--text",
+        str(TEXT),
+        "--tokens",
+        "64",
+        "--block",
+        "32",
+        "--layers",
+        "0",
+    ]
     assert main(command) == 2
     assert "model.layers.0.self_attn.v_proj.weight (all 0): the file is damaged" in capsys.readouterr().err
     assert main([*command, "--allow-constant"]) == 0

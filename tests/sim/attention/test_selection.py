@@ -33,7 +33,7 @@ def test_top_is_the_threshold_search_and_minimal(x, gamma16):
     target = (gamma16 * sum(x) + 65535) >> 16
     assert sum(np.asarray(x)[kept].tolist()) >= target
     count = int(kept.sum())
-    assert count == 0 or sum(sorted(x, reverse=True)[:count - 1]) < target  # one entry fewer cannot reach it
+    assert count == 0 or sum(sorted(x, reverse=True)[: count - 1]) < target  # one entry fewer cannot reach it
 
 
 def test_ties_and_edges():
@@ -56,6 +56,10 @@ def test_divergence_against_float(tokens):
         est = 2.0 ** (mean / 256)
         est /= est.sum()
         middle = (est + true) / 2
-        want = sum(0.5 * a * math.log2(a / m) for part in (est, true) for a, m in zip(part, middle, strict=True) if a > 0)
+        want = sum(
+            0.5 * a * math.log2(a / m) for part in (est, true) for a, m in zip(part, middle, strict=True) if a > 0
+        )
         assert abs(divergence(ver, pool, block, tokens) / 2**29 - want) < 0.004
-        assert abs(divergence(ver[::-1], pool, block, tokens) / 2**29 - want) > 0.004 or spread == 0  # blocks in another order must show
+        assert (
+            abs(divergence(ver[::-1], pool, block, tokens) / 2**29 - want) > 0.004 or spread == 0
+        )  # blocks in another order must show

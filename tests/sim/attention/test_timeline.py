@@ -6,7 +6,10 @@ import numpy as np
 
 from intaglio.sim.attention.timeline import SAMPLES, chrome_trace, intervals
 
-MONITOR = {"phases": ["idle", "load", "attend"], "bits": {"keys": 4, "values": 5, "draining": 6, "fetching": 7, "stalled": 8, "waiting": 9}}
+MONITOR = {
+    "phases": ["idle", "load", "attend"],
+    "bits": {"keys": 4, "values": 5, "draining": 6, "fetching": 7, "stalled": 8, "waiting": 9},
+}
 
 
 def test_intervals():

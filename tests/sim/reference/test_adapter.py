@@ -30,9 +30,19 @@ from intaglio.sim.train.adapter import headers, initial_factors, save_adapter, t
 
 MODELS = Path(__file__).parents[3] / "models"
 CONFIG = {
-    "model_type": "bitnet", "vocab_size": 61, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 64,
-    "tie_word_embeddings": True, "quantization_config": {"quant_method": "bitnet"},
+    "model_type": "bitnet",
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+    "quantization_config": {"quant_method": "bitnet"},
 }
 WIDTHS = {"context": 32, "lanes": 2, "lane_width": 16, "vector_width": 4, "attention_heads": 1, "rank": 4}
 
@@ -71,7 +81,10 @@ class _Tuned:
             parameter.data = parameter.data.float()
 
     def reads(self):
-        return read_adapter(self.folder, adapter_layout(self.checkpoint, config_for(self.checkpoint.config, "small", **WIDTHS))["adapter"])
+        return read_adapter(
+            self.folder,
+            adapter_layout(self.checkpoint, config_for(self.checkpoint.config, "small", **WIDTHS))["adapter"],
+        )
 
     def check(self):
         """Our float model with the file computes as PEFT does, which is not as the base does."""
@@ -86,19 +99,31 @@ class _Tuned:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_adapter_that_peft_wrote(tmp_path, peft, dtype):
-    tuned = _Tuned(peft, tmp_path, dtype, target_modules=["q_proj", "o_proj", "gate_proj", "down_proj"], init_lora_weights=False)
+    tuned = _Tuned(
+        peft, tmp_path, dtype, target_modules=["q_proj", "o_proj", "gate_proj", "down_proj"], init_lora_weights=False
+    )
     low = tuned.check()
     assert low.scaling == 3.0 and {name for _, name in low.factors} == {"q", "o", "gate", "down"}
 
 
 TARGETS = {  # PEFT's settings, and the matrices that they mean
-    "a pattern": ({"target_modules": r".*layers\.(0|1)\.self_attn\.[kv]_proj"}, {(0, "k"), (0, "v"), (1, "k"), (1, "v")}),
+    "a pattern": (
+        {"target_modules": r".*layers\.(0|1)\.self_attn\.[kv]_proj"},
+        {(0, "k"), (0, "v"), (1, "k"), (1, "v")},
+    ),
     "full names": ({"target_modules": ["layers.1.mlp.up_proj", "layers.0.self_attn.o_proj"]}, {(1, "up"), (0, "o")}),
-    "one layer": ({"target_modules": ["q_proj", "down_proj"], "layers_to_transform": 1, "layers_pattern": "layers"},
-                  {(1, "q"), (1, "down")}),
-    "all linear layers": ({"target_modules": "all-linear"}, {(layer, name) for layer in (0, 1) for name in MATRIX_TENSORS}),
-    "all but some": ({"target_modules": r".*\.\w_proj", "exclude_modules": ["0.self_attn.v_proj", "k_proj"]},
-                     {(0, "q"), (0, "o"), (1, "q"), (1, "v"), (1, "o")}),
+    "one layer": (
+        {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": 1, "layers_pattern": "layers"},
+        {(1, "q"), (1, "down")},
+    ),
+    "all linear layers": (
+        {"target_modules": "all-linear"},
+        {(layer, name) for layer in (0, 1) for name in MATRIX_TENSORS},
+    ),
+    "all but some": (
+        {"target_modules": r".*\.\w_proj", "exclude_modules": ["0.self_attn.v_proj", "k_proj"]},
+        {(0, "q"), (0, "o"), (1, "q"), (1, "v"), (1, "o")},
+    ),
     "names that are nowhere": ({"target_modules": ["q_proj", "query_key_value"]}, {(0, "q"), (1, "q")}),
 }
 
@@ -123,12 +148,17 @@ def test_starts_that_leave_the_base(tmp_path, peft, start):
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_2", "olora"])
 def test_starts_that_change_the_base(tmp_path, peft, start):
     tuned = _Tuned(peft, tmp_path, target_modules=["q_proj", "up_proj"], init_lora_weights=start)
-    with pytest.raises(AdapterError, match="init_lora_weights must be True, .*: other starts change the base's matrices"):
+    with pytest.raises(
+        AdapterError, match="init_lora_weights must be True, .*: other starts change the base's matrices"
+    ):
         tuned.reads()
 
 
-@pytest.mark.parametrize("settings", [{"use_dora": True}, {"alora_invocation_tokens": [3, 4]},
-                                      {"rank_pattern": {"q_proj": 2}}], ids=lambda settings: next(iter(settings)))
+@pytest.mark.parametrize(
+    "settings",
+    [{"use_dora": True}, {"alora_invocation_tokens": [3, 4]}, {"rank_pattern": {"q_proj": 2}}],
+    ids=lambda settings: next(iter(settings)),
+)
 def test_what_peft_computes_otherwise(tmp_path, peft, settings):
     with pytest.raises(AdapterError, match=f"{next(iter(settings))} must be"):
         _Tuned(peft, tmp_path, target_modules=["q_proj"], init_lora_weights=True, **settings).reads()
@@ -148,13 +178,25 @@ def test_every_field_of_peft_is_known(peft):
 @pytest.mark.parametrize("prefix", ["", "model."])
 def test_modules_are_those_that_peft_means(peft, prefix):
     from peft.tuners.tuners_utils import check_target_module_exists
-    modules = [f"{prefix}layers.{layer}.{module}" for layer in range(12) for module in MATRIX_TENSORS.values()] + ["lm_head"]
+
+    modules = [f"{prefix}layers.{layer}.{module}" for layer in range(12) for module in MATRIX_TENSORS.values()] + [
+        "lm_head"
+    ]
     kinds = {
-        "target_modules": [["q_proj"], ["1.mlp.up_proj", "self_attn.k_proj"], ["layers.3.mlp.up_proj"],
-                           ["model.layers.3.mlp.up_proj", "o_proj"], ["proj"],
-                           [], r".*\.(1|11)\..*[qk]_proj", r"(model\.)?layers\.\d\.mlp.*", "q_proj"],
+        "target_modules": [
+            ["q_proj"],
+            ["1.mlp.up_proj", "self_attn.k_proj"],
+            ["layers.3.mlp.up_proj"],
+            ["model.layers.3.mlp.up_proj", "o_proj"],
+            ["proj"],
+            [],
+            r".*\.(1|11)\..*[qk]_proj",
+            r"(model\.)?layers\.\d\.mlp.*",
+            "q_proj",
+        ],
         "exclude_modules": [None, [], ["k_proj", "3.mlp.up_proj"], r".*mlp.*"],
-        "layers_to_transform": [None, [], [1, 11], 3], "layers_pattern": [None, "layers", ["h", "layers"], "h"],
+        "layers_to_transform": [None, [], [1, 11], 3],
+        "layers_pattern": [None, "layers", ["h", "layers"], "h"],
     }
     cases = list(itertools.product(*kinds.values()))
     for case in random.Random(1).sample(cases, 80):
@@ -180,7 +222,11 @@ def test_roundings_are_those_of_the_host():
 
 def test_the_vector_between_is_rounded_as_in_the_exact_model():
     u = torch.tensor([[100.0, -3.0, 0.4], [1000.0, -1016.0, 4.0], [127.6, 1.0, -127.6]])
-    assert float_adapter.quantise_intermediate(u).tolist() == [[100.0, -3.0, 0.0], [1000.0, -1016.0, 0.0], [127.0, 1.0, -127.0]]
+    assert float_adapter.quantise_intermediate(u).tolist() == [
+        [100.0, -3.0, 0.0],
+        [1000.0, -1016.0, 0.0],
+        [127.0, 1.0, -127.0],
+    ]
 
 
 @pytest.mark.parametrize("trits", [1, 3])
@@ -190,9 +236,13 @@ def test_exact_model_follows_the_training_form(trits):
     config = config_for(checkpoint.config, "small", **WIDTHS, adapter_trits=trits)
     layout = adapter_layout(checkpoint, config)["adapter"]
     generator = torch.Generator().manual_seed(5)
-    factors = {key: (a, 0.5 * torch.randn(b.shape, generator=generator) * layout["scales"][key[0]][key[1]])
-               for key, (a, b) in initial_factors(checkpoint.config, layout["shapes"], 4, 1).items()}
-    low = SimpleNamespace(rank=4, scaling=1.0, factors={key: tuple(part.numpy() for part in pair) for key, pair in factors.items()})
+    factors = {
+        key: (a, 0.5 * torch.randn(b.shape, generator=generator) * layout["scales"][key[0]][key[1]])
+        for key, (a, b) in initial_factors(checkpoint.config, layout["shapes"], 4, 1).items()
+    }
+    low = SimpleNamespace(
+        rank=4, scaling=1.0, factors={key: tuple(part.numpy() for part in pair) for key, pair in factors.items()}
+    )
     exact = ExactDecoder(quantise(checkpoint, config), quantise_adapter(low, layout))
     tuned = float_adapter.adapt(float_decoder(checkpoint), factors, 1.0, trits)
     tokens = torch.randint(61, (24,), generator=generator)
@@ -217,8 +267,19 @@ def test_training_lowers_the_loss_and_the_file_comes_back(tmp_path):
     checkpoint = random_checkpoint(ModelConfig.from_json(CONFIG), 2)
     text = bytes(range(1, 40)) * 50
     rows = []
-    factors = train(float_decoder(checkpoint), initial_factors(checkpoint.config, ("q", "down", "up"), 4, 1), text, scaling=2.0, trits=1,
-                    steps=60, batch=4, length=24, lr=0.02, seed=1, tell=rows.append)
+    factors = train(
+        float_decoder(checkpoint),
+        initial_factors(checkpoint.config, ("q", "down", "up"), 4, 1),
+        text,
+        scaling=2.0,
+        trits=1,
+        steps=60,
+        batch=4,
+        length=24,
+        lr=0.02,
+        seed=1,
+        tell=rows.append,
+    )
     assert rows[-1]["step"] == 60 and rows[-1]["train_bpb"] < 0.8 * rows[0]["train_bpb"]
     save_adapter(tmp_path, factors, base="somewhere", digest=base_digest(checkpoint), alpha=8, rank=4)
     layout = adapter_layout(checkpoint, config_for(checkpoint.config, "small", **WIDTHS))["adapter"]
@@ -226,7 +287,9 @@ def test_training_lowers_the_loss_and_the_file_comes_back(tmp_path):
     for key, pair in low.factors.items():
         for values, trained in zip(pair, factors[key], strict=True):
             digits, scale = quantise_factor(values, 1)
-            assert set(digits.flat) <= {-1, 0, 1} and torch.allclose(torch.as_tensor(digits * scale).float(), trained, rtol=2e-3)
+            assert set(digits.flat) <= {-1, 0, 1} and torch.allclose(
+                torch.as_tensor(digits * scale).float(), trained, rtol=2e-3
+            )
 
 
 def test_shipped_adapter():

@@ -21,9 +21,21 @@ MODEL = Path(__file__).parents[3] / "models" / "burin"
 
 
 def small(**changes):
-    fields = dict(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                  num_key_value_heads=2, head_dim=8, max_position_embeddings=64, rms_norm_eps=1e-5, rope_theta=10000.0,
-                  tie_word_embeddings=True, bos_token_id=0, eos_token_id=0)
+    fields = dict(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=64,
+        rms_norm_eps=1e-5,
+        rope_theta=10000.0,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     return ModelConfig(**(fields | changes))
 
 
@@ -45,11 +57,13 @@ def test_error_budget_on_held_out_text(shipped):
     text = torch.frombuffer(bytearray(Corpus().held_out[:4096]), dtype=torch.uint8).long()
     agree, added = 0, 0.0
     for start in range(0, len(text), 1024):
-        target = text[start:start + 1024]
+        target = text[start : start + 1024]
         tokens = torch.cat([torch.zeros(1, dtype=torch.long), target[:-1]])
         logits, exact = compare(checkpoint, model, tokens)
         agree += int((logits.argmax(1) == exact.argmax(1)).sum())
-        added += (F.cross_entropy(exact, target, reduction="sum") - F.cross_entropy(logits, target, reduction="sum")).item()
+        added += (
+            F.cross_entropy(exact, target, reduction="sum") - F.cross_entropy(logits, target, reduction="sum")
+        ).item()
     assert agree / len(text) >= 0.99
     assert abs(added) / len(text) / math.log(2) <= 0.002
 
@@ -64,7 +78,9 @@ def test_a_wrong_constant_breaks_the_budget(shipped):
     assert (logits.argmax(1) == exact.argmax(1)).double().mean() < 0.97
 
 
-@pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 1}, {"num_key_value_heads": 4, "num_hidden_layers": 1}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_key_value_heads": 1}, {"num_key_value_heads": 4, "num_hidden_layers": 1}]
+)
 def test_random_checkpoints_follow_the_float_model(changes):
     checkpoint = random_checkpoint(small(**changes), seed=3)
     model = quantise(checkpoint, config_for(checkpoint.config, "small"))

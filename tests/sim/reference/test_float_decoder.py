@@ -20,16 +20,31 @@ from intaglio.sim.reference.loading import export, float_decoder
 from intaglio.sim.train import export as export_module
 
 SHAPES = {  # heads, key/value heads, head_dim, intermediate, layers, vocabulary
-    "tiny": (2, 2, 8, 40, 1, 32), "gqa4": (4, 1, 16, 96, 2, 100), "gqa2": (4, 2, 32, 256, 3, 256),
-    "wide": (4, 4, 64, 512, 2, 300), "mqa6": (6, 1, 32, 512, 4, 256),
+    "tiny": (2, 2, 8, 40, 1, 32),
+    "gqa4": (4, 1, 16, 96, 2, 100),
+    "gqa2": (4, 2, 32, 256, 3, 256),
+    "wide": (4, 4, 64, 512, 2, 300),
+    "mqa6": (6, 1, 32, 512, 4, 256),
 }
 
 
 def config_of(name, linear_class="bitlinear", **changes):
     heads, kv, head_dim, intermediate, layers, vocab = SHAPES[name]
-    return ModelConfig(vocab_size=vocab, hidden_size=heads * head_dim, intermediate_size=intermediate, num_hidden_layers=layers,
-                       num_attention_heads=heads, num_key_value_heads=kv, head_dim=head_dim, linear_class=linear_class,
-                       rope_theta=10000.0, max_position_embeddings=128, bos_token_id=0, eos_token_id=1, **changes)
+    return ModelConfig(
+        vocab_size=vocab,
+        hidden_size=heads * head_dim,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        head_dim=head_dim,
+        linear_class=linear_class,
+        rope_theta=10000.0,
+        max_position_embeddings=128,
+        bos_token_id=0,
+        eos_token_id=1,
+        **changes,
+    )
 
 
 def tokens_of(config, time=8, batch=24, seed=0):
@@ -47,10 +62,12 @@ def assert_close(found, expected):
 @pytest.fixture
 def hf_logits():
     """A function of a folder and tokens, that runs transformers' own model eagerly and offline."""
+
     def run(folder, tokens):
         with torch.compiler.set_stance("force_eager"), torch.no_grad():
             model = transformers.BitNetForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
             return model.eval()(tokens, use_cache=False).logits
+
     return run
 
 
@@ -87,8 +104,11 @@ def test_comparison_notices_a_small_fault(tmp_path, hf_logits, changes):
         down = Ternary(weights=down.weights, scale=down.scale * 1.01)
     else:
         config = dataclasses.replace(config, **changes)
-    wrong = dataclasses.replace(checkpoint, config=config, layers=(
-        Layer(matrices={**layer.matrices, "down": down}, norms=layer.norms), *checkpoint.layers[1:]))
+    wrong = dataclasses.replace(
+        checkpoint,
+        config=config,
+        layers=(Layer(matrices={**layer.matrices, "down": down}, norms=layer.norms), *checkpoint.layers[1:]),
+    )
     with pytest.raises(AssertionError, match="tokens agree|worst token"):
         assert_close(float_decoder(wrong)(tokens), hf_logits(tmp_path, tokens))
 
@@ -113,8 +133,9 @@ def test_export_keeps_the_function(tmp_path, hf_logits, shape):
     save_checkpoint(tmp_path, checkpoint)
     loaded = load_checkpoint(tmp_path)
     for one, two in zip(checkpoint.layers, loaded.layers, strict=True):
-        assert {name: matrix.scale for name, matrix in one.matrices.items()} == \
-            {name: matrix.scale for name, matrix in two.matrices.items()}
+        assert {name: matrix.scale for name, matrix in one.matrices.items()} == {
+            name: matrix.scale for name, matrix in two.matrices.items()
+        }
     tokens = tokens_of(config)
     with torch.no_grad():
         expected = model(tokens)

@@ -63,7 +63,9 @@ def test_phases_are_read_and_follow_each_other():
         with pytest.raises(argparse.ArgumentTypeError, match="a phase must read"):
             Phase.parse(wrong)
     for wrong in ("3x16x63@300", "3x16x64@60", "3x0x64", "3x1x0"):
-        with pytest.raises(argparse.ArgumentTypeError, match="must be 1 or more, and a length that is spread a multiple of 4"):
+        with pytest.raises(
+            argparse.ArgumentTypeError, match="must be 1 or more, and a length that is spread a multiple of 4"
+        ):
             Phase.parse(wrong)
 
 
@@ -94,10 +96,10 @@ def test_spread_keys_stand_for_the_text_before_their_query_run():
     share = spread_bias(positions).softmax(-1)  # of flat attention
     for query in range(64):
         run = query // 16
-        assert share[query, query + 1:].sum() == 0
+        assert share[query, query + 1 :].sum() == 0
         if run:  # the text before the run, and what the run has so far
             text = positions[16 * run].item()
-            assert share[query, :16 * run].sum().item() == pytest.approx(text / (text + query % 16 + 1), rel=1e-5)
+            assert share[query, : 16 * run].sum().item() == pytest.approx(text / (text + query % 16 + 1), rel=1e-5)
 
 
 def test_positions_and_a_causal_bias_change_nothing_by_themselves():
@@ -141,10 +143,25 @@ def test_a_trainer_file_without_a_configuration_has_the_trainers(tmp_path):
 
 
 def test_a_run_goes_on_with_its_configuration(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "Corpus", lambda: SimpleNamespace(train_library=SOURCE, train_tests=SOURCE, held_out=SOURCE[:200]))
+    monkeypatch.setattr(
+        train, "Corpus", lambda: SimpleNamespace(train_library=SOURCE, train_tests=SOURCE, held_out=SOURCE[:200])
+    )
     save_checkpoint(tmp_path / "in", random_checkpoint(dataclasses.replace(config_of("tiny"), vocab_size=256)))
     common = ["--out", str(tmp_path), "--eager", "--decay", "2", "--every", "1"]
-    train.main([*common, "--from", str(tmp_path / "in"), "--theta", "20000", "--context", "300", "--schedule", "2x2x32@64", "--rename"])
+    train.main(
+        [
+            *common,
+            "--from",
+            str(tmp_path / "in"),
+            "--theta",
+            "20000",
+            "--context",
+            "300",
+            "--schedule",
+            "2x2x32@64",
+            "--rename",
+        ]
+    )
     latent = str(tmp_path / "latent.pt")
     train.main([*common, "--resume", latent, "--schedule", "2x2x32@64,1x1x16"])
     assert torch.load(latent, weights_only=True)["step"] == 3

@@ -19,7 +19,7 @@ def copier(tokens):
     logits = torch.zeros(1, len(row), 256)
     seen = {}
     for i in range(len(row)):
-        key = tuple(row[i - 3:i + 1])
+        key = tuple(row[i - 3 : i + 1])
         logits[0, i, seen.get(key, 32)] = 9.0
         if i + 1 < len(row):
             seen[key] = row[i + 1]
@@ -71,13 +71,15 @@ def test_ends_reach_from_the_first_possible_to_the_last():
 
 def test_names_are_made_up_and_far_back():
     whole, spans = name_text(TEXT, distance=2000, names=8, seed=2)
-    names = [whole[start - 4:end] for start, end in spans]
+    names = [whole[start - 4 : end] for start, end in spans]
     assert len({name[:4] for name in names}) == 8 and all(len(name) == 10 for name in names)
     for name, (start, _) in zip(names, spans, strict=True):
         first = whole.index(name)
-        assert whole.count(name) == 2 and whole[first - 4:first] == b"def " and start - first >= 2000
+        assert whole.count(name) == 2 and whole[first - 4 : first] == b"def " and start - first >= 2000
     assert TEXT[-2000:] in whole and name_text(TEXT, distance=2000, names=8, seed=2) == (whole, spans)
-    assert names != [line[4:14] for line in whole.splitlines() if line.startswith(b"def ")][:8]  # not called in the order of definition
+    assert (
+        names != [line[4:14] for line in whole.splitlines() if line.startswith(b"def ")][:8]
+    )  # not called in the order of definition
     with pytest.raises(ValueError, match="must have 9000 bytes or more"):
         name_text(TEXT, distance=9000, names=8, seed=2)
 

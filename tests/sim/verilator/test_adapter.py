@@ -53,7 +53,12 @@ def test_equals_the_exact_model(adapter_benches, name):
                 adapted = check(bench, simulation, reference, [selection(slot), *bench.words(0)])
                 assert (adapted == plain) == (slot is None) or round_ == 2
         # no first: the sequence goes on with what it began with, whatever is selected
-        check(bench, simulation, reference, [selection(0), *bench.words(1, 3), selection(None), command(1, want=True, top=2)])
+        check(
+            bench,
+            simulation,
+            reference,
+            [selection(0), *bench.words(1, 3), selection(None), command(1, want=True, top=2)],
+        )
         check(bench, simulation, reference, bench.words(2, 2))
 
 
@@ -72,7 +77,9 @@ def test_stalls_and_background_loads(adapter_benches, name):
         words = [selection(0), *bench.words(4)]
         expected = reference.run(words)
         simulation.send(np.array(words, np.uint32), [0] * (len(words) - 1) + [1])
-        assert load(simulation, bench.image(second)) == LOADED  # into the spare; each access takes cycles, so that tokens go on
+        assert (
+            load(simulation, bench.image(second)) == LOADED
+        )  # into the spare; each access takes cycles, so that tokens go on
         found = np.concatenate([simulation.run(1, STUCK)[0] for _ in range(sum(map(len, expected)))]).tolist()
         assert found == [word for packet in expected for word in packet]
         reference.adapters[0] = second
@@ -92,7 +99,10 @@ def test_cycles_equal_the_closed_form(adapter_benches, name, adapted):
         answer(simulation, [word & ~(31 << 24) for word in words], len(words))
         found = {phase: simulation.read(0x40 + 4 * i) for i, phase in enumerate(phases)}
     program = layer_program(bench.model)
-    closed = [token_cycles(bench.model, position, program=program, adapter=adapted) for position in range(1, bench.config.context)]
+    closed = [
+        token_cycles(bench.model, position, program=program, adapter=adapted)
+        for position in range(1, bench.config.context)
+    ]
     assert found == {phase: sum(cycles.phases[phase] for cycles in closed) for phase in phases}
 
 
@@ -106,10 +116,17 @@ def test_only_a_whole_image_changes_anything(adapter_benches):
         assert load(simulation, good, 1) == LOADED
         words = [selection(1), *bench.words(5)]
         expected = answer(simulation, words, len(words) - 1)
-        refused = ((flipped, 1, image_crc(other), DAMAGED), (other, 1, image_crc(other) ^ 1, DAMAGED), (foreign, 1, None, OTHER_DEVICE),
-                   (other[:-1], 1, None, INCOMPLETE), (other[:1], 1, None, INCOMPLETE), (other[:0], 1, None, INCOMPLETE),
-                   (np.append(other, other[-1:]), 1, None, TOO_LONG), (other, 3, None, NO_SUCH_SLOT),
-                   (other, 2**32 - 1, None, NO_SUCH_SLOT))
+        refused = (
+            (flipped, 1, image_crc(other), DAMAGED),
+            (other, 1, image_crc(other) ^ 1, DAMAGED),
+            (foreign, 1, None, OTHER_DEVICE),
+            (other[:-1], 1, None, INCOMPLETE),
+            (other[:1], 1, None, INCOMPLETE),
+            (other[:0], 1, None, INCOMPLETE),
+            (np.append(other, other[-1:]), 1, None, TOO_LONG),
+            (other, 3, None, NO_SUCH_SLOT),
+            (other, 2**32 - 1, None, NO_SUCH_SLOT),
+        )
         for image, slot, crc, outcome in refused:
             assert load(simulation, image, slot, crc) == outcome
             assert simulation.read(SLOTS) == 3 | 1 << 17
@@ -145,7 +162,9 @@ def test_a_sequence_without_its_adapter_is_refused(adapter_benches):
             assert load(simulation, image) == LOADED
         adapted = answer(simulation, [selection(0), *bench.words(1, 2)], 2)
         assert adapted != plain
-        assert load(simulation, image) == LOADED and simulation.read(STATUS) == LOADED  # the sequence keeps what is now the spare
+        assert (
+            load(simulation, image) == LOADED and simulation.read(STATUS) == LOADED
+        )  # the sequence keeps what is now the spare
         simulation.write(BEGIN, 2)
         assert simulation.read(STATUS) == LOADING
         assert answer(simulation, [command(1, want=True, top=3), command(1, want=True)], 2) == [none, none]
@@ -170,11 +189,15 @@ def test_memory_of_a_token_under_way_is_not_overwritten(adapter_benches):
 
 
 ADVERSARIAL = {
-    "largest factors": lambda rng, f: dataclasses.replace(f, a=np.full_like(f.a, abs(f.a).max()), b=np.full_like(f.b, abs(f.b).max())),
+    "largest factors": lambda rng, f: dataclasses.replace(
+        f, a=np.full_like(f.a, abs(f.a).max()), b=np.full_like(f.b, abs(f.b).max())
+    ),
     "opposite rows": lambda rng, f: dataclasses.replace(f, b=f.b * (-1) ** np.arange(len(f.b), dtype=np.int8)[:, None]),
     "A zero": lambda rng, f: dataclasses.replace(f, a=0 * f.a),
     "one value": lambda rng, f: dataclasses.replace(f, a=f.a * (np.arange(f.a.shape[1]) == 3).astype(np.int8)),
-    "any scale": lambda rng, f: dataclasses.replace(f, m=int(rng.integers(1 << 15, 1 << 16)), e=int(rng.integers(-60, 20))),
+    "any scale": lambda rng, f: dataclasses.replace(
+        f, m=int(rng.integers(1 << 15, 1 << 16)), e=int(rng.integers(-60, 20))
+    ),
     "scales at the ends": lambda rng, f: dataclasses.replace(f, m=65535, e=int(rng.choice([-512, -1, 0, 511]))),
 }
 
@@ -185,7 +208,9 @@ def test_adversarial_adapters(adapter_benches, kind):
         bench, rng = adapter_benches(name), np.random.default_rng(6)
         reference = ReferenceDevice(bench.model)
         drawn = bench.adapter(8)
-        adapter = QuantisedAdapter(matrices={key: ADVERSARIAL[kind](rng, factors) for key, factors in drawn.matrices.items()})
+        adapter = QuantisedAdapter(
+            matrices={key: ADVERSARIAL[kind](rng, factors) for key, factors in drawn.matrices.items()}
+        )
         reference.adapters[0] = adapter
         with bench.simulation() as simulation:
             assert load(simulation, bench.image(adapter)) == LOADED
@@ -197,6 +222,7 @@ def _changed(key, **changes):
         factors = adapter.matrices[key]
         new = {name: value(getattr(factors, name)) for name, value in changes.items()}
         return QuantisedAdapter(matrices={**adapter.matrices, key: dataclasses.replace(factors, **new)})
+
     return change
 
 
@@ -205,14 +231,18 @@ def _flip(index):
         values = values.copy()
         values.flat[index] = -1 if values.flat[index] > 0 else 1
         return values
+
     return change
 
 
 MUTATIONS = {
-    "first of A": _changed((0, "q"), a=_flip(0)), "last of A": _changed((1, "down"), a=_flip(-1)),
-    "first of B": _changed((0, "k"), b=_flip(0)), "last of B": _changed((1, "down"), b=_flip(-1)),
+    "first of A": _changed((0, "q"), a=_flip(0)),
+    "last of A": _changed((1, "down"), a=_flip(-1)),
+    "first of B": _changed((0, "k"), b=_flip(0)),
+    "last of B": _changed((1, "down"), b=_flip(-1)),
     "up's B": _changed((1, "up"), b=_flip(17)),
-    "a scale": _changed((0, "v"), e=lambda e: e + 1), "the last scale": _changed((1, "down"), e=lambda e: e - 1),
+    "a scale": _changed((0, "v"), e=lambda e: e + 1),
+    "the last scale": _changed((1, "down"), e=lambda e: e - 1),
     "two scales": lambda adapter: _changed((0, "gate"), m=lambda _: adapter.matrices[0, "up"].m)(adapter),
 }
 

@@ -25,9 +25,14 @@ def folders(adapter_benches, tmp_path_factory):
     bench, out = adapter_benches("ternary"), []
     for seed in range(4):
         rng = np.random.default_rng(seed)
-        factors = {(layer, name): (rng.normal(size=(2, bench.layout["shapes"][name][1])),
-                                   0.3 * rng.normal(size=(bench.layout["shapes"][name][0], 2)))
-                   for layer in range(2) for name in ("q", "v", "up", "down")}
+        factors = {
+            (layer, name): (
+                rng.normal(size=(2, bench.layout["shapes"][name][1])),
+                0.3 * rng.normal(size=(bench.layout["shapes"][name][0], 2)),
+            )
+            for layer in range(2)
+            for name in ("q", "v", "up", "down")
+        }
         out.append(tmp_path_factory.mktemp("peft"))
         save_adapter(out[-1], factors, base="random", digest=bench.layout["base"], alpha=4, rank=2, dtype="F32")
     return out
@@ -37,7 +42,12 @@ def folders(adapter_benches, tmp_path_factory):
 def target(adapter_benches):
     """The bench "ternary" as a target of the host, built once for all tests."""
     bench = adapter_benches("ternary")
-    register("bench", lambda rest, *, manifest, progress: SimulationTransport(bench.simulation(), json.loads(json.dumps(bench.manifest))))
+    register(
+        "bench",
+        lambda rest, *, manifest, progress: SimulationTransport(
+            bench.simulation(), json.loads(json.dumps(bench.manifest))
+        ),
+    )
     yield "bench:ternary"
     register("bench", None)
 
@@ -73,7 +83,9 @@ def test_device_api(adapter_benches, folders, target):
             device.load_adapter(bad, slot=1)
         # words damaged on the way
         write, count = device.transport.write_register, iter(range(10**6))
-        device.transport.write_register = lambda offset, value: write(offset, value ^ (offset == DATA and next(count) == 99))
+        device.transport.write_register = lambda offset, value: write(
+            offset, value ^ (offset == DATA and next(count) == 99)
+        )
         with pytest.raises(DeviceError, match="nothing has changed: the CRC-32 differs"):
             device.load_adapter(folders[3], slot=1)
         device.transport.write_register = write
@@ -97,9 +109,12 @@ def test_command(target, folders, capsysbinary):
         assert main([*base, *arguments]) == 0
         texts.append(capsysbinary.readouterr().out)
     assert texts[0] == texts[4] and texts[1] == texts[2] != texts[0] and texts[3] not in (texts[0], texts[1])
-    for arguments, text in (([*adapters, "--use", "3"], b"--use must be in 0..2"), (["--use", "1"], b"--use must be in 0..0"),
-                            (["--adapter", str(folders[0].parent)], b"adapter_config.json must be a readable JSON file"),
-                            ([f"--adapter={folder}" for folder in folders], b"--adapter must be given at most 3 times")):
+    for arguments, text in (
+        ([*adapters, "--use", "3"], b"--use must be in 0..2"),
+        (["--use", "1"], b"--use must be in 0..0"),
+        (["--adapter", str(folders[0].parent)], b"adapter_config.json must be a readable JSON file"),
+        ([f"--adapter={folder}" for folder in folders], b"--adapter must be given at most 3 times"),
+    ):
         assert main([*base, *arguments]) == 2
         error = capsysbinary.readouterr().err
         assert text in error and b"Traceback" not in error

@@ -14,8 +14,22 @@ pytestmark = pytest.mark.verilator
 
 AWARE = 1 << 29  # a threshold above every divergence: all heads are query-aware
 SLOW = MemoryModel(latency_cycles=400, bytes_per_cycle=2)
-KINDS = ("equal keys", "zeros", "zero values", "outliers", "one key", "constant queries", "tiny",
-         "outlier_channel", "key_offset", "sink", "heavy", "sparse_values", "spike_flat", "verticals")
+KINDS = (
+    "equal keys",
+    "zeros",
+    "zero values",
+    "outliers",
+    "one key",
+    "constant queries",
+    "tiny",
+    "outlier_channel",
+    "key_offset",
+    "sink",
+    "heavy",
+    "sparse_values",
+    "spike_flat",
+    "verticals",
+)
 
 
 def within(case, run, memory):
@@ -32,7 +46,9 @@ def compare(case, device):
     return run
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 129, 160, 255, 256, 257, 384, 511, 512])
+@pytest.mark.parametrize(
+    "tokens", [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 129, 160, 255, 256, 257, 384, 511, 512]
+)
 def test_lengths(bench, device, tokens):
     """One token, a tile, a block, a window and a batch, each less one and one more; a whole context."""
     run = compare(bench.case(tokens, seed=tokens), device)
@@ -83,8 +99,10 @@ def test_adversarial_activations(bench, device, kind, threshold):
     compare(bench.case(271, kind=kind, threshold=threshold), device)
 
 
-@pytest.mark.parametrize(("base", "least", "extreme"), [
-    (0, 0, True), (0, 0, False), (3, 7, True), (15, 7, True), (15, 0, False), (9, 0, True)])
+@pytest.mark.parametrize(
+    ("base", "least", "extreme"),
+    [(0, 0, True), (0, 0, False), (3, 7, True), (15, 7, True), (15, 0, False), (9, 0, True)],
+)
 @pytest.mark.parametrize("threshold", [0, 1 << 25, AWARE])
 def test_any_integers(bench, device, base, least, extreme, threshold):
     """Scores that clamp, that vanish, maxima that jump: more than any activations give."""
@@ -112,8 +130,11 @@ def test_the_cache_is_really_small(bench, device):
 
 
 MEMORIES = {
-    "hbm2-u280-all": "hbm2-u280-all", "ddr4-one": "ddr4-one", "far": MemoryModel(latency_cycles=500, bytes_per_cycle=16),
-    "narrow": MemoryModel(latency_cycles=20, bytes_per_cycle=Fraction(9, 2)), "slow": SLOW,
+    "hbm2-u280-all": "hbm2-u280-all",
+    "ddr4-one": "ddr4-one",
+    "far": MemoryModel(latency_cycles=500, bytes_per_cycle=16),
+    "narrow": MemoryModel(latency_cycles=20, bytes_per_cycle=Fraction(9, 2)),
+    "slow": SLOW,
     "one burst": MemoryModel(latency_cycles=60, bytes_per_cycle=16, bursts=1),
 }
 
@@ -122,8 +143,12 @@ MEMORIES = {
 def test_memories(bench, open_small, name):
     """Other times of the memory: other cycles, the same values, maps and traffic."""
     with open_small(memory=MEMORIES[name]) as device:
-        for case in (bench.case(200, seed=200), bench.case(33, seed=34, threshold=AWARE), bench.case(333, seed=5, dense=True),
-                     bench.case(17, seed=17)):
+        for case in (
+            bench.case(200, seed=200),
+            bench.case(33, seed=34, threshold=AWARE),
+            bench.case(333, seed=5, dense=True),
+            bench.case(17, seed=17),
+        ):
             run = case.run(device)
             assert case.differences(run) == set()
             if name != "one burst":  # the closed form has no limit to bursts
@@ -142,14 +167,23 @@ def test_stalled_results(bench, device, share):
 
 def test_one_after_another(bench, device):
     """Long, short, dense, query-aware in turn: no run leaves anything behind."""
-    for case in (bench.case(257, seed=257), bench.case(1, seed=1), bench.case(200, seed=201, threshold=AWARE),
-                 bench.case(40, seed=5, dense=True), bench.case(65, seed=65), bench.case(257, seed=257), bench.case(31, seed=31)):
+    for case in (
+        bench.case(257, seed=257),
+        bench.case(1, seed=1),
+        bench.case(200, seed=201, threshold=AWARE),
+        bench.case(40, seed=5, dense=True),
+        bench.case(65, seed=65),
+        bench.case(257, seed=257),
+        bench.case(31, seed=31),
+    ):
         compare(case, device)
 
 
 def test_the_same_run_twice_is_the_same(bench, device):
     case = bench.case(257, seed=257)
-    one, two, *_ = [run for run in (case.run(device) for _ in range(8)) if not run.counters["stall_out"]]  # a busy host may look late
+    one, two, *_ = [
+        run for run in (case.run(device) for _ in range(8)) if not run.counters["stall_out"]
+    ]  # a busy host may look late
     assert one.cycles == two.cycles and one.counters == two.counters and one.phases == two.phases
 
 
@@ -162,8 +196,19 @@ def start(device, case, *, forget=False, **parameters):
     if forget:
         device.transport.write_memory(memory.data, memory.origin)
         device.write_register("control", 4)
-    values = run_parameters(memory, tokens=case.tokens, block=32, base=case.z.base, gamma16=case.gamma16, threshold=case.threshold,
-                            dense=case.dense, timeout=5000) | parameters
+    values = (
+        run_parameters(
+            memory,
+            tokens=case.tokens,
+            block=32,
+            base=case.z.base,
+            gamma16=case.gamma16,
+            threshold=case.threshold,
+            dense=case.dense,
+            timeout=5000,
+        )
+        | parameters
+    )
     for name, value in values.items():
         device.write_register(name, value)
     device.write_register("control", 1)
@@ -209,19 +254,26 @@ def test_several_kv_heads(bench, device):
     parts = [bench.real(150, seed=seed) for seed in (7, 8, 9)]
     q, k, v = np.concatenate([p[0] for p in parts]), np.stack([p[1] for p in parts]), np.stack([p[2] for p in parts])
     told = []
-    out = device.attention(q.astype(np.float32), k, v, gamma=0.8, tau=0.3, tenant=3, maps=True, progress=lambda *x: told.append(x))
+    out = device.attention(
+        q.astype(np.float32), k, v, gamma=0.8, tau=0.3, tenant=3, maps=True, progress=lambda *x: told.append(x)
+    )
     assert out.shape == (6, 150, 16) and len(device.runs) == 3
-    assert [share for _, share in told] == sorted(share for _, share in told) and told[-1][0].startswith("KV head 3 of 3")
+    assert [share for _, share in told] == sorted(share for _, share in told) and told[-1][0].startswith(
+        "KV head 3 of 3"
+    )
     keep = torch.as_tensor(np.concatenate([run.map for run in device.runs]))
     want = attention.sparse(torch.as_tensor(q), torch.as_tensor(k), torch.as_tensor(v), keep, block=32)
     assert ((torch.as_tensor(out) - want).norm() / want.norm()).item() < 0.03
-    tensors = device.attention(torch.as_tensor(q, dtype=torch.bfloat16), torch.as_tensor(k).float(), torch.as_tensor(v), dense=True)
+    tensors = device.attention(
+        torch.as_tensor(q, dtype=torch.bfloat16), torch.as_tensor(k).float(), torch.as_tensor(v), dense=True
+    )
     want = attention.dense(torch.as_tensor(q), torch.as_tensor(k), torch.as_tensor(v))
     assert ((torch.as_tensor(tensors) - want).norm() / want.norm()).item() < 0.03
     assert all(run.map is None for run in device.runs)
 
 
 # Mutations: what a wrong byte, bit or parameter does to the comparison above.
+
 
 def flipped(device, monkeypatch, place, bit):
     """The next memories have one bit changed."""
@@ -238,8 +290,14 @@ def flipped(device, monkeypatch, place, bit):
 LINE = 4 * 32 * 16  # bytes of a KV line
 
 
-@pytest.mark.parametrize(("what", "place", "bit"), [
-    ("a key", 2 * LINE + 5 * 16 + 3, 6), ("an exponent of a key", LINE + 32 * 16 + 7, 0), ("a value", 3 * LINE + 32 * 16 + 32 + 100, 5)])
+@pytest.mark.parametrize(
+    ("what", "place", "bit"),
+    [
+        ("a key", 2 * LINE + 5 * 16 + 3, 6),
+        ("an exponent of a key", LINE + 32 * 16 + 7, 0),
+        ("a value", 3 * LINE + 32 * 16 + 32 + 100, 5),
+    ],
+)
 def test_a_wrong_byte_is_seen(bench, device, monkeypatch, what, place, bit):
     case = bench.case(200, seed=200)
     flipped(device, monkeypatch, place, bit)
@@ -259,7 +317,7 @@ def test_wrong_last_queries_are_seen(bench, device, monkeypatch, tokens):
     def wrong(data, origin):
         data, at = data.copy(), memory.last_base - memory.origin
         for head in range(2):
-            elements = data[at + head * 1024:][:512].view(np.int8)
+            elements = data[at + head * 1024 :][:512].view(np.int8)
             elements[:] = -elements
         write(data, origin)
 
@@ -291,7 +349,7 @@ def test_a_wrong_bit_of_the_map_is_seen(bench, device):
 
     other = exact.attend(head_group(case.z), torch.as_tensor(keep), block=32).numpy()
     changed = (other != run.values).any(-1)
-    assert changed[head, row * 32:row * 32 + 32].any() and changed.sum() <= 32
+    assert changed[head, row * 32 : row * 32 + 32].any() and changed.sum() <= 32
 
 
 def test_a_wrong_closed_form_is_seen(bench, device, monkeypatch):

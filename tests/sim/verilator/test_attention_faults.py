@@ -39,7 +39,10 @@ def last_beat(device, case):
 @pytest.mark.parametrize("share", [0, 0.1, 0.35, 0.6, 0.8, 1])
 def test_a_beat_with_an_error(device, case, share):
     device.transport.faults = {"error_beat": round(share * (last_beat(device, case) - 1))}
-    with pytest.raises(DeviceError, match=r"the run was broken off: the memory answered a read with an error \(status 0x00000110, after"):
+    with pytest.raises(
+        DeviceError,
+        match=r"the run was broken off: the memory answered a read with an error \(status 0x00000110, after",
+    ):
         case.run(device)
 
 
@@ -62,8 +65,19 @@ def test_a_device_that_stands_still(device, case, monkeypatch):
     assert time.monotonic() - began < 20 and not device.read_register("status") & 1
 
 
-@pytest.mark.parametrize("wrong", [{"tokens": 0}, {"tokens": 513}, {"tokens": 0x3FFFF}, {"gamma16": 0}, {"gamma16": 65537},
-                                   {"gamma16": 0x1FFFF}, {"tokens": 31, "dense": 0}], ids=str)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tokens": 0},
+        {"tokens": 513},
+        {"tokens": 0x3FFFF},
+        {"gamma16": 0},
+        {"gamma16": 65537},
+        {"gamma16": 0x1FFFF},
+        {"tokens": 31, "dense": 0},
+    ],
+    ids=str,
+)
 def test_wrong_parameters_are_refused(device, case, wrong, monkeypatch):
     with monkeypatch.context() as patch:  # undone before the next request
         patch.setattr(device_module, "run_parameters", lambda *a, **k: run_parameters(*a, **k) | wrong)
@@ -76,7 +90,9 @@ def begin(device, case):
     memory = image(case.z, block=32, columns=8)
     device.transport.write_memory(memory.data, memory.origin)
     device.write_register("control", 4)
-    values = run_parameters(memory, tokens=case.tokens, block=32, base=case.z.base, gamma16=case.gamma16, threshold=case.threshold)
+    values = run_parameters(
+        memory, tokens=case.tokens, block=32, base=case.z.base, gamma16=case.gamma16, threshold=case.threshold
+    )
     for name, value in values.items():
         device.write_register(name, value)
     device.write_register("control", 1)

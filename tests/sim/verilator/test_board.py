@@ -66,9 +66,14 @@ def served(transport):
 
 # One suite over every transport
 
+
 def exercise(device):
     """What a host does with the stand-in; the answers, which must be the same over every transport."""
-    answers = [device.info["digest"], device.info["capabilities"], [(r.token, r.position) for r in device.evaluate(range(64), every=True)]]
+    answers = [
+        device.info["digest"],
+        device.info["capabilities"],
+        [(r.token, r.position) for r in device.evaluate(range(64), every=True)],
+    ]
     device.clear_counters()
     for top in (1, 16):
         [result] = device.evaluate([0, 1, 2], top=top)
@@ -121,8 +126,15 @@ def figures(device):
     """What the device's counters say of generations: the same on every transport, for a cycle of the decoder depends on nothing outside."""
     names = ("cycles_prefill", "cycles_decode", "tokens_decode", "first_token_seconds", "tokens_per_second", "finish")
     found = []
-    for prompt, count, options in (("abc", 1, {}), ("abc", 2, {}), ("abc", 3, {}), ("a", 40, {}), ("abc", 20, {"stop": "hi"}),
-                                   ("abc", 9, {"temperature": 0.8, "seed": 2}), ("\x7b", 20, {})):
+    for prompt, count, options in (
+        ("abc", 1, {}),
+        ("abc", 2, {}),
+        ("abc", 3, {}),
+        ("a", 40, {}),
+        ("abc", 20, {"stop": "hi"}),
+        ("abc", 9, {"temperature": 0.8, "seed": 2}),
+        ("\x7b", 20, {}),
+    ):
         text = "".join(device.generate(prompt, count, **options))
         found.append((text, *(device.last[name] for name in names)))
     return found
@@ -132,7 +144,11 @@ def figures(device):
 def expected_figures(folder):
     with host.open(f"sim:{folder}", cache=CACHE) as device:
         found = figures(device)
-    assert [row[1:4] for row in found[:3]] == [(25, 0, 0), (25, 7, 1), (25, 14, 2)]  # six cycles a token, and one for each answer
+    assert [row[1:4] for row in found[:3]] == [
+        (25, 0, 0),
+        (25, 7, 1),
+        (25, 14, 2),
+    ]  # six cycles a token, and one for each answer
     return found
 
 
@@ -167,18 +183,25 @@ def test_a_silent_device_times_out_and_recovers(kind, folder, target):
             with host.open(f"sim:{folder}", cache=CACHE, timeout=0.3) as device:
                 yield device
         else:
-            with served(open_transport(f"sim:{folder}", cache=CACHE)) as address, host.open(f"tcp:{address}", timeout=0.3) as device:
+            with (
+                served(open_transport(f"sim:{folder}", cache=CACHE)) as address,
+                host.open(f"tcp:{address}", timeout=0.3) as device,
+            ):
                 yield device
 
     with opened() as device:
         device.submit([command(double.HANG, first=True), command(1, want=True)])
-        with pytest.raises(host.DeviceTimeout, match=r"stream result, words done 0.* 1 command words not taken, cycle \d+, status 0x0*1"):
+        with pytest.raises(
+            host.DeviceTimeout,
+            match=r"stream result, words done 0.* 1 command words not taken, cycle \d+, status 0x0*1",
+        ):
             device.receive()
         device.reset()
         assert device.evaluate([7])[0].token == 8
 
 
 # The board
+
 
 def test_single_faults_are_detected_and_repaired(board, target):
     with host.open(target) as device:
@@ -211,7 +234,9 @@ def test_clocks_of_both_ends_differ(library, folder, host_baud):
 
 def test_another_bitstream_is_refused(board, tmp_path):
     wrong = double.write_design(tmp_path / "wrong", digest="ab" * 32)
-    with pytest.raises(host.ConfigMismatchError, match="but its manifest says 0xabababab: load the bitstream of this manifest"):
+    with pytest.raises(
+        host.ConfigMismatchError, match="but its manifest says 0xabababab: load the bitstream of this manifest"
+    ):
         host.open(f"serial:{board.port}?manifest={wrong}")
 
 
@@ -240,9 +265,11 @@ def test_garbage_before_the_first_frame(board, target):
 
 def test_a_killed_host_is_followed_by_another(board, target):
     """A process is killed in the middle of a transfer; the next one opens the same board within seconds, without a power cycle."""
-    code = ("import intaglio.host as host\nfrom intaglio.host.protocol import command\n"
-            f"with host.open({target!r}) as device:\n    print('open', flush=True)\n    while True:\n"
-            "        device.evaluate(range(60), every=True, top=16)\n")
+    code = (
+        "import intaglio.host as host\nfrom intaglio.host.protocol import command\n"
+        f"with host.open({target!r}) as device:\n    print('open', flush=True)\n    while True:\n"
+        "        device.evaluate(range(60), every=True, top=16)\n"
+    )
     for delay in (0.0, 0.13):
         with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout.readline() == "open\n"

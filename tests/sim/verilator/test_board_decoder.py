@@ -45,9 +45,11 @@ def test_the_model_writes_its_text_over_a_tty(tmp_path):
     prompt = [0, *PROMPT.encode()]
     assert equal_to_exact(model, prompt, list(text.encode())) == 24
     assert equal_to_exact(model, prompt, drawn, temperature=0.8, seed=2) == 6
-    cycles = [token_cycles(model, position, want=position >= len(prompt) - 1).total for position in range(len(prompt) + 23)]
-    assert figures["cycles_prefill"] == sum(cycles[:len(prompt)]) and figures["tokens_decode"] == 23
-    assert figures["cycles_decode"] == sum(cycles[len(prompt):])
+    cycles = [
+        token_cycles(model, position, want=position >= len(prompt) - 1).total for position in range(len(prompt) + 23)
+    ]
+    assert figures["cycles_prefill"] == sum(cycles[: len(prompt)]) and figures["tokens_decode"] == 23
+    assert figures["cycles_decode"] == sum(cycles[len(prompt) :])
     assert over_tcp["cycles_prefill"] == figures["cycles_prefill"]
-    assert (over_tcp["tokens_decode"], over_tcp["cycles_decode"]) == (2, sum(cycles[len(prompt):len(prompt) + 2]))
+    assert (over_tcp["tokens_decode"], over_tcp["cycles_decode"]) == (2, sum(cycles[len(prompt) : len(prompt) + 2]))
     assert over_tcp["tokens_per_second"] == 2 * device.manifest.clock_hz / over_tcp["cycles_decode"]

@@ -93,7 +93,9 @@ def test_commands_go_on_during_register_accesses(simulation):
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_random_stalls_change_nothing_but_time(simulation, seed):
     def run():
-        simulation.send([command(t, first=t == 0, want=t % 3 == 0, top=t % 5, run=t % 2) for t in range(30)], [0] * 29 + [1])
+        simulation.send(
+            [command(t, first=t == 0, want=t % 3 == 0, top=t % 5, run=t % 2) for t in range(30)], [0] * 29 + [1]
+        )
         return simulation.run(10_000, 20_000, at_last=False)
 
     before = simulation.cycles
@@ -135,7 +137,9 @@ def test_counters(device):
     list(device.generate("abc", 10))
     counters = device.counters()
     assert counters["tokens"] == 13 and counters["phases"]["busy"] == 13 * 6 and counters["cycles"] > 13 * 7
-    assert (device.last["cycles_prefill"], device.last["cycles_decode"]) == (4 * 6 + 1, 9 * 7) and device.last["finish"] == "length"
+    assert (device.last["cycles_prefill"], device.last["cycles_decode"]) == (4 * 6 + 1, 9 * 7) and device.last[
+        "finish"
+    ] == "length"
 
 
 def test_full_context(device):
@@ -260,9 +264,13 @@ def test_a_damaged_entry_is_replaced(tmp_path):
 
 
 def test_a_killed_build_leaves_no_entry(folder, tmp_path):
-    code = ("import sys\nfrom intaglio.sim.verilator.build import build\n"
-            f"build({str(folder)!r}, cache={str(tmp_path / 'cache')!r}, progress=lambda text, _: print(text, flush=True))")
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+    code = (
+        "import sys\nfrom intaglio.sim.verilator.build import build\n"
+        f"build({str(folder)!r}, cache={str(tmp_path / 'cache')!r}, progress=lambda text, _: print(text, flush=True))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         for line in process.stdout:
             if line.startswith("compiled Vtop"):
                 os.killpg(process.pid, 9)
@@ -353,12 +361,16 @@ def test_an_unreadable_rom_is_a_fault_not_the_end(folder, cache, library, tmp_pa
 
 def test_ctrl_c_during_a_build_ends_cleanly(folder, tmp_path):
     # A job in a script's background ignores the signal; a user's terminal does not.
-    code = ("import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-            "from intaglio.cli import main\nfrom intaglio.host import cli, transport\n"
-            "from intaglio.sim.verilator.transport import open_simulation\ntransport.register('double', open_simulation)\n"
-            f"sys.exit(main(['run', '--device', 'double:{folder}', '--prompt', 'a', '--cache', {str(tmp_path / 'cache')!r}],"
-            " commands={'run': lambda: cli.register}))")
-    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    code = (
+        "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from intaglio.cli import main\nfrom intaglio.host import cli, transport\n"
+        "from intaglio.sim.verilator.transport import open_simulation\ntransport.register('double', open_simulation)\n"
+        f"sys.exit(main(['run', '--device', 'double:{folder}', '--prompt', 'a', '--cache', {str(tmp_path / 'cache')!r}],"
+        " commands={'run': lambda: cli.register}))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         while "compiled" not in process.stderr.readline():
             assert process.poll() is None
         os.killpg(process.pid, 2)

@@ -40,20 +40,40 @@ class Case:
 
 
 def _model(vocab, hidden, intermediate, layers, heads, kv_heads, **more):
-    return {"vocab_size": vocab, "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers,
-            "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": hidden // heads, **more}
+    return {
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": hidden // heads,
+        **more,
+    }
 
 
 def _widths(context, lanes, lane_width, vector_width, attention_heads, top_k, packing="2bit", dot="planes"):
-    return {"context": context, "lanes": lanes, "lane_width": lane_width, "vector_width": vector_width,
-            "attention_heads": attention_heads, "top_k": top_k, "packing": packing, "dot": dot}
+    return {
+        "context": context,
+        "lanes": lanes,
+        "lane_width": lane_width,
+        "vector_width": vector_width,
+        "attention_heads": attention_heads,
+        "top_k": top_k,
+        "packing": packing,
+        "dot": dot,
+    }
 
 
 CASES = {
     "two kv heads": Case(model=_model(61, 32, 64, 2, 4, 2), widths=_widths(12, 2, 8, 4, 1, 5)),
-    "whole group": Case(model=_model(100, 32, 32, 1, 4, 1), widths=_widths(33, 4, 16, 8, 4, 31, "5trit", "adders"), embed=100.0),
+    "whole group": Case(
+        model=_model(100, 32, 32, 1, 4, 1), widths=_widths(33, 4, 16, 8, 4, 31, "5trit", "adders"), embed=100.0
+    ),
     "narrow": Case(model=_model(37, 16, 48, 3, 4, 2), widths=_widths(7, 2, 4, 2, 2, 3, "5trit"), embed=0.01),
-    "one chunk": Case(model=_model(256, 32, 32, 2, 2, 1, rope_theta=100.0), widths=_widths(20, 4, 32, 8, 1, 16), embed=1e-4),
+    "one chunk": Case(
+        model=_model(256, 32, 32, 2, 2, 1, rope_theta=100.0), widths=_widths(20, 4, 32, 8, 1, 16), embed=1e-4
+    ),
     "smallest": Case(model=_model(4, 16, 16, 1, 2, 2), widths=_widths(2, 8, 16, 8, 1, 1)),
 }
 
@@ -135,10 +155,21 @@ def mixed(rng, config):
     words = []
     for _ in range(3):
         for i in range(rng.integers(1, config.context)):
-            words.append(command(int(rng.integers(config.vocab)), first=i == 0, want=bool(rng.random() < 0.4),
-                                 top=int(rng.integers(32)), run=int(rng.integers(1, 4)) if rng.random() < 0.2 else 0))
-    return [*words, command(int(rng.integers(config.vocab)), first=True), command(1, want=True, top=2, run=255),
-            command(2, want=True)]
+            words.append(
+                command(
+                    int(rng.integers(config.vocab)),
+                    first=i == 0,
+                    want=bool(rng.random() < 0.4),
+                    top=int(rng.integers(32)),
+                    run=int(rng.integers(1, 4)) if rng.random() < 0.2 else 0,
+                )
+            )
+    return [
+        *words,
+        command(int(rng.integers(config.vocab)), first=True),
+        command(1, want=True, top=2, run=255),
+        command(2, want=True),
+    ]
 
 
 def check(bench, model, words, simulation=None):
@@ -169,7 +200,10 @@ def test_equals_the_exact_model(benches, name):
 @pytest.mark.parametrize("name", ["two kv heads", "smallest"])
 def test_no_read_depends_on_a_write_in_its_cycle(name, tmp_path, monkeypatch):
     """``intaglio_ram`` promises nothing about such a read: here it gives the complement."""
-    plain, wrong = "read_data <= mem[read_addr]", "read_data <= mem[read_addr] ^ {WIDTH{write_en && write_addr == read_addr}}"
+    plain, wrong = (
+        "read_data <= mem[read_addr]",
+        "read_data <= mem[read_addr] ^ {WIDTH{write_en && write_addr == read_addr}}",
+    )
     assert RAM_VERILOG.count(plain) == 2  # of small and of large memories
     monkeypatch.setattr("intaglio.gen.emit.decoder.RAM_VERILOG", RAM_VERILOG.replace(plain, wrong))
     bench = Bench(CASES[name], tmp_path)
@@ -195,9 +229,14 @@ def test_a_burst_equals_single_steps(benches):
 
 def _layers(checkpoint, matrices=None, norms=None):
     """The checkpoint with functions of ``(name, part)`` applied to every layer's parts."""
-    layers = tuple(dataclasses.replace(
-        layer, matrices={n: matrices(n, m) if matrices else m for n, m in layer.matrices.items()},
-        norms={n: np.float32(norms(n, g)) if norms else g for n, g in layer.norms.items()}) for layer in checkpoint.layers)
+    layers = tuple(
+        dataclasses.replace(
+            layer,
+            matrices={n: matrices(n, m) if matrices else m for n, m in layer.matrices.items()},
+            norms={n: np.float32(norms(n, g)) if norms else g for n, g in layer.norms.items()},
+        )
+        for layer in checkpoint.layers
+    )
     return dataclasses.replace(checkpoint, layers=layers)
 
 
@@ -206,12 +245,15 @@ def _fill(value, names=None):
         if names and name not in names:
             return matrix
         return Ternary(weights=np.full_like(matrix.weights, value), scale=matrix.scale)
+
     return lambda checkpoint: _layers(checkpoint, change)
 
 
 def _scaled(**factors):
     return lambda checkpoint: _layers(
-        checkpoint, lambda name, m: Ternary(weights=m.weights, scale=m.scale * factors.get(name, factors.get("every", 1.0))))
+        checkpoint,
+        lambda name, m: Ternary(weights=m.weights, scale=m.scale * factors.get(name, factors.get("every", 1.0))),
+    )
 
 
 def _final(change):
@@ -239,22 +281,37 @@ def _zero_row(embed):
 
 
 ADVERSARIAL = {
-    "all weights 0": _fill(0), "all weights 1": _fill(1), "all weights -1": _fill(-1),
-    "values 0": _fill(0, ("v",)), "keys 0": _fill(0, ("k",)), "queries and keys 1": _fill(1, ("q", "k")),
-    "no gate": _fill(0, ("gate",)), "gate 1": _fill(1, ("gate", "up")),
-    "gains 0": _gains(lambda gains: 0 * gains), "gains negative": _gains(lambda gains: -gains),
+    "all weights 0": _fill(0),
+    "all weights 1": _fill(1),
+    "all weights -1": _fill(-1),
+    "values 0": _fill(0, ("v",)),
+    "keys 0": _fill(0, ("k",)),
+    "queries and keys 1": _fill(1, ("q", "k")),
+    "no gate": _fill(0, ("gate",)),
+    "gate 1": _fill(1, ("gate", "up")),
+    "gains 0": _gains(lambda gains: 0 * gains),
+    "gains negative": _gains(lambda gains: -gains),
     "gains one-hot": _gains(lambda gains: np.where(np.arange(len(gains)) == 5, 1, 1e-9)),
     "gains spread": _gains(lambda gains: gains * 2.0 ** -np.arange(len(gains))),
     "final gains 0": _final(lambda gains: 0 * gains),
     "final gains huge": _final(lambda gains: gains * 2.0**60),
-    "scales huge": _scaled(every=2.0**24), "scales tiny": _scaled(every=2.0**-24),
-    "output overflows": _scaled(down=2.0**40, o=2.0**40), "scores sharp": _scaled(q=2.0**12, k=2.0**6),
-    "scores flat": _scaled(q=2.0**-60), "values huge": _scaled(v=2.0**30), "values tiny": _scaled(v=2.0**-30),
-    "gate tiny": _scaled(gate=2.0**-20, up=2.0**-10), "gate huge": _scaled(gate=2.0**20, up=2.0**10),
-    "one row of the embedding": _embed(_one_row), "zeros in the embedding": _embed(_zero_row),
-    "embedding constant": _embed(np.ones_like), "rows in pairs": _embed(lambda embed: np.repeat(embed[::2], 2, 0)[:len(embed)]),
+    "scales huge": _scaled(every=2.0**24),
+    "scales tiny": _scaled(every=2.0**-24),
+    "output overflows": _scaled(down=2.0**40, o=2.0**40),
+    "scores sharp": _scaled(q=2.0**12, k=2.0**6),
+    "scores flat": _scaled(q=2.0**-60),
+    "values huge": _scaled(v=2.0**30),
+    "values tiny": _scaled(v=2.0**-30),
+    "gate tiny": _scaled(gate=2.0**-20, up=2.0**-10),
+    "gate huge": _scaled(gate=2.0**20, up=2.0**10),
+    "one row of the embedding": _embed(_one_row),
+    "zeros in the embedding": _embed(_zero_row),
+    "embedding constant": _embed(np.ones_like),
+    "rows in pairs": _embed(lambda embed: np.repeat(embed[::2], 2, 0)[: len(embed)]),
     "rows equal": _embed(lambda embed: np.repeat(embed[:1], len(embed), 0)),
-    "rows opposite": _embed(lambda embed: np.repeat(embed[:1], len(embed), 0) * (-1.0) ** np.arange(len(embed))[:, None]),
+    "rows opposite": _embed(
+        lambda embed: np.repeat(embed[:1], len(embed), 0) * (-1.0) ** np.arange(len(embed))[:, None]
+    ),
 }
 
 
@@ -288,20 +345,28 @@ def _flip(name, word, byte, bits):
         image = roms[name].copy()
         image[word, byte] ^= bits
         return {**roms, name: image}
+
     return mutate
 
 
 # One bit of one word of one image.
 FLIPPED = {
-    "a weight": ("weights_0", 5, 0, 0b01), "the last weight": ("weights_1", -1, -1, 0b01000000),
-    "a gain": ("gains", 1, 1, 0x10), "the last gain": ("gains", -1, -1, 0x10),
-    "an element of the embedding": ("embedding", 40, 3, 0x08), "a rotary phase": ("rotary", 1, 3, 0x10),
+    "a weight": ("weights_0", 5, 0, 0b01),
+    "the last weight": ("weights_1", -1, -1, 0b01000000),
+    "a gain": ("gains", 1, 1, 0x10),
+    "the last gain": ("gains", -1, -1, 0x10),
+    "an element of the embedding": ("embedding", 40, 3, 0x08),
+    "a rotary phase": ("rotary", 1, 3, 0x10),
 }
 # A field of the n-th word of an operation, one more.
 CHANGED = {
-    "exponent of the queries": (Op.MULI, 0, "e"), "exponent of the keys": (Op.MULI, 1, "e"),
-    "mantissa of down": (Op.MULI, -2, "m"), "unit of a logit": (Op.MULI, -1, "e"), "a gain's address": (Op.NORM8, 1, "m"),
-    "head of a value's scale": (Op.STV, 0, "m"), "scale of the embedding": (Op.EMBED, 0, "m"),
+    "exponent of the queries": (Op.MULI, 0, "e"),
+    "exponent of the keys": (Op.MULI, 1, "e"),
+    "mantissa of down": (Op.MULI, -2, "m"),
+    "unit of a logit": (Op.MULI, -1, "e"),
+    "a gain's address": (Op.NORM8, 1, "m"),
+    "head of a value's scale": (Op.STV, 0, "m"),
+    "scale of the embedding": (Op.EMBED, 0, "m"),
 }
 
 

@@ -21,8 +21,15 @@ from intaglio.sim.reference.device import ReferenceDevice
 pytestmark = pytest.mark.verilator
 
 CACHE = Path(__file__).parents[3] / "build" / "test-cache"
-MODEL = ModelConfig(vocab_size=61, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                    num_key_value_heads=2, head_dim=8)
+MODEL = ModelConfig(
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+)
 WIDTHS = {"context": 12, "lanes": 2, "lane_width": 8, "vector_width": 4, "attention_heads": 1, "top_k": 5}
 TOKENS = (5, 9, 31, 60, 2, 2, 7)
 WANTED = (True, False, True, True, False, True, True)
@@ -32,7 +39,9 @@ def device(folder, **changes):
     """The quantised model, and the device simulated."""
     checkpoint = random_checkpoint(MODEL, 0)
     generate(checkpoint, "small", folder, **WIDTHS, **changes)
-    return quantise(checkpoint, config_for(MODEL, "small", **WIDTHS, **changes)), open_device(f"sim:{folder}", cache=CACHE, timeout=20)
+    return quantise(checkpoint, config_for(MODEL, "small", **WIDTHS, **changes)), open_device(
+        f"sim:{folder}", cache=CACHE, timeout=20
+    )
 
 
 def answers(device):
@@ -50,16 +59,20 @@ def answers(device):
 
 def expected(model):
     out = []
-    for packet in ReferenceDevice(model).run([command(token, first=i == 0, want=want, top=5 if want else 0)
-                                              for i, (token, want) in enumerate(zip(TOKENS, WANTED, strict=True))]):
+    for packet in ReferenceDevice(model).run(
+        [
+            command(token, first=i == 0, want=want, top=5 if want else 0)
+            for i, (token, want) in enumerate(zip(TOKENS, WANTED, strict=True))
+        ]
+    ):
         out.append((packet[0] & 0xFFFF, packet[2::2], np.array(packet[3::2], np.uint32).view(np.int32).tolist()))
     return out
 
 
-@pytest.mark.parametrize("changes, stalls", [
-    ({"gate_words": 128, "gate_wake": 8}, False),
-    ({"gate_words": 64, "gate_wake": 50, "gate_isolation": 0}, True),
-])
+@pytest.mark.parametrize(
+    "changes, stalls",
+    [({"gate_words": 128, "gate_wake": 8}, False), ({"gate_words": 64, "gate_wake": 50, "gate_isolation": 0}, True)],
+)
 def test_tokens_cycles_and_activity(changes, stalls, tmp_path):
     """A wake-up longer than a norm costs cycles, as many as the closed form says; a shorter one none."""
     model, opened = device(tmp_path / "out", **changes)
@@ -89,6 +102,7 @@ def awake_too_early(monkeypatch):
     def init(self, config):
         made(self, config)
         self.wake_cycles -= 1
+
     monkeypatch.setattr(gate.BankGate, "__init__", init)
 
 

@@ -21,8 +21,15 @@ IVERILOG, VVP = find_program("iverilog"), find_program("vvp")
 pytestmark = pytest.mark.skipif(not (IVERILOG and VVP), reason="needs Icarus Verilog: apt install iverilog")
 
 SHIPPED = Path(__file__).parents[3] / "models" / "burin"
-MODEL = ModelConfig(vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-                    num_key_value_heads=1, head_dim=8)
+MODEL = ModelConfig(
+    vocab_size=40,
+    hidden_size=16,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+)
 WIDTHS = {"context": 6, "lanes": 2, "lane_width": 8, "vector_width": 4, "attention_heads": 2, "top_k": 4}
 PROMPT, MORE = (7, 31, 2), 2  # tokens; generated ones after the first
 BENCH = """\
@@ -57,7 +64,9 @@ endmodule
 def icarus(folder, top, out, files=()):
     """Read a generated folder with every warning; the compiled simulation is ``out``."""
     sources = [*sorted(str(path.relative_to(folder)) for path in folder.glob("rtl/*.v")), *map(str, files)]
-    done = subprocess.run([IVERILOG, "-g2005", "-Wall", "-s", top, "-o", str(out), *sources], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [IVERILOG, "-g2005", "-Wall", "-s", top, "-o", str(out), *sources], cwd=folder, capture_output=True, text=True
+    )
     assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
     return done.stderr
 
@@ -67,13 +76,18 @@ def test_a_prompts_tokens_and_cycles(tmp_path):
     manifest = generate(checkpoint, "small", folder, **WIDTHS)
     model = quantise(checkpoint, config_for(MODEL, "small", **WIDTHS))
     last = len(PROMPT) - 1
-    commands = [command(token, first=i == 0, want=i == last, top=2 * (i == last), run=MORE * (i == last)) for i, token in enumerate(PROMPT)]
+    commands = [
+        command(token, first=i == 0, want=i == last, top=2 * (i == last), run=MORE * (i == last))
+        for i, token in enumerate(PROMPT)
+    ]
     expected = ReferenceDevice(model).run(commands)
     limit = 100 + sum(token_cycles(model, position).total for position in range(len(PROMPT) + MORE))
     (folder / "commands.hex").write_text("".join(f"{word:08x}\n" for word in commands))
     (tmp_path / "bench.v").write_text(BENCH.format(last=last, limit=limit, top=manifest["top"]))
     icarus(folder, "bench", tmp_path / "bench.vvp", [tmp_path / "bench.v"])
-    done = subprocess.run([VVP, "-n", str(tmp_path / "bench.vvp")], cwd=folder, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [VVP, "-n", str(tmp_path / "bench.vvp")], cwd=folder, capture_output=True, text=True, timeout=120
+    )
     words = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("WORD ")]
     packets, times = [[]], []
     for cycle, word, ends in words:
@@ -85,7 +99,8 @@ def test_a_prompts_tokens_and_cycles(tmp_path):
     assert len({packet[0] for packet in expected}) == len(expected)
     further = len(expected[0]) - 1  # words of a packet, a cycle each
     assert [after - before for before, after in zip(times, times[1:], strict=False)] == [
-        token_cycles(model, position).total + further for position in range(len(PROMPT), len(PROMPT) + MORE)]
+        token_cycles(model, position).total + further for position in range(len(PROMPT), len(PROMPT) + MORE)
+    ]
 
 
 @pytest.mark.slow

@@ -40,8 +40,21 @@ uint32_t look(ReadSlave* slave, uint8_t* data) {
 def library(tmp_path_factory):
     folder = tmp_path_factory.mktemp("memory")
     (folder / "glue.cpp").write_text(GLUE, encoding="utf-8")
-    command = [find_tools().compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",
-               "-I", Path(memory_module.__file__).parent, folder / "glue.cpp", "-o", folder / "glue.so"]
+    command = [
+        find_tools().compiler,
+        "-std=c++17",
+        "-O1",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-shared",
+        "-fPIC",
+        "-I",
+        Path(memory_module.__file__).parent,
+        folder / "glue.cpp",
+        "-o",
+        folder / "glue.so",
+    ]
     subprocess.run([str(part) for part in command], check=True)
     loaded = ctypes.CDLL(str(folder / "glue.so"))
     u8, u32, u64, flag = ctypes.c_char_p, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_bool
@@ -88,8 +101,18 @@ def test_the_class_in_cpp_is_the_same(library, seed):
     slave = ReadSlave(model, IMAGE, beat_bytes=beat, base=base, error_beat=error, silent_burst=silent)
 
     def native(latency):
-        return library.make(IMAGE, len(IMAGE), base, beat, latency, rate.numerator, rate.denominator, model.bursts,
-                            NEVER if error is None else error, NEVER if silent is None else silent)
+        return library.make(
+            IMAGE,
+            len(IMAGE),
+            base,
+            beat,
+            latency,
+            rate.numerator,
+            rate.denominator,
+            model.bursts,
+            NEVER if error is None else error,
+            NEVER if silent is None else silent,
+        )
 
     same, other = native(model.latency_cycles), native(model.latency_cycles + 1)
     seen, differ = 0, False
@@ -130,7 +153,7 @@ def test_times(latency, rate):
         assert (cycle - first) * min(rate, 16) <= 16 * (n + 1) <= ((cycle - first) * rate + 32 + rate)
         burst, at = (0, n) if n < 20 else (1, n - 20)
         start = 512 * burst + 16 * at
-        assert beat == (3 + burst, IMAGE[start:start + 16], OKAY, n in (19, 29))
+        assert beat == (3 + burst, IMAGE[start : start + 16], OKAY, n in (19, 29))
 
 
 def test_an_idle_bus_saves_no_bandwidth_up():
@@ -155,14 +178,17 @@ def test_presets():
     assert set(PRESETS) == {"hbm2-u280", "hbm2-u280-all", "ddr4", "ddr4-one"}
 
 
-@pytest.mark.parametrize("fields, text", [
-    (dict(latency_cycles=0), "latency_cycles must be an integer in 1..65535, not 0"),
-    (dict(latency_cycles=True), "not True"),
-    (dict(bursts=2000), "bursts must be an integer in 1..1024, not 2000"),
-    (dict(bytes_per_cycle=0), "bytes_per_cycle must be a fraction more than 0, not 0"),
-    (dict(bytes_per_cycle=1.5), "not 1.5"),
-    (dict(bytes_per_cycle=Fraction(1, 1 << 31)), "less than 2\\^31"),
-])
+@pytest.mark.parametrize(
+    "fields, text",
+    [
+        (dict(latency_cycles=0), "latency_cycles must be an integer in 1..65535, not 0"),
+        (dict(latency_cycles=True), "not True"),
+        (dict(bursts=2000), "bursts must be an integer in 1..1024, not 2000"),
+        (dict(bytes_per_cycle=0), "bytes_per_cycle must be a fraction more than 0, not 0"),
+        (dict(bytes_per_cycle=1.5), "not 1.5"),
+        (dict(bytes_per_cycle=Fraction(1, 1 << 31)), "less than 2\\^31"),
+    ],
+)
 def test_invalid_models(fields, text):
     with pytest.raises(ValueError, match=text):
         MemoryModel(**dict(latency_cycles=1, bytes_per_cycle=1) | fields)

@@ -18,8 +18,15 @@ from intaglio.sim.verilator.tools import BuildError, find_program, find_tools, u
 
 ROOT = Path(__file__).parents[3]
 OLD = {  # program of an older distribution: what it says of its version
-    "verilator": "Verilator 5.006 2023-01-22", "verilator_bin": "Verilator 5.006 2023-01-22", "yosys": "Yosys 0.41 (git sha1 0000000)",
-    "yosys-abc": "UC Berkeley, ABC 1.01", "nextpnr-ecp5": "0.4", "nextpnr-ice40": "0.4", "ecppack": "1.2", "icepack": "1"}
+    "verilator": "Verilator 5.006 2023-01-22",
+    "verilator_bin": "Verilator 5.006 2023-01-22",
+    "yosys": "Yosys 0.41 (git sha1 0000000)",
+    "yosys-abc": "UC Berkeley, ABC 1.01",
+    "nextpnr-ecp5": "0.4",
+    "nextpnr-ice40": "0.4",
+    "ecppack": "1.2",
+    "icepack": "1",
+}
 
 
 @pytest.fixture
@@ -51,14 +58,26 @@ def test_older_tools_on_the_path_are_not_taken(old_tools_first, tmp_path):
     assert old_tools_first.parent / "old" not in (found.verilator.parent, found.compiler.parent)
     m, ports = _design()
     (tmp_path / "top.v").write_text("\n".join(convert(m, "top", ports).values()))
-    subprocess.run([found.verilator, "--lint-only", "-Wno-fatal", tmp_path / "top.v"], check=True, env={**os.environ, **found.environment})
+    subprocess.run(
+        [found.verilator, "--lint-only", "-Wno-fatal", tmp_path / "top.v"],
+        check=True,
+        env={**os.environ, **found.environment},
+    )
     assert "endmodule" in PARTS["lane"][0]("lane", None)
     assert not old_tools_first.exists(), old_tools_first.read_text()
 
 
 def test_the_whole_run_of_a_test_takes_none(old_tools_first):
     """The test that failed where Debian's Verilator was the first, in a session of its own."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/rtl/attention/test_narrow.py::test_converts_and_lints"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/rtl/attention/test_narrow.py::test_converts_and_lints",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
     assert not old_tools_first.exists(), old_tools_first.read_text()
@@ -68,7 +87,11 @@ def test_programs_are_looked_for_in_one_place():
     """Nothing else searches the path, or starts a program by its bare name and so leaves it to the path."""
     programs = "verilator|verilator_bin|yosys|nextpnr-\\w+|ecppack|icepack|g\\+\\+|gcc|c\\+\\+|tclsh|iverilog|vvp|git"
     started = re.compile(rf'shutil\.which\(|(?:run|Popen|check_call|check_output)\(\s*\[\s*"(?:{programs})"')
-    files = [path for room in ("rtl", "gen", "sim", "host", "boards", "bench", "tests") for path in (ROOT / room).rglob("*.py")]
+    files = [
+        path
+        for room in ("rtl", "gen", "sim", "host", "boards", "bench", "tests")
+        for path in (ROOT / room).rglob("*.py")
+    ]
     assert len(files) > 100
     wrong = {path.relative_to(ROOT).as_posix() for path in files if started.search(path.read_text())}
     assert wrong == {"sim/verilator/tools.py"}
@@ -87,7 +110,9 @@ def test_the_user_names_another(old_tools_first, tmp_path):
     old = tmp_path / "old"
     use("verilator", str(old / "verilator"))
     assert find_program("verilator") == old / "verilator_bin"  # the program behind the script
-    with pytest.raises(BuildError, match=rf"Verilator must be 5.036 or newer, not 'Verilator 5.006 .* \({old}/verilator_bin\)"):
+    with pytest.raises(
+        BuildError, match=rf"Verilator must be 5.036 or newer, not 'Verilator 5.006 .* \({old}/verilator_bin\)"
+    ):
         find_tools()
     for name in ("verilator", "verilator_bin"):
         (old / name).write_text("#!/bin/sh\n[ $1 = --version ] && echo Verilator 5.050 || echo /there\n")
@@ -99,10 +124,14 @@ def test_the_user_names_another(old_tools_first, tmp_path):
     assert "5.050" in found.identity and found.environment == {"VERILATOR_ROOT": "/there"}
 
 
-@pytest.mark.parametrize(("choice", "message"), [
-    ("verilator", "a tool must be named as NAME=PROGRAM, not 'verilator'"),
-    ("yosys=/bin/true", "a tool that can be named must be one of verilator, g\\+\\+, not 'yosys'"),
-    ("verilator=/nowhere", "the program for verilator must be one that can be run, not '/nowhere'")])
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("verilator", "a tool must be named as NAME=PROGRAM, not 'verilator'"),
+        ("yosys=/bin/true", "a tool that can be named must be one of verilator, g\\+\\+, not 'yosys'"),
+        ("verilator=/nowhere", "the program for verilator must be one that can be run, not '/nowhere'"),
+    ],
+)
 def test_wrong_choices(no_choice, capsys, choice, message):
     with pytest.raises(BuildError, match=message):
         use_all([choice])
@@ -113,7 +142,13 @@ def test_wrong_choices(no_choice, capsys, choice, message):
 @pytest.mark.skipif(find_program("make") is None, reason="needs make")
 def test_make_passes_the_users_choice_on():
     def command(*variables):
-        return subprocess.run([find_program("make"), "-n", "-o", ".venv/.ready", "test-quick", "VENV=.venv", *variables], cwd=ROOT,
-                              capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            [find_program("make"), "-n", "-o", ".venv/.ready", "test-quick", "VENV=.venv", *variables],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
     assert "--tool" not in command()
     assert "--tool verilator=/opt/v --tool g++=g++-13" in command("VERILATOR=/opt/v", "CXX=g++-13")

@@ -18,20 +18,40 @@ from intaglio.sim.reference.device import ReferenceDevice
 
 CACHE = Path(__file__).parents[3] / "build" / "test-cache"
 VOCAB, BITS, CONTEXT = 70_001, 17, 9
-MODEL = ModelConfig(vocab_size=VOCAB, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-                    num_key_value_heads=1, head_dim=8, bos_token_id=0, eos_token_id=None)
+MODEL = ModelConfig(
+    vocab_size=VOCAB,
+    hidden_size=16,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+    bos_token_id=0,
+    eos_token_id=None,
+)
 WIDTHS = {"context": CONTEXT, "lanes": 4, "lane_width": 8, "vector_width": 4, "attention_heads": 2, "top_k": 4}
 
 
 def test_fields_of_the_words():
-    for vocab, bits in ((2, 16), (65535, 16), (65536, 17), (128256, 17), (131071, 17), (131072, 18), ((1 << 20) - 1, 20)):
+    for vocab, bits in (
+        (2, 16),
+        (65535, 16),
+        (65536, 17),
+        (128256, 17),
+        (131071, 17),
+        (131072, 18),
+        ((1 << 20) - 1, 20),
+    ):
         model = dataclasses.replace(MODEL, vocab_size=vocab)
         config = config_for(model, "small", **WIDTHS | {"top_k": 2})
         assert token_bits(vocab) == config.token_bits == bits and vocab - 1 < (1 << bits) - 1
         layout = command_layout(bits)
         word = command(vocab - 1, run=3, top=2, want=True, first=True, bits=bits)
         fields = {name: word >> layout[name].offset & (1 << layout[name].width) - 1 for name in layout.members}
-        assert fields == {"token": vocab - 1, "run": 3, "top": 2, "reserved": 0, "want": 1, "first": 1} and layout.size == 32
+        assert (
+            fields == {"token": vocab - 1, "run": 3, "top": 2, "reserved": 0, "want": 1, "first": 1}
+            and layout.size == 32
+        )
     with pytest.raises(ValueError, match=r"run of a command must be in 0..15, not 16"):
         command(1, run=16, bits=20)
     with pytest.raises(ValueError, match=r"token of a command must be in 0..131071, not 131072"):
@@ -54,8 +74,15 @@ def test_tokens_beyond_16_bits(tmp_path):
             assert [result.token, result.position] == [packet[0] & (1 << BITS) - 1, packet[0] >> BITS]
             assert result.tokens.tolist() == packet[2::2]
             assert result.logits.tolist() == np.array(packet[3::2], np.uint32).view(np.int32).tolist()
-        expected = [packet[0] & (1 << BITS) - 1 for packet in reference.run(
-            [*(device.command(token, first=i == 0) for i, token in enumerate(prompt[:-1])), device.command(prompt[-1], want=True, run=5)])]
+        expected = [
+            packet[0] & (1 << BITS) - 1
+            for packet in reference.run(
+                [
+                    *(device.command(token, first=i == 0) for i, token in enumerate(prompt[:-1])),
+                    device.command(prompt[-1], want=True, run=5),
+                ]
+            )
+        ]
         assert list(device.generate_tokens(prompt, 6)) == expected and max(expected) > 65_535  # mutation: 16-bit tokens
         device.submit([device.command(1)])
         with pytest.raises(DeviceError, match="context of 9 tokens is full"):
