@@ -58,7 +58,7 @@ class LibertyCell:
 
     @functools.cached_property
     def gate(self):
-        """``(kind, pins in its order)`` (:func:`~intaglio.gen.synthesis.liberty_function.gate_kind`); None if it is no gate of one output."""
+        """``(kind, pins in its order)`` (:func:`~intaglio.gen.synthesis.liberty_function.gate_kind`); None for no gate of one output."""
         if self.sequential or len(self.functions) != 1 or not 1 <= len(self.inputs) <= INPUTS:
             return None
         table = truth_table(next(iter(self.functions.values())), self.inputs)
