@@ -114,7 +114,7 @@ def layout_for(preset):
 
 
 def matrix_banks(layout, layer, name, weights):
-    """Banks of one matrix (of :func:`~intaglio.gen.emit.images.execution_matrix`): pairs of :class:`Bank` and uint8 words ``[depth, bytes]``."""
+    """Banks of one matrix (of :func:`~intaglio.gen.emit.images.execution_matrix`): pairs of :class:`Bank` and uint8 ``[depth, bytes]``."""
     for lane, unit, rows in _units(layout, weights):
         words = pack(rows, layout.packing)
         yield from _cut(layout, layer, name, lane, unit, weights.shape[1], words)
