@@ -6,13 +6,15 @@ python -m bench.board --board ulx3s        # or: make bench-board BOARD=ulx3s; u
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.common import Progress, equal_to_exact, table
 from intaglio import Error
 from intaglio.boards.build import build
-from intaglio.boards.config import board
-from intaglio.gen.checkpoint.quantised import quantise
+from intaglio.boards.config import Board, board
+from intaglio.gen.checkpoint.quantised import QuantisedModel, quantise
 from intaglio.gen.checkpoint.reader import load_checkpoint
 from intaglio.gen.cycles.decoder import token_cycles
 from intaglio.gen.presets.decoder import config_for
@@ -31,7 +33,7 @@ PROMPT, TOKENS = b"import os\n\ndef main(", 12  # of the run of the netlist
 SECONDS = 300.0  # that it may take for an answer: it runs at some 7,000 cycles a second
 
 
-def context_cycles(folder, model, progress):
+def context_cycles(folder: Path, model: QuantisedModel, progress: Progress) -> list[int]:
     """Cycles of each token of a whole context, all with logits, as the simulated device counts them; checked with the closed form."""
     counted = []
     with open_device(f"sim:{folder}", progress=progress) as device:
@@ -47,7 +49,7 @@ def context_cycles(folder, model, progress):
     return counted
 
 
-def netlist_equal(chosen, folder, model, progress):
+def netlist_equal(chosen: Board, folder: Path, model: QuantisedModel, progress: Progress) -> int:
     """How many of ``TOKENS`` tokens the netlist that was placed generates as the exact model does, over its UART."""
     prompt = [0, *PROMPT]
     library = build_simulation(
@@ -62,7 +64,7 @@ def netlist_equal(chosen, folder, model, progress):
             return equal_to_exact(model, prompt, list(device.generate_tokens(prompt, TOKENS)))
 
 
-def figures(name, model, folder, progress):
+def figures(name: str, model: Path, folder: Path, progress: Progress) -> list[dict[str, Any]]:
     """Figures of the board ``name`` as dicts of name, value, unit, goal, anchor and class."""
     chosen = board(name)
     result = build(chosen, model, folder, progress=progress)
@@ -109,7 +111,7 @@ def figures(name, model, folder, progress):
     ]
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--board", default="ulx3s")
     parser.add_argument("--model", type=Path, default=Path("models/burin"))

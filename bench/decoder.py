@@ -1,8 +1,9 @@
 """Figures of the decoder: equality, accuracy, cycles, and the speed of its simulation."""
 
 import time
+from typing import Any
 
-from bench.common import equal_to_exact, generate_tokens, prompts_of, quality
+from bench.common import Job, equal_to_exact, generate_tokens, prompts_of, quality
 from intaglio.gen.cycles.decoder import operations, token_cycles
 from intaglio.gen.emit.program import layer_program
 from intaglio.host.protocol import command
@@ -16,7 +17,7 @@ PROMPTS, PROMPT_BYTES, TOKENS = 20, 32, 200
 ROOFLINE_CONTEXT = 128
 
 
-def figures(job):
+def figures(job: Job) -> list[dict[str, Any]]:
     """All figures, as dicts of name, value, unit, goal, anchor and class."""
     text, progress = Corpus().held_out, job.progress
     generated = _generate(job, text)

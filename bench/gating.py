@@ -1,6 +1,8 @@
 """Figures of power gating: cycles with and without it, closed form of the banks' activity, energy from a simulation's transitions."""
 
-from bench.common import generate_tokens
+from typing import Any
+
+from bench.common import Job, generate_tokens
 from intaglio.gen.checkpoint.quantised import quantise
 from intaglio.gen.cycles.decoder import token_cycles
 from intaglio.gen.cycles.gating import bank_activity
@@ -13,11 +15,11 @@ from intaglio.host import open as open_device
 
 __all__ = ["figures"]
 
-GATE = {"gate_words": 1024, "gate_wake": 8}
+GATE: dict[str, Any] = {"gate_words": 1024, "gate_wake": 8}
 PROMPT, TOKENS = [0, *b"def main("], 6
 
 
-def figures(job, preset):
+def figures(job: Job, preset: str) -> list[dict[str, Any]]:
     """All figures, as dicts of name, value, unit, goal, anchor and class."""
     folder = job.folder.with_name(f"{job.folder.name}-gated")
     top = generate(job.checkpoint, preset, folder, reuse=True, progress=job.progress, **GATE)["top"]

@@ -5,6 +5,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from bench.common import Progress
 
 __all__ = ["figures"]
 
@@ -27,7 +30,7 @@ print(json.dumps({"weights": manifest["model"]["ternary_weights"], "modules": le
 """
 
 
-def figures(progress):
+def figures(progress: Progress) -> list[dict[str, Any]]:
     """Generate random decoders of two depths in processes of their own; CPU seconds, and peak resident memory
     of the generator and of its Yosys, added up."""
     runs = []

@@ -1,7 +1,10 @@
 """Figures of the model for long contexts: what far text is worth to it, and what it lost against the model whose training it continues."""
 
 import statistics
+from pathlib import Path
+from typing import Any
 
+from bench.common import Progress
 from intaglio.gen.checkpoint.reader import load_checkpoint
 from intaglio.sim.reference.loading import float_decoder
 from intaglio.sim.train.corpus import Corpus
@@ -14,7 +17,7 @@ TEXTS, LAST, NEAR, FAR = 8, 1024, 4096, 16384
 DISTANCE, CUT, NAME_TEXTS, NAMES = 8000, 1000, 4, 8
 
 
-def figures(model, before, progress):
+def figures(model: Path, before: Path, progress: Progress) -> list[dict[str, Any]]:
     """``model``: folder of the long model's checkpoint; ``before``: of the one whose training it continues."""
     text = Corpus().held_out
     long, short = (float_decoder(load_checkpoint(folder)) for folder in (model, before))

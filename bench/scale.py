@@ -9,7 +9,9 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+from bench.common import Progress
 from intaglio.gen.checkpoint.published import BITNET_2B4T, model_config
 from intaglio.gen.checkpoint.synthetic import write_random_checkpoint
 from intaglio.gen.estimate.costs import COSTS
@@ -33,7 +35,7 @@ print(json.dumps({"seconds": time.monotonic() - began, "cpu": cpu, "bytes": done
 """
 
 
-def figures(progress, folder=None):
+def figures(progress: Progress, folder: Path | None = None) -> list[dict[str, Any]]:
     """Seconds of one layer, minutes of the whole model, peak memory of all processes together, tokens a second.
 
     Parameters

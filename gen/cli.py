@@ -1,6 +1,9 @@
 """``intaglio gen``: write Verilog."""
 
+import argparse
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 from intaglio import Error
 from intaglio.progress import Progress
@@ -8,7 +11,7 @@ from intaglio.progress import Progress
 __all__ = ["changes", "register"]
 
 
-def register(subparsers):
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command ``gen``."""
     parser = subparsers.add_parser("gen", help="generate Verilog from a model")
     kinds = parser.add_subparsers(title="what to generate", metavar="KIND", required=True)
@@ -91,7 +94,7 @@ def _allow_constant(parser):
     )
 
 
-def run_presets(args):
+def run_presets(args: argparse.Namespace) -> None:
     from intaglio.gen.presets.attention import PRESETS as PREFILL
     from intaglio.gen.presets.decoder import PRESETS
 
@@ -106,7 +109,7 @@ def _need(fault):
     return Error(f"the generator needs the Python module {fault.name!r}: pip install 'intaglio[gen]'")
 
 
-def run_banks(args):
+def run_banks(args: argparse.Namespace) -> None:
     try:
         from intaglio.gen.banks.emit import emit
         from intaglio.gen.banks.layout import layout_for
@@ -129,7 +132,7 @@ def run_banks(args):
     )
 
 
-def run_decoder(args):
+def run_decoder(args: argparse.Namespace) -> None:
     try:
         from intaglio.gen.emit.decoder import generate
     except ModuleNotFoundError as fault:
@@ -152,7 +155,7 @@ def run_decoder(args):
     )
 
 
-def run_prefill(args):
+def run_prefill(args: argparse.Namespace) -> None:
     try:
         from intaglio.gen.emit.attention import generate
     except ModuleNotFoundError as fault:
@@ -167,7 +170,7 @@ def run_prefill(args):
     )
 
 
-def changes(texts, what):
+def changes(texts: Iterable[str], what: str) -> dict[str, Any]:
     """NAME=VALUE options as a dict."""
     changes = {}
     for text in texts:

@@ -8,7 +8,9 @@ an exit code or None. Modules of commands must import quickly: heavy imports bel
 import argparse
 import os
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
+from typing import Any
 
 from intaglio import Error, __version__
 
@@ -18,7 +20,7 @@ GROUP = "intaglio.commands"
 BAD_USE, INTERRUPTED = 2, 130
 
 
-def main(argv=None, commands=None) -> int:
+def main(argv: Sequence[str] | None = None, commands: Mapping[str, Callable[[], Any]] | None = None) -> int:
     """Run one command.
 
     Parameters

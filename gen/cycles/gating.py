@@ -5,11 +5,14 @@ python -m intaglio.gen.cycles.gating --model models/burin --preset desk --set ga
 
 import argparse
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from intaglio import Error
-from intaglio.gen.cycles.decoder import token_cycles
+from intaglio.gen.cycles.decoder import TokenCycles, token_cycles
+from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.ternary.gate import BankGate
 
 __all__ = ["Interval", "bank_activity", "powered_intervals", "timeline"]
@@ -35,11 +38,11 @@ class Interval:
     reads: int
 
     @property
-    def cycles(self):
+    def cycles(self) -> int:
         return self.last - self.first + 1
 
 
-def powered_intervals(config, streams):
+def powered_intervals(config: DecoderConfig, streams: Iterable[tuple[int, int, int]]) -> list[Interval]:
     """The intervals of a token, in order, from :attr:`~intaglio.gen.cycles.decoder.TokenCycles.streams`.
 
     Of a stream that was announced in cycle ``a`` and reads words ``w .. w + n - 1`` in cycles ``r .. r + n - 1``, bank ``b`` is wanted
@@ -61,7 +64,7 @@ def powered_intervals(config, streams):
     return out
 
 
-def bank_activity(config, tokens):
+def bank_activity(config: DecoderConfig, tokens: Iterable[TokenCycles]) -> dict[str, Any]:
     """What :meth:`~intaglio.host.device.Device.bank_activity` counts in ``tokens`` (TokenCycles) together."""
     out = {name: [0] * config.gate_banks for name in ("powered", "reads", "wakes")}
     stall = 0
@@ -74,7 +77,7 @@ def bank_activity(config, tokens):
     return {**out, "stall": stall}
 
 
-def timeline(config, token, title):
+def timeline(config: DecoderConfig, token: TokenCycles, title: str) -> str:
     """SVG of one token: a row for each column of banks, blue while words are read from it, grey while it only has power."""
     total, banks = token.total, config.gate_banks
     left, width, row, top = 64, 1000, 12, 46
@@ -112,7 +115,7 @@ def _box(x, y, width, height, colour):
     return f'<rect x="{x:.2f}" y="{y}" width="{width:.2f}" height="{height}" fill="{colour}"/>'
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     from intaglio.gen.checkpoint.quantised import quantise
     from intaglio.gen.checkpoint.reader import load_checkpoint
     from intaglio.gen.cli import changes

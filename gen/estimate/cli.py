@@ -1,9 +1,12 @@
 """``intaglio estimate``: projections of machines larger than the RTL builds. Every kind of estimate adds a parser of its own."""
 
+import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from intaglio import Error
 from intaglio.gen.estimate import attention
@@ -11,7 +14,7 @@ from intaglio.gen.estimate import attention
 __all__ = ["register"]
 
 
-def register(subparsers):
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command ``estimate``."""
     parser = subparsers.add_parser("estimate", help="project speed, area and power of a machine that is not built")
     kinds = parser.add_subparsers(title="what to estimate", metavar="KIND", required=True)
@@ -49,7 +52,7 @@ def _add_decoder(kinds):
     decoder.set_defaults(run=run_decoder)
 
 
-def pairs(option, texts, convert):
+def pairs(option: str, texts: Iterable[str], convert: Callable[[str], Any]) -> dict[str, Any]:
     """``{name: value}`` of texts ``NAME=VALUE``, each name once."""
     out = {}
     for text in texts:
@@ -65,7 +68,7 @@ def pairs(option, texts, convert):
     return out
 
 
-def run_decoder(args):
+def run_decoder(args: argparse.Namespace) -> None:
     try:
         from intaglio.gen.checkpoint.model import ModelConfig
         from intaglio.gen.checkpoint.published import MODELS, model_config

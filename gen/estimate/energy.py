@@ -7,11 +7,12 @@ python -m intaglio.gen.estimate.energy OUT --saif t.saif [--liberty FILE] [--set
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from intaglio import Error
-from intaglio.gen.estimate.activity import ASAP7, read_cells, read_saif
+from intaglio.gen.estimate.activity import ASAP7, Cells, Saif, read_cells, read_saif
 from intaglio.rtl.config.decoder import DecoderConfig
 
 __all__ = ["ASSUMPTIONS", "Energy", "add_energy", "assumptions_with", "estimate_energy"]
@@ -58,16 +59,16 @@ class Energy:
     broadcast: dict
 
     @property
-    def ratio_held(self):
+    def ratio_held(self) -> float:
         return self.gated["total"] / self.held["total"]
 
     @property
-    def ratio_broadcast(self):
+    def ratio_broadcast(self) -> float:
         """Energy with the gating over that without."""
         return self.gated["total"] / self.broadcast["total"]
 
 
-def assumptions_with(changes):
+def assumptions_with(changes: Mapping[str, float]) -> dict[str, float]:
     """Values by name; raises ``ValueError`` for an unknown name or a negative value."""
     out = {name: value for name, (value, _) in ASSUMPTIONS.items()}
     for name, value in changes.items():
@@ -79,7 +80,7 @@ def assumptions_with(changes):
     return out
 
 
-def estimate_energy(config, saif, cells, assumptions):
+def estimate_energy(config: DecoderConfig, saif: Saif, cells: Cells, assumptions: Mapping[str, float]) -> Energy:
     """Energy of the traced time at ``config.clock_hz``.
 
     Parameters
@@ -159,7 +160,7 @@ def _outputs(saif, lane):
     return [net for name, net in saif.instances.get(path, {}).items() if name.startswith("word[")]
 
 
-def add_energy(kinds):
+def add_energy(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the kind ``energy`` to the parsers of ``intaglio estimate``."""
     parser = kinds.add_parser(
         "energy", help="energy with and without power gating, from a SAIF", description=__doc__.splitlines()[0]
@@ -180,7 +181,7 @@ def _arguments(parser):
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run_energy(args):
+def run_energy(args: argparse.Namespace) -> None:
     changes = {}
     for text in args.set:
         name, separator, value = text.partition("=")
@@ -249,7 +250,7 @@ def _text(config, e, cells, assumptions):
     return "\n".join(lines) + "\n"
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m intaglio.gen.estimate.energy", description=__doc__.splitlines()[0])
     _arguments(parser)
     try:

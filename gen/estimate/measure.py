@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -74,7 +75,7 @@ def _lane(name, seed):
 
 
 class _Products(Elaboratable):
-    def __init__(self):
+    def __init__(self) -> None:
         self.a = [Signal(signed(16), name=f"a{i}") for i in range(PRODUCTS)]
         self.b = [Signal(signed(8), name=f"b{i}") for i in range(PRODUCTS)]
         self.enable, self.sum = Signal(tree_stages(PRODUCTS)), Signal(signed(product_bits(PRODUCTS)))
@@ -101,7 +102,7 @@ PARTS = {
 }
 
 
-def measure(part, libraries, timeout=1800):
+def measure(part: str, libraries: Sequence[Path | str], timeout: float = 1800) -> tuple[float, float, float]:
     """Area, leakage and pin capacitance of one of PARTS, for each of its units, as ``(um2, uW, fF)``; medians over its seeds.
 
     Raises
@@ -153,7 +154,7 @@ def _mapped(part, verilog, library, timeout):
     return total
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m intaglio.gen.estimate.measure", description=__doc__.splitlines()[0]
     )

@@ -1,5 +1,6 @@
 """``intaglio synth``: area, timing and density of read-only banks by strategy, with a cell library or on an FPGA."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -24,7 +25,7 @@ DEFAULTS = {
 ASIC_STRATEGIES, FPGA_STRATEGIES = "plain,code,planes,structured,polished", "plain,code"
 
 
-def register(subparsers):
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command ``synth``."""
     parser = subparsers.add_parser(
         "synth",
@@ -67,7 +68,7 @@ def register(subparsers):
     parser.set_defaults(run=run, **DEFAULTS)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     try:
         from intaglio.gen.synthesis import rom_report
     except ModuleNotFoundError as fault:

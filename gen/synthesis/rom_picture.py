@@ -5,7 +5,9 @@ python -m intaglio.gen.synthesis.rom_picture docs/rom_structure.svg
 
 import math
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 __all__ = ["comparison_svg", "structure_svg"]
 
@@ -21,7 +23,7 @@ WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 640, 400, 70, 30, 130, 60
 RADIUS = 3  # of a point
 
 
-def comparison_svg(rows):
+def comparison_svg(rows: Sequence[Mapping[str, Any]]) -> str:
     """Area a bit (or LUTs a weight) over the share of zero weights, one line a strategy; rows of :mod:`intaglio.gen.synthesis.rom_report`.
 
     Points that lie on one another are rings around the first, and a line along another one is dashed, so that nothing hides anything.
@@ -71,7 +73,7 @@ def comparison_svg(rows):
     return "\n".join([*out, "</svg>", ""])
 
 
-def structure_svg():
+def structure_svg() -> str:
     """Address to rows and columns; subsets of a group of rows; the gates of one output."""
     out = _head(960, 470)
 

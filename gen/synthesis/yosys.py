@@ -5,9 +5,12 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from intaglio import Error
+from intaglio.gen.synthesis.liberty import Liberty
 
 __all__ = ["GATE_LEVEL", "abc_program", "library_cells", "run_tool", "run_yosys"]
 
@@ -16,7 +19,14 @@ GATE_LEVEL = ("techmap", "opt -full", "techmap", "opt_clean", "select -assert-no
 know and no library has: hence the second ``techmap``, and the check."""
 
 
-def run_yosys(steps, folder, what, *, timeout, progress=None):
+def run_yosys(
+    steps: Sequence[str],
+    folder: Path | str,
+    what: str,
+    *,
+    timeout: float,
+    progress: Callable[[str, float], None] | None = None,
+) -> str:
     """Run Yosys' commands ``steps`` in ``folder``; returns the end of what it wrote.
 
     Parameters
@@ -48,10 +58,15 @@ def run_yosys(steps, folder, what, *, timeout, progress=None):
             [sys.executable, "-c", "\n".join(script)], cwd=folder, stdout=log, stderr=subprocess.PIPE, text=True
         ) as process,
     ):
-        alarm = threading.Timer(timeout, lambda: (late.set(), process.kill()))
+
+        def end():
+            late.set()
+            process.kill()
+
+        alarm = threading.Timer(timeout, end)
         alarm.start()
         try:
-            for line in process.stderr:
+            for line in process.stderr or ():
                 word, _, number = line.strip().partition(" ")
                 if word == "step" and number.isdecimal():
                     name = steps[int(number)].split()
@@ -77,7 +92,7 @@ def run_yosys(steps, folder, what, *, timeout, progress=None):
     return text
 
 
-def library_cells(stat, liberty, what):
+def library_cells(stat: Mapping[str, Any], liberty: Liberty, what: str) -> dict[str, int]:
     """Number of cells by name of what ``stat -json`` found.
 
     Parameters
@@ -103,7 +118,7 @@ def library_cells(stat, liberty, what):
     return counts
 
 
-def abc_program():
+def abc_program() -> str:
     """The ABC of the wheel."""
     return str(Path(_pyosys().origin).parent / "yosys-abc")
 
@@ -115,7 +130,7 @@ def _pyosys():
     return found
 
 
-def run_tool(command, folder, timeout, tool):
+def run_tool(command: Sequence[str], folder: Path | str, timeout: float, tool: str) -> str:
     """Output of a tool in a process of its own, which it may end; :class:`Error` if it fails or takes too long."""
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout)
