@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from intaglio import Error
+from intaglio.gen import plot
 from intaglio.gen.cycles.decoder import TokenCycles, token_cycles
 from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.ternary.gate import BankGate
@@ -78,41 +79,25 @@ def bank_activity(config: DecoderConfig, tokens: Iterable[TokenCycles]) -> dict[
 
 
 def timeline(config: DecoderConfig, token: TokenCycles, title: str) -> str:
-    """SVG of one token: a row for each column of banks, blue while words are read from it, grey while it only has power."""
-    total, banks = token.total, config.gate_banks
-    left, width, row, top = 64, 1000, 12, 46
-    scale = width / total
-    height = top + row * banks + 34
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 16} {height}" font-family="sans-serif" font-size="11">',
-        f'<rect width="100%" height="100%" fill="white"/><text x="8" y="16" font-size="13">{title}</text>',
-    ]
-    stops = [*(first for _, first in token.starts[1:]), total]
-    for (name, first), stop in zip(token.starts, stops, strict=True):
-        out.append(_box(left + first * scale, 26, (stop - first) * scale, 12, _COLOURS[name]))
-    out.append('<text x="8" y="36">phase</text>')
-    for bank in range(banks):
-        y = top + row * bank
-        out += [f'<text x="8" y="{y + 9}">bank {bank}</text>', _box(left, y + 1, width, row - 2, _OFF)]
+    """SVG of one token: its phases, and a row for each column of banks, blue while words are read from it, grey while it only has power."""
+    drawn = plot.figure(10.0, 1.4 + 0.13 * config.gate_banks)
+    axes = drawn.subplots()
+    stops = [*(first for _, first in token.starts[1:]), token.total]
+    phases = [(name, (first, stop - first)) for (name, first), stop in zip(token.starts, stops, strict=True)]
+    bars = {(-1, _COLOURS[name]): [span for one, span in phases if one == name] for name in _COLOURS}
     for i in powered_intervals(config, token.streams):
-        y = top + row * i.bank + 1
-        out.append(_box(left + i.first * scale, y, i.cycles * scale, row - 2, _POWERED))
-        if i.reads:
-            out.append(_box(left + (i.last - 1 - i.reads) * scale, y, i.reads * scale, row - 2, _COLOURS["linear"]))
-    x, y = left, top + row * banks + 18
-    for label, colour in [
-        *((name, _COLOURS[name]) for name in _COLOURS),
-        ("bank with power, not read", _POWERED),
-        ("off", _OFF),
-    ]:
-        out += [_box(x, y - 9, 10, 10, colour), f'<text x="{x + 14}" y="{y}">{label}</text>']
-        x += 30 + 7 * len(label)
-    out.append(f'<text x="{left + width}" y="{y}" text-anchor="end">{total:,} cycles</text></svg>')
-    return "\n".join(out) + "\n"
-
-
-def _box(x, y, width, height, colour):
-    return f'<rect x="{x:.2f}" y="{y}" width="{width:.2f}" height="{height}" fill="{colour}"/>'
+        bars.setdefault((i.bank, _POWERED), []).append((i.first, i.cycles))
+        bars.setdefault((i.bank, _COLOURS["linear"]), []).append((i.last - 1 - i.reads, i.reads))
+    axes.barh(range(config.gate_banks), token.total, color=_OFF, label="off")
+    for (row, colour), spans in bars.items():
+        axes.broken_barh(spans, (row - 0.4, 0.8), color=colour)
+    for name, colour in [("bank with power, not read", _POWERED), *_COLOURS.items()]:
+        axes.barh(0, 0, color=colour, label=name)
+    axes.set(title=title, xlabel="cycles", xlim=(0, token.total), ylim=(config.gate_banks - 0.5, -1.5))
+    axes.set_yticks(range(-1, config.gate_banks), ["phase", *(f"bank {bank}" for bank in range(config.gate_banks))])
+    axes.tick_params(axis="y", labelsize=7, length=0)
+    drawn.legend(loc="outside lower center", ncols=4, fontsize=8)
+    return plot.svg(drawn)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

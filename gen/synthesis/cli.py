@@ -6,6 +6,7 @@ from pathlib import Path
 
 from intaglio import Error
 from intaglio.files import check_output
+from intaglio.gen import plot
 from intaglio.progress import Progress
 
 __all__ = ["register"]
@@ -103,6 +104,7 @@ def run(args: argparse.Namespace) -> None:
         raise Error(f"--out writes the banks of one --seed, not of {args.seed}")
     if args.svg:
         check_output(args.svg, "--svg")
+        plot.figure(1, 1)  # which says so before the work if there is nothing to plot with
     zeros = [_share(text) for text in args.zeros.split(",")]
     cases = (
         rom_report.model_cases(args.model, args.depth, args.width)
