@@ -26,8 +26,6 @@ class Schedule(wiring.Component):
     Parameters
     ----------
     config : PrefillConfig
-    simulate : bool
-        See :class:`~intaglio.rtl.memory.ram.Ram`.
 
     Members
     -------
@@ -48,8 +46,8 @@ class Schedule(wiring.Component):
     Latency: :func:`schedule_cycles`. Throughput: a visit in ``group + 3`` cycles, a block without a visit in 1.
     """
 
-    def __init__(self, config, *, simulate):
-        self.config, self.simulate = config, simulate
+    def __init__(self, config):
+        self.config = config
         super().__init__(
             {
                 "blocks": In(BLOCK_BITS),
@@ -71,8 +69,8 @@ class Schedule(wiring.Component):
         parts = c.columns // c.window  # windows of a batch
         width, column_bits = c.batches * parts, (c.columns - 1).bit_length()
         left_bits = len(out.remaining)
-        m.submodules.rows = rows = Ram(width, c.blocks, simulate=self.simulate)
-        m.submodules.left = left = Ram(left_bits, c.blocks, simulate=self.simulate)
+        m.submodules.rows = rows = Ram(width, c.blocks)
+        m.submodules.left = left = Ram(left_bits, c.blocks)
 
         block, batch, head = Signal(BLOCK_BITS), Signal(index_bits(c.batches)), Signal(index_bits(c.group))
         last_head, last_block = Signal(), Signal()

@@ -44,8 +44,6 @@ class CacheControl(wiring.Component):
     Parameters
     ----------
     config : PrefillConfig
-    simulate : bool
-        See :class:`~intaglio.rtl.memory.ram.Ram`.
 
     Members
     -------
@@ -81,8 +79,8 @@ class CacheControl(wiring.Component):
     :func:`decision_cycles` for a decision; 3 for a retirement.
     """
 
-    def __init__(self, config, *, simulate):
-        self.config, self.simulate = config, simulate
+    def __init__(self, config):
+        self.config = config
         line = index_bits(config.lines)
         super().__init__(
             {
@@ -109,7 +107,7 @@ class CacheControl(wiring.Component):
         c, now = self.config, self.i_visit.payload
         depth, line_bits = c.lookahead + 1, index_bits(c.lines)
         layout = _entry(c)
-        m.submodules.entries = entries = Ram(layout.size, c.lines, simulate=self.simulate)
+        m.submodules.entries = entries = Ram(layout.size, c.lines)
         entry = layout(entries.read_data)
         valid, loaded = Signal(c.lines), Signal(c.lines)
         update = Signal(layout)

@@ -65,7 +65,7 @@ def fields(visit):
 
 def streamed(config, block_map, *, taker=None, cancel_at=None, cls=Schedule):
     """Visits and the cycle of the last, in a run from ``start``, after a run that was cancelled if asked for."""
-    dut, found, cycles = cls(config, simulate=True), [], 0
+    dut, found, cycles = cls(config), [], 0
     count = block_map.shape[1]
 
     async def bench(ctx):
@@ -148,7 +148,7 @@ class Bench:
 
     def __init__(self, config, seed, *, latency=30, work=60, gap=4, cls=CacheControl, alter=0):
         self.config, self.random, self.latency, self.work, self.gap = config, random.Random(seed), latency, work, gap
-        self.dut, self.alter = cls(config, simulate=True), alter
+        self.dut, self.alter = cls(config), alter
         self.content, self.held, self.cycles, self.first_decision = {}, {}, 0, None
 
     def run(self, script):
@@ -365,8 +365,8 @@ def test_schedule_and_control_together():
     """From the map to visits with their lines, in two runs; the memory answers in order after 25 cycles."""
     c = CONFIGS["small"]
     m = Module()
-    m.submodules.schedule = schedule = Schedule(c, simulate=True)
-    m.submodules.cache = cache = CacheControl(c, simulate=True)
+    m.submodules.schedule = schedule = Schedule(c)
+    m.submodules.cache = cache = CacheControl(c)
     connect(m, schedule.o_visit, cache.i_visit)
     block_map = sparse(21, c, c.blocks, 0.3)
     found = visits(block_map, c.window)
