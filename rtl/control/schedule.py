@@ -1,6 +1,6 @@
 """The schedule of an attention run: from the block map to visits in order, with what is still to come for each block."""
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, ResetInserter, Signal
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -33,8 +33,6 @@ class Schedule(wiring.Component):
         Blocks of the run, 1 at least; stable.
     start : In(1)
         Begin; the map is complete and stays. Its diagonal is kept, for the last visit is that of the last block.
-    cancel : In(1)
-        End at once, also in the cycle of ``start``.
     busy : Out(1)
     read_en, read_head, read_batch, read_block : Out
         Of :class:`~intaglio.rtl.index.block_map.BlockMap`; only words of key blocks up to the last row of the batch are read.
@@ -52,7 +50,6 @@ class Schedule(wiring.Component):
             {
                 "blocks": In(BLOCK_BITS),
                 "start": In(1),
-                "cancel": In(1),
                 "busy": Out(1),
                 "read_en": Out(1),
                 "read_head": Out(index_bits(config.group)),
@@ -207,4 +204,4 @@ class Schedule(wiring.Component):
             for h in range(c.group):
                 with m.If(head_1 == h):
                     m.d.sync += [jobs[q * c.group + h].eq(word[q]) for q in range(c.window)]
-        return ResetInserter(self.cancel)(m)
+        return m

@@ -236,7 +236,7 @@ class PrefillCore(wiring.Component):
         self._map(m, index, block_map, schedule)
         wiring.connect(m, schedule.o_visit, cache.i_visit)
         wiring.connect(m, cache.o_visit, jobs.i_visit)
-        m.d.comb += [jobs.line.eq(cache.line), jobs.loaded.eq(queries.loaded), jobs.drained.eq(-1)]
+        m.d.comb += [jobs.line.eq(cache.line), jobs.loaded.eq(queries.loaded)]
         wiring.connect(m, wiring.flipped(self.o), engine.o)
         m.d.comb += self.monitor.eq(
             Cat(
