@@ -101,6 +101,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (Error, ValueError, OSError, RuntimeError) as fault:
+    except (Error, ValueError, OSError) as fault:
         sys.stderr.write(f"intaglio: error: {fault}\n")
         sys.exit(2)

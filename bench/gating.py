@@ -3,6 +3,7 @@
 from typing import Any
 
 from bench.common import Job, generate_tokens
+from intaglio import Error
 from intaglio.gen.checkpoint.quantised import quantise
 from intaglio.gen.cycles.decoder import token_cycles
 from intaglio.gen.cycles.gating import bank_activity
@@ -29,7 +30,7 @@ def figures(job: Job, preset: str) -> list[dict[str, Any]]:
     with open_device(f"sim:{folder}", progress=job.progress, trace=trace) as device:
         gated, activity = _run(device, job), device.bank_activity()
     if gated["tokens"] != plain["tokens"]:
-        raise RuntimeError(f"the gated decoder must give the tokens {plain['tokens']}, not {gated['tokens']}")
+        raise Error(f"the gated decoder must give the tokens {plain['tokens']}, not {gated['tokens']}")
     model = quantise(job.checkpoint, config_for(job.checkpoint.config, preset, **GATE))
     program = layer_program(model)
     tokens = [

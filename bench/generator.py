@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.common import Progress
+from intaglio import Error
 
 __all__ = ["figures"]
 
@@ -46,7 +47,7 @@ def figures(progress: Progress) -> list[dict[str, Any]]:
                 check=False,
             )
             if done.returncode:
-                raise RuntimeError(f"generating {layers} layers failed: {done.stderr.strip().splitlines()[-1]}")
+                raise Error(f"generating {layers} layers failed: {done.stderr.strip().splitlines()[-1]}")
             run = json.loads(done.stdout)
             run["verilog_kib"] = sum(path.stat().st_size for path in (out / "rtl").iterdir()) / 1024
             run["rom_kib"] = sum(path.stat().st_size for path in (out / "rom").iterdir()) / 1024

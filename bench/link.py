@@ -15,6 +15,7 @@ from typing import Any
 from amaranth.lib.wiring import In, Out
 
 from bench.common import Progress
+from intaglio import Error
 from intaglio.gen.emit.link import SERIAL_TOP, serial_verilog
 from intaglio.gen.synthesis.ecp5 import CELLS, synthesise_ecp5
 from intaglio.host import open as open_device
@@ -83,9 +84,7 @@ def trials(
         progress(f"faults on the line: {index} of {count}")
         index += 1
         if index > 2 * count:
-            raise RuntimeError(
-                f"{count} faults must be injected within {2 * count} exchanges, but only {faults - first} were"
-            )
+            raise Error(f"{count} faults must be injected within {2 * count} exchanges, but only {faults - first} were")
         kind = rng.choice(
             (Fault.FLIP, Fault.FLIP, Fault.FLIP, Fault.DROP, Fault.DROP, Fault.DOUBLE, Fault.DOUBLE, Fault.STALL)
         )

@@ -68,7 +68,7 @@ def _areas(trits, library, period=None, strategies=("code", "structured")):
     for strategy in strategies:
         built = bank(words, 2 * trits.shape[1], "bank", strategy, cells=library.gates)
         if built.netlist is not None and not built.netlist.holds(np.concatenate([trits == 1, trits == -1], axis=1)):
-            raise RuntimeError("the netlist must hold its weights")
+            raise Error("the netlist must hold its weights")
         found[strategy] = measure(built, library, period)
     return found
 

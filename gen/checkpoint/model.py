@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from intaglio import Error
+
 __all__ = ["CheckpointError", "ModelConfig"]
 
 _ARCHITECTURE = "BitNetForCausalLM"
@@ -24,7 +26,7 @@ _DIMENSIONS = (
 )
 
 
-class CheckpointError(ValueError):
+class CheckpointError(Error, ValueError):
     """A checkpoint or its configuration is damaged, or is not one that can be turned into hardware."""
 
 
