@@ -22,8 +22,8 @@ from intaglio.host import open as open_device
 from intaglio.host.device import Device
 from intaglio.host.protocol import command
 from intaglio.host.transport.session import LinkLost
-from intaglio.rtl.bus.registers import ADDRESS_BITS
-from intaglio.rtl.link.registers import register_bus
+from intaglio.rtl.bus.axi import axi4_lite
+from intaglio.rtl.bus.registers import REGISTER_ADDRESS_BITS
 from intaglio.sim.verilator.board import Fault, SerialBoard, build_board
 
 __all__ = ["BAUD", "CLOCK_HZ", "cells", "figures", "load_double", "noise", "trials", "unplugged"]
@@ -184,7 +184,7 @@ def cells() -> dict[str, int]:
         "m_axis_tready": In(1),
         "m_axis_tlast": Out(1),
     }
-    bus = {f"s_axil_{name}": member for name, member in register_bus(ADDRESS_BITS).flip().members.items()}
+    bus = {f"s_axil_{name}": member for name, member in axi4_lite(REGISTER_ADDRESS_BITS).flip().members.items()}
     ports = [
         f"{'input' if member.flow is In else 'output'} [{member.shape - 1}:0] {name}"
         for name, member in (streams | bus).items()
