@@ -25,7 +25,7 @@ from bench import (
     verilog,
 )
 from bench.common import Job, Progress, table
-from intaglio import Error
+from intaglio.cli import exit_code
 from intaglio.sim.verilator.tools import find_program, use_all
 
 _HOLDS = {
@@ -99,8 +99,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (Error, ValueError, OSError) as fault:
-        sys.stderr.write(f"intaglio: error: {fault}\n")
-        sys.exit(2)
+    sys.exit(exit_code(main))

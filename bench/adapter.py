@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from bench.common import Job, prompts_of
+from bench.common import Job, figure, prompts_of
 from intaglio.gen.checkpoint.quantised import quantise
 from intaglio.gen.cycles.decoder import token_cycles
 from intaglio.gen.emit.decoder import generate
@@ -43,7 +43,7 @@ def figures(job: Job) -> list[dict[str, Any]]:
     bits = _quality(checkpoint, model, low, adapter, text, progress)
     note = f"{TEXT} bytes of held-out C++ headers; exact model, which the RTL equals"
     return [
-        {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": "simulated"}
+        figure(name, value, unit, goal, anchor)
         for name, value, unit, goal, anchor in (
             (
                 "adapter.tokens_equal_share",

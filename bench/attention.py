@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.common import Progress
+from bench.common import Progress, figure
 from bench.guarantee import worst_kept_mass
 from intaglio.gen.cycles.attention import Memory, index_bound, index_cycles, run_cycles
 from intaglio.gen.emit.attention import generate
@@ -236,7 +236,4 @@ def _lines(bench, found, dense, long_report, long, spent, made):
             "of (head, query block, key block)",
         ),
     )
-    return [
-        {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": "simulated"}
-        for name, value, unit, goal, anchor in rows
-    ]
+    return [figure(name, value, unit, goal, anchor) for name, value, unit, goal, anchor in rows]

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.common import Progress, equal_to_exact, table
+from bench.common import Progress, equal_to_exact, figure, table
 from intaglio import Error
 from intaglio.boards.build import build
 from intaglio.boards.config import Board, board
+from intaglio.cli import exit_code
 from intaglio.gen.checkpoint.quantised import QuantisedModel, quantise
 from intaglio.gen.checkpoint.reader import load_checkpoint
 from intaglio.gen.cycles.decoder import token_cycles
@@ -77,19 +78,12 @@ def figures(name: str, model: Path, folder: Path, progress: Progress) -> list[di
     rates = ", ".join(f"seed {seed}: {placed['mhz']:.1f}" for seed, placed in result["seeds"].items())
     rates += "".join(f", seed {seed}: not routed" for seed in result["unrouted"])
 
-    def figure(what, value, unit, goal, kind, anchor=""):
-        return {
-            "name": f"board.{name}_{what}",
-            "value": value,
-            "unit": unit,
-            "goal": goal,
-            "anchor": anchor,
-            "class": kind,
-        }
+    def line(what, value, unit, goal, kind, anchor=""):
+        return figure(f"board.{name}_{what}", value, unit, goal, anchor, kind)
 
     return [
-        figure("fmax_mhz", fmax, "MHz", ">= 80", "placed", f"{rates}; slowest: {path['from']} -> {path['to']}"),
-        figure(
+        line("fmax_mhz", fmax, "MHz", ">= 80", "placed", f"{rates}; slowest: {path['from']} -> {path['to']}"),
+        line(
             "cycles_per_token",
             mean,
             "cycles",
@@ -97,7 +91,7 @@ def figures(name: str, model: Path, folder: Path, progress: Progress) -> list[di
             "simulated",
             f"mean of a context of {len(cycles)} tokens, all with logits",
         ),
-        figure(
+        line(
             "netlist_tokens_equal_share",
             netlist_equal(chosen, folder, quantised, progress) / TOKENS,
             "",
@@ -105,7 +99,7 @@ def figures(name: str, model: Path, folder: Path, progress: Progress) -> list[di
             "synthesised, simulated",
             f"{TOKENS} tokens of the placed netlist, cell by cell",
         ),
-        figure(
+        line(
             "tokens_per_second", clock * 1e6 / mean, "tokens/s", ">= 10000", "placed, simulated", f"at {clock:.1f} MHz"
         ),
     ]
@@ -128,8 +122,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (Error, ValueError, OSError) as fault:
-        sys.stderr.write(f"intaglio: error: {fault}\n")
-        sys.exit(2)
+    sys.exit(exit_code(main))

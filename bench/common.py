@@ -22,7 +22,12 @@ from intaglio.progress import Progress as Shown
 from intaglio.sim.reference.exact_decoder import ExactDecoder
 from intaglio.sim.reference.loading import float_decoder
 
-__all__ = ["Job", "Progress", "equal_to_exact", "generate_tokens", "prompts_of", "quality", "table"]
+__all__ = ["Job", "Progress", "equal_to_exact", "figure", "generate_tokens", "prompts_of", "quality", "table"]
+
+
+def figure(name: str, value: float, unit: str, goal: str, anchor: str = "", kind: str = "simulated") -> dict[str, Any]:
+    """A line of ``bench.json``; ``goal`` is a relation and a number, or empty, ``kind`` the class of the figure."""
+    return {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": kind}
 
 
 class Progress(Shown):

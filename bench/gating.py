@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bench.common import Job, generate_tokens
+from bench.common import Job, figure, generate_tokens
 from intaglio import Error
 from intaglio.gen.checkpoint.quantised import quantise
 from intaglio.gen.cycles.decoder import token_cycles
@@ -41,22 +41,22 @@ def figures(job: Job, preset: str) -> list[dict[str, Any]]:
     energy = estimate_energy(model.config, read_saif(trace, top), ASAP7, assumptions_with({}))
     words = f"{model.config.gate_banks} columns of {GATE['gate_words']} words, wake-up {GATE['gate_wake']} cycles"
     return [
-        _figure("gating.throughput_ratio", plain["cycles"] / gated["cycles"], "ratio", ">= 0.99", words),
-        _figure("gating.tokens_equal", 1, "share", "= 1", f"{len(gated['tokens'])} tokens"),
-        _figure(
+        figure("gating.throughput_ratio", plain["cycles"] / gated["cycles"], "ratio", ">= 0.99", words),
+        figure("gating.tokens_equal", 1, "share", "= 1", f"{len(gated['tokens'])} tokens"),
+        figure(
             "gating.activity_over_closed_form",
             sum(activity["powered"]) / sum(expected["powered"]) if activity == expected else 0.0,
             "ratio",
             "= 1",
             "0 if any counter differs",
         ),
-        _figure(
+        figure(
             "gating.powered_share", sum(activity["powered"]) / model.config.gate_banks / gated["cycles"], "share", ""
         ),
-        _figure(
+        figure(
             "gating.energy_ratio", energy.ratio_broadcast, "ratio", "", "TOM: about 0.2, of a chip's power", "projected"
         ),
-        _figure(
+        figure(
             "gating.energy_ratio_addresses_held",
             energy.ratio_held,
             "ratio",
@@ -65,10 +65,6 @@ def figures(job: Job, preset: str) -> list[dict[str, Any]]:
             "projected",
         ),
     ]
-
-
-def _figure(name, value, unit, goal, anchor="", kind="simulated"):
-    return {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": kind}
 
 
 def _run(device, job):

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench.common import Progress
+from bench.common import Progress, figure
 from intaglio import Error
 
 __all__ = ["figures"]
@@ -61,7 +61,7 @@ def figures(progress: Progress) -> list[dict[str, Any]]:
     }
     anchor = f"{growth['weights']:.0f} times the weights"
     return [
-        {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": note, "class": "simulated"}
+        figure(name, value, unit, goal, note)
         for name, value, unit, goal, note in (
             (
                 "gen.seconds_per_million_weights",

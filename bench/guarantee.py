@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from bench.common import Progress
+from bench.common import Progress, figure
 from intaglio.sim.attention import dense as attention
 from intaglio.sim.attention.accuracy import errors, int8_bound, kept, results
 from intaglio.sim.attention.heads import ACTIVATIONS, MASSES, activation_heads, mass_head, mixture
@@ -95,7 +95,4 @@ def figures(progress: Progress) -> list[dict[str, Any]]:
             row_worst, *(worst / GOALS.get(kind, max(0.02, BOUND_GOAL * bound)) for _, worst, bound in found)
         )
     rows.append(("attention.outlier_row_worst", row_worst, f"<= {ROW_GOAL}", "worst row over its kind's goal"))
-    return [
-        {"name": name, "value": value, "unit": "", "goal": goal, "anchor": anchor, "class": "simulated"}
-        for name, value, goal, anchor in rows
-    ]
+    return [figure(name, value, "", goal, anchor) for name, value, goal, anchor in rows]

@@ -14,7 +14,7 @@ from typing import Any
 
 from amaranth.lib.wiring import In, Out
 
-from bench.common import Progress
+from bench.common import Progress, figure
 from intaglio import Error
 from intaglio.gen.emit.link import SERIAL_TOP, serial_verilog
 from intaglio.gen.synthesis.ecp5 import CELLS, synthesise_ecp5
@@ -237,10 +237,7 @@ def figures(folder: Path, progress: Progress) -> list[dict[str, Any]]:
     progress("mapping the link")
     used = cells()
     luts = used["LUT4"] + 2 * used["CCU2C"] + 4 * used["TRELLIS_DPR16X4"]
-    return [
-        {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": "simulated"}
-        for name, value, unit, goal, anchor in rows
-    ] + [
+    return [figure(name, value, unit, goal, anchor) for name, value, unit, goal, anchor in rows] + [
         {
             "name": "link.lut",
             "value": luts,

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from bench.common import Job, Progress, equal_to_exact, generate_tokens, quality, table
-from intaglio import Error
+from intaglio.cli import exit_code
 from intaglio.gen.cycles.decoder import operations
 from intaglio.sim.train.corpus import Corpus, xz_bits_per_byte
 from intaglio.sim.verilator.tools import use_all
@@ -168,8 +168,4 @@ def report(job: Job, run: Mapping[str, Any], bits: Mapping[str, Any]) -> tuple[l
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (Error, ValueError, OSError) as fault:
-        sys.stderr.write(f"intaglio: error: {fault}\n")
-        sys.exit(2)
+    sys.exit(exit_code(main))

@@ -8,7 +8,7 @@ from typing import Any
 from amaranth.back import rtlil
 from amaranth.hdl import Elaboratable
 
-from bench.common import Progress
+from bench.common import Progress, figure
 from intaglio import Error
 from intaglio.gen.synthesis.yosys import run_yosys
 from intaglio.rtl.matrix.unit import LutColumn, PackedPair
@@ -60,7 +60,7 @@ def figures(progress: Progress) -> list[dict[str, Any]]:
     progress("mapping columns of the matrix unit")
     found = cells()
     return [
-        {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": "synthesised"}
+        figure(name, value, unit, goal, anchor, "synthesised")
         for name, value, unit, goal, anchor in (
             (
                 "mpu.lut_per_mac",

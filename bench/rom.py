@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.common import Progress
+from bench.common import Progress, figure
 from intaglio import Error
 from intaglio.gen.synthesis.area import measure
 from intaglio.gen.synthesis.fpga import measure_fpga
@@ -86,7 +86,7 @@ def figures(model: Path, pdk: Path | None, progress: Progress) -> list[dict[str,
     out = []
 
     def add(name, value, unit, goal, anchor):
-        out.append({"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": "synthesised"})
+        out.append(figure(name, value, unit, goal, anchor, "synthesised"))
 
     def of_seeds(what, function):
         found = []

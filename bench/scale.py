@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.common import Progress
+from bench.common import Progress, figure
 from intaglio import Error
 from intaglio.gen.checkpoint.published import BITNET_2B4T, model_config
 from intaglio.gen.checkpoint.synthetic import write_random_checkpoint
@@ -63,7 +63,7 @@ def figures(progress: Progress, folder: Path | None = None) -> list[dict[str, An
         f"{run['bytes'] / 1e6:,.0f} MB of images, {run['cpu']:.0f} s of CPU" for run in (layer, whole)
     )
     return [
-        {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": kind}
+        figure(name, value, unit, goal, anchor, kind)
         for name, value, unit, goal, anchor, kind in (
             (
                 "decoder2b.projected_tokens_per_second",

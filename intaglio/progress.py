@@ -6,11 +6,15 @@ import threading
 import time
 from typing import Self
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "silent"]
 
 QUIET_SECONDS = 2.0  # of a wait that off a terminal is not worth a line
 LINE_SECONDS = 5.0  # at least, between two lines off a terminal; of a long wait, a tenth of it
 TICK_SECONDS, DRAW_SECONDS = 0.5, 0.1  # between repetitions of the text, and at least between two drawings of it
+
+
+def silent(text: str, share: float | None = None) -> None:
+    """Progress for nobody: what a step calls that was given none."""
 
 
 class Progress:

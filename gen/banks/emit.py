@@ -30,6 +30,7 @@ from intaglio.gen.checkpoint.quantised import embedding_scales, head_constants, 
 from intaglio.gen.checkpoint.reader import CheckpointReader
 from intaglio.gen.emit.images import EXECUTION
 from intaglio.gen.emit.output import check_folder, described, json_text
+from intaglio.progress import silent
 from intaglio.rtl.config.decoder import logit_shift
 from intaglio.rtl.memory.rom import hex_text
 
@@ -96,7 +97,7 @@ def emit(
     shapes = matrix_shapes(config)
     for rows, inputs in [*shapes.values(), (config.vocab_size, config.hidden_size)]:
         layout.banks(rows, inputs)  # raises before work starts
-    run = _Run(reader, layout, form, Path(out).resolve(), progress or (lambda text, share: None))
+    run = _Run(reader, layout, form, Path(out).resolve(), progress or silent)
     _acceptable(run.out, run.about())  # before the checkpoint is read
     with Pool(processes, model, layout, form) as pool:
         run.check(pool, layers, everything, allow_constant)

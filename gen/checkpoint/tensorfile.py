@@ -35,11 +35,6 @@ class Tensor:
     shape: tuple
     data: bytes
 
-    @property
-    def is_float(self) -> bool:
-        """Whether :meth:`to_float32` can convert it (exactly)."""
-        return self.dtype in ("F32", "BF16", "F16")
-
     def to_float32(self) -> np.ndarray:
         """The values as a float32 array; for F32, BF16 and F16."""
         if self.dtype == "BF16":

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from intaglio import Error
+from intaglio.cli import exit_code, number_or_text, pairs
 from intaglio.gen import plot
 from intaglio.gen.cycles.decoder import TokenCycles, token_cycles
 from intaglio.rtl.config.decoder import DecoderConfig
@@ -101,11 +101,6 @@ def timeline(config: DecoderConfig, token: TokenCycles, title: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    from intaglio.gen.checkpoint.quantised import quantise
-    from intaglio.gen.checkpoint.reader import load_checkpoint
-    from intaglio.gen.cli import changes
-    from intaglio.gen.presets.decoder import config_for
-
     parser = argparse.ArgumentParser(
         prog="python -m intaglio.gen.cycles.gating", description="Draw which banks have power during a token."
     )
@@ -117,24 +112,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--position", type=int, default=127, metavar="N", help="of the token, default 127")
     parser.add_argument("-o", "--out", required=True, metavar="FILE", help="SVG to write")
     args = parser.parse_args(arguments)
-    try:
-        checkpoint = load_checkpoint(args.model)
-        widths = changes(args.set, "WIDTH")
-        config = config_for(checkpoint.config, args.preset, **{"gate_words": 1024, **widths})
-        if not config.gate_words:
-            raise ValueError("gate_words must be more than 0 for a picture of gated banks")
-        if not 0 <= args.position < config.context:
-            raise ValueError(f"--position must be in 0..{config.context - 1}, not {args.position}")
-        token = token_cycles(quantise(checkpoint, config), args.position)
-        title = (
-            f"{Path(args.model).name} on {args.preset}, token {args.position}: {config.gate_banks} columns of banks of "
-            f"{config.gate_words:,} words, wake-up {config.gate_wake} cycles"
-        )
-        Path(args.out).write_text(timeline(config, token, title))
-    except (Error, ValueError, OSError) as fault:
-        sys.stderr.write(f"intaglio: error: {fault}\n")
-        return 2
-    return 0
+    return exit_code(lambda: _draw(args))
+
+
+def _draw(args):
+    from intaglio.gen.checkpoint.quantised import quantise
+    from intaglio.gen.checkpoint.reader import load_checkpoint
+    from intaglio.gen.presets.decoder import config_for
+
+    checkpoint = load_checkpoint(args.model)
+    widths = pairs("--set", args.set, "WIDTH=VALUE", number_or_text)
+    config = config_for(checkpoint.config, args.preset, **{"gate_words": 1024, **widths})
+    if not config.gate_words:
+        raise ValueError("gate_words must be more than 0 for a picture of gated banks")
+    if not 0 <= args.position < config.context:
+        raise ValueError(f"--position must be in 0..{config.context - 1}, not {args.position}")
+    token = token_cycles(quantise(checkpoint, config), args.position)
+    title = (
+        f"{Path(args.model).name} on {args.preset}, token {args.position}: {config.gate_banks} columns of banks of "
+        f"{config.gate_words:,} words, wake-up {config.gate_wake} cycles"
+    )
+    Path(args.out).write_text(timeline(config, token, title))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import Any
 
+import numpy as np
+
 from intaglio import __version__
 from intaglio.gen.checkpoint.quantised import QuantisedModel
 from intaglio.gen.checkpoint.reader import MATRIX_TENSORS, base_digest
@@ -12,10 +14,20 @@ from intaglio.gen.emit.output import FORMAT
 from intaglio.rtl.bus.registers import REGISTER_ADDRESS_BITS, Register
 from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.control.program import PHASES
+from intaglio.rtl.memory.rom import hex_text
 from intaglio.rtl.ternary.adapter.loader import image_words
 from intaglio.rtl.top.decoder_registers import register_map
 
-__all__ = ["adapter_layout", "c_header", "core_file", "lint_waivers", "manifest", "register_fields", "tools"]
+__all__ = [
+    "adapter_layout",
+    "c_header",
+    "core_file",
+    "design_files",
+    "lint_waivers",
+    "manifest",
+    "register_fields",
+    "tools",
+]
 
 # Every waiver says why; anything else that -Wall finds is an error.
 _WAIVERS = (
@@ -148,6 +160,28 @@ def manifest(
         "inputs": inputs,
         **adapter,
     }
+
+
+def design_files(
+    modules: Mapping[str, str],
+    roms: Mapping[str, np.ndarray],
+    *,
+    top: str,
+    digest: str,
+    registers: Iterable[Register],
+    description: str,
+) -> tuple[dict[str, bytes], dict[str, list[str]]]:
+    """Files of a design by relative path, and the manifest's lists of them: Verilog, ROM images, lint waivers, core file, C header."""
+    content = {f"rtl/{name}.v": text.encode() for name, text in modules.items()}
+    content |= {f"rom/{top}_{name}.hex": hex_text(image) for name, image in roms.items()}
+    listed = {"verilog": "rtl/", "rom": "rom/"}
+    files = {kind: sorted(path for path in content if path.startswith(folder)) for kind, folder in listed.items()}
+    files |= {"lint": ["lint.vlt"], "core": [f"{top}.core"], "header": [f"{top}.h"]}
+    return content | {
+        "lint.vlt": lint_waivers().encode(),
+        f"{top}.core": core_file(files, top, description).encode(),
+        f"{top}.h": c_header(digest, top, registers).encode(),
+    }, files
 
 
 def lint_waivers() -> str:

@@ -4,11 +4,10 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from intaglio import Error
+from intaglio.cli import pairs
 from intaglio.gen.estimate import attention
 
 __all__ = ["register"]
@@ -52,22 +51,6 @@ def _add_decoder(kinds):
     decoder.set_defaults(run=run_decoder)
 
 
-def pairs(option: str, texts: Iterable[str], convert: Callable[[str], Any]) -> dict[str, Any]:
-    """``{name: value}`` of texts ``NAME=VALUE``, each name once."""
-    out = {}
-    for text in texts:
-        name, separator, value = text.partition("=")
-        if name in out:
-            raise ValueError(f"{option} must give each name once, not {name} twice")
-        try:
-            out[name] = convert(value)
-        except ValueError:
-            separator = ""
-        if not separator:
-            raise ValueError(f"{option} must be NAME=NUMBER, not {text!r}")
-    return out
-
-
 def run_decoder(args: argparse.Namespace) -> None:
     try:
         from intaglio.gen.checkpoint.model import ModelConfig
@@ -84,13 +67,13 @@ def run_decoder(args: argparse.Namespace) -> None:
         model = ModelConfig.from_json(Path(args.model) / "config.json")
     else:
         raise Error(f"the model must be a checkpoint folder or one of {', '.join(MODELS)}, not {args.model!r}")
-    widths = pairs("--set", args.set, int)
+    widths = pairs("--set", args.set, "NAME=NUMBER", int)
     if args.context is not None:
         if "context" in widths:
             raise ValueError("context must be given by --context or by --set, not by both")
         widths["context"] = args.context
     machine = machine_for(model, args.preset, **widths)
-    costs = costs_with(pairs("--cost", args.cost, float))
+    costs = costs_with(pairs("--cost", args.cost, "NAME=NUMBER", float))
     estimate = estimate_decoder(machine, costs)
     if args.json:
         record = {

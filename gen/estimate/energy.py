@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from intaglio import Error
+from intaglio.cli import exit_code, pairs
 from intaglio.gen.estimate.activity import ASAP7, Cells, Saif, read_cells, read_saif
 from intaglio.rtl.config.decoder import DecoderConfig
 
-__all__ = ["ASSUMPTIONS", "Energy", "add_energy", "assumptions_with", "estimate_energy"]
+__all__ = ["ASSUMPTIONS", "Energy", "assumptions_with", "estimate_energy"]
 
 ASSUMPTIONS = {  # name: value, what it is and where it comes from
     "nand2_per_bit": (
@@ -160,15 +161,6 @@ def _outputs(saif, lane):
     return [net for name, net in saif.instances.get(path, {}).items() if name.startswith("word[")]
 
 
-def add_energy(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the kind ``energy`` to the parsers of ``intaglio estimate``."""
-    parser = kinds.add_parser(
-        "energy", help="energy with and without power gating, from a SAIF", description=__doc__.splitlines()[0]
-    )
-    _arguments(parser)
-    parser.set_defaults(run=run_energy)
-
-
 def _arguments(parser):
     parser.add_argument("folder", help="output of `intaglio gen decoder --set gate_words=...`")
     parser.add_argument(
@@ -182,18 +174,7 @@ def _arguments(parser):
 
 
 def run_energy(args: argparse.Namespace) -> None:
-    changes = {}
-    for text in args.set:
-        name, separator, value = text.partition("=")
-        if name in changes:
-            raise ValueError(f"--set must give each name once, not {name} twice")
-        try:
-            changes[name] = float(value)
-        except ValueError:
-            separator = ""
-        if not separator:
-            raise ValueError(f"--set must be NAME=NUMBER, not {text!r}")
-    assumptions = assumptions_with(changes)
+    assumptions = assumptions_with(pairs("--set", args.set, "NAME=NUMBER", float))
     try:
         manifest = json.loads((Path(args.folder) / "manifest.json").read_text(encoding="utf-8"))
         config, top = DecoderConfig.from_json(manifest["config"]), manifest["top"]
@@ -253,12 +234,8 @@ def _text(config, e, cells, assumptions):
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m intaglio.gen.estimate.energy", description=__doc__.splitlines()[0])
     _arguments(parser)
-    try:
-        run_energy(parser.parse_args(arguments))
-    except (Error, ValueError, OSError) as fault:
-        sys.stderr.write(f"intaglio: error: {fault}\n")
-        return 2
-    return 0
+    args = parser.parse_args(arguments)
+    return exit_code(lambda: run_energy(args))
 
 
 if __name__ == "__main__":

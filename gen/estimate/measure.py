@@ -18,6 +18,7 @@ import numpy as np
 from amaranth.hdl import Elaboratable, Fragment, Module, Signal, signed
 
 from intaglio import Error
+from intaglio.cli import exit_code
 from intaglio.gen.emit.verilog import whole
 from intaglio.gen.synthesis.liberty import read_liberty
 from intaglio.gen.synthesis.yosys import library_cells, run_yosys
@@ -167,8 +168,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Error as fault:
-        sys.stderr.write(f"intaglio: error: {fault}\n")
-        sys.exit(2)
+    sys.exit(exit_code(main))

@@ -48,9 +48,6 @@ class Measured:
     delay_ps: float | None = None
     buffered: bool = False
 
-    def per_bit(self, bits: int) -> float:
-        return self.area / bits
-
     def mb_per_mm2(self, bits: int) -> float:
         """Megabytes (1e6 bytes) of two-bit weights a square millimetre."""
         return bits / 8 / self.area

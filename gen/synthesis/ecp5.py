@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from intaglio import Error
+from intaglio.cli import exit_code
 from intaglio.gen.emit.output import FORMAT, described
 from intaglio.gen.synthesis.dsp import absorb_registers
 from intaglio.gen.synthesis.yosys import run_yosys
@@ -238,4 +239,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -144,11 +144,6 @@ class Liberty:
         """The smallest NAND2, whose area is the unit of gate counts."""
         return self.of_kind(NAND2, "a NAND2")[0]
 
-    def flip_flop(self) -> LibertyCell | None:
-        """The smallest register, or None."""
-        registers = [c for c in self.cells.values() if c.state == "ff" and len(c.inputs) == 2]
-        return min(registers, key=lambda c: (c.area, c.name), default=None)
-
 
 def read_liberty(paths: Path | str | Sequence[Path | str], dont_use: Iterable[str] = ()) -> Liberty:
     """Read a library.

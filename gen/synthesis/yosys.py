@@ -7,12 +7,12 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from intaglio import Error
 from intaglio.gen.synthesis.liberty import Liberty
 
-__all__ = ["GATE_LEVEL", "abc_program", "library_cells", "run_tool", "run_yosys"]
+__all__ = ["GATE_LEVEL", "abc_program", "exit_in_time", "library_cells", "run_tool", "run_yosys"]
 
 GATE_LEVEL = ("techmap", "opt -full", "techmap", "opt_clean", "select -assert-none t:$* t:$_* %d t:$scopeinfo %d")
 """From cells of words to gates of bits, for ABC. ``opt -full`` joins gates to words again here and there (a ``$mux``), which ABC does not
@@ -51,13 +51,41 @@ def run_yosys(
         f"sys.stderr.write('step {i}\\n'); sys.stderr.flush(); libyosys.run_pass({step!r}, design)"
         for i, step in enumerate(steps)
     ]
-    late, told = threading.Event(), []
-    with (
-        tempfile.TemporaryFile("w+") as log,
-        subprocess.Popen(
-            [sys.executable, "-c", "\n".join(script)], cwd=folder, stdout=log, stderr=subprocess.PIPE, text=True
-        ) as process,
-    ):
+    told = []
+
+    def tell(line):
+        word, _, number = line.strip().partition(" ")
+        if word != "step" or not number.isdecimal():
+            told.append(line)
+        elif progress:
+            name = steps[int(number)].split()
+            progress("synthesis: " + name[-1 if name[0] == "synth_lattice" else 0], int(number) / len(steps))
+
+    with tempfile.TemporaryFile("w+") as log:
+        code = exit_in_time([sys.executable, "-c", "\n".join(script)], folder, timeout, tell, stdout=log)
+        log.seek(0)
+        text = (log.read() + "".join(told))[-2000:]
+    if code is None:
+        raise Error(f"synthesis of {what} must end within {timeout} s")
+    if code:
+        raise Error(f"Yosys must map {what}; it ends with: {text}")
+    return text
+
+
+def exit_in_time(
+    command: Sequence[str],
+    folder: Path | str,
+    timeout: float,
+    tell: Callable[[str], None],
+    stdout: IO[str] | None = None,
+) -> int | None:
+    """Exit code of a program that runs in ``folder``; None if it had to be ended after ``timeout`` seconds.
+
+    Each line that it writes goes to ``tell`` as it comes; with ``stdout``, an open file, only those of its standard error do.
+    """
+    late = threading.Event()
+    out, err = (stdout, subprocess.PIPE) if stdout else (subprocess.PIPE, subprocess.STDOUT)
+    with subprocess.Popen(command, cwd=folder, stdout=out, stderr=err, text=True, errors="replace") as process:
 
         def end():
             late.set()
@@ -66,30 +94,15 @@ def run_yosys(
         alarm = threading.Timer(timeout, end)
         alarm.start()
         try:
-            for line in process.stderr or ():
-                word, _, number = line.strip().partition(" ")
-                if word == "step" and number.isdecimal():
-                    name = steps[int(number)].split()
-                    if progress:
-                        progress(
-                            "synthesis: " + (name[-1] if name[0] == "synth_lattice" else name[0]),
-                            int(number) / len(steps),
-                        )
-                else:
-                    told.append(line)
+            for line in process.stdout or process.stderr or ():
+                tell(line)
             code = process.wait()
         except BaseException:
             process.kill()
             raise
         finally:
             alarm.cancel()
-        log.seek(0)
-        text = (log.read() + "".join(told))[-2000:]
-    if late.is_set():
-        raise Error(f"synthesis of {what} must end within {timeout} s")
-    if code:
-        raise Error(f"Yosys must map {what}; it ends with: {text}")
-    return text
+    return None if late.is_set() else code
 
 
 def library_cells(stat: Mapping[str, Any], liberty: Liberty, what: str) -> dict[str, int]:
