@@ -59,7 +59,7 @@ def adapter_layout(checkpoint, config):
     }
 
 
-def manifest(model, *, bos, eos, preset, top, digest, files, zero_share, inputs, adapter):
+def manifest(model, *, bos, eos, tokenizer, preset, top, digest, files, zero_share, inputs, adapter):
     """The manifest as a dict, to which :func:`intaglio.gen.emit.output.write` adds the list of files.
 
     Parameters
@@ -68,10 +68,12 @@ def manifest(model, *, bos, eos, preset, top, digest, files, zero_share, inputs,
     bos : int or None
     eos : int, tuple of int, or None
         The tokens that begin and end a text.
+    tokenizer : str
+        Of :func:`~intaglio.gen.checkpoint.text.tokenizer_kind`.
     top : str
         Name of the top module.
     files : dict
-        Lists of relative paths under verilog, rom, lint, core, header and, with gated banks, power.
+        Lists of relative paths under verilog, rom, lint, core, header and, if there are any, power (gated banks) and tokenizer.
     inputs : str
         Digest of what the output was made of.
     adapter : dict
@@ -121,7 +123,7 @@ def manifest(model, *, bos, eos, preset, top, digest, files, zero_share, inputs,
             "top_k": c.top_k,
             "bos": bos,
             "eos": list(eos) if isinstance(eos, tuple) else eos,
-            "tokenizer": "bytes" if c.vocab <= 256 else "none",
+            "tokenizer": tokenizer,
             "ternary_weights": c.layers * c.layer_weights,
             "zero_weight_share": round(zero_share, 6),
         },
