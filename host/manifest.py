@@ -93,8 +93,8 @@ class Manifest:
         Names of phase counters; each has the register ``phase_<name>``.
     model : dict
         ``vocab_size``, ``context`` (positions), ``top_k`` (most logits in one result), ``bos`` (a token or None), ``eos`` (a token, a
-        list of tokens, any of which ends a text, or None), ``tokenizer`` ("bytes", "tokenizers" for files beside it, or "none" for tokens alone) and what else the
-        generator states.
+        list of tokens, any of which ends a text, or None), ``tokenizer`` ("bytes", "tokenizers" for files beside the design, or "none" for
+        tokens alone) and what else the generator states.
     adapter : dict or None
         What an adapter must be to be loaded; None for a device without adapters.
 
