@@ -5,7 +5,7 @@ import re
 from amaranth._toolchain.yosys import _BuiltinYosys
 from amaranth.back import rtlil
 
-__all__ = ["convert", "merge_equal", "modules_of", "whole"]
+__all__ = ["VERILOG", "VerilogPlatform", "convert", "merge_equal", "modules_of", "whole"]
 
 # Unlike verilog.convert's passes, these keep clock enables: `if (en) q <= d`, where a compiled simulation would otherwise copy every
 # register in every cycle.
@@ -26,6 +26,16 @@ _INSTANCE = re.compile(r"^  (?P<module>\w+) (?:\\?\S+) +\(\n.*?^  \);", re.MULTI
 _ESCAPED_MODULE = r"\\(?P<path>{top}(?:\.[\w$]+)+) "
 
 
+class VerilogPlatform:
+    """Platform of generated Verilog: memories and power models become instances of modules that have Verilog of their own.
+
+    Amaranth's simulator elaborates without a platform and gets what it can simulate.
+    """
+
+
+VERILOG = VerilogPlatform()
+
+
 def convert(design, name, ports):
     """Verilog of ``design`` as a dict of module name to text, in the order of the hierarchy.
 
@@ -41,7 +51,7 @@ def whole(design, name, ports):
 
 
 def _written(design, name, ports, passes):
-    ilang = rtlil.convert(design, name=name, ports=ports, emit_src=False)
+    ilang = rtlil.convert(design, name=name, platform=VERILOG, ports=ports, emit_src=False)
     script = [f"read_rtlil <<rtlil\n{ilang}\nrtlil", *passes, "write_verilog -norename"]
     # The wheel's Yosys, which the manifest states. Amaranth's own look-up would prefer one on the path, of whatever version.
     return _BuiltinYosys.run(["-q", "-"], "\n".join(script), ignore_warnings=True)

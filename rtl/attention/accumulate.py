@@ -17,8 +17,6 @@ class Accumulators(wiring.Component):
     Parameters
     ----------
     config : PrefillConfig
-    simulate : bool
-        Of the memory, see :class:`~intaglio.rtl.memory.ram.Ram`.
 
     Members
     -------
@@ -38,8 +36,8 @@ class Accumulators(wiring.Component):
 
     LATENCY = 5
 
-    def __init__(self, config, *, simulate):
-        self.config, self.simulate = config, simulate
+    def __init__(self, config):
+        self.config = config
         lanes, words = config.columns, config.slots * config.row_groups
         super().__init__(
             {
@@ -60,9 +58,7 @@ class Accumulators(wiring.Component):
         m = Module()
         c = self.config
         width = c.value_bits
-        m.submodules.memory = memory = Ram(
-            c.columns * width, c.slots * c.row_groups * c.head_dim, simulate=self.simulate
-        )
+        m.submodules.memory = memory = Ram(c.columns * width, c.slots * c.row_groups * c.head_dim)
         channel, place = Signal(index_bits(c.head_dim)), Signal.like(memory.read_addr)
         places = [Signal.like(place, name=f"place_{i}") for i in range(4)]
         stage, first = [Signal(name=f"stage_{i}") for i in range(4)], Signal()

@@ -28,8 +28,6 @@ class TileEngine(wiring.Component):
     config : PrefillConfig
     matrix : wiring.Component
         A :class:`~intaglio.rtl.matrix.unit.MatrixUnit` of ``head_dim`` and ``columns``, or what has its members and its ``latency``.
-    simulate : bool
-        Of the memories, see :class:`~intaglio.rtl.memory.ram.Ram`.
 
     Members
     -------
@@ -54,8 +52,8 @@ class TileEngine(wiring.Component):
     Throughput: MAX and MASS a tile every ``head_dim`` cycles (``head_dim + 1`` with ``load``), ATTEND every ``2 * head_dim``.
     """
 
-    def __init__(self, config, matrix, *, simulate):
-        self.config, self.matrix, self.simulate = config, matrix, simulate
+    def __init__(self, config, matrix):
+        self.config, self.matrix = config, matrix
         c, beat = config, 8 * config.head_dim
         super().__init__(
             {
@@ -91,9 +89,9 @@ class TileEngine(wiring.Component):
         c = self.config
         dim, word = c.head_dim, tile_command(c)
         m.submodules.matrix = matrix = self.matrix
-        m.submodules.softmax = softmax = TileSoftmax(c, simulate=self.simulate)
-        m.submodules.states = states = RowStates(c, simulate=self.simulate)
-        m.submodules.values = values = Accumulators(c, simulate=self.simulate)
+        m.submodules.softmax = softmax = TileSoftmax(c)
+        m.submodules.states = states = RowStates(c)
+        m.submodules.values = values = Accumulators(c)
         m.submodules.drain = drain = Drain(c)
         # A tile's way: next (queries being loaded), early and late (scored, late is the older), weighed, with values; out and merged
         # follow the weights as they leave.

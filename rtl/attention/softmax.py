@@ -37,8 +37,6 @@ class TileSoftmax(wiring.Component):
     Parameters
     ----------
     config : PrefillConfig
-    simulate : bool
-        Of the buffer, see :class:`~intaglio.rtl.memory.ram.Ram`.
 
     Members
     -------
@@ -79,8 +77,8 @@ class TileSoftmax(wiring.Component):
     SCORE_LATENCY = 4
     WEIGHT_LATENCY = 5
 
-    def __init__(self, config, *, simulate):
-        self.config, self.simulate = config, simulate
+    def __init__(self, config):
+        self.config = config
         lanes = config.columns
         super().__init__(
             {
@@ -109,7 +107,7 @@ class TileSoftmax(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         c = self.config
-        m.submodules.buffer = buffer = Ram(c.columns * (SCORE_BITS + 1), 2 * c.head_dim, simulate=self.simulate)
+        m.submodules.buffer = buffer = Ram(c.columns * (SCORE_BITS + 1), 2 * c.head_dim)
         self._scores(m, buffer)
         self._weights(m, buffer)
         return m

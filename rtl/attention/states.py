@@ -22,8 +22,6 @@ class RowStates(wiring.Component):
     Parameters
     ----------
     config : PrefillConfig
-    simulate : bool
-        Of the memory, see :class:`~intaglio.rtl.memory.ram.Ram`.
 
     Members
     -------
@@ -52,8 +50,8 @@ class RowStates(wiring.Component):
 
     WALK_LATENCY = 4
 
-    def __init__(self, config, *, simulate):
-        self.config, self.simulate = config, simulate
+    def __init__(self, config):
+        self.config = config
         lanes, self.words = config.columns, config.slots * config.row_groups
         super().__init__(
             {
@@ -79,7 +77,7 @@ class RowStates(wiring.Component):
         m = Module()
         c = self.config
         width = c.maximum_bits + c.sum_bits
-        m.submodules.memory = memory = Ram(c.columns * width, self.words, simulate=self.simulate)
+        m.submodules.memory = memory = Ram(c.columns * width, self.words)
         merged, merge_write, merge_address = self._merge(m, memory, width)
         walked, walk_write, walk_address = self._walk(m, memory, width)
         m.d.comb += [

@@ -24,8 +24,6 @@ class Stores(wiring.Component):
     Parameters
     ----------
     config : PrefillConfig
-    simulate : bool
-        See :class:`~intaglio.rtl.memory.ram.Ram`.
 
     Members
     -------
@@ -37,8 +35,8 @@ class Stores(wiring.Component):
     Throughput: a beat written and a beat of each kind read in a cycle.
     """
 
-    def __init__(self, config, *, simulate):
-        self.config, self.simulate = config, simulate
+    def __init__(self, config):
+        self.config = config
         c, beat = config, 8 * config.head_dim
         index = index_bits(max(c.lines, c.slots))
         super().__init__(
@@ -111,7 +109,7 @@ class Stores(wiring.Component):
         }
         rams = {}
         for name, (depth, write, write_at, read, read_at) in places.items():
-            m.submodules[name] = ram = rams[name] = Ram(beat, depth, simulate=self.simulate)
+            m.submodules[name] = ram = rams[name] = Ram(beat, depth)
             m.d.comb += [
                 ram.write_en.eq(write),
                 ram.write_addr.eq(write_at),

@@ -33,14 +33,10 @@ class JobSequencer(wiring.Component):
     line : In
         Stable with ``i_visit``.
     loaded : In(slots)
-        Slots whose queries are there.
-    drained : In(slots)
-        Slots whose accumulators may start anew; looked at before the first job of a (query block, head) only.
+        Slots whose queries are there, and whose accumulators may start anew.
     o_tile : Out(stream of :func:`~intaglio.rtl.bus.streams.tile_command`)
-    restart : In(1)
-        Forget what was begun, between runs.
     waiting : Out(1)
-        A job waits for its queries or its accumulators.
+        A job waits for its queries.
 
     Latency
     -------
@@ -54,9 +50,7 @@ class JobSequencer(wiring.Component):
                 "i_visit": In(stream.Signature(visit(config))),
                 "line": In(index_bits(config.lines)),
                 "loaded": In(config.slots),
-                "drained": In(config.slots),
                 "o_tile": Out(stream.Signature(tile_command(config))),
-                "restart": In(1),
                 "waiting": Out(1),
             }
         )
@@ -79,9 +73,7 @@ class JobSequencer(wiring.Component):
             with m.If(left[bit]):
                 m.d.comb += lowest.eq(bit)
         ready = Signal()
-        m.d.comb += ready.eq(
-            self.loaded.bit_select(lowest, 1) & (begun.bit_select(lowest, 1) | self.drained.bit_select(lowest, 1))
-        )
+        m.d.comb += ready.eq(self.loaded.bit_select(lowest, 1))
 
         row_block, diagonal = Signal(BLOCK_BITS), Signal()
         m.d.comb += diagonal.eq(row_block == now.block)
@@ -149,6 +141,4 @@ class JobSequencer(wiring.Component):
                             with m.If(last_job):
                                 m.d.comb += self.i_visit.ready.eq(1)
                                 m.next = "VISIT"
-        with m.If(self.restart):
-            m.d.sync += begun.eq(0)
         return m

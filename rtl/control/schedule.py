@@ -1,6 +1,6 @@
 """The schedule of an attention run: from the block map to visits in order, with what is still to come for each block."""
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, ResetInserter, Signal
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -26,8 +26,6 @@ class Schedule(wiring.Component):
     Parameters
     ----------
     config : PrefillConfig
-    simulate : bool
-        See :class:`~intaglio.rtl.memory.ram.Ram`.
 
     Members
     -------
@@ -35,8 +33,6 @@ class Schedule(wiring.Component):
         Blocks of the run, 1 at least; stable.
     start : In(1)
         Begin; the map is complete and stays. Its diagonal is kept, for the last visit is that of the last block.
-    cancel : In(1)
-        End at once, also in the cycle of ``start``.
     busy : Out(1)
     read_en, read_head, read_batch, read_block : Out
         Of :class:`~intaglio.rtl.index.block_map.BlockMap`; only words of key blocks up to the last row of the batch are read.
@@ -48,13 +44,12 @@ class Schedule(wiring.Component):
     Latency: :func:`schedule_cycles`. Throughput: a visit in ``group + 3`` cycles, a block without a visit in 1.
     """
 
-    def __init__(self, config, *, simulate):
-        self.config, self.simulate = config, simulate
+    def __init__(self, config):
+        self.config = config
         super().__init__(
             {
                 "blocks": In(BLOCK_BITS),
                 "start": In(1),
-                "cancel": In(1),
                 "busy": Out(1),
                 "read_en": Out(1),
                 "read_head": Out(index_bits(config.group)),
@@ -71,8 +66,8 @@ class Schedule(wiring.Component):
         parts = c.columns // c.window  # windows of a batch
         width, column_bits = c.batches * parts, (c.columns - 1).bit_length()
         left_bits = len(out.remaining)
-        m.submodules.rows = rows = Ram(width, c.blocks, simulate=self.simulate)
-        m.submodules.left = left = Ram(left_bits, c.blocks, simulate=self.simulate)
+        m.submodules.rows = rows = Ram(width, c.blocks)
+        m.submodules.left = left = Ram(left_bits, c.blocks)
 
         block, batch, head = Signal(BLOCK_BITS), Signal(index_bits(c.batches)), Signal(index_bits(c.group))
         last_head, last_block = Signal(), Signal()
@@ -209,4 +204,4 @@ class Schedule(wiring.Component):
             for h in range(c.group):
                 with m.If(head_1 == h):
                     m.d.sync += [jobs[q * c.group + h].eq(word[q]) for q in range(c.window)]
-        return ResetInserter(self.cancel)(m)
+        return m

@@ -26,8 +26,6 @@ class BlockMap(wiring.Component):
     Parameters
     ----------
     config : PrefillConfig
-    simulate : bool
-        See :class:`~intaglio.rtl.memory.ram.Ram`.
 
     Members
     -------
@@ -48,8 +46,8 @@ class BlockMap(wiring.Component):
         One cycle later. Words of key blocks wholly after a batch are not written and must not be read.
     """
 
-    def __init__(self, config, *, simulate):
-        self.config, self.simulate = config, simulate
+    def __init__(self, config):
+        self.config = config
         heads, batch = index_bits(config.group), index_bits(config.batches)
         super().__init__(
             {
@@ -79,8 +77,8 @@ class BlockMap(wiring.Component):
         m = Module()
         c = self.config
         address_bits = index_bits(c.batches * c.blocks)
-        m.submodules.vertical = vertical = Ram(c.group, c.blocks, simulate=self.simulate)
-        m.submodules.slash = slash = Ram(c.group, c.blocks, simulate=self.simulate)
+        m.submodules.vertical = vertical = Ram(c.group, c.blocks)
+        m.submodules.slash = slash = Ram(c.group, c.blocks)
         for ram, bits in ((vertical, self.pick_vertical), (slash, self.pick_slash)):
             m.d.comb += [ram.write_en.eq(self.pick_en), ram.write_addr.eq(self.pick_index), ram.write_data.eq(bits)]
 
@@ -176,7 +174,7 @@ class BlockMap(wiring.Component):
         ending = Cat(row + 2 >= self.blocks for row in rows)
         memories = []
         for head, band in enumerate(bands):
-            memory = Ram(c.columns, c.batches * c.blocks, simulate=self.simulate)
+            memory = Ram(c.columns, c.batches * c.blocks)
             m.submodules[f"head_{head}"] = memory
             memories.append(memory)
             near = band[1:] | band[:-1]

@@ -20,8 +20,6 @@ class ScoreStore(wiring.Component):
     Parameters
     ----------
     config : PrefillConfig
-    simulate : bool
-        See :class:`~intaglio.rtl.memory.ram.Ram`.
 
     Members
     -------
@@ -42,8 +40,8 @@ class ScoreStore(wiring.Component):
     Latency: the additions of a head and block take 8 cycles after ``valid`` if the selector is ready every other cycle.
     """
 
-    def __init__(self, config, *, simulate):
-        self.config, self.simulate = config, simulate
+    def __init__(self, config):
+        self.config = config
         super().__init__(
             {
                 "clear": In(1),
@@ -83,7 +81,7 @@ class ScoreStore(wiring.Component):
                     m.d.sync += self.busy.eq(0)
         memories = []
         for number in range(c.group):
-            m.submodules[f"head_{number}"] = ram = Ram(width, c.blocks, simulate=self.simulate)
+            m.submodules[f"head_{number}"] = ram = Ram(width, c.blocks)
             memories.append(ram)
             m.d.comb += [
                 ram.read_en.eq(1),

@@ -36,8 +36,6 @@ class Selector(wiring.Component):
     Parameters
     ----------
     config : PrefillConfig
-    simulate : bool
-        See :class:`~intaglio.rtl.memory.ram.Ram`.
 
     Members
     -------
@@ -64,10 +62,10 @@ class Selector(wiring.Component):
     Latency: :func:`select_cycles`, exactly. The scores stay in memory.
     """
 
-    def __init__(self, config, *, simulate):
+    def __init__(self, config):
         self.config = config
         lanes, index = config.columns, index_bits(config.blocks)
-        self.scores = [Ram(SCORE_WORD, config.blocks, simulate=simulate) for _ in range(lanes)]
+        self.scores = [Ram(SCORE_WORD, config.blocks) for _ in range(lanes)]
         self.sum_bits = SCORE_WORD + index_bits(config.blocks)
         super().__init__(
             {

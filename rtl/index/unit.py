@@ -31,8 +31,6 @@ class IndexUnit(wiring.Component):
     Parameters
     ----------
     config : PrefillConfig
-    simulate : bool
-        See :class:`~intaglio.rtl.memory.ram.Ram`.
 
     Members
     -------
@@ -60,8 +58,8 @@ class IndexUnit(wiring.Component):
     Latency: :func:`intaglio.gen.cycles.attention.index_cycles`, if the memory keeps up.
     """
 
-    def __init__(self, config, *, simulate):
-        self.config, self.simulate = config, simulate
+    def __init__(self, config):
+        self.config = config
         c, block = config, BLOCK_BITS
         super().__init__(
             {
@@ -107,8 +105,8 @@ class IndexUnit(wiring.Component):
         c = self.config
         m.submodules.passes = passes = IndexPass(c)
         m.submodules.masses = masses = BlockMasses(c)
-        m.submodules.scores = scores = ScoreStore(c, simulate=self.simulate)
-        m.submodules.selector = selector = Selector(c, simulate=self.simulate)
+        m.submodules.scores = scores = ScoreStore(c)
+        m.submodules.selector = selector = Selector(c)
         m.submodules.decision = decision = Decision(c)
         block_bytes = 2 * c.block * c.head_dim  # of a Q block
         row_bits = c.block.bit_length() - 1

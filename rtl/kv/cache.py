@@ -44,8 +44,6 @@ class CacheControl(wiring.Component):
     Parameters
     ----------
     config : PrefillConfig
-    simulate : bool
-        See :class:`~intaglio.rtl.memory.ram.Ram`.
 
     Members
     -------
@@ -56,7 +54,7 @@ class CacheControl(wiring.Component):
     i_visit : In(stream of :func:`~intaglio.rtl.bus.streams.visit`)
         Taken when decided. After one with ``last`` the next run's are taken when all have been retired.
     o_fetch : Out(stream), fields line, block
-        In order of visits. Every request taken must be completed once, after a cancel too; one not yet taken is withdrawn by a cancel.
+        In order of visits. Every request taken must be completed once.
     done_en, done_line : In
         The block of the line is there.
     o_visit : Out(stream of visits), line : Out
@@ -65,8 +63,6 @@ class CacheControl(wiring.Component):
         The oldest visit not yet retired no longer reads its line. Only after it was taken; in any cycle.
     flush : In(1)
         Forget all blocks. Between runs only.
-    cancel : In(1)
-        End the run and forget all blocks. The sources of ``i_visit`` and ``retire`` are stopped with it.
     clear : In(1)
         Zero the counters.
     idle : Out(1)
@@ -81,8 +77,8 @@ class CacheControl(wiring.Component):
     :func:`decision_cycles` for a decision; 3 for a retirement.
     """
 
-    def __init__(self, config, *, simulate):
-        self.config, self.simulate = config, simulate
+    def __init__(self, config):
+        self.config = config
         line = index_bits(config.lines)
         super().__init__(
             {
@@ -97,7 +93,6 @@ class CacheControl(wiring.Component):
                 "line": Out(line),
                 "retire": In(1),
                 "flush": In(1),
-                "cancel": In(1),
                 "clear": In(1),
                 "idle": Out(1),
                 **{name: Out(COUNTER_BITS) for name in ("hits", "misses", "evictions", "stalls")},
@@ -109,7 +104,7 @@ class CacheControl(wiring.Component):
         c, now = self.config, self.i_visit.payload
         depth, line_bits = c.lookahead + 1, index_bits(c.lines)
         layout = _entry(c)
-        m.submodules.entries = entries = Ram(layout.size, c.lines, simulate=self.simulate)
+        m.submodules.entries = entries = Ram(layout.size, c.lines)
         entry = layout(entries.read_data)
         valid, loaded = Signal(c.lines), Signal(c.lines)
         update = Signal(layout)
@@ -125,11 +120,11 @@ class CacheControl(wiring.Component):
             return Mux(pointer == depth - 1, 0, pointer + 1)
 
         push, take, begin = Signal(), Signal(), Signal()
-        cancelling, ended = Signal(), Signal()
+        ended = Signal()
         m.d.comb += [
             self.o_visit.payload.eq(ring_visit[offered]),
             self.line.eq(ring_line[offered]),
-            self.o_visit.valid.eq((waiting != 0) & loaded.bit_select(self.line, 1) & ~cancelling),
+            self.o_visit.valid.eq((waiting != 0) & loaded.bit_select(self.line, 1)),
             take.eq(self.o_visit.valid & self.o_visit.ready),
         ]
         m.d.sync += [
@@ -200,24 +195,9 @@ class CacheControl(wiring.Component):
         }
         with m.FSM(name="state"):
             with m.State("ROUND"):
-                m.d.comb += self.idle.eq((ahead == 0) & (missing == 0) & ~cancelling & ~running)
+                m.d.comb += self.idle.eq((ahead == 0) & (missing == 0) & ~running)
                 m.d.sync += [scan.eq(0), hit.eq(0), has_free.eq(0), has_victim.eq(0)]
-                with m.If(cancelling):
-                    with m.If(missing == 0):
-                        m.d.sync += [
-                            valid.eq(0),
-                            ahead.eq(0),
-                            waiting.eq(0),
-                            retired.eq(0),
-                            tail.eq(0),
-                            offered.eq(0),
-                            oldest.eq(0),
-                            over.eq(0),
-                            ended.eq(0),
-                            running.eq(0),
-                            cancelling.eq(0),
-                        ]
-                with m.Elif(~over & ~ended & (ahead != depth)):
+                with m.If(~over & ~ended & (ahead != depth)):
                     with m.If(self.i_visit.valid):
                         m.d.sync += running.eq(1)
                         m.next = "SCAN"
@@ -234,9 +214,7 @@ class CacheControl(wiring.Component):
             with m.State("COMPARE"):
                 m.next = "DECIDE"
             with m.State("DECIDE"):
-                with m.If(cancelling):
-                    m.next = "ROUND"
-                with m.Elif(hit):
+                with m.If(hit):
                     m.d.comb += push.eq(1)
                 with m.Elif(has_free | (ahead <= 1)):
                     m.d.comb += [self.o_fetch.valid.eq(1), push.eq(self.o_fetch.ready)]
@@ -269,8 +247,6 @@ class CacheControl(wiring.Component):
                 m.next = "ROUND"
         with m.If(take & self.o_visit.p.last):
             m.d.sync += running.eq(0)
-        with m.If(self.cancel):
-            m.d.sync += cancelling.eq(1)
         with m.If(self.flush):
             m.d.sync += valid.eq(0)
         for name, happens in counts.items():

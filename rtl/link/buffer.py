@@ -43,16 +43,13 @@ class WordBuffer(wiring.Component):
     width : int
     depth : int
         A power of 2, 16 to 128.
-    simulate : bool
-        True for Amaranth's simulator; False for Verilog, where it is an instance of ``intaglio_word_buffer`` (:data:`BUFFER_VERILOG`),
-        because a memory with initial contents cannot be made of LUTs on ECP5.
 
     Latency: reads 0 cycles; a word can be read in the cycle after its write.
     """
 
-    def __init__(self, width, depth, *, simulate):
+    def __init__(self, width, depth):
         check_depth(depth)
-        self.width, self.depth, self.simulate = width, depth, simulate
+        self.width, self.depth = width, depth
         bits = depth.bit_length() - 1
         super().__init__(
             {
@@ -66,7 +63,7 @@ class WordBuffer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        if self.simulate:
+        if platform is None:
             m.submodules.memory = memory = Memory(MemoryData(shape=self.width, depth=self.depth, init=[]))
             write, read = memory.write_port(), memory.read_port(domain="comb")
             m.d.comb += [

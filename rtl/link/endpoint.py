@@ -50,8 +50,6 @@ class Endpoint(wiring.Component):
         32 bits, told in the answer to HELLO.
     depth : int
         Words of each buffer, a power of 2 in 16..128.
-    simulate : bool
-        See :class:`WordBuffer`.
 
     Members
     -------
@@ -74,12 +72,12 @@ class Endpoint(wiring.Component):
     Throughput: that of the bytes (:class:`Deframer`, :class:`Framer`).
     """
 
-    def __init__(self, digest, *, depth=32, simulate=False):
+    def __init__(self, digest, *, depth=32):
         if not isinstance(digest, int) or not 0 <= digest <= 0xFFFFFFFF:
             raise ValueError(f"digest must be an integer of 32 bits, not {digest!r}")
         check_depth(depth)
         self.digest, self.depth = digest, depth
-        self.command_buffer, self.result_buffer = (WordBuffer(33, depth, simulate=simulate) for _ in range(2))
+        self.command_buffer, self.result_buffer = (WordBuffer(33, depth) for _ in range(2))
         super().__init__(
             {
                 "i": In(stream.Signature(8)),

@@ -1,5 +1,7 @@
 """Read-write memories: one write and one read port, an instance in the generated Verilog and a plain memory in simulation."""
 
+from functools import cached_property
+
 from amaranth.hdl import ClockSignal, Instance, MemoryData, Module
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
@@ -48,19 +50,23 @@ def index_bits(count):
 class Ram(wiring.Component):
     """Memory with one write and one read port, without initial contents.
 
+    For a platform it is an instance of ``intaglio_ram`` (:data:`RAM_VERILOG`), so that no initial value is written for every word; for
+    Amaranth's simulator, which has no platform, a plain memory.
+
     Parameters
     ----------
     width, depth : int
-    simulate : bool
-        True for Amaranth's simulator (:attr:`data` holds the words); False for Verilog, where it is an instance of
-        ``intaglio_ram`` (:data:`RAM_VERILOG`), so that no initial value is written for every word.
+
+    Attributes
+    ----------
+    data : MemoryData
+        The words, in Amaranth's simulator.
 
     Latency: reads 1 cycle. Nothing may depend on what a read returns in the cycle of a write to its address (here the old word).
     """
 
-    def __init__(self, width, depth, *, simulate):
+    def __init__(self, width, depth):
         self.width, self.depth = width, depth
-        self.data = MemoryData(shape=width, depth=depth, init=[]) if simulate else None
         bits = index_bits(depth)
         super().__init__(
             {
@@ -73,9 +79,13 @@ class Ram(wiring.Component):
             }
         )
 
+    @cached_property
+    def data(self):
+        return MemoryData(shape=self.width, depth=self.depth, init=[])
+
     def elaborate(self, platform):
         m = Module()
-        if self.data is None:
+        if platform is not None:
             m.submodules.ram = Instance(
                 RAM_MODULE,
                 p_WIDTH=self.width,

@@ -187,7 +187,7 @@ class GatedRom(wiring.Component):
     """
 
     def __init__(self, name, config, init=None):
-        self.config, self.simulate = config, init is not None
+        self.config = config
         banks = config.gate_banks
         self.banks = [
             Rom(
@@ -215,7 +215,7 @@ class GatedRom(wiring.Component):
             m.submodules[f"bank_{b}"] = bank
             m.d.comb += bank.addr.eq(self.addr[: len(bank.addr)])
             data = Signal(config.weight_word_bits, name=f"bank_{b}_data")
-            m.submodules[f"power_{b}"] = power = _Power(len(data), config.gate_wake, simulate=self.simulate)
+            m.submodules[f"power_{b}"] = power = _Power(len(data), config.gate_wake)
             m.d.comb += [power.on.eq(self.power[b]), power.raw.eq(bank.data), data.eq(power.word)]
             word = Signal(config.weight_word_bits, name=f"bank_{b}_word")
             m.d.comb += word.eq(data & self.awake[b].replicate(len(data)) if config.gate_isolation else data)
@@ -230,13 +230,13 @@ class GatedRom(wiring.Component):
 class _Power(wiring.Component):
     """Instance of ``intaglio_power`` (:data:`POWER_VERILOG`), or the same for Amaranth's simulator."""
 
-    def __init__(self, width, wake, *, simulate):
-        self.width, self.wake, self.simulate = width, wake, simulate
+    def __init__(self, width, wake):
+        self.width, self.wake = width, wake
         super().__init__({"on": In(1), "raw": In(width), "word": Out(width)})
 
     def elaborate(self, platform):
         m = Module()
-        if not self.simulate:
+        if platform is not None:
             m.submodules.model = Instance(
                 POWER_MODULE,
                 p_WIDTH=self.width,

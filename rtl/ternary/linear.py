@@ -163,7 +163,7 @@ class LinearUnit(wiring.Component):
         path = None
         activations = self.act_data
         if config.rank:
-            m.submodules.adapter = path = AdapterPath(config, simulate=self.weights is not None)
+            m.submodules.adapter = path = AdapterPath(config)
             path.connect_outer(m, self)
             activations = Signal.like(self.act_data, name="activations", reset_less=True)
             m.d.sync += activations.eq(Mux(path.source == Source.B, path.word, self.act_data))

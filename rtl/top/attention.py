@@ -50,8 +50,6 @@ class PrefillCore(wiring.Component):
     Parameters
     ----------
     config : PrefillConfig
-    simulate : bool
-        See :class:`~intaglio.rtl.memory.ram.Ram`.
     matrix : wiring.Component or None
         In place of the :class:`~intaglio.rtl.matrix.unit.MatrixUnit` of the configuration; the same members and latency.
 
@@ -81,8 +79,8 @@ class PrefillCore(wiring.Component):
     Latency: :func:`intaglio.gen.cycles.attention.run_cycles`.
     """
 
-    def __init__(self, config, *, simulate, matrix=None):
-        self.config, self.simulate = config, simulate
+    def __init__(self, config, *, matrix=None):
+        self.config = config
         self.matrix = matrix or MatrixUnit(config.head_dim, config.columns, config.lut_columns)
         super().__init__(
             {
@@ -121,17 +119,17 @@ class PrefillCore(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        c, simulate = self.config, self.simulate
+        c = self.config
         restart, blocks, line_bytes = Signal(), Signal(BLOCK_BITS), 4 * c.block * c.head_dim
         units = {
-            "index": IndexUnit(c, simulate=simulate),
-            "block_map": BlockMap(c, simulate=simulate),
-            "schedule": Schedule(c, simulate=simulate),
-            "cache": CacheControl(c, simulate=simulate),
+            "index": IndexUnit(c),
+            "block_map": BlockMap(c),
+            "schedule": Schedule(c),
+            "cache": CacheControl(c),
             "jobs": JobSequencer(c),
             "queries": QueryLoader(c),
-            "engine": TileEngine(c, self.matrix, simulate=simulate),
-            "stores": Stores(c, simulate=simulate),
+            "engine": TileEngine(c, self.matrix),
+            "stores": Stores(c),
         }
         for name, unit in units.items():
             m.submodules[name] = ResetInserter(restart)(unit)
@@ -238,7 +236,7 @@ class PrefillCore(wiring.Component):
         self._map(m, index, block_map, schedule)
         wiring.connect(m, schedule.o_visit, cache.i_visit)
         wiring.connect(m, cache.o_visit, jobs.i_visit)
-        m.d.comb += [jobs.line.eq(cache.line), jobs.loaded.eq(queries.loaded), jobs.drained.eq(-1)]
+        m.d.comb += [jobs.line.eq(cache.line), jobs.loaded.eq(queries.loaded)]
         wiring.connect(m, wiring.flipped(self.o), engine.o)
         m.d.comb += self.monitor.eq(
             Cat(

@@ -67,7 +67,7 @@ class PrefillShell(wiring.Component):
         c = self.config
         m.domains.sync = ClockDomain()
         m.d.comb += [ClockSignal().eq(self.aclk), ResetSignal().eq(~self.aresetn)]
-        m.submodules.core = core = PrefillCore(c, simulate=False)
+        m.submodules.core = core = PrefillCore(c)
         offsets = {register.name: register.offset for register in REGISTER_MAP}
         m.submodules.registers = lite = AxiLite(offsets.values())
         lite.connect(m, self)

@@ -27,9 +27,9 @@ class Buffer(wiring.Component):
     ``write_en`` has a bit per part; ``write_data`` and ``read_data`` are whole words.
     """
 
-    def __init__(self, part_bits, parts, depth, *, simulate=False):
+    def __init__(self, part_bits, parts, depth):
         self.part_bits = part_bits
-        self.rams = [Ram(part_bits, depth, simulate=simulate) for _ in range(parts)]
+        self.rams = [Ram(part_bits, depth) for _ in range(parts)]
         bits = self.rams[0].read_addr.shape()
         super().__init__(
             {

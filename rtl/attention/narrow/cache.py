@@ -36,13 +36,13 @@ class KvCache(wiring.Component):
     Latency: a write is readable three cycles after its strobe. ``start`` in cycle n: steps from n + 2 on.
     """
 
-    def __init__(self, config, *, simulate):
+    def __init__(self, config):
         self.config = config
         bits = index_bits(config.kv_heads)
         self.rows = 2 * config.layers * config.kv_heads * config.context
         self.parts = config.head_dim // config.vector_width
-        self.part_rams = [Ram(8 * config.vector_width, self.rows, simulate=simulate) for _ in range(self.parts)]
-        self.scale_ram = Ram(26, self.rows, simulate=simulate)
+        self.part_rams = [Ram(8 * config.vector_width, self.rows) for _ in range(self.parts)]
+        self.scale_ram = Ram(26, self.rows)
         super().__init__(
             {
                 "layer": In(index_bits(config.layers)),

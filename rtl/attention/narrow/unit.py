@@ -80,18 +80,15 @@ class AttentionUnit(wiring.Component):
 
     def __init__(self, config, embedding=None):
         self.config = config
-        simulate = embedding is not None
         heads, width = config.attention_heads, config.vector_width
         self.array = MacArray(config)
-        self.cache = KvCache(config, simulate=simulate)
+        self.cache = KvCache(config)
         self.scores = Scores(config)
         self.weights = Weights(config)
         self.scaler = Scaler(config)
         self.topk = TopK(config.top_k, index_bits(config.vocab), LOGIT_BITS)
-        self.score_ram = Ram(heads * SCORE_BITS, config.context, simulate=simulate)
-        self.operand_rams = [
-            Ram(16 * width, config.head_groups, simulate=simulate) for _ in range(config.array // width)
-        ]
+        self.score_ram = Ram(heads * SCORE_BITS, config.context)
+        self.operand_rams = [Ram(16 * width, config.head_groups) for _ in range(config.array // width)]
         self.rom = Rom("embedding", 8 * config.array, config.vocab * config.head_groups, init=embedding)
         cache = {
             name: In(getattr(self.cache, name).shape())

@@ -24,8 +24,6 @@ class AdapterPath(wiring.Component):
     Parameters
     ----------
     config : DecoderConfig
-    simulate : bool
-        Memories for Amaranth's simulator (:attr:`rams`, :attr:`scales`).
 
     Members
     -------
@@ -49,13 +47,11 @@ class AdapterPath(wiring.Component):
 
     JOIN_LATENCY = Join.LATENCY
 
-    def __init__(self, config, *, simulate=False):
+    def __init__(self, config):
         self.config = config
         memories = config.adapters + 1
-        self.rams = [
-            Ram(2 * config.lane_width, memories * config.adapter_words, simulate=simulate) for _ in range(config.lanes)
-        ]
-        self.scales = Ram(ScalarLayout.size, memories * config.adapter_scales, simulate=simulate)
+        self.rams = [Ram(2 * config.lane_width, memories * config.adapter_words) for _ in range(config.lanes)]
+        self.scales = Ram(ScalarLayout.size, memories * config.adapter_scales)
         super().__init__(
             {
                 "adapt": In(1),

@@ -19,16 +19,16 @@ SMALL = PrefillConfig(
     head_dim=16, group=2, block=32, columns=8, context=512, window=4, lines=6, lookahead=2, drain=4, lut_columns=2
 )
 UNITS = {
-    "block_map": lambda c: block_map.BlockMap(c, simulate=False),
-    "cache": lambda c: cache.CacheControl(c, simulate=False),
+    "block_map": lambda c: block_map.BlockMap(c),
+    "cache": lambda c: cache.CacheControl(c),
     "decide": decide.Decision,
     "fetch": fetch.Fetch,
     "jobs": jobs.JobSequencer,
     "masses": masses.BlockMasses,
     "passes": passes.IndexPass,
-    "schedule": lambda c: schedule.Schedule(c, simulate=False),
-    "select": lambda c: select.Selector(c, simulate=False),
-    "engine": lambda c: engine.TileEngine(c, MatrixUnit(c.head_dim, c.columns, c.lut_columns), simulate=False),
+    "schedule": lambda c: schedule.Schedule(c),
+    "select": lambda c: select.Selector(c),
+    "engine": lambda c: engine.TileEngine(c, MatrixUnit(c.head_dim, c.columns, c.lut_columns)),
 }
 
 

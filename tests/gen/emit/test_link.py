@@ -76,4 +76,4 @@ def test_arguments():
         with pytest.raises(ValueError, match=r"divisor must be an integer in 4..65535, not 3"):
             unit(3)
     with pytest.raises(ValueError, match="not 200"):
-        WordBuffer(33, 200, simulate=True)
+        WordBuffer(33, 200)

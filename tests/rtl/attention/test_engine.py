@@ -121,11 +121,7 @@ class Stores:
 
 def run_engine(config, matrix, stores, commands, base, *, stall=0.0):
     """Masses, results and retirements in order, and the cycles of the last command and of the end."""
-    dut, picks, seen = (
-        TileEngine(config, matrix, simulate=True),
-        random.Random(9),
-        dict(masses=[], beats=[], retired=[], taken=[]),
-    )
+    dut, picks, seen = (TileEngine(config, matrix), random.Random(9), dict(masses=[], beats=[], retired=[], taken=[]))
 
     async def bench(ctx):
         ctx.set(dut.base, base)

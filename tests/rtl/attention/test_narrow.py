@@ -8,6 +8,7 @@ import pytest
 from amaranth.back import verilog
 from amaranth.sim import Simulator
 
+from intaglio.gen.emit.verilog import VERILOG
 from intaglio.rtl.arithmetic.numerics import EXP_TABLE
 from intaglio.rtl.attention.narrow import EMBEDDING_LATENCY, AttentionUnit, attend_cycles, head_cycles
 from intaglio.rtl.config.decoder import DecoderConfig
@@ -444,7 +445,7 @@ def test_converts_and_lints(tmp_path):
     tools = find_tools()
     unit = AttentionUnit(CONFIGS["two heads"])
     ports = {"_".join(map(str, path)): (signal, None) for path, _, signal in unit.signature.flatten(unit)}
-    text = verilog.convert(unit, name="attention", ports=ports, emit_src=False)
+    text = verilog.convert(unit, name="attention", platform=VERILOG, ports=ports, emit_src=False)
     assert "intaglio_ram" in text and "intaglio_rom" in text
     files = {"attention.v": text, "intaglio_ram.v": RAM_VERILOG, "intaglio_rom.v": ROM_VERILOG}
     for file, content in files.items():

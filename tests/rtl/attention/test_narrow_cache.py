@@ -37,7 +37,7 @@ class Bench:
     """Drives the ports; ``cycle`` counts the edges."""
 
     def __init__(self, config):
-        self.config, self.dut, self.cycle = config, KvCache(config, simulate=True), 0
+        self.config, self.dut, self.cycle = config, KvCache(config), 0
 
     def run(self, script):
         async def bench(ctx):

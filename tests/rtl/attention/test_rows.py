@@ -80,7 +80,7 @@ def softmax_of(tile, base, bias=1):
 
 def run_softmax(config, base, tiles, gap):
     """What :func:`softmax_of` returns for each tile, keys back to back; weights as soon as they may or ``gap`` cycles later."""
-    dut = TileSoftmax(config, simulate=True)
+    dut = TileSoftmax(config)
     out, begun = [{} for _ in tiles], []
 
     async def bench(ctx):
@@ -152,7 +152,7 @@ class Accumulating(wiring.Component):
     def __init__(self, config):
         self.config = config
         super().__init__({})
-        self.states, self.values = RowStates(config, simulate=True), Accumulators(config, simulate=True)
+        self.states, self.values = RowStates(config), Accumulators(config)
         self.drain = Drain(config)
         self.merge, self.address, self.walk, self.norm = Signal(), Signal.like(self.states.address), Signal(), Signal()
 

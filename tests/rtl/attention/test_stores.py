@@ -32,7 +32,7 @@ def simulate(dut, bench):
 def store_reads(shape, cycles=200, seed=0):
     """Every word written; then a write and reads of all kinds in every cycle. Pairs (found, expected) of what the reads brought."""
     c, picks, pairs = PrefillConfig(**shape), random.Random(seed), []
-    dut = Stores(c, simulate=True)
+    dut = Stores(c)
     sizes = {
         "key": c.lines * c.block,
         "value": c.lines * c.block,
@@ -120,7 +120,7 @@ def test_bits_of_the_stores():
 def score_run(shape, blocks, *, seed=0, ready=(1,), gap=10, given=None, clear=True):
     """Additions (lane, index, addend), ver and pool read back by (head, block), cycles from each ``valid`` until no addition is owed."""
     c, picks = PrefillConfig(**shape), random.Random(seed)
-    dut, added, times, kept = ScoreStore(c, simulate=True), [], [], {}
+    dut, added, times, kept = ScoreStore(c), [], [], {}
     sums = [
         [
             (
@@ -302,9 +302,7 @@ def test_a_wrong_stride_shows():
     assert query_run(SMALL, 5, given=6)[0][:10] != query_expectation(SMALL, 5)
 
 
-@pytest.mark.parametrize(
-    "unit", [lambda c: Stores(c, simulate=True), lambda c: ScoreStore(c, simulate=True), QueryLoader]
-)
+@pytest.mark.parametrize("unit", [lambda c: Stores(c), lambda c: ScoreStore(c), QueryLoader])
 def test_a_shape_that_does_not_fit_makes_no_unit(unit):
     with pytest.raises(ValueError, match="block must be a power of 2 in 16..128, not 48"):
         unit(PrefillConfig(**SMALL | dict(block=48)))

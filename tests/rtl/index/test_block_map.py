@@ -39,7 +39,7 @@ def expected(blocks, vertical, slash, rows, aware, dense):
 
 
 def run(config, blocks, vertical, slash, rows, aware, dense):
-    dut, got, cycles = BlockMap(config, simulate=True), [], None
+    dut, got, cycles = BlockMap(config), [], None
 
     def word(bits):
         return sum(bool(bit) << i for i, bit in enumerate(bits))

@@ -97,7 +97,7 @@ class Bench:
     """Memory: a request is there after some cycles, in order. Engine: a tile takes ``speed`` cycles, and one more with a load."""
 
     def __init__(self, config, *, seed=0, latency=9, speed=2, stall=0.0):
-        self.config, self.dut, self.picks = config, IndexUnit(config, simulate=True), random.Random(seed)
+        self.config, self.dut, self.picks = config, IndexUnit(config), random.Random(seed)
         self.latency, self.speed, self.stall = latency, speed, stall
 
     def sends(self, scores, tile, head, pooled, begin):

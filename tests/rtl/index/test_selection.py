@@ -162,7 +162,7 @@ async def select(ctx, dut, count, gamma16):
     ],
 )
 def test_selection(kind, count, gammas):
-    dut, lanes = Selector(CONFIG, simulate=True), scores(random.Random(count), count, kind)
+    dut, lanes = Selector(CONFIG), scores(random.Random(count), count, kind)
 
     async def bench(ctx):
         await write(ctx, dut, lanes)
@@ -186,7 +186,7 @@ def test_selection(kind, count, gammas):
 @pytest.mark.parametrize("gap", [0, 0.5])
 def test_additions(gap):
     """Additions one every other cycle, many to the same score in a row, after a clear; then the search sees the sums."""
-    dut, picks = Selector(CONFIG, simulate=True), random.Random(1)
+    dut, picks = Selector(CONFIG), random.Random(1)
     adds = [(picks.randrange(9), picks.randrange(4), picks.randrange(MOST + 1)) for _ in range(60)]
     adds += [add for add in adds[:10] for _ in range(3)] + [
         (8, 3, MOST),

@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from amaranth.hdl import Module
+from amaranth.hdl import Module, ResetInserter, Signal
 from amaranth.lib.wiring import connect
 from amaranth.sim import Simulator
 
@@ -64,8 +64,8 @@ def fields(visit):
 
 
 def streamed(config, block_map, *, taker=None, cancel_at=None, cls=Schedule):
-    """Visits and the cycle of the last, in a run from ``start``, after a run that was cancelled if asked for."""
-    dut, found, cycles = cls(config, simulate=True), [], 0
+    """Visits and the cycle of the last, in a run from ``start``, after a run that a reset ended if asked for."""
+    dut, reset, found, cycles = cls(config), Signal(), [], 0
     count = block_map.shape[1]
 
     async def bench(ctx):
@@ -79,7 +79,7 @@ def streamed(config, block_map, *, taker=None, cancel_at=None, cls=Schedule):
                 ctx.set(dut.read_data, word)
                 ctx.set(dut.o_visit.ready, int(taker is None or taker.random() < 0.3))
                 cancelled = cancel_at is not None and run == 0 and cycles == cancel_at
-                ctx.set(dut.cancel, int(cancelled))
+                ctx.set(reset, int(cancelled))
                 if ctx.get(dut.read_en):
                     head, batch, block = ctx.get(dut.read_head), ctx.get(dut.read_batch), ctx.get(dut.read_block)
                     rows = range(batch * config.columns, min(count, (batch + 1) * config.columns))
@@ -95,10 +95,10 @@ def streamed(config, block_map, *, taker=None, cancel_at=None, cls=Schedule):
                     break
                 cycles += 1
                 assert cycles < 100_000
-            ctx.set(dut.cancel, 0)
+            ctx.set(reset, 0)
             assert not ctx.get(dut.busy)
 
-    sim = Simulator(dut)
+    sim = Simulator(ResetInserter(reset)(dut))
     sim.add_clock(1e-6)
     sim.add_testbench(bench)
     sim.run()
@@ -148,7 +148,7 @@ class Bench:
 
     def __init__(self, config, seed, *, latency=30, work=60, gap=4, cls=CacheControl, alter=0):
         self.config, self.random, self.latency, self.work, self.gap = config, random.Random(seed), latency, work, gap
-        self.dut, self.alter = cls(config, simulate=True), alter
+        self.dut, self.reset, self.alter = cls(config), Signal(), alter
         self.content, self.held, self.cycles, self.first_decision = {}, {}, 0, None
 
     def run(self, script):
@@ -156,7 +156,7 @@ class Bench:
             self.ctx = ctx
             await script(self)
 
-        sim = Simulator(self.dut)
+        sim = Simulator(ResetInserter(self.reset)(self.dut))
         sim.add_clock(1e-6)
         sim.add_testbench(bench)
         sim.run()
@@ -218,7 +218,7 @@ class Bench:
                 ctx.set(dut.done_line, complete[1])
             retire = bool(busy) and busy[0] <= cycle
             ctx.set(dut.retire, int(retire))
-            ctx.set(dut.cancel, int(cycle == cancel_at))
+            ctx.set(self.reset, int(cycle == cancel_at))
             if ctx.get(dut.o_fetch.valid) and ctx.get(dut.o_fetch.ready):
                 line, block = ctx.get(dut.o_fetch.p.line), ctx.get(dut.o_fetch.p.block)
                 self.check_fetch(found, want, owner, fetches, line, block, retired)
@@ -249,11 +249,12 @@ class Bench:
             if cycle == cancel_at:
                 cancelled, busy, sent, retired = True, [], len(found), len(found)
                 self.held.clear()
+                memory.clear()
             cycle += 1
             assert cycle < limit
         ctx.set(dut.retire, 0)
         ctx.set(dut.done_en, 0)
-        ctx.set(dut.cancel, 0)
+        ctx.set(self.reset, 0)
         self.cycles += cycle
         if cancel_at is None:
             assert [f[1:] for f in fetches] == [f[1:] for f in want.fetches]
@@ -365,8 +366,8 @@ def test_schedule_and_control_together():
     """From the map to visits with their lines, in two runs; the memory answers in order after 25 cycles."""
     c = CONFIGS["small"]
     m = Module()
-    m.submodules.schedule = schedule = Schedule(c, simulate=True)
-    m.submodules.cache = cache = CacheControl(c, simulate=True)
+    m.submodules.schedule = schedule = Schedule(c)
+    m.submodules.cache = cache = CacheControl(c)
     connect(m, schedule.o_visit, cache.i_visit)
     block_map = sparse(21, c, c.blocks, 0.3)
     found = visits(block_map, c.window)

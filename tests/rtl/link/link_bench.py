@@ -59,11 +59,7 @@ class Bench:
     """An Endpoint with a decoder that takes commands and gives results when told, and the same in Python."""
 
     def __init__(self, seed, depth=16):
-        self.rng, self.dut, self.model = (
-            random.Random(seed),
-            Endpoint(DIGEST, depth=depth, simulate=True),
-            Peer(DIGEST, depth=depth),
-        )
+        self.rng, self.dut, self.model = (random.Random(seed), Endpoint(DIGEST, depth=depth), Peer(DIGEST, depth=depth))
         self.decoder, self.sent, self.frames = Decoder(), 0, []
         self.registers, self.executed = {}, []
 

@@ -108,7 +108,7 @@ def run_protocol(seed, *, steps=60, depth=16):
 
 @pytest.mark.parametrize("cause, cycles", [("request", 7), ("command", 5), ("one result", 6), ("three results", 8)])
 def test_latency_of_the_endpoint(cause, cycles):
-    dut, found = Endpoint(DIGEST, depth=16, simulate=True), []
+    dut, found = Endpoint(DIGEST, depth=16), []
 
     async def bench(ctx):
         ctx.set(dut.o.ready, 1)

@@ -11,6 +11,7 @@ from amaranth.sim import Simulator
 
 from intaglio.gen.cycles.gating import powered_intervals
 from intaglio.gen.emit.power_intent import power_intent
+from intaglio.gen.emit.verilog import VERILOG
 from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.ternary import packing
 from intaglio.rtl.ternary.linear import LinearUnit, Mode
@@ -320,7 +321,9 @@ def test_power_intent(isolation):
     assert elements == [f"core/linear/rom_{lane}/bank_{b}" for b in range(4) for lane in range(2)]
     assert {f"core/linear/gate/power[{b}]" for b in range(4)} <= set(signals)
     assert ("core/linear/gate/awake[0]" in signals) == bool(isolation)
-    unit = rtlil.convert(LinearUnit(config, lane_instance=True), name="unit", ports=[], emit_src=False)
+    unit = rtlil.convert(
+        LinearUnit(config, lane_instance=True), name="unit", platform=VERILOG, ports=[], emit_src=False
+    )
     cells = {}
     for module, body in re.findall(r"^module \\(\S+)$(.*?)^end$", unit, re.MULTILINE | re.DOTALL):
         cells[module] = set(re.findall(r"^  cell \S+ \\(\S+)$", body, re.MULTILINE))

@@ -11,6 +11,7 @@ import pytest
 from amaranth.back import rtlil
 from amaranth.hdl import Assert, Elaboratable, Instance, Module, Mux, Signal
 
+from intaglio.gen.emit.verilog import VERILOG
 from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.memory.rom import ROM_MODULE
 from intaglio.rtl.ternary.gate import POWER_VERILOG
@@ -105,7 +106,9 @@ def prove(claims, tmp_path, timeout=120):
     """Yosys' verdict: "proved", "refuted" or its last words."""
     linear = claims.linear
     ports = [linear.start, linear.restart, linear.ahead, linear.groups, linear.chunks, linear.gate_stall, linear.busy]
-    (tmp_path / "unit.il").write_text(rtlil.convert(claims, name="claims", ports=ports, emit_src=False))
+    (tmp_path / "unit.il").write_text(
+        rtlil.convert(claims, name="claims", platform=VERILOG, ports=ports, emit_src=False)
+    )
     (tmp_path / "power.v").write_text(POWER_VERILOG)
     steps = [
         "read_rtlil unit.il",
