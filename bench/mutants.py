@@ -20,7 +20,7 @@ from bench.common import Progress
 from bench.mutations import draw
 from intaglio import Error
 
-__all__ = ["EQUIVALENT", "TESTS", "Workshop", "main", "tests_of"]
+__all__ = ["EQUIVALENT", "TESTS", "Workshop", "concerning", "main"]
 
 GOAL = 0.98
 COPIED = ("rtl", "gen", "sim", "host", "boards", "intaglio", "tests", "bench", "models", "pyproject.toml")
@@ -72,7 +72,7 @@ TESTS = {
 EQUIVALENT = {}
 
 
-def tests_of(path):
+def concerning(path):
     """Paths of the tests that concern a file of ``rtl``, cheapest first.
 
     Raises
@@ -157,7 +157,7 @@ class Workshop:
         """``(outcome, test)`` of a mutation: "killed" by a test, "limit" where tests hang, or "survived"."""
         target = self.folder / mutation.path
         source = target.read_bytes()
-        for path in tests_of(mutation.path):
+        for path in concerning(mutation.path):
             allowed = 3 * self.baseline(path) + SLACK if limit is None else limit
             target.write_bytes(mutation.apply(source))
             try:

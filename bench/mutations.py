@@ -5,6 +5,7 @@ values, resets. Widths, names, ranges and what Python itself decides while it el
 """
 
 import ast
+import bisect
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ class _Finder(ast.NodeVisitor):
         return self.begins[node.lineno - 1] + node.col_offset, self.begins[node.end_lineno - 1] + node.end_col_offset
 
     def add(self, kind, start, end, new):
-        line = next(i for i, begin in enumerate(self.begins) if begin > start)
+        line = bisect.bisect_right(self.begins, start)
         old, text = self.source[start:end].decode(), self.lines[line - 1].decode().strip()
         self.found.append(
             Mutation(path=self.path, kind=kind, line=line, text=text, start=start, end=end, old=old, new=new)
