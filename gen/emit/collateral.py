@@ -81,6 +81,7 @@ def manifest(
     *,
     bos: int | None,
     eos: int | tuple[int, ...] | None,
+    tokenizer: str,
     preset: str,
     top: str,
     digest: str,
@@ -97,10 +98,12 @@ def manifest(
     bos : int or None
     eos : int, tuple of int, or None
         The tokens that begin and end a text.
+    tokenizer : str
+        Of :func:`~intaglio.gen.checkpoint.text.tokenizer_kind`.
     top : str
         Name of the top module.
     files : dict
-        Lists of relative paths under verilog, rom, lint, core, header and, with gated banks, power.
+        Lists of relative paths under verilog, rom, lint, core, header and, if there are any, power (gated banks) and tokenizer.
     inputs : str
         Digest of what the output was made of.
     adapter : dict
@@ -150,7 +153,7 @@ def manifest(
             "top_k": c.top_k,
             "bos": bos,
             "eos": list(eos) if isinstance(eos, tuple) else eos,
-            "tokenizer": "bytes" if c.vocab <= 256 else "none",
+            "tokenizer": tokenizer,
             "ternary_weights": c.layers * c.layer_weights,
             "zero_weight_share": round(zero_share, 6),
         },

@@ -12,6 +12,7 @@ from intaglio import __version__
 from intaglio.gen.checkpoint.model import ModelConfig
 from intaglio.gen.checkpoint.quantised import quantise
 from intaglio.gen.checkpoint.reader import load_checkpoint
+from intaglio.gen.checkpoint.text import tokenizer_kind
 from intaglio.gen.checkpoint.weights import Checkpoint
 from intaglio.gen.emit import collateral, output
 from intaglio.gen.emit.images import images
@@ -124,6 +125,9 @@ def _design(checkpoint, config, preset, prefix, inputs, tell):
         registers=register_map(config),
         description="Ternary decoder language model",
     )
+    if checkpoint.text:
+        files["tokenizer"] = sorted(f"tokenizer/{name}" for name in checkpoint.text)
+        content |= {f"tokenizer/{name}": data for name, data in checkpoint.text.items()}
     if config.gate_words:
         files["power"] = [f"{top}.upf"]
         content[f"{top}.upf"] = power_intent(config, top).encode()
@@ -131,6 +135,7 @@ def _design(checkpoint, config, preset, prefix, inputs, tell):
         quantised,
         bos=checkpoint.config.bos_token_id,
         eos=checkpoint.config.eos_token_id,
+        tokenizer=tokenizer_kind(checkpoint.text, config.vocab),
         preset=preset,
         top=top,
         digest=digest,
@@ -167,6 +172,8 @@ def _inputs_digest(checkpoint, preset, prefix, config):
         for name, gains in layer.norms.items():
             key.update(name.encode() + gains.tobytes())
     key.update(checkpoint.embed.tobytes() + checkpoint.final_norm.tobytes())
+    for name, data in sorted(checkpoint.text.items()):
+        key.update(f"{name} {len(data)}".encode() + data)
     return key.hexdigest()
 
 
