@@ -52,9 +52,12 @@ board: setup  ## place and route a board's bitstream with pip's tools: BOARD=ulx
 bench-board: board  ## figures of a placed board: BOARD=ulx3s; builds first what is not built; writes build/BOARD/bench.json
 	@$(BIN)/python -m bench.board --board $(BOARD) --model $(MODEL) --build $(BUILD)
 
-lint: setup  ## ruff: rules and format
+lint: setup  ## ruff (rules and format) and mypy (types)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
+	@rm -rf $(BUILD)/types && mkdir -p $(BUILD)/types/intaglio
+	@ln -s $(CURDIR)/intaglio/*.py $(addprefix $(CURDIR)/,boards gen host rtl sim) $(BUILD)/types/intaglio/
+	@MYPYPATH=$(BUILD)/types $(BIN)/mypy --no-error-summary -p intaglio -p bench
 
 train: setup  ## train the shipped model anew (hours); writes build/train
 	@$(BIN)/python -m intaglio.sim.train.decoder --out $(BUILD)/train --schedule $(FIRST) --decay 1300

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from bench.common import Progress
-from bench.mutations import draw
+from bench.mutations import Mutation, draw
 from intaglio import Error
 
 __all__ = ["EQUIVALENT", "TESTS", "Workshop", "concerning", "main"]
@@ -72,7 +72,7 @@ TESTS = {
 EQUIVALENT = {}
 
 
-def concerning(path):
+def concerning(path: str) -> list[str]:
     """Paths of the tests that concern a file of ``rtl``, cheapest first.
 
     Raises
@@ -98,7 +98,7 @@ class Workshop:
         An empty folder for the copy.
     """
 
-    def __init__(self, root, folder):
+    def __init__(self, root: Path, folder: Path) -> None:
         self.root, self.folder, self.seconds = root, folder, {}
         for name in COPIED:
             if (root / name).is_dir():
@@ -108,7 +108,7 @@ class Workshop:
         for part in ("rtl", "gen", "sim", "host", "boards"):  # so that the copy is imported, not what is installed
             (folder / "intaglio" / part).symlink_to(folder / part)
 
-    def test(self, path, limit=None):
+    def test(self, path: str, limit: float | None = None) -> tuple[str, str | None, float]:
         """``(outcome, test, seconds)``: "passed", "failed" with the first test that failed, or "limit"."""
         command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", path]
         began = time.monotonic()
@@ -138,7 +138,7 @@ class Workshop:
             raise RuntimeError(f"pytest must run {path}, but ended with {process.returncode}:\n{text[-2000:]}")
         return "failed", named[1] if named else path, seconds
 
-    def baseline(self, path):
+    def baseline(self, path: str) -> float:
         """Seconds that the tests take as they are.
 
         Raises
@@ -153,7 +153,7 @@ class Workshop:
             self.seconds[path] = seconds
         return self.seconds[path]
 
-    def kill(self, mutation, limit=None):
+    def kill(self, mutation: Mutation, limit: float | None = None) -> tuple[str, str | None]:
         """``(outcome, test)`` of a mutation: "killed" by a test, "limit" where tests hang, or "survived"."""
         target = self.folder / mutation.path
         source = target.read_bytes()
@@ -184,7 +184,7 @@ def report(seed, count, results):
     return {"seed": seed, "count": count, "figures": [figure], "mutants": results}
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=72)

@@ -9,6 +9,7 @@ import bisect
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 __all__ = ["KINDS", "Mutation", "draw", "mutations"]
 
@@ -39,7 +40,7 @@ class Mutation:
     new: str
 
     @property
-    def change(self):
+    def change(self) -> str:
         return f"{self.old} -> {self.new or 'nothing'}"
 
     def apply(self, source: bytes) -> bytes:
@@ -48,13 +49,13 @@ class Mutation:
 
 
 class _Finder(ast.NodeVisitor):
-    def __init__(self, path, source):
+    def __init__(self, path: str, source: bytes) -> None:
         self.path, self.source, self.lines, self.found, self.hardware = path, source, source.splitlines(True), [], False
         self.begins = [0]
         for line in self.lines:
             self.begins.append(self.begins[-1] + len(line))
 
-    def span(self, node):
+    def span(self, node: Any) -> tuple[int, int]:
         return self.begins[node.lineno - 1] + node.col_offset, self.begins[node.end_lineno - 1] + node.end_col_offset
 
     def add(self, kind, start, end, new):
@@ -149,7 +150,7 @@ class _Finder(ast.NodeVisitor):
             self.expression(child)
 
 
-def mutations(path, source):
+def mutations(path: str, source: bytes) -> list["Mutation"]:
     """All mutations of a file, in its order.
 
     Parameters
@@ -168,7 +169,7 @@ def mutations(path, source):
     return sorted(unique.values(), key=lambda found: (found.start, found.end, found.new))
 
 
-def draw(root, seed, count, only=None):
+def draw(root: Path, seed: int, count: int, only: str | None = None) -> list["Mutation"]:
     """``count`` mutations of the files of ``root/rtl``, one room after the other; of a room each kind is as likely as the next.
 
     Parameters

@@ -8,7 +8,7 @@ import codecs
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from intaglio import Error
 
@@ -59,7 +59,7 @@ class ByteText:
         The token before every prompt.
     """
 
-    def __init__(self, bos: int | None = None):
+    def __init__(self, bos: int | None = None) -> None:
         self.bos = bos
 
     def encode(self, prompt: str | bytes) -> list[int]:
@@ -76,7 +76,7 @@ class ByteText:
 
 
 class _ByteDecoder:
-    def __init__(self):
+    def __init__(self) -> None:
         self.utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token):
@@ -100,7 +100,7 @@ class TokenizerText:
         The library ``tokenizers`` is not installed or refuses the file.
     """
 
-    def __init__(self, files: Mapping[str, bytes]):
+    def __init__(self, files: Mapping[str, bytes]) -> None:
         try:
             import tokenizers
         except ImportError as fault:
@@ -157,7 +157,7 @@ class TokenizerText:
 
 
 class _StreamDecoder:
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer: Any) -> None:
         from tokenizers.decoders import DecodeStream
 
         self.tokenizer, self.stream, self.held = tokenizer, DecodeStream(skip_special_tokens=True), []
