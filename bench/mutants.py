@@ -187,7 +187,7 @@ def report(seed: int, count: int, results: Sequence[dict[str, Any]]) -> dict[str
     return {"seed": seed, "count": count, "figures": [figure], "mutants": results}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=72)
