@@ -21,6 +21,7 @@ from intaglio.gen.checkpoint.constant import (
     refuse_constant,
 )
 from intaglio.gen.checkpoint.model import CheckpointError, ModelConfig
+from intaglio.gen.checkpoint.text import read_text
 from intaglio.gen.checkpoint.weights import (
     MATRIX_TENSORS,
     NORM_TENSORS,
@@ -249,10 +250,11 @@ def load_checkpoint(folder, *, allow_constant=False):
     Raises
     ------
     CheckpointError
-        See :class:`CheckpointReader`; or a weight is not ternary, or a value not finite, or a stored head is not the embedding, or a tensor
-        cannot be a trained model's.
+        See :class:`CheckpointReader` and :func:`~intaglio.gen.checkpoint.text.check_text`; or a weight is not ternary, or a value not
+        finite, or a stored head is not the embedding, or a tensor cannot be a trained model's.
     """
     reader = CheckpointReader(folder)
+    text = read_text(folder, reader.config)
     embed, final_norm = reader.embed(), reader.final_norm()
     reader.check_head()
     layers = tuple(reader.layer(index) for index in range(reader.config.num_hidden_layers))
@@ -266,6 +268,7 @@ def load_checkpoint(folder, *, allow_constant=False):
         embed=embed,
         layers=layers,
         final_norm=final_norm,
+        text=text,
     )
 
 
@@ -275,7 +278,7 @@ def save_checkpoint(folder, checkpoint, embedding_dtype="F32"):
     Parameters
     ----------
     folder : path
-        Made if it does not exist; ``config.json`` and ``model.safetensors`` in it are replaced.
+        Made if it does not exist; ``config.json``, ``model.safetensors`` and the tokenizer's files in it are replaced.
     checkpoint : Checkpoint
     embedding_dtype : str
         ``F32``, or ``BF16`` or ``F16``, which round the embedding. Norm gains and scales are F32.
@@ -304,3 +307,5 @@ def save_checkpoint(folder, checkpoint, embedding_dtype="F32"):
     config = dataclasses.replace(c, quantization_mode="offline").to_json()
     (folder / "config.json").write_bytes(json.dumps(config, indent=2).encode() + b"\n")
     (folder / "model.safetensors").write_bytes(tensorfile.to_bytes(tensors))
+    for name, data in checkpoint.text.items():
+        (folder / name).write_bytes(data)

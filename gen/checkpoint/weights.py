@@ -1,7 +1,8 @@
 """Weights of a BitNet decoder in memory: ternary matrices with one multiplier each, norm gains, embedding."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -90,6 +91,8 @@ class Checkpoint:
         Embedding, and the head too.
     layers : tuple of Layer
     final_norm : float32 array ``[hidden_size]``
+    text : dict of bytes
+        Files of the tokenizer by name (:mod:`intaglio.gen.checkpoint.text`).
 
     Raises
     ------
@@ -101,6 +104,7 @@ class Checkpoint:
     embed: np.ndarray
     layers: tuple
     final_norm: np.ndarray
+    text: Mapping[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self):
         c = self.config

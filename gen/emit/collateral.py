@@ -5,9 +5,10 @@ from importlib import metadata
 from intaglio import __version__
 from intaglio.gen.checkpoint.reader import MATRIX_TENSORS, base_digest
 from intaglio.gen.emit.output import FORMAT
-from intaglio.rtl.bus.registers import ADDRESS_BITS, register_map
+from intaglio.rtl.bus.registers import REGISTER_ADDRESS_BITS
 from intaglio.rtl.control.program import PHASES
 from intaglio.rtl.ternary.adapter.loader import image_words
+from intaglio.rtl.top.decoder_registers import register_map
 
 __all__ = ["adapter_layout", "c_header", "core_file", "lint_waivers", "manifest", "register_fields", "tools"]
 
@@ -58,7 +59,7 @@ def adapter_layout(checkpoint, config):
     }
 
 
-def manifest(model, *, bos, eos, preset, top, digest, files, zero_share, inputs, adapter):
+def manifest(model, *, bos, eos, tokenizer, preset, top, digest, files, zero_share, inputs, adapter):
     """The manifest as a dict, to which :func:`intaglio.gen.emit.output.write` adds the list of files.
 
     Parameters
@@ -67,10 +68,12 @@ def manifest(model, *, bos, eos, preset, top, digest, files, zero_share, inputs,
     bos : int or None
     eos : int, tuple of int, or None
         The tokens that begin and end a text.
+    tokenizer : str
+        Of :func:`~intaglio.gen.checkpoint.text.tokenizer_kind`.
     top : str
         Name of the top module.
     files : dict
-        Lists of relative paths under verilog, rom, lint, core, header and, with gated banks, power.
+        Lists of relative paths under verilog, rom, lint, core, header and, if there are any, power (gated banks) and tokenizer.
     inputs : str
         Digest of what the output was made of.
     adapter : dict
@@ -109,7 +112,7 @@ def manifest(model, *, bos, eos, preset, top, digest, files, zero_share, inputs,
                 "fields": {"token": [0, c.token_bits], "position": [c.token_bits, c.position_bits]},
             },
         },
-        "register_bus": {"prefix": "s_axil", "address_width": ADDRESS_BITS, "data_width": 32},
+        "register_bus": {"prefix": "s_axil", "address_width": REGISTER_ADDRESS_BITS, "data_width": 32},
         "registers": register_fields(register_map(c)),
         "phases": list(PHASES),
         "model": {
@@ -120,7 +123,7 @@ def manifest(model, *, bos, eos, preset, top, digest, files, zero_share, inputs,
             "top_k": c.top_k,
             "bos": bos,
             "eos": list(eos) if isinstance(eos, tuple) else eos,
-            "tokenizer": "bytes" if c.vocab <= 256 else "none",
+            "tokenizer": tokenizer,
             "ternary_weights": c.layers * c.layer_weights,
             "zero_weight_share": round(zero_share, 6),
         },

@@ -10,17 +10,19 @@ from intaglio import __version__
 from intaglio.gen.checkpoint.model import ModelConfig
 from intaglio.gen.checkpoint.quantised import quantise
 from intaglio.gen.checkpoint.reader import load_checkpoint
+from intaglio.gen.checkpoint.text import tokenizer_kind
 from intaglio.gen.emit import collateral, output
 from intaglio.gen.emit.images import images
 from intaglio.gen.emit.naming import checked_prefix, renamed, top_name
 from intaglio.gen.emit.power_intent import power_intent
 from intaglio.gen.emit.verilog import convert
 from intaglio.gen.presets.decoder import config_for
-from intaglio.rtl.bus.registers import register_map
+from intaglio.rtl.bus.axi import port_map
 from intaglio.rtl.memory.ram import RAM_MODULE, RAM_VERILOG
 from intaglio.rtl.memory.rom import ROM_MODULE, ROM_VERILOG, hex_text
 from intaglio.rtl.ternary.gate import POWER_MODULE, POWER_VERILOG
 from intaglio.rtl.ternary.lane import lane_designs
+from intaglio.rtl.top.decoder_registers import register_map
 from intaglio.rtl.top.decoder_shell import DecoderShell
 
 __all__ = ["KIND", "contents", "generate"]
@@ -113,6 +115,9 @@ def _design(checkpoint, config, preset, prefix, inputs, progress):
         f"{top}.core": collateral.core_file(files, top, "Ternary decoder language model").encode(),
         f"{top}.h": collateral.c_header(digest, top, register_map(config)).encode(),
     }
+    if checkpoint.text:
+        files["tokenizer"] = sorted(f"tokenizer/{name}" for name in checkpoint.text)
+        content |= {f"tokenizer/{name}": data for name, data in checkpoint.text.items()}
     if config.gate_words:
         files["power"] = [f"{top}.upf"]
         content[f"{top}.upf"] = power_intent(config, top).encode()
@@ -120,6 +125,7 @@ def _design(checkpoint, config, preset, prefix, inputs, progress):
         quantised,
         bos=checkpoint.config.bos_token_id,
         eos=checkpoint.config.eos_token_id,
+        tokenizer=tokenizer_kind(checkpoint.text, config.vocab),
         preset=preset,
         top=top,
         digest=digest,
@@ -134,7 +140,7 @@ def _modules(config, program_words, digest_word, progress):
     """Verilog of every module by name."""
     _tell(progress, "Verilog of the decoder", 0.4)
     shell = DecoderShell(config, program_words, digest_word)
-    modules = convert(shell, f"intaglio_{KIND}", shell.port_map())
+    modules = convert(shell, f"intaglio_{KIND}", port_map(shell))
     for name, design, ports in lane_designs(config):
         _tell(progress, f"Verilog of {name}", 0.8)
         modules |= convert(design, name, ports)
@@ -156,6 +162,8 @@ def _inputs_digest(checkpoint, preset, prefix, config):
         for name, gains in layer.norms.items():
             key.update(name.encode() + gains.tobytes())
     key.update(checkpoint.embed.tobytes() + checkpoint.final_norm.tobytes())
+    for name, data in sorted(checkpoint.text.items()):
+        key.update(f"{name} {len(data)}".encode() + data)
     return key.hexdigest()
 
 
