@@ -200,7 +200,7 @@ def test_beats_of_every_other_epoch_are_dropped():
     dut, seen = Fetch(config), []
 
     async def bench(ctx):
-        ctx.set(dut.arready, 1)
+        ctx.set(dut.memory.arready, 1)
         for _ in range(epochs + 1):
             ctx.set(dut.clear, 1)
             await ctx.tick()
@@ -209,17 +209,17 @@ def test_beats_of_every_other_epoch_are_dropped():
             ctx.set(dut.i_request.valid, 1)
             await ctx.tick()
             ctx.set(dut.i_request.valid, 0)
-            while not ctx.get(dut.arvalid):
+            while not ctx.get(dut.memory.arvalid):
                 await ctx.tick()
-            seen.append(ctx.get(dut.arid))
-            ctx.set(dut.rvalid, 1)
+            seen.append(ctx.get(dut.memory.arid))
+            ctx.set(dut.memory.rvalid, 1)
             for other in range(1, epochs):
-                ctx.set(dut.rid, seen[-1] ^ other)
+                ctx.set(dut.memory.rid, seen[-1] ^ other)
                 await ctx.tick()
                 assert not ctx.get(dut.key) and not ctx.get(dut.beats)
-            ctx.set(dut.rid, seen[-1])
+            ctx.set(dut.memory.rid, seen[-1])
             await ctx.tick()
-            ctx.set(dut.rvalid, 0)
+            ctx.set(dut.memory.rvalid, 0)
             assert ctx.get(dut.key) and ctx.get(dut.beats) == 1
 
     simulator = Simulator(dut)

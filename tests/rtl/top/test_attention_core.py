@@ -51,16 +51,16 @@ class Bench:
         core, beats, busy = self.core, [], False
         for cycle in range(most):
             beat = self.slave.beat
-            ctx.set(core.rvalid, beat is not None)
+            ctx.set(core.memory.rvalid, beat is not None)
             if beat is not None:
-                ctx.set(core.rid, beat.id)
-                ctx.set(core.rdata, int.from_bytes(beat.data, "little"))
-                ctx.set(core.rresp, beat.response)
-                ctx.set(core.rlast, beat.last)
-            ctx.set(core.arready, self.slave.arready)
+                ctx.set(core.memory.rid, beat.id)
+                ctx.set(core.memory.rdata, int.from_bytes(beat.data, "little"))
+                ctx.set(core.memory.rresp, beat.response)
+                ctx.set(core.memory.rlast, beat.last)
+            ctx.set(core.memory.arready, self.slave.arready)
             ctx.set(core.o.ready, cycle % 4 != 1)
-            burst = (ctx.get(core.arid), ctx.get(core.araddr), ctx.get(core.arlen) + 1)
-            self.slave.edge(burst=burst if ctx.get(core.arvalid) else None, rready=beat is not None)
+            burst = (ctx.get(core.memory.arid), ctx.get(core.memory.araddr), ctx.get(core.memory.arlen) + 1)
+            self.slave.edge(burst=burst if ctx.get(core.memory.arvalid) else None, rready=beat is not None)
             if ctx.get(core.o.valid) and ctx.get(core.o.ready):
                 payload = ctx.get(core.o.payload)
                 beats.append((payload.block, payload.last, list(payload["values"])))
@@ -119,3 +119,40 @@ def test_runs_and_a_fault_between_them():
                 assert ctx.get(core.map_word) & 7 == column
 
     bench.simulate(script)
+
+
+def test_keys_and_queries_take_turns():
+    """A dense run on a slow memory, in whose first window both wait from the start: neither is asked for twice in a row."""
+    config = PrefillConfig(
+        head_dim=16, group=2, block=16, columns=8, context=64, window=4, lines=6, lookahead=4, drain=8
+    )
+    core, asked = PrefillCore(config), []
+
+    async def script(ctx):
+        for name, value in {"dense": 1, "tokens": 64, "gamma16": 1, "kv_base": 0, "q_base": 1 << 20}.items():
+            ctx.set(getattr(core, name), value)
+        ctx.set(core.memory.arready, 1)
+        ctx.set(core.start, 1)
+        due, beats = [], []  # bursts and the cycle of their first beat; beats of the one under way
+        for cycle in range(600):
+            if not beats and due and due[0][0] <= cycle:
+                _, identity, length = due.pop(0)
+                beats = [(identity, i == length - 1) for i in range(length)]
+            ctx.set(core.memory.rvalid, bool(beats))
+            if beats:
+                identity, last = beats.pop(0)
+                ctx.set(core.memory.rid, identity)
+                ctx.set(core.memory.rlast, last)
+            if ctx.get(core.memory.arvalid):
+                address = ctx.get(core.memory.araddr)
+                due.append((cycle + 40, ctx.get(core.memory.arid), ctx.get(core.memory.arlen) + 1))
+                asked.append("q" if address >= 1 << 20 else "kv")  # no block crosses a page: one burst each
+            await ctx.tick()
+            ctx.set(core.start, 0)
+
+    simulator = Simulator(core)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(script)
+    simulator.run()
+    begin = asked.index("kv")  # the queries' first requests come sooner: the schedule counts first
+    assert begin <= 2 and asked[begin : begin + 7] == ["kv", "q"] * 3 + ["kv"]
