@@ -2,7 +2,10 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
+from bench.common import Progress
+from intaglio.gen.checkpoint.weights import Checkpoint
 from intaglio.gen.emit.attention import generate as generate_prefill
 from intaglio.gen.emit.decoder import generate
 from intaglio.gen.emit.link import serial_verilog
@@ -10,12 +13,13 @@ from intaglio.gen.emit.verilog import convert
 from intaglio.gen.presets import attention as prefill_presets
 from intaglio.gen.presets import decoder as presets
 from intaglio.gen.synthesis.paths import combinational_paths
+from intaglio.rtl.bus.axi import port_map
 from intaglio.rtl.top.kernel import KERNEL_TOP, Kernel
 from intaglio.sim.verilator.lint import lint
 
 __all__ = ["figures"]
 
-OPTIONS = {
+OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
     "desk": ({"rank": 4, "adapters": 2}, {"gate_words": 1024}),
     "small": ({"rank": 2},),
 }  # beside each preset as it is
@@ -23,7 +27,7 @@ CLOCKS = {"aclk", "ap_clk", "clk"}
 LINK = {"clock_hz": 80_000_000, "baud": 2_000_000}
 
 
-def figures(checkpoint, progress):
+def figures(checkpoint: Checkpoint, progress: Progress) -> list[dict[str, Any]]:
     """Generate the shipped model with every preset, and the prefill unit with every preset."""
     warnings, paths, outputs = [], [], 0
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +72,7 @@ def _paths(out, manifest):
     """Paths of a decoder, and of the two tops in which it is an instance."""
     files, kernel = sorted(out.glob("rtl/*.v")), Kernel(manifest["top"])
     found = combinational_paths(files, manifest["top"], ignore=CLOCKS)
-    for modules in (convert(kernel, KERNEL_TOP, kernel.port_map()), serial_verilog(manifest, **LINK)):
+    for modules in (convert(kernel, KERNEL_TOP, port_map(kernel)), serial_verilog(manifest, **LINK)):
         with tempfile.TemporaryDirectory() as folder:
             for name, text in modules.items():
                 (Path(folder) / f"{name}.v").write_text(text)

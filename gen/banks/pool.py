@@ -4,8 +4,10 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Self
 
 from intaglio import Error
 from intaglio.gen.banks.job import Job, peak_kib
@@ -26,7 +28,7 @@ class Pool:
         Most resident memory by process, in KiB, as far as results have come from it.
     """
 
-    def __init__(self, processes, *arguments):
+    def __init__(self, processes: int, *arguments: Any) -> None:
         self.peaks = {}
         self.executor = None
         if processes == 1:
@@ -34,14 +36,14 @@ class Pool:
         else:
             self.executor = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, arguments)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, *_: object) -> None:
         if self.executor is not None:
             self.executor.shutdown(wait=True, cancel_futures=True)
 
-    def run(self, tasks):
+    def run(self, tasks: Iterable[tuple]) -> Iterator[tuple[Any, Any]]:
         """Do ``tasks``, a list of tuples of a key, a method of :class:`Job` and its arguments; yield keys with results as they end.
 
         Raises
@@ -80,9 +82,13 @@ def _begin(*arguments):
     """First in a working process: its end if the parent ends, no traceback of its own on Ctrl-C, its job."""
     global _job
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     _job = Job(*arguments)
+
+
+def _end_with(parent):
+    parent.join()
+    os._exit(1)
 
 
 def _call(method, *arguments):

@@ -1,7 +1,10 @@
 """Contents of every ROM of a decoder, as little-endian byte matrices ``[depth, bytes]``."""
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 
+from intaglio.gen.checkpoint.quantised import QuantisedModel
 from intaglio.gen.emit.program import layer_program, ordered_gains
 from intaglio.rtl.arithmetic import numerics
 from intaglio.rtl.control.program import WORD_BITS
@@ -20,12 +23,12 @@ EXECUTION = {
 }  # in the order of the program
 
 
-def program_words(model):
+def program_words(model: QuantisedModel) -> list[int]:
     """The layer program as integers."""
     return [instruction.encode() for instruction in layer_program(model)]
 
 
-def images(model, progress=None):
+def images(model: QuantisedModel, progress: Callable[[str, float], None] | None = None) -> dict[str, np.ndarray]:
     """ROM images of a :class:`~intaglio.gen.checkpoint.quantised.QuantisedModel` by name.
 
     Parameters
@@ -58,7 +61,7 @@ def images(model, progress=None):
     return out
 
 
-def execution_matrix(name, matrices):
+def execution_matrix(name: str, matrices: Mapping[str, np.ndarray]) -> np.ndarray:
     """One of :data:`EXECUTION` as its rows are computed: one matrix under the other, gate and up rows alternating."""
     parts = [matrices[part] for part in EXECUTION[name]]
     if name == "gate_up":

@@ -1,15 +1,18 @@
 """The layer program of a model: what the sequencer does for one token."""
 
+import numpy as np
+
+from intaglio.gen.checkpoint.quantised import QuantisedModel
 from intaglio.rtl.control.program import Instruction, Op, Wait
-from intaglio.rtl.ternary.adapter.intermediate import KIND
-from intaglio.rtl.ternary.linear import Mode
+from intaglio.rtl.ternary.adapter.intermediate import MATRIX_GROUP
+from intaglio.rtl.ternary.linear import PostMode
 
 __all__ = ["layer_program", "ordered_gains"]
 
 _SCALE, _DEVIATION, _Q, _K, _V, _WORK, _UNIT, _OUT = range(8)  # scalar registers
 
 
-def ordered_gains(model):
+def ordered_gains(model: QuantisedModel) -> list[np.ndarray]:
     """Gains in the order of the program, a list of int16 arrays: per layer input, attn_sub, post_attention, ffn_sub; then final."""
     order = ("input", "attn_sub", "post_attention", "ffn_sub")
     return [layer.gains[name] for layer in model.layers for name in order] + [model.final_gains]
@@ -20,7 +23,7 @@ def _words(elements, width):
     return -(-elements // width)
 
 
-def layer_program(model):
+def layer_program(model: QuantisedModel) -> list[Instruction]:
     """The program of a :class:`~intaglio.gen.checkpoint.quantised.QuantisedModel` as a list of :class:`Instruction`.
 
     Raises
@@ -57,7 +60,7 @@ def layer_program(model):
             out.append(
                 Instruction(
                     op=Op.ADAPT,
-                    rd=KIND[names].value,
+                    rd=MATRIX_GROUP[names].value,
                     m=len(names) * c.rank // c.lanes,
                     e=chunks,
                     wait=Wait.ENDING | Wait.LINEAR,
@@ -82,7 +85,7 @@ def layer_program(model):
             out.append(Instruction.with_scalar(Op.MULI, constant[name], rd=rd, ra=_SCALE))
 
         norm(c.hidden, 0)
-        linear(Mode.RAW, c.qkv_rows, c.hidden, names=("q", "k", "v"))
+        linear(PostMode.RAW, c.qkv_rows, c.hidden, names=("q", "k", "v"))
         deviation(model.residual_epsilon)
         for rd, name in ((_Q, "q"), (_K, "k"), (_V, "v")):
             times(rd, name)
@@ -102,11 +105,11 @@ def layer_program(model):
         norm(c.hidden, 1)
         out.append(Instruction.with_scalar(Op.LDR, model.attention_epsilon, rd=_DEVIATION))
         deviation(None)
-        linear(Mode.RESIDUAL, c.hidden, c.hidden, _OUT, names=("o",))
+        linear(PostMode.RESIDUAL, c.hidden, c.hidden, _OUT, names=("o",))
         times(_OUT, "o")  # in time: the first row needs its scale after the dot product's stages
 
         norm(c.hidden, 0)
-        linear(Mode.GATED, 2 * c.intermediate, c.hidden, names=("gate", "up"))
+        linear(PostMode.GATED, 2 * c.intermediate, c.hidden, names=("gate", "up"))
         deviation(model.residual_epsilon)
         times(_WORK, "gate")
         times(_UNIT, "up")
@@ -122,7 +125,7 @@ def layer_program(model):
         norm(c.intermediate, 1)
         out.append(Instruction(op=Op.SCX, rd=_DEVIATION, ra=_DEVIATION))
         deviation(None)
-        linear(Mode.RESIDUAL, c.hidden, c.intermediate, _OUT, names=("down",))
+        linear(PostMode.RESIDUAL, c.hidden, c.intermediate, _OUT, names=("down",))
         times(_OUT, "down")
 
     out.append(Instruction(op=Op.SKIP, wait=Wait.LINEAR))
@@ -137,7 +140,7 @@ def layer_program(model):
 class _GainAddress:
     """Words of the gain ROM, taken in the order of the program."""
 
-    def __init__(self, vector_width):
+    def __init__(self, vector_width: int) -> None:
         self.vector_width, self.next = vector_width, 0
 
     def take(self, elements):

@@ -5,6 +5,7 @@ memory. Everything must have a place: block RAM first, the matrices that waste l
 matrices hardwired, in the order of cycles saved a LUT. Costs are closed forms; :mod:`intaglio.gen.synthesis.fpga` measures.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +35,7 @@ class Budget:
     lut: int
     bram: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("lut", "bram"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 0:
@@ -51,18 +52,18 @@ class Choice:
     cycles: int
 
 
-def rom_blocks(width, depth):
+def rom_blocks(width: int, depth: int) -> int:
     """Blocks of a read-only memory, all in one shape."""
     return min(-(-width // w) * -(-depth // d) for w, d in SHAPES)
 
 
-def lut_rom(width, depth):
+def lut_rom(width: int, depth: int) -> int:
     """LUTs of a read-only memory: 64 bits each, and a multiplexer LUT for four of them."""
     stacked = -(-depth // LUT_BITS)
     return width * (stacked + -(-(stacked - 1) // 3))
 
 
-def choose(matrices, lane_width, budget):
+def choose(matrices: Mapping[str, np.ndarray], lane_width: int, budget: Budget) -> dict[str, Choice]:
     """A :class:`Choice` by name.
 
     Parameters
