@@ -64,8 +64,8 @@ class PrefillCore(wiring.Component):
         Since ``start``; rows: cycles in which the matrix unit takes a row.
     monitor : Out
         Bits of :data:`MONITOR`: what happens in this cycle, for time lines.
-    arid .. rready
-        AXI4 read master, see :class:`~intaglio.rtl.kv.fetch.Fetch`.
+    memory : Out(AXI4 read master)
+        See :class:`~intaglio.rtl.kv.fetch.Fetch`.
 
     Latency: :func:`intaglio.gen.cycles.attention.run_cycles`.
     """

@@ -49,16 +49,16 @@ class Bench:
         core, beats, busy = self.core, [], False
         for cycle in range(most):
             beat = self.slave.beat
-            ctx.set(core.rvalid, beat is not None)
+            ctx.set(core.memory.rvalid, beat is not None)
             if beat is not None:
-                ctx.set(core.rid, beat.id)
-                ctx.set(core.rdata, int.from_bytes(beat.data, "little"))
-                ctx.set(core.rresp, beat.response)
-                ctx.set(core.rlast, beat.last)
-            ctx.set(core.arready, self.slave.arready)
+                ctx.set(core.memory.rid, beat.id)
+                ctx.set(core.memory.rdata, int.from_bytes(beat.data, "little"))
+                ctx.set(core.memory.rresp, beat.response)
+                ctx.set(core.memory.rlast, beat.last)
+            ctx.set(core.memory.arready, self.slave.arready)
             ctx.set(core.o.ready, cycle % 4 != 1)
-            burst = (ctx.get(core.arid), ctx.get(core.araddr), ctx.get(core.arlen) + 1)
-            self.slave.edge(burst=burst if ctx.get(core.arvalid) else None, rready=beat is not None)
+            burst = (ctx.get(core.memory.arid), ctx.get(core.memory.araddr), ctx.get(core.memory.arlen) + 1)
+            self.slave.edge(burst=burst if ctx.get(core.memory.arvalid) else None, rready=beat is not None)
             if ctx.get(core.o.valid) and ctx.get(core.o.ready):
                 payload = ctx.get(core.o.payload)
                 beats.append((payload.block, payload.last, list(payload["values"]), payload.exponent))
