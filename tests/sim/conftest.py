@@ -197,8 +197,8 @@ def device(shared_device, monkeypatch):
     """The simulated unit as it is after the tests before, with nothing of them left."""
     yield shared_device
     shared_device.timeout = 60.0
-    shared_device.transport.faults = {}
-    shared_device.transport.simulation.stalls(1, 0)
+    shared_device.transport.simulation.new_memory()
+    shared_device.transport.simulation.stalls(1)
 
 
 @pytest.fixture(scope="session")

@@ -40,6 +40,7 @@ def within(case, run, memory):
 
 
 def compare(case, device):
+    device.transport.simulation.new_memory()  # reads of what earlier runs have left there are errors
     run = case.run(device)
     assert case.differences(run) == set()
     within(case, run, device.transport.simulation.model)
@@ -159,7 +160,7 @@ def test_memories(bench, open_small, name):
 def test_stalled_results(bench, device, share):
     """Results that are taken at random change no value and no decision."""
     for seed in (1, 2):
-        device.transport.simulation.stalls(seed, share)
+        device.transport.simulation.stalls(seed, result=share)
         case = bench.case(200, seed=200)
         run = case.run(device)
         assert case.differences(run) == set() and run.counters["stall_out"] > 100
@@ -194,7 +195,7 @@ def start(device, case, *, forget=False, **parameters):
 
     memory = image(case.z, block=32, columns=8)
     if forget:
-        device.transport.write_memory(memory.data, memory.origin)
+        device.write_memory(memory.origin, memory.data)
         device.write_register("control", 4)
     values = (
         run_parameters(
@@ -212,9 +213,9 @@ def start(device, case, *, forget=False, **parameters):
         device.write_register(name, value)
     device.write_register("control", 1)
     wanted = case.tokens and 2 * -(-case.tokens // 32) * 32 * 16 // 4
-    beats, users = device.transport.simulation.run(wanted, 1 << 23, 1_000_000)
-    device.transport.simulation.run(0, 0, 200)  # the last visit's end
-    assert len(beats) == wanted and not device.read_register("status") & 1
+    words, _ = device.transport.simulation.run(3 * wanted, 1_000_000, at_last=False)
+    device.transport.simulation.idle(200)  # the last visit's end
+    assert len(words) == 3 * wanted and not device.read_register("status") & 1
     return device.read_register("hits"), device.read_register("misses")
 
 
@@ -278,10 +279,10 @@ def flipped(device, monkeypatch, place, bit):
     """The next memories have one bit changed."""
     write = device.transport.write_memory
 
-    def wrong(data, origin):
+    def wrong(address, data):
         data = data.copy()
         data[place] ^= 1 << bit
-        write(data, origin)
+        write(address, data)
 
     monkeypatch.setattr(device.transport, "write_memory", wrong)
 
@@ -314,12 +315,12 @@ def test_wrong_last_queries_are_seen(bench, device, monkeypatch, tokens):
     case = bench.case(tokens, seed=tokens, gamma16=12000)
     memory, write = image(case.z, block=32, columns=8), device.transport.write_memory
 
-    def wrong(data, origin):
+    def wrong(address, data):
         data, at = data.copy(), memory.last_base - memory.origin
         for head in range(2):
             elements = data[at + head * 1024 :][:512].view(np.int8)
             elements[:] = -elements
-        write(data, origin)
+        write(address, data)
 
     assert case.differences(case.run(device)) == set()
     monkeypatch.setattr(device.transport, "write_memory", wrong)
