@@ -14,7 +14,7 @@ from intaglio.gen.checkpoint.reader import CheckpointReader, end_constants
 from intaglio.gen.emit.images import EXECUTION, execution_matrix
 from intaglio.gen.emit.output import sources_digest
 
-__all__ = ["Job", "peak_kib"]
+__all__ = ["Job"]
 
 
 class Job:
@@ -95,9 +95,3 @@ class Job:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return described
-
-
-def peak_kib():
-    """Most memory that this process has had resident, in KiB."""
-    with open("/proc/self/status", encoding="ascii") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))

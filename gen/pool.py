@@ -8,17 +8,22 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 from intaglio import Error
-from intaglio.gen.banks.job import Job, peak_kib
 
-__all__ = ["Pool"]
+__all__ = ["Pool", "check_processes", "peak_kib"]
 
 LIMIT_S = 1800  # in which at least one task must end
 
 _job = None  # of this process
 
 
+def check_processes(processes):
+    """Raise ``ValueError`` unless it is a number of processes."""
+    if type(processes) is not int or not 1 <= processes <= 64:
+        raise ValueError(f"processes must be an integer in 1..64, not {processes!r}")
+
+
 class Pool:
-    """``processes`` processes with a :class:`Job` each; with one, the work is done in this process.
+    """``processes`` processes, each with an object ``make(*arguments)`` of its own; with one, the work is done in this process.
 
     Members
     -------
@@ -26,13 +31,15 @@ class Pool:
         Most resident memory by process, in KiB, as far as results have come from it.
     """
 
-    def __init__(self, processes, *arguments):
+    def __init__(self, processes, make, *arguments):
+        check_processes(processes)
         self.peaks = {}
         self.executor = None
         if processes == 1:
-            self.job = Job(*arguments)
+            self.job = make(*arguments)
         else:
-            self.executor = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, arguments)
+            context = multiprocessing.get_context("spawn")
+            self.executor = ProcessPoolExecutor(processes, context, _begin, (make, *arguments))
 
     def __enter__(self):
         return self
@@ -42,7 +49,7 @@ class Pool:
             self.executor.shutdown(wait=True, cancel_futures=True)
 
     def run(self, tasks):
-        """Do ``tasks``, a list of tuples of a key, a method of :class:`Job` and its arguments; yield keys with results as they end.
+        """Do ``tasks``, a list of tuples of a key, a method of the object and its arguments; yield keys with results as they end.
 
         Raises
         ------
@@ -76,14 +83,20 @@ class Pool:
                 future.cancel()
 
 
-def _begin(*arguments):
+def _begin(make, *arguments):
     """First in a working process: its end if the parent ends, no traceback of its own on Ctrl-C, its job."""
     global _job
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    _job = Job(*arguments)
+    _job = make(*arguments)
 
 
 def _call(method, *arguments):
     return getattr(_job, method)(*arguments), os.getpid(), peak_kib()
+
+
+def peak_kib():
+    """Most memory that this process has had resident, in KiB."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
