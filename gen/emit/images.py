@@ -10,7 +10,7 @@ from intaglio.rtl.ternary.gate import bank_name
 from intaglio.rtl.ternary.linear import rom_name
 from intaglio.rtl.ternary.packing import execution_order, pack
 
-__all__ = ["EXECUTION", "execution_matrix", "images", "program_words"]
+__all__ = ["EXECUTION", "execution_matrix", "images", "program_words", "weight_names"]
 
 EXECUTION = {
     "qkv": ("q", "k", "v"),
@@ -23,6 +23,12 @@ EXECUTION = {
 def program_words(model):
     """The layer program as integers."""
     return [instruction.encode() for instruction in layer_program(model)]
+
+
+def weight_names(config):
+    """Names of the ROMs that hold the ternary weights: one a lane, or its banks, in the order of the weights."""
+    names = [rom_name(i) for i in range(config.lanes)]
+    return [bank_name(name, b) for name in names for b in range(config.gate_banks)] if config.gate_words else names
 
 
 def images(model, progress=None):

@@ -79,6 +79,7 @@ def config_for(model, preset, **changes):
         "lane_width",
         "packing",
         "dot",
+        "rom",
         "vector_width",
         "attention_heads",
         "top_k",

@@ -37,6 +37,8 @@ VERILATOR_FLAGS = (
     "-Wno-lint",
     "-Wno-style",
 )
+# For ROMs as logic, in short functions: otherwise each bank becomes a few expressions of megabytes, which no compiler gets through.
+LOGIC_FLAGS = ("-fno-dfg", "--output-split-cfuncs", "500")
 COMPILER_FLAGS = (
     "-std=gnu++17",
     "-fPIC",
@@ -117,7 +119,7 @@ def build(folder, *, cache=None, trace=None, rom=None, board=None, tools=None, j
     rom = None if rom is None else str(rom)
     tools = tools or find_tools()
     cache = Path(cache).absolute() if cache else default_cache()
-    flags = repr((VERILATOR_FLAGS, COMPILER_FLAGS, FAST, ONCE, TRACES[trace]))
+    flags = repr((VERILATOR_FLAGS, LOGIC_FLAGS, COMPILER_FLAGS, FAST, ONCE, TRACES[trace]))
     base = _digest(flags, tools.identity)
     entry = (
         cache
@@ -158,6 +160,7 @@ class _Source:
     verilog: dict
     rom: dict
     lint: dict
+    logic: bool
 
     def inside(self, board):
         """The board whose modules ``board`` has, with this design inside."""
@@ -182,6 +185,7 @@ class _Source:
                 for kind in ("verilog", "rom", "lint")
             }
             kind, top = manifest["kind"], manifest["top"]
+            logic = manifest["config"].get("rom") == "logic"
             if kind not in SHIMS:
                 raise BuildError(f"the manifest's kind must be one of {', '.join(SHIMS)}, not {kind!r}")
             streams, registers = manifest["streams"], manifest["register_bus"]
@@ -212,7 +216,7 @@ class _Source:
         if len(set(names)) != len(names):
             raise BuildError("the names of ROM files must differ, whatever their folders")
         ports += [f"#define {macro}(x) {prefix}_##x" for macro, prefix in prefixes.items()]
-        return cls(kind=kind, top=top, ports="\n".join(ports) + "\n", **groups)
+        return cls(kind=kind, top=top, ports="\n".join(ports) + "\n", logic=logic, **groups)
 
 
 def _digest(*parts) -> str:
@@ -344,6 +348,7 @@ class _Work:
             [
                 self.tools.verilator,
                 *VERILATOR_FLAGS,
+                *(LOGIC_FLAGS if source.logic else ()),
                 *TRACES[self.trace],
                 "--top-module",
                 source.top,
