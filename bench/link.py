@@ -16,7 +16,7 @@ from intaglio.gen.synthesis.ecp5 import CELLS, synthesise_ecp5
 from intaglio.host import open as open_device
 from intaglio.host.protocol import command
 from intaglio.host.transport.session import LinkLost
-from intaglio.rtl.bus.registers import ADDRESS_BITS
+from intaglio.rtl.bus.registers import REGISTER_ADDRESS_BITS
 from intaglio.rtl.link.registers import register_bus
 from intaglio.sim.verilator.board import Fault, SerialBoard, build_board
 
@@ -162,7 +162,7 @@ def cells():
         "m_axis_tready": In(1),
         "m_axis_tlast": Out(1),
     }
-    bus = {f"s_axil_{name}": member for name, member in register_bus(ADDRESS_BITS).flip().members.items()}
+    bus = {f"s_axil_{name}": member for name, member in register_bus(REGISTER_ADDRESS_BITS).flip().members.items()}
     ports = [
         f"{'input' if member.flow is In else 'output'} [{member.shape - 1}:0] {name}"
         for name, member in (streams | bus).items()

@@ -10,6 +10,7 @@ from intaglio.gen.emit.verilog import convert
 from intaglio.gen.presets import attention as prefill_presets
 from intaglio.gen.presets import decoder as presets
 from intaglio.gen.synthesis.paths import combinational_paths
+from intaglio.rtl.bus.axi import port_map
 from intaglio.rtl.top.kernel import KERNEL_TOP, Kernel
 from intaglio.sim.verilator.lint import lint
 
@@ -68,7 +69,7 @@ def _paths(out, manifest):
     """Paths of a decoder, and of the two tops in which it is an instance."""
     files, kernel = sorted(out.glob("rtl/*.v")), Kernel(manifest["top"])
     found = combinational_paths(files, manifest["top"], ignore=CLOCKS)
-    for modules in (convert(kernel, KERNEL_TOP, kernel.port_map()), serial_verilog(manifest, **LINK)):
+    for modules in (convert(kernel, KERNEL_TOP, port_map(kernel)), serial_verilog(manifest, **LINK)):
         with tempfile.TemporaryDirectory() as folder:
             for name, text in modules.items():
                 (Path(folder) / f"{name}.v").write_text(text)

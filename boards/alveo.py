@@ -10,6 +10,7 @@ from intaglio.boards.config import PREFIX
 from intaglio.gen.emit import output
 from intaglio.gen.emit.decoder import contents
 from intaglio.gen.emit.verilog import convert
+from intaglio.rtl.bus.axi import port_map
 from intaglio.rtl.memory.rom import ROM_DIR
 from intaglio.rtl.top.kernel import ARGUMENTS, KERNEL_TOP, Kernel
 
@@ -49,7 +50,7 @@ CARDS = {
 def kernel_verilog(manifest):
     """Modules of the kernel around the decoder of a manifest as a dict of name to Verilog; the decoder's own are not included."""
     kernel = Kernel(manifest["top"])
-    return convert(kernel, KERNEL_TOP, kernel.port_map())
+    return convert(kernel, KERNEL_TOP, port_map(kernel))
 
 
 def kernel_xml():

@@ -15,11 +15,17 @@ from intaglio.rtl.ternary.adapter.intermediate import Intermediate
 from intaglio.rtl.ternary.gate import BankGate
 from intaglio.rtl.ternary.linear import LinearUnit
 from intaglio.rtl.vector.pass_a import LOAD_STAGES, PassA
-from intaglio.rtl.vector.unit import Kind, VectorUnit
+from intaglio.rtl.vector.unit import VectorOp, VectorUnit
 
 __all__ = ["Timing", "TokenCycles", "operations", "token_cycles"]
 
-_VECTOR = {Op.EMBED: Kind.EMBED, Op.NORM8: Kind.NORM8, Op.NORM16: Kind.NORM16, Op.ROPE: Kind.ROPE, Op.DRAIN: Kind.DRAIN}
+_VECTOR = {
+    Op.EMBED: VectorOp.EMBED,
+    Op.NORM8: VectorOp.NORM8,
+    Op.NORM16: VectorOp.NORM16,
+    Op.ROPE: VectorOp.ROPE,
+    Op.DRAIN: VectorOp.DRAIN,
+}
 _PHASE = {
     Op.EMBED: "embed",
     Op.NORM8: "norm",

@@ -8,7 +8,8 @@ from intaglio.gen.emit import collateral, output
 from intaglio.gen.emit.naming import checked_prefix, renamed, top_name
 from intaglio.gen.emit.verilog import convert
 from intaglio.gen.presets.attention import prefill_config
-from intaglio.rtl.bus.registers import ADDRESS_BITS
+from intaglio.rtl.bus.axi import port_map
+from intaglio.rtl.bus.registers import REGISTER_ADDRESS_BITS
 from intaglio.rtl.bus.streams import Phase
 from intaglio.rtl.memory.ram import RAM_MODULE, RAM_VERILOG
 from intaglio.rtl.top.attention import MONITOR
@@ -55,7 +56,7 @@ def generate(preset, out, *, prefix=None, progress=None, reuse=False, **changes)
     top = top_name(NAME, digest, prefix)
     tell("Verilog", 0.0)
     shell = PrefillShell(config, int(digest[:8], 16))
-    modules = renamed(convert(shell, f"intaglio_{NAME}", shell.port_map()) | {RAM_MODULE: RAM_VERILOG}, NAME, top)
+    modules = renamed(convert(shell, f"intaglio_{NAME}", port_map(shell)) | {RAM_MODULE: RAM_VERILOG}, NAME, top)
     tell("files", 0.95)
     files = {
         "verilog": sorted(f"rtl/{name}.v" for name in modules),
@@ -98,7 +99,7 @@ def _manifest(config, preset, top, digest, files):
             }
         },
         "memory_bus": {"prefix": "m_axi", "data_width": 8 * config.head_dim, "address_width": 44},
-        "register_bus": {"prefix": "s_axil", "address_width": ADDRESS_BITS, "data_width": 32},
+        "register_bus": {"prefix": "s_axil", "address_width": REGISTER_ADDRESS_BITS, "data_width": 32},
         "registers": collateral.register_fields(REGISTER_MAP),
         "counters": list(COUNTERS),
         "phases": [phase.name.lower() for phase in PHASES],

@@ -5,9 +5,10 @@ from importlib import metadata
 from intaglio import __version__
 from intaglio.gen.checkpoint.reader import MATRIX_TENSORS, base_digest
 from intaglio.gen.emit.output import FORMAT
-from intaglio.rtl.bus.registers import ADDRESS_BITS, register_map
+from intaglio.rtl.bus.registers import REGISTER_ADDRESS_BITS
 from intaglio.rtl.control.program import PHASES
 from intaglio.rtl.ternary.adapter.loader import image_words
+from intaglio.rtl.top.decoder_registers import register_map
 
 __all__ = ["adapter_layout", "c_header", "core_file", "lint_waivers", "manifest", "register_fields", "tools"]
 
@@ -109,7 +110,7 @@ def manifest(model, *, bos, eos, preset, top, digest, files, zero_share, inputs,
                 "fields": {"token": [0, c.token_bits], "position": [c.token_bits, c.position_bits]},
             },
         },
-        "register_bus": {"prefix": "s_axil", "address_width": ADDRESS_BITS, "data_width": 32},
+        "register_bus": {"prefix": "s_axil", "address_width": REGISTER_ADDRESS_BITS, "data_width": 32},
         "registers": register_fields(register_map(c)),
         "phases": list(PHASES),
         "model": {

@@ -17,11 +17,12 @@ from intaglio.gen.emit.naming import checked_prefix, renamed, top_name
 from intaglio.gen.emit.power_intent import power_intent
 from intaglio.gen.emit.verilog import convert
 from intaglio.gen.presets.decoder import config_for
-from intaglio.rtl.bus.registers import register_map
+from intaglio.rtl.bus.axi import port_map
 from intaglio.rtl.memory.ram import RAM_MODULE, RAM_VERILOG
 from intaglio.rtl.memory.rom import ROM_MODULE, ROM_VERILOG, hex_text
 from intaglio.rtl.ternary.gate import POWER_MODULE, POWER_VERILOG
 from intaglio.rtl.ternary.lane import lane_designs
+from intaglio.rtl.top.decoder_registers import register_map
 from intaglio.rtl.top.decoder_shell import DecoderShell
 
 __all__ = ["KIND", "contents", "generate"]
@@ -144,7 +145,7 @@ def _modules(config, program_words, digest_word, progress):
     """Verilog of every module by name."""
     _tell(progress, "Verilog of the decoder", 0.4)
     shell = DecoderShell(config, program_words, digest_word)
-    modules = convert(shell, f"intaglio_{KIND}", shell.port_map())
+    modules = convert(shell, f"intaglio_{KIND}", port_map(shell))
     for name, design, ports in lane_designs(config):
         _tell(progress, f"Verilog of {name}", 0.8)
         modules |= convert(design, name, ports)

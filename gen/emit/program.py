@@ -1,8 +1,8 @@
 """The layer program of a model: what the sequencer does for one token."""
 
 from intaglio.rtl.control.program import Instruction, Op, Wait
-from intaglio.rtl.ternary.adapter.intermediate import KIND
-from intaglio.rtl.ternary.linear import Mode
+from intaglio.rtl.ternary.adapter.intermediate import MATRIX_GROUP
+from intaglio.rtl.ternary.linear import PostMode
 
 __all__ = ["layer_program", "ordered_gains"]
 
@@ -57,7 +57,7 @@ def layer_program(model):
             out.append(
                 Instruction(
                     op=Op.ADAPT,
-                    rd=KIND[names].value,
+                    rd=MATRIX_GROUP[names].value,
                     m=len(names) * c.rank // c.lanes,
                     e=chunks,
                     wait=Wait.ENDING | Wait.LINEAR,
@@ -82,7 +82,7 @@ def layer_program(model):
             out.append(Instruction.with_scalar(Op.MULI, constant[name], rd=rd, ra=_SCALE))
 
         norm(c.hidden, 0)
-        linear(Mode.RAW, c.qkv_rows, c.hidden, names=("q", "k", "v"))
+        linear(PostMode.RAW, c.qkv_rows, c.hidden, names=("q", "k", "v"))
         deviation(model.residual_epsilon)
         for rd, name in ((_Q, "q"), (_K, "k"), (_V, "v")):
             times(rd, name)
@@ -102,11 +102,11 @@ def layer_program(model):
         norm(c.hidden, 1)
         out.append(Instruction.with_scalar(Op.LDR, model.attention_epsilon, rd=_DEVIATION))
         deviation(None)
-        linear(Mode.RESIDUAL, c.hidden, c.hidden, _OUT, names=("o",))
+        linear(PostMode.RESIDUAL, c.hidden, c.hidden, _OUT, names=("o",))
         times(_OUT, "o")  # in time: the first row needs its scale after the dot product's stages
 
         norm(c.hidden, 0)
-        linear(Mode.GATED, 2 * c.intermediate, c.hidden, names=("gate", "up"))
+        linear(PostMode.GATED, 2 * c.intermediate, c.hidden, names=("gate", "up"))
         deviation(model.residual_epsilon)
         times(_WORK, "gate")
         times(_UNIT, "up")
@@ -122,7 +122,7 @@ def layer_program(model):
         norm(c.intermediate, 1)
         out.append(Instruction(op=Op.SCX, rd=_DEVIATION, ra=_DEVIATION))
         deviation(None)
-        linear(Mode.RESIDUAL, c.hidden, c.intermediate, _OUT, names=("down",))
+        linear(PostMode.RESIDUAL, c.hidden, c.intermediate, _OUT, names=("down",))
         times(_OUT, "down")
 
     out.append(Instruction(op=Op.SKIP, wait=Wait.LINEAR))

@@ -6,14 +6,20 @@ from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from intaglio.rtl.bus.axi import axi4_read
 from intaglio.rtl.bus.streams import ADDRESS_BITS, FetchKind, fetch_request, fetched
 from intaglio.rtl.memory.ram import index_bits
 
-__all__ = ["EPOCH_BITS", "PAGE", "Fetch", "FetchFault", "request_beats"]
+__all__ = ["EPOCH_BITS", "PAGE", "Fetch", "FetchFault", "memory_port", "request_beats"]
 
 PAGE = 4096  # bytes; no burst crosses a multiple
 EPOCH_BITS = 4
 _DEPTH = 2  # requests in flight
+
+
+def memory_port(config):
+    """Signature of the AXI4 reads that bring blocks, in beats of ``head_dim`` bytes."""
+    return axi4_read(ADDRESS_BITS, 8 * config.head_dim, id_bits=EPOCH_BITS)
 
 
 class FetchFault(enum.IntEnum):
@@ -68,8 +74,7 @@ class Fetch(wiring.Component):
         A request is in flight.
     beats, stalled, idle : Out(32)
         Since ``clear``: beats taken; cycles in which ``arvalid`` waited; cycles with beats outstanding but none there.
-    arid(4), araddr(44), arlen(8), arsize(3), arburst(2), arvalid : Out; arready : In
-    rid(4), rdata(8 D), rresp(2), rlast, rvalid : In; rready : Out
+    memory : :func:`memory_port`
         ``rready`` is always 1. Every burst is INCR, of whole beats, inside a page (D >= 16, so it has at most 256 beats). ``arid`` is
         the epoch, 4 bits: beats of another epoch are taken and dropped. A burst that waits for ``arready`` when all is dropped
         stays until it is taken, as AXI demands. A memory that answers 16 epochs late would be believed.
@@ -102,25 +107,13 @@ class Fetch(wiring.Component):
                 "beats": Out(32),
                 "stalled": Out(32),
                 "idle": Out(32),
-                "arid": Out(EPOCH_BITS),
-                "araddr": Out(ADDRESS_BITS),
-                "arlen": Out(8),
-                "arsize": Out(3),
-                "arburst": Out(2),
-                "arvalid": Out(1),
-                "arready": In(1),
-                "rid": In(EPOCH_BITS),
-                "rdata": In(8 * config.head_dim),
-                "rresp": In(2),
-                "rlast": In(1),
-                "rvalid": In(1),
-                "rready": Out(1),
+                "memory": Out(memory_port(config)),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
-        c = self.config
+        c, bus = self.config, self.memory
         beat_bits = c.head_dim.bit_length() - 1
         page_bits = PAGE.bit_length() - 1 - beat_bits  # of a beat's place in its page
         request = self.i_request.payload
@@ -176,7 +169,7 @@ class Fetch(wiring.Component):
 
         m.d.sync += [
             self.beats.eq(self.beats + taken),
-            self.stalled.eq(self.stalled + (self.arvalid & ~self.arready)),
+            self.stalled.eq(self.stalled + (bus.arvalid & ~bus.arready)),
             self.idle.eq(self.idle + ((wanted != 0) & ~taken)),
         ]
         with m.If(self.clear):
@@ -185,7 +178,7 @@ class Fetch(wiring.Component):
 
     def _addresses(self, m, accepted, active, epoch, page_bits):
         """Bursts of the request taken last."""
-        c = self.config
+        c, bus = self.config, self.memory
         beat_bits = c.head_dim.bit_length() - 1
         request, most = self.i_request.payload, request_beats(c, FetchKind.KV)
         page, place, left = Signal(ADDRESS_BITS - page_bits - beat_bits), Signal(page_bits), Signal(range(most + 1))
@@ -194,17 +187,17 @@ class Fetch(wiring.Component):
             to_page.eq((1 << page_bits) - place),
             final.eq(left <= to_page),
             length.eq(Mux(final, left, to_page)),
-            self.arsize.eq(beat_bits),
-            self.arburst.eq(1),
+            bus.arsize.eq(beat_bits),
+            bus.arburst.eq(1),
         ]
-        with m.If(self.arready):
-            m.d.sync += self.arvalid.eq(0)
-        with m.If(active & (~self.arvalid | self.arready)):
+        with m.If(bus.arready):
+            m.d.sync += bus.arvalid.eq(0)
+        with m.If(active & (~bus.arvalid | bus.arready)):
             m.d.sync += [
-                self.arvalid.eq(1),
-                self.arid.eq(epoch),
-                self.araddr.eq(Cat(Const(0, beat_bits), place, page)),
-                self.arlen.eq(length - 1),
+                bus.arvalid.eq(1),
+                bus.arid.eq(epoch),
+                bus.araddr.eq(Cat(Const(0, beat_bits), place, page)),
+                bus.arlen.eq(length - 1),
                 page.eq(page + 1),
                 place.eq(0),
                 left.eq(left - length),
@@ -212,7 +205,7 @@ class Fetch(wiring.Component):
             ]
             # A burst of the epoch that ends now would only fetch beats to drop.
             with m.If(self.cancel | self.clear):
-                m.d.sync += self.arvalid.eq(0)
+                m.d.sync += bus.arvalid.eq(0)
         with m.If(accepted):
             m.d.sync += [
                 active.eq(1),
@@ -222,7 +215,7 @@ class Fetch(wiring.Component):
 
     def _beats(self, m, ring, take, wanted, epoch, page_bits, ended, failed):
         """Beats of the oldest request, their place in the stores, and what may go wrong. Returns a beat that is taken."""
-        c = self.config
+        c, bus = self.config, self.memory
         kind, index, begins = Signal(2), Signal.like(ring[0].index), Signal(page_bits)
         m.d.comb += [
             kind.eq(Array(item.kind for item in ring)[take]),
@@ -240,18 +233,18 @@ class Fetch(wiring.Component):
         taken, good, wrong_last, late = Signal(), Signal(), Signal(), Signal()
         quiet = Signal.like(self.timeout)
         m.d.comb += [
-            self.rready.eq(1),
-            taken.eq(self.rvalid & (self.rid == epoch) & (wanted != 0)),
-            wrong_last.eq(self.rlast != (last | place.all())),
+            bus.rready.eq(1),
+            taken.eq(bus.rvalid & (bus.rid == epoch) & (wanted != 0)),
+            wrong_last.eq(bus.rlast != (last | place.all())),
             late.eq((self.timeout != 0) & (quiet == self.timeout)),
-            failed.eq((taken & ((self.rresp != 0) | wrong_last)) | (~self.rvalid & (wanted != 0) & late)),
+            failed.eq((taken & ((bus.rresp != 0) | wrong_last)) | (~bus.rvalid & (wanted != 0) & late)),
             good.eq(taken & ~failed & ~self.cancel & ~self.clear),
             ended.eq(good & last),
         ]
-        m.d.sync += quiet.eq(Mux(self.rvalid | (wanted == 0) | late, 0, quiet + 1))
+        m.d.sync += quiet.eq(Mux(bus.rvalid | (wanted == 0) | late, 0, quiet + 1))
         with m.If(failed & ~self.clear):
             m.d.sync += self.fault.eq(
-                Mux(taken, Mux(self.rresp != 0, FetchFault.RESPONSE, FetchFault.LAST), FetchFault.TIMEOUT)
+                Mux(taken, Mux(bus.rresp != 0, FetchFault.RESPONSE, FetchFault.LAST), FetchFault.TIMEOUT)
             )
         with m.If(good):
             m.d.sync += [beat.eq(beat + 1), next_place.eq(place + 1)]
@@ -270,6 +263,6 @@ class Fetch(wiring.Component):
             self.query_exponent.eq(good & exponents & queries),
             self.address.eq(Cat(beat, index)),
             self.exponent_address.eq(Cat(exponent_beat, index)),
-            self.data.eq(self.rdata),
+            self.data.eq(bus.rdata),
         ]
         return taken

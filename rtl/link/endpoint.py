@@ -6,10 +6,11 @@ from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from intaglio.rtl.bus.registers import ADDRESS_BITS
+from intaglio.rtl.bus.axi import axi4_lite
+from intaglio.rtl.bus.register_master import RegisterMaster
+from intaglio.rtl.bus.registers import REGISTER_ADDRESS_BITS
 from intaglio.rtl.link.buffer import WordBuffer, check_depth
 from intaglio.rtl.link.framing import MAX_WORDS, Deframer, Framer
-from intaglio.rtl.link.registers import RegisterMaster, register_bus
 
 __all__ = ["LINK_MAGIC", "LINK_VERSION", "RESET_CYCLES", "Endpoint", "Kind"]
 
@@ -60,7 +61,7 @@ class Endpoint(wiring.Component):
     commands : Out, results : In
         Streams of 33 bits: a word, and above it whether it ends a packet. Both ``commands.payload`` and ``valid`` and ``results.ready``
         are registers. ``results`` takes a word a cycle, ``commands`` gives one in two.
-    registers : AXI4-Lite, the master's side (:func:`register_bus`).
+    registers : AXI4-Lite, the master's side (:func:`~intaglio.rtl.bus.axi.axi4_lite`).
     reset : Out(1)
         Reset of the decoder, high for ``RESET_CYCLES`` from the cycle after the beginning of a session on.
 
@@ -86,13 +87,13 @@ class Endpoint(wiring.Component):
                 "commands": Out(stream.Signature(33)),
                 "results": In(stream.Signature(33)),
                 "reset": Out(1),
-                "registers": Out(register_bus(ADDRESS_BITS)),
+                "registers": Out(axi4_lite(REGISTER_ADDRESS_BITS)),
             }
         )
 
     def elaborate(self, platform):
         m, s = Module(), _Session()
-        rx, tx, bus = Deframer(), Framer(), RegisterMaster(ADDRESS_BITS)
+        rx, tx, bus = Deframer(), Framer(), RegisterMaster(REGISTER_ADDRESS_BITS)
         m.submodules.deframer, m.submodules.framer, m.submodules.registers = rx, tx, ResetInserter(s.begin)(bus)
         m.submodules.command_buffer, m.submodules.result_buffer = self.command_buffer, self.result_buffer
         m.d.comb += [

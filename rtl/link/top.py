@@ -4,6 +4,7 @@ from amaranth.hdl import ClockSignal, Instance, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from intaglio.rtl.bus.axi import instance_ports
 from intaglio.rtl.link.endpoint import Endpoint
 from intaglio.rtl.link.uart import UartReceiver, UartTransmitter, uart_divisor
 
@@ -59,8 +60,7 @@ class SerialDevice(wiring.Component):
             "o_m_axis_tvalid": results.valid,
             "i_m_axis_tready": results.ready,
             "o_m_axis_tlast": results.payload[32],
+            **instance_ports("s_axil", bus),
         }
-        for name, member in bus.signature.members.items():
-            ports[f"{'i' if member.flow is Out else 'o'}_s_axil_{name}"] = getattr(bus, name)
         m.submodules.decoder = Instance(self.top, **ports)
         return m

@@ -6,14 +6,14 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from intaglio.rtl.memory.rom import Rom
-from intaglio.rtl.ternary.adapter.intermediate import Kind
+from intaglio.rtl.ternary.adapter.intermediate import MatrixGroup
 from intaglio.rtl.ternary.adapter.path import AdapterPath
 from intaglio.rtl.ternary.gate import BankGate, GatedRom
 from intaglio.rtl.ternary.lane import LANE_MODULE, PLANES_MODULE, Lane, Source
-from intaglio.rtl.ternary.post import RESIDUAL_BITS, Mode, Post, r_address_bits, x_address_bits
+from intaglio.rtl.ternary.post import RESIDUAL_BITS, Post, PostMode, r_address_bits, x_address_bits
 from intaglio.rtl.ternary.tree import PLANES, BitPlanes
 
-__all__ = ["LinearUnit", "Mode", "rom_name"]
+__all__ = ["LinearUnit", "PostMode", "rom_name"]
 
 GROUP_BITS = 16
 
@@ -73,7 +73,7 @@ class LinearUnit(wiring.Component):
 
     With adapters also (:class:`~intaglio.rtl.ternary.adapter.path.AdapterPath` has the memories):
 
-    adapt : In(1), kind : In(Kind)
+    adapt : In(1), kind : In(MatrixGroup)
         With ``start``: the rows are those of A of the operation of this kind, which is to follow; ``chunks`` words for each digit.
         Nothing goes to R or X. ``busy`` for ``groups * chunks * adapter_trits + ADAPT_FILL + groups + Intermediate.LATENCY``.
     adapted : In(1)
@@ -117,7 +117,7 @@ class LinearUnit(wiring.Component):
         adapter = (
             {}
             if not config.rank
-            else {"adapt": In(1), "adapted": In(1), "kind": In(Kind), **AdapterPath.outer_members(config)}
+            else {"adapt": In(1), "adapted": In(1), "kind": In(MatrixGroup), **AdapterPath.outer_members(config)}
         )
         gate = (
             {}
@@ -137,7 +137,7 @@ class LinearUnit(wiring.Component):
                 "restart": In(1),
                 "groups": In(GROUP_BITS),
                 "chunks": In(max(8, depth.bit_length())),
-                "mode": In(Mode),
+                "mode": In(PostMode),
                 "scale_m": In(16),
                 "scale_e": In(signed(10)),
                 "busy": Out(1),
@@ -183,7 +183,7 @@ class LinearUnit(wiring.Component):
         groups_left, chunks = Signal(GROUP_BITS), Signal.like(self.chunks)
         chunk = Signal.like(self.chunks)
         word = Signal(max(1, ceil_log2(config.weight_depth)))
-        mode = Signal(Mode)
+        mode = Signal(PostMode)
         last_chunk, last_group = Signal(), Signal()
         begin, began = Signal(), Signal()
         m.d.sync += began.eq(begin if path is None else begin & ~self.adapt)

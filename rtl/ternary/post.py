@@ -8,13 +8,13 @@ from amaranth.utils import ceil_log2
 from intaglio.rtl.arithmetic.numerics import RESIDUAL_FRACTION
 from intaglio.rtl.memory.copies import COPY
 
-__all__ = ["RESIDUAL_BITS", "Mode", "Post", "r_address_bits", "x_address_bits"]
+__all__ = ["RESIDUAL_BITS", "Post", "PostMode", "r_address_bits", "x_address_bits"]
 
 RESIDUAL_BITS = 32
 SPLIT = 16  # bits of relu^2 that one multiplier takes; at most 16, so that they fit where the scale goes
 
 
-class Mode(enum.Enum, shape=2):
+class PostMode(enum.Enum, shape=2):
     """What becomes of the row sums ``a_0 .. a_lanes-1`` of a group."""
 
     RAW = 0  # a_i to R
@@ -39,7 +39,7 @@ class Post(wiring.Component):
     -------
     clear : In(1)
         Start of an operation: results count from element 0, magnitudes from 0.
-    mode : In(Mode), scale_m : In(16), scale_e : In(signed(10))
+    mode : In(PostMode), scale_m : In(16), scale_e : In(signed(10))
         Stable from the cycle before the first ``valid`` until the operation's last write; the scale counts for RESIDUAL only.
     valid : In(1), sums : In(signed(accumulator_bits)) [lanes]
         Row sums of the next group.
@@ -58,7 +58,7 @@ class Post(wiring.Component):
         super().__init__(
             {
                 "clear": In(1),
-                "mode": In(Mode),
+                "mode": In(PostMode),
                 "scale_m": In(16),
                 "scale_e": In(signed(10)),
                 "valid": In(1),
@@ -99,7 +99,7 @@ class Post(wiring.Component):
         group += [register("group_2", group[0].shape(), group[0])]
         group += [register("group_3", group[0].shape(), group[1])]
         gated, residual = Signal(), Signal()
-        m.d.sync += [gated.eq(self.mode == Mode.GATED), residual.eq(self.mode == Mode.RESIDUAL)]
+        m.d.sync += [gated.eq(self.mode == PostMode.GATED), residual.eq(self.mode == PostMode.RESIDUAL)]
         gated_copies_bits = place_bits + 1
 
         # Stage 1: products. Stage 2: second product, shift. Stage 3: sums.

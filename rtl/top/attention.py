@@ -15,11 +15,11 @@ from intaglio.rtl.control.schedule import Schedule
 from intaglio.rtl.index.block_map import BlockMap
 from intaglio.rtl.index.unit import IndexUnit
 from intaglio.rtl.kv.cache import COUNTER_BITS, OWNER_BITS, CacheControl
-from intaglio.rtl.kv.fetch import EPOCH_BITS, Fetch, FetchFault
+from intaglio.rtl.kv.fetch import Fetch, FetchFault, memory_port
 from intaglio.rtl.matrix.unit import MatrixUnit
 from intaglio.rtl.memory.ram import index_bits
 
-__all__ = ["AXI_READ", "MONITOR", "PARAMETERS", "PrefillCore"]
+__all__ = ["MONITOR", "PARAMETERS", "PrefillCore"]
 
 PARAMETERS = {  # of a run: bits
     "dense": 1,
@@ -35,13 +35,6 @@ PARAMETERS = {  # of a run: bits
     **{f"{name}_base": ADDRESS_BITS for name in ("kv", "q", "last", "pooled_q", "pooled_k")},
 }
 MONITOR = ("keys", "values", "draining", "fetching", "stalled", "waiting")
-
-
-def AXI_READ(config):  # noqa: N802
-    """Members of the AXI4 read master: name to (direction, bits)."""
-    out = {"arid": EPOCH_BITS, "araddr": ADDRESS_BITS, "arlen": 8, "arsize": 3, "arburst": 2, "arvalid": 1, "rready": 1}
-    into = {"arready": 1, "rid": EPOCH_BITS, "rdata": 8 * config.head_dim, "rresp": 2, "rlast": 1, "rvalid": 1}
-    return {name: (Out, bits) for name, bits in out.items()} | {name: (In, bits) for name, bits in into.items()}
 
 
 class PrefillCore(wiring.Component):
@@ -113,7 +106,7 @@ class PrefillCore(wiring.Component):
                     )
                 },
                 "monitor": Out(len(MONITOR)),
-                **{name: direction(bits) for name, (direction, bits) in AXI_READ(config).items()},
+                "memory": Out(memory_port(config)),
             }
         )
 
@@ -228,9 +221,7 @@ class PrefillCore(wiring.Component):
             m.d.comb += getattr(stores, name).eq(getattr(engine, name))
         for name in ("k_data", "v_data", "x_data", "q_data"):
             m.d.comb += getattr(engine, name).eq(getattr(stores, name))
-        for name, (direction, _) in AXI_READ(c).items():
-            ours, theirs = getattr(self, name), getattr(fetch, name)
-            m.d.comb += ours.eq(theirs) if direction is Out else theirs.eq(ours)
+        wiring.connect(m, fetch.memory, wiring.flipped(self.memory))
 
         self._tiles(m, index, jobs, engine, queries, cache, attending)
         self._map(m, index, block_map, schedule)

@@ -5,9 +5,11 @@ from amaranth.lib import wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
-from intaglio.rtl.bus.registers import AXI_LITE, MAGIC, AxiLite, writable
+from intaglio.rtl.bus.axi import axi4_lite, axi4_stream
+from intaglio.rtl.bus.registers import MAGIC, REGISTER_ADDRESS_BITS, AxiLite, writable
 from intaglio.rtl.bus.streams import BLOCK_BITS, Phase
-from intaglio.rtl.top.attention import AXI_READ, MONITOR, PARAMETERS, PrefillCore
+from intaglio.rtl.kv.fetch import memory_port
+from intaglio.rtl.top.attention import MONITOR, PARAMETERS, PrefillCore
 from intaglio.rtl.top.attention_registers import COUNTERS, MAP_WORDS, PHASES, REGISTER_MAP, VERSION, parameter_words
 
 __all__ = ["USER_BITS", "PrefillShell"]
@@ -47,20 +49,12 @@ class PrefillShell(wiring.Component):
             {
                 "aclk": In(1),
                 "aresetn": In(1),
-                "m_axis_tdata": Out(16 * config.drain),
-                "m_axis_tuser": Out(USER_BITS),
-                "m_axis_tvalid": Out(1),
-                "m_axis_tready": In(1),
-                "m_axis_tlast": Out(1),
-                **{f"m_axi_{name}": direction(bits) for name, (direction, bits) in AXI_READ(config).items()},
-                **{f"s_axil_{name}": member for name, member in AXI_LITE.items()},
+                "m_axis": Out(axi4_stream(16 * config.drain, user_bits=USER_BITS)),
+                "m_axi": Out(memory_port(config)),
+                "s_axil": In(axi4_lite(REGISTER_ADDRESS_BITS)),
                 "monitor": Out(4 + len(MONITOR)),
             }
         )
-
-    def port_map(self):
-        """Ports for conversion, by their exact names."""
-        return {name: (getattr(self, name), None) for name in self.signature.members}
 
     def elaborate(self, platform):
         m = Module()
@@ -70,10 +64,8 @@ class PrefillShell(wiring.Component):
         m.submodules.core = core = PrefillCore(c)
         offsets = {register.name: register.offset for register in REGISTER_MAP}
         m.submodules.registers = lite = AxiLite(offsets.values())
-        lite.connect(m, self)
-        for name, (direction, _) in AXI_READ(c).items():
-            ours, theirs = getattr(self, f"m_axi_{name}"), getattr(core, name)
-            m.d.comb += ours.eq(theirs) if direction is Out else theirs.eq(ours)
+        wiring.connect(m, wiring.flipped(self.s_axil), lite.bus)
+        wiring.connect(m, core.memory, wiring.flipped(self.m_axi))
 
         def written(name):
             return lite.written(offsets[name])
@@ -122,9 +114,9 @@ class PrefillShell(wiring.Component):
                     Cat(result["values"], user, Const(0, USER_BITS - len(user)), result.last),
                 )
             ),
-            Cat(self.m_axis_tdata, self.m_axis_tuser, self.m_axis_tlast).eq(fifo.r_data),
-            self.m_axis_tvalid.eq(fifo.r_rdy),
-            fifo.r_en.eq(self.m_axis_tready),
+            Cat(self.m_axis.tdata, self.m_axis.tuser, self.m_axis.tlast).eq(fifo.r_data),
+            self.m_axis.tvalid.eq(fifo.r_rdy),
+            fifo.r_en.eq(self.m_axis.tready),
             self.monitor.eq(Cat(core.phase, Const(0, 1), core.monitor)),
         ]
         with m.If(ending & fifo.w_rdy):
@@ -135,7 +127,7 @@ class PrefillShell(wiring.Component):
         phases = {phase: Signal(32, name=f"phase_{phase.name.lower()}") for phase in PHASES}
         m.d.sync += [
             cycles.eq(cycles + core.busy),
-            stall_out.eq(stall_out + (self.m_axis_tvalid & ~self.m_axis_tready)),
+            stall_out.eq(stall_out + (self.m_axis.tvalid & ~self.m_axis.tready)),
         ]
         for phase, counter in phases.items():
             m.d.sync += counter.eq(counter + (core.phase == phase))

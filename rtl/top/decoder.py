@@ -13,11 +13,17 @@ from intaglio.rtl.control.sequencer import Sequencer
 from intaglio.rtl.memory.ram import Ram
 from intaglio.rtl.ternary.adapter.loader import Loader, Outcome
 from intaglio.rtl.ternary.linear import LinearUnit
-from intaglio.rtl.vector.unit import Destination, Kind, VectorUnit
+from intaglio.rtl.vector.unit import Destination, VectorOp, VectorUnit
 
 __all__ = ["DecoderCore"]
 
-_KINDS = {Op.EMBED: Kind.EMBED, Op.NORM8: Kind.NORM8, Op.NORM16: Kind.NORM16, Op.ROPE: Kind.ROPE, Op.DRAIN: Kind.DRAIN}
+_KINDS = {
+    Op.EMBED: VectorOp.EMBED,
+    Op.NORM8: VectorOp.NORM8,
+    Op.NORM16: VectorOp.NORM16,
+    Op.ROPE: VectorOp.ROPE,
+    Op.DRAIN: VectorOp.DRAIN,
+}
 
 
 class Buffer(wiring.Component):

@@ -4,10 +4,12 @@ from amaranth.hdl import Cat, ClockDomain, ClockSignal, Const, Module, ResetSign
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from intaglio.rtl.bus.registers import AXI_LITE, MAGIC, VERSION, AxiLite, register_map, writable
+from intaglio.rtl.bus.axi import axi4_lite, axi4_stream
+from intaglio.rtl.bus.registers import MAGIC, REGISTER_ADDRESS_BITS, AxiLite, writable
 from intaglio.rtl.control.program import PHASES, Phase
 from intaglio.rtl.top.activity import BankActivity
 from intaglio.rtl.top.decoder import DecoderCore
+from intaglio.rtl.top.decoder_registers import VERSION, register_map
 
 __all__ = ["DecoderShell"]
 
@@ -30,21 +32,11 @@ class DecoderShell(wiring.Component):
             {
                 "aclk": In(1),
                 "aresetn": In(1),
-                "s_axis_tdata": In(32),
-                "s_axis_tvalid": In(1),
-                "s_axis_tready": Out(1),
-                "s_axis_tlast": In(1),
-                "m_axis_tdata": Out(32),
-                "m_axis_tvalid": Out(1),
-                "m_axis_tready": In(1),
-                "m_axis_tlast": Out(1),
-                **{f"s_axil_{name}": member for name, member in AXI_LITE.items()},
+                "s_axis": In(axi4_stream(32)),
+                "m_axis": Out(axi4_stream(32)),
+                "s_axil": In(axi4_lite(REGISTER_ADDRESS_BITS)),
             }
         )
-
-    def port_map(self):
-        """Ports for :func:`amaranth.back.verilog.convert`, by their exact names."""
-        return {name: (getattr(self, name), None) for name in self.signature.members}
 
     def elaborate(self, platform):
         m = Module()
@@ -54,15 +46,15 @@ class DecoderShell(wiring.Component):
         registers = register_map(self.config)
         offsets = {register.name: register.offset for register in registers}
         m.submodules.registers = lite = AxiLite(offsets.values())
-        lite.connect(m, self)
+        wiring.connect(m, wiring.flipped(self.s_axil), lite.bus)
         m.d.comb += [
-            core.command_valid.eq(self.s_axis_tvalid),
-            core.command_data.eq(self.s_axis_tdata),
-            self.s_axis_tready.eq(core.command_ready),
-            self.m_axis_tvalid.eq(core.result_valid),
-            self.m_axis_tdata.eq(core.result_data),
-            self.m_axis_tlast.eq(core.result_last),
-            core.result_ready.eq(self.m_axis_tready),
+            core.command_valid.eq(self.s_axis.tvalid),
+            core.command_data.eq(self.s_axis.tdata),
+            self.s_axis.tready.eq(core.command_ready),
+            self.m_axis.tvalid.eq(core.result_valid),
+            self.m_axis.tdata.eq(core.result_data),
+            self.m_axis.tlast.eq(core.result_last),
+            core.result_ready.eq(self.m_axis.tready),
         ]
 
         clear, active, overflow = Signal(), Signal(), Signal()

@@ -13,8 +13,9 @@ from amaranth.hdl import Cat, ClockDomain, ClockSignal, Const, Instance, Module,
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from intaglio.rtl.bus.registers import ADDRESS_BITS, AxiLite
-from intaglio.rtl.link.registers import RegisterMaster, register_bus
+from intaglio.rtl.bus.axi import axi4_lite, axi4_read, axi4_write, instance_ports
+from intaglio.rtl.bus.register_master import RegisterMaster
+from intaglio.rtl.bus.registers import REGISTER_ADDRESS_BITS, AxiLite
 
 __all__ = ["ARGUMENTS", "KERNEL_TOP", "Kernel", "Mover", "Operation"]
 
@@ -36,45 +37,6 @@ ARGUMENTS = (
     ("wanted", 0x30, 4, None),
     ("patience", 0x38, 4, None),
 )
-
-
-def read_port():
-    return wiring.Signature(
-        {
-            "araddr": Out(64),
-            "arlen": Out(8),
-            "arsize": Out(3),
-            "arburst": Out(2),
-            "arvalid": Out(1),
-            "arready": In(1),
-            "rdata": In(64),
-            "rresp": In(2),
-            "rlast": In(1),
-            "rvalid": In(1),
-            "rready": Out(1),
-        }
-    )
-
-
-def write_port():
-    return wiring.Signature(
-        {
-            "awaddr": Out(64),
-            "awlen": Out(8),
-            "awsize": Out(3),
-            "awburst": Out(2),
-            "awvalid": Out(1),
-            "awready": In(1),
-            "wdata": Out(64),
-            "wstrb": Out(8),
-            "wlast": Out(1),
-            "wvalid": Out(1),
-            "wready": In(1),
-            "bresp": In(2),
-            "bvalid": In(1),
-            "bready": Out(1),
-        }
-    )
 
 
 class Mover(wiring.Component):
@@ -109,18 +71,18 @@ class Mover(wiring.Component):
                 "patience": In(32),
                 "idle": Out(1),
                 "done": Out(1),
-                "gmem0": Out(read_port()),
-                "gmem1": Out(write_port()),
+                "gmem0": Out(axi4_read(64, 64)),
+                "gmem1": Out(axi4_write(64, 64)),
                 "commands": Out(stream.Signature(33)),
                 "results": In(stream.Signature(33)),
-                "registers": Out(register_bus(ADDRESS_BITS)),
+                "registers": Out(axi4_lite(REGISTER_ADDRESS_BITS)),
                 "reset": Out(1),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.master = master = RegisterMaster(ADDRESS_BITS)
+        m.submodules.master = master = RegisterMaster(REGISTER_ADDRESS_BITS)
         wiring.connect(m, master.bus, wiring.flipped(self.registers))
         read, write = self.gmem0, self.gmem1
         taken, answered, received = Signal(31), Signal(32), Signal(32)  # operations, answers, result words
@@ -138,7 +100,7 @@ class Mover(wiring.Component):
             write.wstrb.eq(0xFF),
             write.wlast.eq(1),
             master.tag.eq(tag),
-            master.address.eq(operation[32 : 32 + ADDRESS_BITS]),
+            master.address.eq(operation[32 : 32 + REGISTER_ADDRESS_BITS]),
             master.data.eq(operation[:32]),
             master.write.eq(kind == Operation.WRITE),
         ]
@@ -254,15 +216,15 @@ class Kernel(wiring.Component):
 
     def __init__(self, top):
         self.top = top
-        self.control = register_bus(ADDRESS_BITS).flip().members
-        ports = {f"s_axi_control_{name}": member for name, member in self.control.items()}
-        for name, signature in (("gmem0", read_port()), ("gmem1", write_port())):
-            ports |= {f"m_axi_{name}_{line}": member for line, member in signature.members.items()}
-        super().__init__({"ap_clk": In(1), "ap_rst_n": In(1)} | ports)
-
-    def port_map(self):
-        """Ports for :func:`amaranth.back.verilog.convert`, by their exact names."""
-        return {name: (getattr(self, name), None) for name in self.signature.members}
+        super().__init__(
+            {
+                "ap_clk": In(1),
+                "ap_rst_n": In(1),
+                "s_axi_control": In(axi4_lite(REGISTER_ADDRESS_BITS)),
+                "m_axi_gmem0": Out(axi4_read(64, 64)),
+                "m_axi_gmem1": Out(axi4_write(64, 64)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -275,13 +237,9 @@ class Kernel(wiring.Component):
             for part in range(size // 4)
         }
         m.submodules.control = lite = AxiLite([0, *INTERRUPTS, *words])
-        for name, member in self.control.items():
-            outer, inner = getattr(self, f"s_axi_control_{name}"), getattr(lite, name)
-            m.d.comb += inner.eq(outer) if member.flow is In else outer.eq(inner)
-        for port, signature in (("gmem0", read_port()), ("gmem1", write_port())):
-            for line, member in signature.members.items():
-                outer, inner = getattr(self, f"m_axi_{port}_{line}"), getattr(getattr(mover, port), line)
-                m.d.comb += outer.eq(inner) if member.flow is Out else inner.eq(outer)
+        wiring.connect(m, wiring.flipped(self.s_axi_control), lite.bus)
+        wiring.connect(m, mover.gmem0, wiring.flipped(self.m_axi_gmem0))
+        wiring.connect(m, mover.gmem1, wiring.flipped(self.m_axi_gmem1))
 
         # ap_ctrl_hs: bit 0 start (until the run is done), 1 done (cleared by reading), 2 idle, 3 ready
         start, done, running = Signal(), Signal(), Signal()
@@ -315,8 +273,7 @@ class Kernel(wiring.Component):
             "o_m_axis_tlast": mover.results.payload[32],
             "o_m_axis_tvalid": mover.results.valid,
             "i_m_axis_tready": mover.results.ready,
+            **instance_ports("s_axil", mover.registers),
         }
-        for name, member in register_bus(ADDRESS_BITS).members.items():
-            ports[f"{'i' if member.flow is Out else 'o'}_s_axil_{name}"] = getattr(mover.registers, name)
         m.submodules.decoder = Instance(self.top, **ports)
         return m

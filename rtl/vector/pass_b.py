@@ -9,7 +9,7 @@ from intaglio.rtl.arithmetic.numerics import INT8_MAX, INT8_SHIFT, INT16_MAX, IN
 from intaglio.rtl.memory.copies import COPY
 from intaglio.rtl.vector.pass_a import max_words, segments
 
-__all__ = ["AMOUNT_BITS", "DRAIN_SHIFT", "Destination", "Kind", "Mode", "PassB"]
+__all__ = ["AMOUNT_BITS", "DRAIN_SHIFT", "Destination", "PassB", "Rounding", "VectorOp"]
 
 AMOUNT_BITS = 6  # shift of `normalise`, plus 17 so that it is not negative
 DRAIN_SHIFT = 7  # o = (acc >> (es + 7)) * R
@@ -17,7 +17,7 @@ INVERSE_SHIFT = 17
 TS_STAGES = 5  # address -> data -> ts -> product -> rounded -> written word
 
 
-class Kind(enum.Enum, shape=unsigned(3)):
+class VectorOp(enum.Enum, shape=unsigned(3)):
     """Operations of the vector unit."""
 
     NORM8 = 0
@@ -38,7 +38,7 @@ class Destination(enum.Enum, shape=unsigned(3)):
     RESIDUAL = 5  # 32 bits, residual buffer
 
 
-class Mode(enum.Enum, shape=unsigned(2)):
+class Rounding(enum.Enum, shape=unsigned(2)):
     """Rounding shift and clamp of a word."""
 
     INT8 = 0
@@ -59,10 +59,10 @@ class LaneB(wiring.Component):
         super().__init__(
             {
                 "valid": In(4),
-                "kind": In(Kind),
+                "kind": In(VectorOp),
                 "amount": In(AMOUNT_BITS),
                 "factor": In(MANTISSA),
-                "mode": In(Mode),  # of the word at stage 2
+                "mode": In(Rounding),  # of the word at stage 2
                 "t": In(signed(T_BITS)),
                 "acc": In(signed(value_bits)),
                 "emb": In(signed(8)),
@@ -78,7 +78,7 @@ class LaneB(wiring.Component):
         q = Signal(signed(32), reset_less=True)
         from_t = Signal(attrs=COPY)
         amount = Signal.like(self.amount, name="amount_1", reset_less=True, attrs=COPY)
-        m.d.sync += [from_t.eq((self.kind != Kind.EMBED) & (self.kind != Kind.DRAIN)), amount.eq(self.amount)]
+        m.d.sync += [from_t.eq((self.kind != VectorOp.EMBED) & (self.kind != VectorOp.DRAIN)), amount.eq(self.amount)]
         other = (self.acc << (MANTISSA - DRAIN_SHIFT)) | (self.emb << MANTISSA)
         m.d.comb += [source.eq(Mux(from_t, self.t << MANTISSA, other)), self.q.eq(q)]
         with m.If(self.valid[0]):
@@ -90,12 +90,12 @@ class LaneB(wiring.Component):
         half, total = Signal(INT8_SHIFT), Signal(signed(XS_BITS + MANTISSA + 1), reset_less=True)
         value, limit, clip = Signal(signed(32)), Signal(32), Signal()
         sign = total[-1]
-        mode_3 = Signal(Mode, reset_less=True, attrs=COPY)
+        mode_3 = Signal(Rounding, reset_less=True, attrs=COPY)
         modes = (
-            (Mode.INT8, INT8_SHIFT, INT8_MAX),
-            (Mode.INT16, INT16_SHIFT, INT16_MAX),
-            (Mode.INVERSE, INVERSE_SHIFT, (1 << 17) - 1),
-            (Mode.EMBED, self.embed_shift, None),
+            (Rounding.INT8, INT8_SHIFT, INT8_MAX),
+            (Rounding.INT16, INT16_SHIFT, INT16_MAX),
+            (Rounding.INVERSE, INVERSE_SHIFT, (1 << 17) - 1),
+            (Rounding.EMBED, self.embed_shift, None),
         )
         with m.Switch(self.mode):
             for mode, shift, _ in modes:
@@ -161,7 +161,7 @@ class PassB(wiring.Component):
             {
                 "start": In(1),
                 "started": In(1),
-                "kind": In(Kind),
+                "kind": In(VectorOp),
                 "last_index": In(range(depth)),
                 "base": In(range(depth)),
                 "q_mantissa": In(16),
@@ -207,14 +207,14 @@ class PassB(wiring.Component):
                 "amount": AMOUNT_BITS,
             }
         )
-        kind = Signal(Kind)
+        kind = Signal(VectorOp)
         rope, embed, drain, norm16 = (Signal(name=name) for name in ("rope", "embed", "drain", "norm16"))
         with m.If(self.start):
             m.d.sync += [
-                rope.eq(self.kind == Kind.ROPE),
-                embed.eq(self.kind == Kind.EMBED),
-                drain.eq(self.kind == Kind.DRAIN),
-                norm16.eq(self.kind == Kind.NORM16),
+                rope.eq(self.kind == VectorOp.ROPE),
+                embed.eq(self.kind == VectorOp.EMBED),
+                drain.eq(self.kind == VectorOp.DRAIN),
+                norm16.eq(self.kind == VectorOp.NORM16),
                 kind.eq(self.kind),
             ]
 
@@ -263,17 +263,17 @@ class PassB(wiring.Component):
             amount.eq(Mux(embed, MANTISSA, amount_r.data)),
         ]
         with m.Switch(kind):
-            with m.Case(Kind.NORM8):
+            with m.Case(VectorOp.NORM8):
                 m.d.comb += words[0].dest.eq(Destination.A8)
-            with m.Case(Kind.NORM16):
+            with m.Case(VectorOp.NORM16):
                 m.d.comb += words[0].dest.eq(Destination.OPERAND)
-            with m.Case(Kind.ROPE):
+            with m.Case(VectorOp.ROPE):
                 m.d.comb += words[0].dest.eq(
                     Mux(query, Destination.OPERAND, Mux(key, Destination.KEY, Destination.VALUE))
                 )
-            with m.Case(Kind.EMBED):
+            with m.Case(VectorOp.EMBED):
                 m.d.comb += words[0].dest.eq(Destination.RESIDUAL)
-            with m.Case(Kind.DRAIN):
+            with m.Case(VectorOp.DRAIN):
                 m.d.comb += words[0].dest.eq(Destination.RESULT)
         with m.If(self.start):
             m.d.sync += [run.eq(1), self.addr.eq(0), position.eq(0), head.eq(0), segment.eq(0)]
@@ -297,17 +297,17 @@ class PassB(wiring.Component):
         ]
 
         # Factor, together with ts. The reciprocal may be arriving.
-        factor, mode_2, mode = Signal(MANTISSA), Signal(Mode), Signal(Mode)
+        factor, mode_2, mode = Signal(MANTISSA), Signal(Rounding), Signal(Rounding)
         m.d.comb += factor_r.addr.eq(words[1].segment)
         bypass = self.r_valid & (self.r_segment == words[1].segment)
         with m.If(embed):
-            m.d.sync += [factor.eq(self.embed_scale), mode_2.eq(Mode.EMBED)]
+            m.d.sync += [factor.eq(self.embed_scale), mode_2.eq(Rounding.EMBED)]
         with m.Elif(rope & (words[1].dest == Destination.OPERAND)):
-            m.d.sync += [factor.eq(self.q_mantissa), mode_2.eq(Mode.INT16)]
+            m.d.sync += [factor.eq(self.q_mantissa), mode_2.eq(Rounding.INT16)]
         with m.Else():
             m.d.sync += [
                 factor.eq(Mux(bypass, self.r_value, factor_r.data)),
-                mode_2.eq(Mux(drain, Mode.INVERSE, Mux(norm16, Mode.INT16, Mode.INT8))),
+                mode_2.eq(Mux(drain, Rounding.INVERSE, Mux(norm16, Rounding.INT16, Rounding.INT8))),
             ]
         m.d.sync += mode.eq(mode_2)
 

@@ -10,10 +10,10 @@ from intaglio.rtl.arithmetic.numerics import INT8_NUMERATOR, INT16_NUMERATOR, IN
 from intaglio.rtl.arithmetic.scalar import bit_length
 from intaglio.rtl.memory.rom import Rom
 from intaglio.rtl.vector.pass_a import COEFFICIENT_BITS, LOAD_STAGES, MAXIMUM_BITS, PassA, max_words, segments, sum_bits
-from intaglio.rtl.vector.pass_b import AMOUNT_BITS, TS_STAGES, Destination, Kind, PassB
+from intaglio.rtl.vector.pass_b import AMOUNT_BITS, TS_STAGES, Destination, PassB, VectorOp
 from intaglio.rtl.vector.rotary import POSITION_BITS, Rotary
 
-__all__ = ["ACC_LATENCY", "EMB_LATENCY", "Destination", "Kind", "VectorUnit"]
+__all__ = ["ACC_LATENCY", "EMB_LATENCY", "Destination", "VectorOp", "VectorUnit"]
 
 ACC_LATENCY = 1  # cycles from acc_addr to acc_data
 EMB_LATENCY = 4  # cycles from emb_index to emb_data
@@ -86,7 +86,7 @@ class VectorUnit(wiring.Component):
                 "position": In(POSITION_BITS),
                 "rotary_ready": Out(1),
                 "start": In(1),
-                "kind": In(Kind),
+                "kind": In(VectorOp),
                 "source": In(1),
                 "shift": In(config.shift_bits),
                 "gain_base": In(16),
@@ -130,11 +130,11 @@ class VectorUnit(wiring.Component):
         # from a maximum or sum to before the first word
         reciprocal = NORMALISE_STAGES + Divider.cycles(config.divider_bits) + TS_STAGES - 2
         first = LOAD_STAGES + PassA.tree_stages(width) + reciprocal
-        if kind in (Kind.NORM8, Kind.NORM16):
+        if kind in (VectorOp.NORM8, VectorOp.NORM16):
             return 2 * words + first
-        if kind is Kind.ROPE:  # pass B follows pass A by one head
+        if kind is VectorOp.ROPE:  # pass B follows pass A by one head
             return config.qkv_rows // width + head_words + first
-        if kind is Kind.DRAIN:
+        if kind is VectorOp.DRAIN:
             return config.array // width + 2 + reciprocal
         return words + EMB_LATENCY + TS_STAGES - 1
 
@@ -148,28 +148,30 @@ class VectorUnit(wiring.Component):
         m.submodules.gains = gains = Rom("gains", COEFFICIENT_BITS * width, config.gain_words, init=self.gains)
 
         # Operation
-        kind, results = Signal(Kind), Signal()
+        kind, results = Signal(VectorOp), Signal()
         last_index, base, embed_scale = Signal(range(depth)), Signal(range(depth)), Signal(MANTISSA)
         with_a, rope = Signal(), Signal()
-        m.d.comb += with_a.eq((self.kind == Kind.NORM8) | (self.kind == Kind.NORM16) | (self.kind == Kind.ROPE))
+        m.d.comb += with_a.eq(
+            (self.kind == VectorOp.NORM8) | (self.kind == VectorOp.NORM16) | (self.kind == VectorOp.ROPE)
+        )
         m.d.comb += [
             self.busy_next.eq(self.start | (self.busy & ~b.w_final)),
             self.a_busy_next.eq(Mux(self.start, with_a, self.a_busy & ~a.m_final)),
-            self.ending_next.eq(~self.start & (self.ending | (b.w_soon & (kind != Kind.EMBED)))),
+            self.ending_next.eq(~self.start & (self.ending | (b.w_soon & (kind != VectorOp.EMBED)))),
         ]
         m.d.sync += [self.busy.eq(self.busy_next), self.a_busy.eq(self.a_busy_next), self.ending.eq(self.ending_next)]
         with m.If(self.start):
             m.d.sync += [
                 kind.eq(self.kind),
-                rope.eq(self.kind == Kind.ROPE),
+                rope.eq(self.kind == VectorOp.ROPE),
                 embed_scale.eq(self.embed_scale),
-                results.eq(self.source | (self.kind == Kind.ROPE)),
+                results.eq(self.source | (self.kind == VectorOp.ROPE)),
                 base.eq(0),
                 last_index.eq(self.words - 1),
             ]
-            with m.If(self.kind == Kind.ROPE):
+            with m.If(self.kind == VectorOp.ROPE):
                 m.d.sync += last_index.eq(config.qkv_rows // width - 1)
-            with m.If(self.kind == Kind.DRAIN):
+            with m.If(self.kind == VectorOp.DRAIN):
                 m.d.sync += [last_index.eq(config.array // width - 1), base.eq(self.group * (config.array // width))]
 
         started = Signal()
@@ -241,13 +243,13 @@ class VectorUnit(wiring.Component):
         config = self.config
         drain, started = Signal(), a.started
         with m.If(self.start):
-            m.d.sync += drain.eq(self.kind == Kind.DRAIN)
+            m.d.sync += drain.eq(self.kind == VectorOp.DRAIN)
 
         # DRAIN: one sum a cycle.
         sum_run, sum_valid, sum_register = Signal(), Signal(), Signal(len(self.sum_value), reset_less=True)
         m.d.sync += [sum_valid.eq(sum_run), sum_register.eq(Mux(sum_run, self.sum_value, 0))]
         with m.If(self.start):
-            m.d.sync += [sum_run.eq(self.kind == Kind.DRAIN), self.sum_head.eq(0)]
+            m.d.sync += [sum_run.eq(self.kind == VectorOp.DRAIN), self.sum_head.eq(0)]
         with m.Elif(sum_run):
             m.d.sync += [self.sum_head.eq(self.sum_head + 1), sum_run.eq(self.sum_head != config.attention_heads - 1)]
 
@@ -290,7 +292,7 @@ class VectorUnit(wiring.Component):
         # Divide
         m.submodules.divider = divider = Divider(b.segment_bits, config.divider_bits)
         numerator = Signal(NUMERATOR_BITS)
-        m.d.sync += numerator.eq(Mux(drain, INVERSE, Mux(kind == Kind.NORM16, INT16_NUMERATOR, INT8_NUMERATOR)))
+        m.d.sync += numerator.eq(Mux(drain, INVERSE, Mux(kind == VectorOp.NORM16, INT16_NUMERATOR, INT8_NUMERATOR)))
         m.d.comb += [
             divider.i_valid.eq(valid_2),
             divider.i_numerator.eq(numerator),

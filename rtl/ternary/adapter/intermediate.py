@@ -8,10 +8,10 @@ from amaranth.lib.wiring import In, Out
 from intaglio.rtl.arithmetic.scalar import ScalarLayout, bit_length
 from intaglio.rtl.memory.ram import index_bits
 
-__all__ = ["KIND", "Intermediate", "Kind"]
+__all__ = ["MATRIX_GROUP", "Intermediate", "MatrixGroup"]
 
 
-class Kind(enum.Enum, shape=2):
+class MatrixGroup(enum.Enum, shape=2):
     """Which matrices share a linear operation: how its rows choose their part of the vector."""
 
     ONE = 0  # one matrix
@@ -19,7 +19,12 @@ class Kind(enum.Enum, shape=2):
     GATED = 2  # part 0 for even lanes, 1 for odd ones
 
 
-KIND = {("q", "k", "v"): Kind.QKV, ("o",): Kind.ONE, ("gate", "up"): Kind.GATED, ("down",): Kind.ONE}
+MATRIX_GROUP = {
+    ("q", "k", "v"): MatrixGroup.QKV,
+    ("o",): MatrixGroup.ONE,
+    ("gate", "up"): MatrixGroup.GATED,
+    ("down",): MatrixGroup.ONE,
+}
 
 
 class Intermediate(wiring.Component):
@@ -34,7 +39,7 @@ class Intermediate(wiring.Component):
 
     Members
     -------
-    start : In(1), kind : In(Kind)
+    start : In(1), kind : In(MatrixGroup)
         Strobe: the sums of a new operation follow; ``kind`` stays stable until the next one.
     valid : In(1), sums : In(signed(lane_sum_bits)) [lanes], final : In(1)
         Rows of ``A x``, ``lanes`` at a time, those of part 0 first; ``final`` with the last ones.
@@ -59,7 +64,7 @@ class Intermediate(wiring.Component):
         super().__init__(
             {
                 "start": In(1),
-                "kind": In(Kind),
+                "kind": In(MatrixGroup),
                 "valid": In(1),
                 "sums": In(signed(config.lane_sum_bits)).array(config.lanes),
                 "final": In(1),
@@ -109,7 +114,7 @@ class Intermediate(wiring.Component):
         fetch, arriving = Signal(range(parts + 1)), Signal(range(parts + 1))
         fetching, arrives = Signal(), Signal()
         wanted = Signal(range(parts + 1))
-        m.d.comb += wanted.eq(Mux(self.kind == Kind.QKV, 3, Mux(self.kind == Kind.GATED, 2, 1)))
+        m.d.comb += wanted.eq(Mux(self.kind == MatrixGroup.QKV, 3, Mux(self.kind == MatrixGroup.GATED, 2, 1)))
         scales = [Signal(ScalarLayout, name=f"scale_{p}") for p in range(parts)]
         m.d.sync += [arrives.eq(fetching), arriving.eq(fetch)]
         with m.If(self.scale_restart):

@@ -6,10 +6,10 @@ from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.arithmetic.scalar import ScalarLayout
 from intaglio.rtl.memory.ram import Ram, index_bits
-from intaglio.rtl.ternary.adapter.intermediate import Intermediate, Kind
+from intaglio.rtl.ternary.adapter.intermediate import Intermediate, MatrixGroup
 from intaglio.rtl.ternary.adapter.join import Join
 from intaglio.rtl.ternary.lane import Lane, Source
-from intaglio.rtl.ternary.post import Mode
+from intaglio.rtl.ternary.post import PostMode
 
 __all__ = ["AdapterPath"]
 
@@ -56,7 +56,7 @@ class AdapterPath(wiring.Component):
             {
                 "adapt": In(1),
                 "adapted": In(1),
-                "kind": In(Kind),
+                "kind": In(MatrixGroup),
                 "restart": In(1),
                 **self.outer_members(config),
                 "begin": In(1),
@@ -64,7 +64,7 @@ class AdapterPath(wiring.Component):
                 "chunk_first": In(1),
                 "chunk_last": In(1),
                 "group_last": In(1),
-                "mode": In(Mode),
+                "mode": In(PostMode),
                 "base": Out(1),
                 "of_a": Out(1),
                 "row_end": Out(1),
@@ -123,7 +123,7 @@ class AdapterPath(wiring.Component):
         m.submodules.scales = self.scales
 
         # The operation, and the parts of its rows: q, k and v one after another.
-        of_a, adapted, kind = Signal(), Signal(), Signal(Kind)
+        of_a, adapted, kind = Signal(), Signal(), Signal(MatrixGroup)
         in_b, digit = Signal(), Signal(range(max(2, trits)))
         digit_last = Signal()
         part, groups_left = Signal(range(max(2, parts))), Signal(16)
@@ -155,7 +155,7 @@ class AdapterPath(wiring.Component):
                 m.d.sync += in_b.eq(1)
             with m.If(self.row_end):
                 m.d.sync += groups_left.eq(groups_left - 1)
-                with m.If((groups_left == 0) & (kind == Kind.QKV)):
+                with m.If((groups_left == 0) & (kind == MatrixGroup.QKV)):
                     m.d.sync += [part.eq(part + 1), groups_left.eq(config.kv_dim // config.lanes - 1)]
 
         # Words of the memories.
@@ -204,7 +204,7 @@ class AdapterPath(wiring.Component):
             self.sub.eq(sub_1),
             part_2.eq(part_1),
         ]
-        m.d.comb += [self.gated.eq(kind == Kind.GATED), vector.part.eq(part_2), self.word.eq(vector.word)]
+        m.d.comb += [self.gated.eq(kind == MatrixGroup.GATED), vector.part.eq(part_2), self.word.eq(vector.word)]
 
         # With the sums.
         flags = Cat(
@@ -229,7 +229,7 @@ class AdapterPath(wiring.Component):
             join.alone.eq(standing[3]),
             join.part.eq(standing[6:]),
             join.odd.eq(self.gated),
-            join.narrow.eq(self.mode == Mode.GATED),
+            join.narrow.eq(self.mode == PostMode.GATED),
             self.o_valid.eq(join.o_valid),
             vector.start.eq(self.begin & self.adapt),
             vector.kind.eq(kind),

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -90,7 +89,8 @@ def test_one_run_of_verilator_takes_all_three(designs):
 def test_a_chosen_prefix_serves_a_decoder_and_a_prefill_unit(designs, tmp_path, monkeypatch):
     """Also with the same one for both; the register's digest does not depend on it."""
     decoder = generate(random_checkpoint(MODEL, 1), "small", tmp_path / "decoder", prefix="acme", **WIDTHS)
-    monkeypatch.setattr("intaglio.gen.emit.attention.PrefillShell", lambda *_: SimpleNamespace(port_map=dict))
+    monkeypatch.setattr("intaglio.gen.emit.attention.PrefillShell", lambda *_: None)
+    monkeypatch.setattr("intaglio.gen.emit.attention.port_map", lambda _: {})
     monkeypatch.setattr(
         "intaglio.gen.emit.attention.convert", lambda *_: {"intaglio_prefill": "module intaglio_prefill;\nendmodule\n"}
     )

@@ -4,10 +4,11 @@
 import pytest
 from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
-from amaranth.lib.wiring import Out
+from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
 
-from intaglio.rtl.bus.registers import AXI_LITE, OKAY, SLVERR, AxiLite
+from intaglio.rtl.bus.axi import axi4_lite
+from intaglio.rtl.bus.registers import OKAY, REGISTER_ADDRESS_BITS, SLVERR, AxiLite
 
 COUNTER, LATCHED, HELD = 0x20, 0x24, 0x7FC
 
@@ -16,14 +17,12 @@ class Device(wiring.Component):
     """A counter of 8 bits whose upper half is latched when the lower is read, and a register that takes all but 13."""
 
     def __init__(self):
-        super().__init__(
-            {**{f"s_axil_{name}": member for name, member in AXI_LITE.items()}, "held": Out(32), "count": Out(8)}
-        )
+        super().__init__({"s_axil": In(axi4_lite(REGISTER_ADDRESS_BITS)), "held": Out(32), "count": Out(8)})
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.lite = lite = AxiLite((COUNTER, LATCHED, HELD))
-        lite.connect(m, self)
+        wiring.connect(m, wiring.flipped(self.s_axil), lite.bus)
         latched, able = Signal(4), lite.write_data != 13
         m.d.sync += self.count.eq(self.count + 1)
         with m.If(lite.written(HELD) & able):
@@ -49,33 +48,33 @@ def run(bench):
 async def offer(ctx, dut, channel, **values):
     """Put a word on a channel until it is taken; nothing is held longer."""
     for name, value in values.items():
-        ctx.set(getattr(dut, f"s_axil_{channel}{name}"), value)
-    ctx.set(getattr(dut, f"s_axil_{channel}valid"), 1)
-    while not ctx.get(getattr(dut, f"s_axil_{channel}ready")):
+        ctx.set(getattr(dut.s_axil, f"{channel}{name}"), value)
+    ctx.set(getattr(dut.s_axil, f"{channel}valid"), 1)
+    while not ctx.get(getattr(dut.s_axil, f"{channel}ready")):
         await ctx.tick()
     await ctx.tick()
-    ctx.set(getattr(dut, f"s_axil_{channel}valid"), 0)
+    ctx.set(getattr(dut.s_axil, f"{channel}valid"), 0)
     for name, value in values.items():
-        ctx.set(getattr(dut, f"s_axil_{channel}{name}"), ~value)
+        ctx.set(getattr(dut.s_axil, f"{channel}{name}"), ~value)
 
 
 async def answer(ctx, dut, channel, wait=0):
     """Fields of the answer on a channel, taken ``wait`` cycles after it is there; the cycles waited for it, from 1 on."""
     cycles = 1
-    while not ctx.get(getattr(dut, f"s_axil_{channel}valid")):
+    while not ctx.get(getattr(dut.s_axil, f"{channel}valid")):
         await ctx.tick()
         cycles += 1
         assert cycles < 50
     fields = {"b": ("bresp",), "r": ("rdata", "rresp")}[channel]
-    found = [ctx.get(getattr(dut, f"s_axil_{field}")) for field in fields]
+    found = [ctx.get(getattr(dut.s_axil, f"{field}")) for field in fields]
     for _ in range(wait):
         await ctx.tick()
-        assert ctx.get(getattr(dut, f"s_axil_{channel}valid"))
-        assert found == [ctx.get(getattr(dut, f"s_axil_{field}")) for field in fields]
-    ctx.set(getattr(dut, f"s_axil_{channel}ready"), 1)
+        assert ctx.get(getattr(dut.s_axil, f"{channel}valid"))
+        assert found == [ctx.get(getattr(dut.s_axil, f"{field}")) for field in fields]
+    ctx.set(getattr(dut.s_axil, f"{channel}ready"), 1)
     await ctx.tick()
-    ctx.set(getattr(dut, f"s_axil_{channel}ready"), 0)
-    assert not ctx.get(getattr(dut, f"s_axil_{channel}valid"))
+    ctx.set(getattr(dut.s_axil, f"{channel}ready"), 0)
+    assert not ctx.get(getattr(dut.s_axil, f"{channel}valid"))
     return *found, cycles
 
 
@@ -88,12 +87,12 @@ async def read(ctx, dut, address):
 async def write(ctx, dut, address, data, strobe=0xF):
     """The response, and the cycles from the one that takes address and data to the one that has the answer."""
     for name, value in (("awaddr", address), ("wdata", data), ("wstrb", strobe), ("awvalid", 1), ("wvalid", 1)):
-        ctx.set(getattr(dut, f"s_axil_{name}"), value)
-    while not (ctx.get(dut.s_axil_awready) and ctx.get(dut.s_axil_wready)):
+        ctx.set(getattr(dut.s_axil, f"{name}"), value)
+    while not (ctx.get(dut.s_axil.awready) and ctx.get(dut.s_axil.wready)):
         await ctx.tick()
     await ctx.tick()
     for name, value in (("awvalid", 0), ("wvalid", 0), ("awaddr", 0), ("wdata", 0xFFFFFFFF)):
-        ctx.set(getattr(dut, f"s_axil_{name}"), value)
+        ctx.set(getattr(dut.s_axil, f"{name}"), value)
     return await answer(ctx, dut, "b")
 
 
@@ -129,7 +128,7 @@ def test_address_and_data_come_in_any_order_and_a_read_passes(channels):
         await offer(ctx, dut, first, **values[first])
         for _ in range(3):
             assert (await read(ctx, dut, HELD))[:2] == (0, OKAY)
-        assert not ctx.get(getattr(dut, f"s_axil_{first}ready")) and ctx.get(getattr(dut, f"s_axil_{second}ready"))
+        assert not ctx.get(getattr(dut.s_axil, f"{first}ready")) and ctx.get(getattr(dut.s_axil, f"{second}ready"))
         await offer(ctx, dut, second, **values[second])
         assert await answer(ctx, dut, "b", wait=5) == (OKAY, 4)
         assert (await read(ctx, dut, HELD))[:2] == (99, OKAY)
@@ -151,9 +150,9 @@ def test_reads_and_writes_that_wait_take_turns():
             ("bready", 1),
             ("rready", 1),
         ):
-            ctx.set(getattr(dut, f"s_axil_{name}"), value)
+            ctx.set(getattr(dut.s_axil, f"{name}"), value)
         for _ in range(60):
-            order += [name for name in "br" if ctx.get(getattr(dut, f"s_axil_{name}valid"))]
+            order += [name for name in "br" if ctx.get(getattr(dut.s_axil, f"{name}valid"))]
             await ctx.tick()
         assert order == ["b", "r"] * (len(order) // 2) and len(order) >= 10
 

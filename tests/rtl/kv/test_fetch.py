@@ -72,16 +72,16 @@ class Bus:
             beat = self.spoil(beat)
         lost, present = self.slave.beat is not None and beat is None, beat is not None and not hold
         if present:
-            ctx.set(dut.rid, beat.id)
-            ctx.set(dut.rdata, int.from_bytes(beat.data, "little"))
-            ctx.set(dut.rresp, beat.response)
-            ctx.set(dut.rlast, beat.last)
-        ctx.set(dut.rvalid, present)
-        ctx.set(dut.arready, arready)
+            ctx.set(dut.memory.rid, beat.id)
+            ctx.set(dut.memory.rdata, int.from_bytes(beat.data, "little"))
+            ctx.set(dut.memory.rresp, beat.response)
+            ctx.set(dut.memory.rlast, beat.last)
+        ctx.set(dut.memory.rvalid, present)
+        ctx.set(dut.memory.arready, arready)
         ctx.set(dut.o_fetched.ready, self.picks.random() >= self.unready)
         burst = self.check_address(ctx)
         if present:
-            assert ctx.get(dut.rready)
+            assert ctx.get(dut.memory.rready)
             self.beats.append(self.cycles)
         for name in STORES:
             if ctx.get(getattr(dut, name)):
@@ -96,15 +96,15 @@ class Bus:
 
     def check_address(self, ctx):
         dut = self.dut
-        if not ctx.get(dut.arvalid):
+        if not ctx.get(dut.memory.arvalid):
             assert self.shown is None, "ARVALID must stay until ARREADY"
             return None
-        now = tuple(ctx.get(getattr(dut, name)) for name in ("arid", "araddr", "arlen", "arsize", "arburst"))
+        now = tuple(ctx.get(getattr(dut.memory, name)) for name in ("arid", "araddr", "arlen", "arsize", "arburst"))
         assert self.shown in (None, now), "a waiting address must not change"
         identity, address, length, size, kind = now
         assert kind == 1 and 1 << size == self.config.head_dim and address % self.config.head_dim == 0
         assert address // PAGE == (address + (length + 1 << size) - 1) // PAGE, "a burst must not cross 4 KiB"
-        self.shown = None if ctx.get(dut.arready) else now
+        self.shown = None if ctx.get(dut.memory.arready) else now
         if self.shown is None:
             self.bursts.append((address, length + 1))
         return identity, address, length + 1

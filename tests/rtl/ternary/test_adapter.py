@@ -7,7 +7,7 @@ import pytest
 from amaranth.sim import Simulator
 
 from intaglio.rtl.config.decoder import DecoderConfig
-from intaglio.rtl.ternary.adapter.intermediate import Intermediate, Kind
+from intaglio.rtl.ternary.adapter.intermediate import Intermediate, MatrixGroup
 from intaglio.rtl.ternary.adapter.join import Join, JoinLane
 from intaglio.rtl.ternary.adapter.loader import Loader, Outcome, image_words, word_parts
 
@@ -79,9 +79,9 @@ def vectors(config, rng):
 def test_between_the_factors(changes):
     config, rng = make_config(**changes), np.random.default_rng(1)
     dut = Intermediate(config)
-    kinds = {3: [Kind.QKV], 2: [Kind.GATED], 1: [Kind.ONE]}
+    kinds = {3: [MatrixGroup.QKV], 2: [MatrixGroup.GATED], 1: [MatrixGroup.ONE]}
     kinds = [kind for names in config.adapted for kind in kinds[len(names)]]
-    count = {Kind.QKV: 3, Kind.GATED: 2, Kind.ONE: 1}
+    count = {MatrixGroup.QKV: 3, MatrixGroup.GATED: 2, MatrixGroup.ONE: 1}
     scales = [
         (int(rng.integers(1 << 15, 1 << 16)), int(rng.integers(-60, 10))) for _ in range(1 << len(dut.scale_addr))
     ]
@@ -131,10 +131,10 @@ def test_between_the_factors(changes):
                 values, sh = between(part)
                 m, e = scales[(used + p) % len(scales)]
                 assert (ctx.get(dut.mantissas[p]), ctx.get(dut.shifts[p])) == (m, half_shift(e, sh))
-                ctx.set(dut.part, p if kind == Kind.QKV else 0)
+                ctx.set(dut.part, p if kind == MatrixGroup.QKV else 0)
                 word = ctx.get(dut.word)
                 found = [(word >> 8 * i & 255) - (word >> 8 * i + 7 & 1) * 256 for i in range(2 * config.rank)]
-                at = config.rank if kind == Kind.GATED and p == 1 else 0
+                at = config.rank if kind == MatrixGroup.GATED and p == 1 else 0
                 assert found[at : at + config.rank] == values
             used += len(parts)
 

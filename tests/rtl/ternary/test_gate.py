@@ -14,7 +14,7 @@ from intaglio.gen.emit.power_intent import power_intent
 from intaglio.gen.emit.verilog import VERILOG
 from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.ternary import packing
-from intaglio.rtl.ternary.linear import LinearUnit, Mode
+from intaglio.rtl.ternary.linear import LinearUnit, PostMode
 from intaglio.rtl.top.activity import BankActivity
 from intaglio.sim.verilator.tools import find_program
 
@@ -31,7 +31,13 @@ FIELDS = dict(
     lane_width=4,
     vector_width=4,
 )
-PROGRAM = [(8, 2, Mode.RAW), (10, 2, Mode.GATED), (4, 3, Mode.RAW), (12, 2, Mode.GATED), (1, 1, Mode.RAW)]
+PROGRAM = [
+    (8, 2, PostMode.RAW),
+    (10, 2, PostMode.GATED),
+    (4, 3, PostMode.RAW),
+    (12, 2, PostMode.GATED),
+    (1, 1, PostMode.RAW),
+]
 NEVER = 10**9  # announced by the start alone
 
 

@@ -11,7 +11,7 @@ from intaglio.rtl.config.decoder import DecoderConfig, word_bits
 from intaglio.rtl.ternary import packing
 from intaglio.rtl.ternary.adders import AdderDot
 from intaglio.rtl.ternary.lane import lane_designs
-from intaglio.rtl.ternary.linear import LinearUnit, Mode
+from intaglio.rtl.ternary.linear import LinearUnit, PostMode
 from intaglio.rtl.ternary.tree import BitPlanes, TernaryDot
 
 
@@ -230,9 +230,9 @@ def residual(x, acc, m, e):
 def expect(bench, matrix, mode, scale, x_before):
     """Expected (buffer, values) of an operation."""
     acc = [int(v) for v in matrix.astype(np.int64) @ bench.a[: matrix.shape[1]]]
-    if mode == Mode.RAW:
+    if mode == PostMode.RAW:
         return "r", acc
-    if mode == Mode.GATED:
+    if mode == PostMode.GATED:
         return "r", [max(gate, 0) ** 2 * up for gate, up in zip(acc[::2], acc[1::2], strict=True)]
     return "x", [residual(x, a, *scale) for x, a in zip(x_before, acc, strict=True)]
 
@@ -254,7 +254,7 @@ def layer(config, rng):
         (2 * config.intermediate, config.hidden),
         (config.hidden, config.intermediate),
     ]
-    modes = (Mode.RAW, Mode.RESIDUAL, Mode.GATED, Mode.RESIDUAL)
+    modes = (PostMode.RAW, PostMode.RESIDUAL, PostMode.GATED, PostMode.RESIDUAL)
     return [rng.integers(-1, 2, shape).astype(np.int8) for shape in shapes], modes
 
 
@@ -312,8 +312,8 @@ def test_extremes(name):
             bench.a = np.arange(len(bench.a)) - 20
             before = [int(v) for v in range(-config.hidden, config.hidden, 2)]
             bench.x = list(before)
-            await bench.operate(ctx, *matrix.shape, Mode.RESIDUAL, (40001, e), restart=True)
-            check(bench, matrix, Mode.RESIDUAL, (40001, e), before, ctx)
+            await bench.operate(ctx, *matrix.shape, PostMode.RESIDUAL, (40001, e), restart=True)
+            check(bench, matrix, PostMode.RESIDUAL, (40001, e), before, ctx)
 
     run(bench.dut, testbench)
 
@@ -326,10 +326,10 @@ def test_one_chunk_and_one_group():
 
     async def testbench(ctx):
         bench.a = np.arange(len(bench.a)) * 5 - 100
-        await bench.operate(ctx, *weight.shape, Mode.RAW, restart=True)
-        check(bench, weight, Mode.RAW, None, None, ctx)
-        await bench.operate(ctx, 8, 8, Mode.RAW, restart=True)
-        check(bench, weight[:8], Mode.RAW, None, None, ctx)
+        await bench.operate(ctx, *weight.shape, PostMode.RAW, restart=True)
+        check(bench, weight, PostMode.RAW, None, None, ctx)
+        await bench.operate(ctx, 8, 8, PostMode.RAW, restart=True)
+        check(bench, weight[:8], PostMode.RAW, None, None, ctx)
 
     run(bench.dut, testbench)
 

@@ -6,14 +6,14 @@ import pytest
 from amaranth.sim import Simulator
 
 from intaglio.rtl.arithmetic.numerics import INT8_MAX, INT8_SHIFT, INT16_MAX, INT16_SHIFT, MANTISSA
-from intaglio.rtl.vector.pass_b import INVERSE_SHIFT, Kind, LaneB, Mode
+from intaglio.rtl.vector.pass_b import INVERSE_SHIFT, LaneB, Rounding, VectorOp
 
 EMBED_SHIFT = 5
 MODES = {
-    Mode.INT8: (INT8_SHIFT, INT8_MAX),
-    Mode.INT16: (INT16_SHIFT, INT16_MAX),
-    Mode.INVERSE: (INVERSE_SHIFT, (1 << 17) - 1),
-    Mode.EMBED: (EMBED_SHIFT, (1 << 31) - 1),
+    Rounding.INT8: (INT8_SHIFT, INT8_MAX),
+    Rounding.INT16: (INT16_SHIFT, INT16_MAX),
+    Rounding.INVERSE: (INVERSE_SHIFT, (1 << 17) - 1),
+    Rounding.EMBED: (EMBED_SHIFT, (1 << 31) - 1),
 }
 
 
@@ -37,7 +37,7 @@ def pairs(mode, rng):
     yield from ((rng.randrange(-(1 << 17), 1 << 17), rng.randrange(1 << 17)) for _ in range(200))
 
 
-@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("mode", Rounding)
 def test_rounding_and_clamp(mode):
     dut = LaneB(31, EMBED_SHIFT)
     limit = MODES[mode][1]
@@ -47,13 +47,13 @@ def test_rounding_and_clamp(mode):
         ctx.set(dut.valid, 15)
         ctx.set(dut.mode, mode)
         ctx.set(dut.amount, MANTISSA)
-        ctx.set(dut.kind, Kind.EMBED if mode is Mode.EMBED else Kind.NORM8)
+        ctx.set(dut.kind, VectorOp.EMBED if mode is Rounding.EMBED else VectorOp.NORM8)
         await ctx.tick()
         for ts, factor in pairs(mode, random.Random(1)):
-            if mode is Mode.EMBED:
+            if mode is Rounding.EMBED:
                 ts = (ts + 128) % 256 - 128
             ctx.set(dut.t, ts)
-            ctx.set(dut.emb, ts if mode is Mode.EMBED else 0)
+            ctx.set(dut.emb, ts if mode is Rounding.EMBED else 0)
             ctx.set(dut.factor, factor)
             await ctx.tick().repeat(4)
             expected = wanted(ts, factor, mode)
@@ -64,5 +64,10 @@ def test_rounding_and_clamp(mode):
     sim.add_clock(1e-6)
     sim.add_testbench(bench)
     sim.run()
-    reached = {Mode.INT8: {-limit, limit}, Mode.INT16: {-limit, limit}, Mode.INVERSE: {-limit}, Mode.EMBED: set()}
+    reached = {
+        Rounding.INT8: {-limit, limit},
+        Rounding.INT16: {-limit, limit},
+        Rounding.INVERSE: {-limit},
+        Rounding.EMBED: set(),
+    }
     assert reached[mode] <= seen

@@ -14,7 +14,7 @@ from intaglio.rtl.arithmetic.numerics import SINE_TABLE, normalise, rotary_incre
 from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.memory.rom import ROM_VERILOG
 from intaglio.rtl.vector import pass_b
-from intaglio.rtl.vector.unit import EMB_LATENCY, Destination, Kind, VectorUnit
+from intaglio.rtl.vector.unit import EMB_LATENCY, Destination, VectorOp, VectorUnit
 from intaglio.sim.verilator.build import find_tools
 
 BASE = DecoderConfig(
@@ -55,7 +55,7 @@ def clamp(x, limit):
 def pass_b_of(t, segment_max, kind):
     """Quantised elements of one segment."""
     mm, en = normalise(segment_max)
-    numerator, shift, limit = (127 << 26, 26, 127) if kind is Kind.NORM8 else (32767 << 18, 18, 32767)
+    numerator, shift, limit = (127 << 26, 26, 127) if kind is VectorOp.NORM8 else (32767 << 18, 18, 32767)
     reciprocal = numerator // mm if segment_max else 0
     ts = [v >> en if en >= 0 else v << -en for v in t]
     assert all(-1 << 17 <= v < 1 << 17 for v in ts)
@@ -86,7 +86,7 @@ def rope(config, source, increments, position, mantissa):
             for i, (cosine, sine) in enumerate(pairs):
                 t += [x[2 * i] * cosine - x[2 * i + 1] * sine, x[2 * i + 1] * cosine + x[2 * i] * sine]
         largest = max(map(abs, t))
-        q, ts, en = pass_b_of(t, largest, Kind.NORM8)
+        q, ts, en = pass_b_of(t, largest, VectorOp.NORM8)
         if head < config.heads:
             q = [clamp((v * mantissa + (1 << 17)) >> 18, 32767) for v in ts]
         result.append((q, largest, en))
@@ -167,9 +167,13 @@ class Bench:
         for name in sampled:
             ctx.set(getattr(dut, name), 1)
         ctx.set(dut.shift, inputs.get("shift", 1))
-        ctx.set(dut.kind, Kind.EMBED)
+        ctx.set(dut.kind, VectorOp.EMBED)
         ctx.set(dut.q_mantissa, q_mantissa)
-        outcome, emb_words, a_busy = Outcome(), [0] * (EMB_LATENCY - 1), kind in (Kind.NORM8, Kind.NORM16, Kind.ROPE)
+        outcome, emb_words, a_busy = (
+            Outcome(),
+            [0] * (EMB_LATENCY - 1),
+            kind in (VectorOp.NORM8, VectorOp.NORM16, VectorOp.ROPE),
+        )
         while ctx.get(dut.busy):
             outcome.cycles += 1
             assert outcome.cycles < 500, "the unit must become idle"
@@ -201,7 +205,7 @@ class Bench:
             drive(dut.emb_data, emb, emb_words.pop(0), emb_en)
             emb_words.append(emb_next)
         assert not a_busy and not ctx.get(dut.w_en)
-        if kind in (Kind.NORM8, Kind.NORM16, Kind.ROPE):
+        if kind in (VectorOp.NORM8, VectorOp.NORM16, VectorOp.ROPE):
             assert (outcome.ss, outcome.maxima) == (ctx.get(dut.ss), self.maxima())
         outcome.w_or = ctx.get(dut.w_or)
         assert outcome.w_or == or_bits(v for w in outcome.writes for v in w[5])
@@ -227,7 +231,7 @@ class Bench:
             words=words,
             gain_base=base,
         )
-        dest = Destination.A8 if kind is Kind.NORM8 else Destination.OPERAND
+        dest = Destination.A8 if kind is VectorOp.NORM8 else Destination.OPERAND
         assert out.elements(dest) == q
         assert [w[1] for w in out.writes] == list(range(words))
         assert [w[3] for w in out.writes] == [1] + [0] * (words - 1)
@@ -237,7 +241,7 @@ class Bench:
     async def check_rope(self, source, position, mantissa):
         config, width = self.config, self.config.vector_width
         sh, segments = rope(config, source, self.increments, position, mantissa)
-        out = await self.operate(Kind.ROPE, r=source, shift=sh, q_mantissa=mantissa)
+        out = await self.operate(VectorOp.ROPE, r=source, shift=sh, q_mantissa=mantissa)
         expected = []
         for i, (q, _, en) in enumerate(segments):
             for word in range(config.head_dim // width):
@@ -283,8 +287,8 @@ def test_norm(name):
             for i, source in enumerate(vectors(rng, size, bits)):
                 base = rng.choice((0, words - size // width, rng.randint(0, words - size // width)))
                 chosen = gains[base * width : base * width + size]
-                await bench.check_norm((Kind.NORM8, Kind.NORM16)[i % 2], source, chosen, base, results)
-        await bench.check_norm(Kind.NORM8, [5] * width, gains[-width:], words - 1, False)  # one word
+                await bench.check_norm((VectorOp.NORM8, VectorOp.NORM16)[i % 2], source, chosen, base, results)
+        await bench.check_norm(VectorOp.NORM8, [5] * width, gains[-width:], words - 1, False)  # one word
 
     bench.run(script)
 
@@ -305,7 +309,7 @@ def test_rope(name):
                 out = await bench.check_rope(source, position, mantissa)
                 assert (
                     out.cycles
-                    == VectorUnit.cycles(config, Kind.ROPE)
+                    == VectorUnit.cycles(config, VectorOp.ROPE)
                     <= 2 * config.qkv_rows // config.vector_width + 24
                 )
         for head in range(config.heads + 2 * config.kv_heads):  # one head zero, next to a large one
@@ -328,11 +332,11 @@ def test_embed(name):
         for scale in (0, 1, 131071, 65536, rng.randrange(1 << 17)):
             emb = [rng.choice((-128, 127, 0, rng.randint(-128, 127))) for _ in range(config.hidden)]
             words = config.hidden // config.vector_width
-            out = await bench.operate(Kind.EMBED, emb=emb, words=words, embed_scale=scale)
+            out = await bench.operate(VectorOp.EMBED, emb=emb, words=words, embed_scale=scale)
             half = 1 << config.embed_shift >> 1
             assert out.elements(Destination.RESIDUAL) == [(e * scale + half) >> config.embed_shift for e in emb]
             assert [w[1] for w in out.writes] == list(range(words))
-            assert out.cycles == VectorUnit.cycles(config, Kind.EMBED, words) <= words + 8
+            assert out.cycles == VectorUnit.cycles(config, VectorOp.EMBED, words) <= words + 8
 
     Bench(config).run(script)
 
@@ -357,13 +361,13 @@ def test_drain(name):
                 ]
             group = rng.randrange(config.head_groups)
             words = config.array // config.vector_width
-            out = await bench.operate(Kind.DRAIN, acc=acc, sums=totals, group=group)
+            out = await bench.operate(VectorOp.DRAIN, acc=acc, sums=totals, group=group)
             expected = [
                 v for i, t in enumerate(totals) for v in drain(acc[i * config.head_dim : (i + 1) * config.head_dim], t)
             ]
             assert out.elements(Destination.RESULT) == expected
             assert [w[1] for w in out.writes] == [group * words + i for i in range(words)]
-            assert out.cycles == VectorUnit.cycles(config, Kind.DRAIN) <= words + 18
+            assert out.cycles == VectorUnit.cycles(config, VectorOp.DRAIN) <= words + 18
 
     Bench(config).run(script)
 
@@ -372,10 +376,10 @@ def test_cycles_of_wide_units():
     for width in (16, 32):
         config = BASE.replace(hidden=512, intermediate=1536, heads=8, head_dim=64, lane_width=64, vector_width=width)
         words = config.hidden // width
-        assert VectorUnit.cycles(config, Kind.NORM8, words) <= 2 * words + 24
-        assert VectorUnit.cycles(config, Kind.ROPE) <= 2 * config.qkv_rows // width + 24
-        assert VectorUnit.cycles(config, Kind.DRAIN) <= config.array // width + 18
-        assert VectorUnit.cycles(config, Kind.EMBED, words) <= words + 8
+        assert VectorUnit.cycles(config, VectorOp.NORM8, words) <= 2 * words + 24
+        assert VectorUnit.cycles(config, VectorOp.ROPE) <= 2 * config.qkv_rows // width + 24
+        assert VectorUnit.cycles(config, VectorOp.DRAIN) <= config.array // width + 18
+        assert VectorUnit.cycles(config, VectorOp.EMBED, words) <= words + 8
 
 
 @pytest.mark.parametrize("width", [16, 32])
@@ -390,7 +394,7 @@ def test_wide_units(width):
         for lane in rng.sample(range(width), 12):
             source = [rng.randint(-9, 9) for _ in range(size)]
             source[lane + width * rng.randrange(4)] = rng.choice((-1, 1)) * rng.randint(1 << 20, 1 << 30)
-            await bench.check_norm(Kind.NORM8, source, gains[:size], 0, False)
+            await bench.check_norm(VectorOp.NORM8, source, gains[:size], 0, False)
 
     Bench(config, gains).run(script)
 
@@ -407,10 +411,10 @@ def test_the_bench_detects_a_wrong_constant(constant, monkeypatch):
 def test_the_bench_detects_a_wrong_shift():
     async def script(bench):
         source = [random.Random(1).randint(-1 << 25, 1 << 25) for _ in range(32)]
-        sh, q, *_ = norm(source, [77] * 32, Kind.NORM8)
+        sh, q, *_ = norm(source, [77] * 32, VectorOp.NORM8)
         for error in (-1, 0, 1):
-            out = await bench.operate(Kind.NORM8, x=source, source=0, shift=sh + error, words=8, gain_base=0)
-            assert (out.ss == norm(source, [77] * 32, Kind.NORM8)[3] and out.elements(Destination.A8) == q) == (
+            out = await bench.operate(VectorOp.NORM8, x=source, source=0, shift=sh + error, words=8, gain_base=0)
+            assert (out.ss == norm(source, [77] * 32, VectorOp.NORM8)[3] and out.elements(Destination.A8) == q) == (
                 error == 0
             )
 

@@ -1,35 +1,12 @@
-"""Register accesses of the link: an AXI4-Lite master that carries out each request once and keeps its answer."""
+"""Register accesses of links and kernels: an AXI4-Lite master that carries out each request once and keeps its answer."""
 
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["RegisterMaster", "register_bus"]
+from intaglio.rtl.bus.axi import axi4_lite
 
-
-def register_bus(address_bits):
-    """Signature of AXI4-Lite without protection bits, from the master's side."""
-    return wiring.Signature(
-        {
-            "awaddr": Out(address_bits),
-            "awvalid": Out(1),
-            "awready": In(1),
-            "wdata": Out(32),
-            "wstrb": Out(4),
-            "wvalid": Out(1),
-            "wready": In(1),
-            "bresp": In(2),
-            "bvalid": In(1),
-            "bready": Out(1),
-            "araddr": Out(address_bits),
-            "arvalid": Out(1),
-            "arready": In(1),
-            "rdata": In(32),
-            "rresp": In(2),
-            "rvalid": In(1),
-            "rready": Out(1),
-        }
-    )
+__all__ = ["RegisterMaster"]
 
 
 class RegisterMaster(wiring.Component):
@@ -53,7 +30,7 @@ class RegisterMaster(wiring.Component):
     def __init__(self, address_bits):
         super().__init__(
             {
-                "bus": Out(register_bus(address_bits)),
+                "bus": Out(axi4_lite(address_bits)),
                 "request": In(1),
                 "write": In(1),
                 "tag": In(8),
