@@ -6,21 +6,12 @@ import json
 from dataclasses import dataclass
 
 from intaglio.rtl.arithmetic.numerics import XS_BITS
+from intaglio.rtl.memory import ROM_FORMS
 
-__all__ = [
-    "ADAPTED_OPERATIONS",
-    "DOTS",
-    "PACKINGS",
-    "ROM_FORMS",
-    "DecoderConfig",
-    "check_packing",
-    "logit_shift",
-    "word_bits",
-]
+__all__ = ["ADAPTED_OPERATIONS", "DOTS", "PACKINGS", "DecoderConfig", "check_packing", "logit_shift", "word_bits"]
 
 PACKINGS = ("2bit", "5trit")
 DOTS = ("planes", "adders")
-ROM_FORMS = ("image", "logic")
 ADAPTED_OPERATIONS = (
     ("q", "k", "v"),
     ("o",),

@@ -6,7 +6,7 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from intaglio.rtl.config.decoder import ROM_FORMS
+from intaglio.rtl.memory import ROM_FORMS
 
 __all__ = [
     "ROM_DIR",

@@ -32,21 +32,28 @@ def contents(folder):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("logic")
+    root, steps = tmp_path_factory.mktemp("logic"), {"image": [], "logic": [], "banks": []}
     manifests = {
-        name: generate(random_checkpoint(MODEL, 1), "small", root / name, **WIDTHS, **changes)
+        name: generate(
+            random_checkpoint(MODEL, 1),
+            "small",
+            root / name,
+            progress=lambda *step, name=name: steps[name].append(step),
+            **WIDTHS,
+            **changes,
+        )
         for name, changes in (
             ("image", {}),
             ("logic", {"rom": "logic"}),
             ("banks", {"rom": "logic", "prefix": "acme", **GATED}),
         )
     }
-    return root, manifests
+    return root, manifests, steps
 
 
 @pytest.mark.parametrize("name", ["logic", "banks"])
 def test_a_folder_is_complete_and_clean(folders, name):
-    root, manifests = folders
+    root, manifests, _ = folders
     manifest, top = manifests[name], manifests[name]["top"]
     assert manifest["config"]["rom"] == "logic"
     listed = [path for paths in manifest["files"].values() for path in paths]
@@ -67,7 +74,7 @@ def test_a_folder_is_complete_and_clean(folders, name):
 
 def test_other_units_do_not_see_the_difference(folders):
     """Only what holds the weight ROMs differs, but for the digest."""
-    root, manifests = folders
+    root, manifests, _ = folders
 
     def modules(name):
         top = manifests[name]["top"]
@@ -82,7 +89,7 @@ def test_other_units_do_not_see_the_difference(folders):
 
 
 def test_the_same_bytes_however_many_processes(folders, tmp_path):
-    root, _ = folders
+    root, *_ = folders
     generate(random_checkpoint(MODEL, 1), "small", tmp_path / "out", processes=2, rom="logic", **WIDTHS)
     assert contents(tmp_path / "out") == contents(root / "logic")
 
@@ -97,12 +104,8 @@ def test_what_is_too_large_is_told_before_weights_are_read(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_progress_says_how_long_it_may_take(tmp_path):
-    steps = []
-    generate(
-        random_checkpoint(MODEL, 1), "small", tmp_path / "out",
-        progress=lambda text, share: steps.append((text, share)), rom="logic", **WIDTHS,
-    )  # fmt: skip
-    texts = [text for text, _ in steps]
+def test_progress_says_how_long_it_may_take(folders):
+    steps = folders[2]["logic"]
+    texts, shares = zip(*steps, strict=True)
     assert any(re.fullmatch(r"2 weight ROMs as logic, about \d+ s", text) for text in texts)
-    assert "2 of 2 weight ROMs as logic" in texts and [share for _, share in steps] == sorted(s for _, s in steps)
+    assert "2 of 2 weight ROMs as logic" in texts and list(shares) == sorted(shares)
