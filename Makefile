@@ -6,6 +6,8 @@ BUILD ?= build
 MODEL ?= models/burin
 PRESET ?= desk
 BOARD ?= ulx3s
+SEED ?= 1
+COUNT ?= 72
 FIRST := 3000x16x512,1200x8x1024,100x2x4096
 SPREAD := 120x2x2048@16384,100x2x2048@24576
 MIXED := $(SPREAD)$(shell printf ',6x1x4096,5x2x2048@24576,1x1x16384%.0s' $$(seq 15))
@@ -13,7 +15,7 @@ LONG := -m intaglio.sim.train.decoder --out $(BUILD)/train-16k --warmup 20 --eag
 # Other programs than the environment's own: make test VERILATOR=/usr/local/bin/verilator CXX=g++-13
 TOOLS := $(if $(VERILATOR),--tool verilator=$(VERILATOR)) $(if $(filter-out default,$(origin CXX)),--tool g++=$(CXX))
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-quick bench board bench-board lint train train-long clean
+.PHONY: help setup run test test-quick bench mutants board bench-board lint train train-long clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -40,6 +42,9 @@ test-quick: setup  ## the tests that need no compiler run
 bench: setup  ## measure every figure afresh; writes build/bench.json (PDK=DIR: also those that need a cell library)
 	@$(BIN)/python -m bench --build $(BUILD) $(TOOLS) $(if $(PDK),--pdk $(PDK))
 
+mutants: setup  ## change the RTL in one place at a time and see which test notices: SEED=1 COUNT=72 ONLY=room; half an hour or more
+	@$(BIN)/python -m bench.mutants --build $(BUILD) --seed $(SEED) --count $(COUNT) $(if $(ONLY),--only $(ONLY))
+
 board: setup  ## place and route a board's bitstream with pip's tools: BOARD=ulx3s or ecpix5; up to half an hour for each seed the first time
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[boards]'
 	@$(BIN)/intaglio board $(BOARD) --model $(MODEL) -o $(BUILD)/$(BOARD)
@@ -47,9 +52,12 @@ board: setup  ## place and route a board's bitstream with pip's tools: BOARD=ulx
 bench-board: board  ## figures of a placed board: BOARD=ulx3s; builds first what is not built; writes build/BOARD/bench.json
 	@$(BIN)/python -m bench.board --board $(BOARD) --model $(MODEL) --build $(BUILD)
 
-lint: setup  ## ruff: rules and format
+lint: setup  ## ruff (rules and format) and mypy (types)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
+	@rm -rf $(BUILD)/types && mkdir -p $(BUILD)/types/intaglio
+	@ln -s $(CURDIR)/intaglio/*.py $(addprefix $(CURDIR)/,boards gen host rtl sim) $(BUILD)/types/intaglio/
+	@MYPYPATH=$(BUILD)/types $(BIN)/mypy --no-error-summary -p intaglio -p bench
 
 train: setup  ## train the shipped model anew (hours); writes build/train
 	@$(BIN)/python -m intaglio.sim.train.decoder --out $(BUILD)/train --schedule $(FIRST) --decay 1300

@@ -4,7 +4,9 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +25,7 @@ from bench import (
     verilog,
 )
 from bench.common import Job, Progress, table
-from intaglio import Error
+from intaglio.cli import exit_code
 from intaglio.sim.verilator.tools import find_program, use_all
 
 _HOLDS = {
@@ -33,7 +35,7 @@ _HOLDS = {
 }
 
 
-def holds(figure):
+def holds(figure: Mapping[str, Any]) -> bool | None:
     """Whether the figure meets its goal; None without a goal."""
     if not figure["goal"]:
         return None
@@ -41,7 +43,7 @@ def holds(figure):
     return _HOLDS[relation](figure["value"], float(goal))
 
 
-def commit():
+def commit() -> str | None:
     """The commit of the working tree; None outside of git."""
     git = find_program("git")
     if git is None:
@@ -50,7 +52,7 @@ def commit():
     return done.stdout.strip() or None
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=Path("models/burin"))
     parser.add_argument(
@@ -97,8 +99,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (Error, ValueError, OSError, RuntimeError) as fault:
-        sys.stderr.write(f"intaglio: error: {fault}\n")
-        sys.exit(2)
+    sys.exit(exit_code(main))

@@ -2,12 +2,13 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from bench.common import prompts_of
+from bench.common import Job, figure, prompts_of
 from intaglio.gen.checkpoint.quantised import quantise
 from intaglio.gen.cycles.decoder import token_cycles
 from intaglio.gen.emit.decoder import generate
@@ -23,13 +24,13 @@ from intaglio.sim.train.adapter import headers
 __all__ = ["figures"]
 
 ADAPTER = Path("models/burin-adapter-cpp")
-WIDTHS = {"rank": 8, "adapters": 2}
+WIDTHS: dict[str, Any] = {"rank": 8, "adapters": 2}
 PROMPTS, PROMPT_BYTES, TOKENS = 4, 48, 80
 TEXT = 16_384  # bytes of the held-out headers
 WINDOW = 1024
 
 
-def figures(job):
+def figures(job: Job) -> list[dict[str, Any]]:
     """All figures, as dicts of name, value, unit, goal, anchor and class."""
     checkpoint, progress = job.checkpoint, job.progress
     folder = job.folder.with_name(job.folder.name + "-adapter")
@@ -42,7 +43,7 @@ def figures(job):
     bits = _quality(checkpoint, model, low, adapter, text, progress)
     note = f"{TEXT} bytes of held-out C++ headers; exact model, which the RTL equals"
     return [
-        {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": "simulated"}
+        figure(name, value, unit, goal, anchor)
         for name, value, unit, goal, anchor in (
             (
                 "adapter.tokens_equal_share",
@@ -123,8 +124,8 @@ def _quality(checkpoint, model, low, adapter, text, progress):
         for name, decoder in (("float base", base), ("float adapted", tuned)):
             with torch.no_grad():
                 nats[name] += F.cross_entropy(decoder(tokens[None])[0].double(), target, reduction="sum").item()
-        for name, decoder in (("exact base", exact), ("exact adapted", exact_tuned)):
-            decoder.reset()
-            integers, unit = decoder.step(tokens)
+        for name, model_of in (("exact base", exact), ("exact adapted", exact_tuned)):
+            model_of.reset()
+            integers, unit = model_of.step(tokens)
             nats[name] += F.cross_entropy(integers * unit[:, None], target, reduction="sum").item()
     return {name: value / len(data) / math.log(2) for name, value in nats.items()}

@@ -4,13 +4,16 @@ import argparse
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from bench.common import Progress, figure
 from bench.guarantee import worst_kept_mass
 from intaglio.gen.cycles.attention import Memory, index_bound, index_cycles, run_cycles
 from intaglio.gen.emit.attention import generate
 from intaglio.host import open_attention
+from intaglio.host.attention.device import AttentionDevice, Run
 from intaglio.rtl.config.attention import PrefillConfig
 from intaglio.sim.attention import cache
 from intaglio.sim.attention.activations import activations
@@ -30,7 +33,7 @@ class _Shape:
 
     tokens: int
     density: float
-    run: object
+    run: Run
     expected: dict
 
     @property
@@ -43,7 +46,7 @@ class _Shape:
 
 
 class _Bench:
-    def __init__(self, device, model, text, progress):
+    def __init__(self, device: AttentionDevice, model: Path, text: bytes, progress: Progress) -> None:
         self.device, self.model, self.text, self.progress = device, model, text, progress
         self.config = PrefillConfig.from_json(device.manifest.config)
         times = device.transport.simulation.model
@@ -91,7 +94,7 @@ class _Bench:
         return run_cycles(self.config, keep, 0, 0, self.memory, dense=True)["attend"]
 
 
-def figures(model, long_model, layers, build, progress):
+def figures(model: Path, long_model: Path, layers: int, build: Path, progress: Progress) -> list[dict[str, Any]]:
     """Every layer of the checkpoint folder ``model`` on a file of Python's standard library, and one layer of ``long_model`` on four times
     as much of it.
     """
@@ -233,7 +236,4 @@ def _lines(bench, found, dense, long_report, long, spent, made):
             "of (head, query block, key block)",
         ),
     )
-    return [
-        {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": "simulated"}
-        for name, value, unit, goal, anchor in rows
-    ]
+    return [figure(name, value, unit, goal, anchor) for name, value, unit, goal, anchor in rows]

@@ -6,13 +6,16 @@ python -m bench.board --board ulx3s        # or: make bench-board BOARD=ulx3s; u
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from bench.common import Progress, equal_to_exact, table
+from bench.common import Progress, equal_to_exact, figure, table
 from intaglio import Error
 from intaglio.boards.build import build
-from intaglio.boards.config import board
-from intaglio.gen.checkpoint.quantised import quantise
+from intaglio.boards.config import Board, board
+from intaglio.cli import exit_code
+from intaglio.gen.checkpoint.quantised import QuantisedModel, quantise
 from intaglio.gen.checkpoint.reader import load_checkpoint
 from intaglio.gen.cycles.decoder import token_cycles
 from intaglio.gen.presets.decoder import config_for
@@ -31,7 +34,7 @@ PROMPT, TOKENS = b"import os\n\ndef main(", 12  # of the run of the netlist
 SECONDS = 300.0  # that it may take for an answer: it runs at some 7,000 cycles a second
 
 
-def context_cycles(folder, model, progress):
+def context_cycles(folder: Path, model: QuantisedModel, progress: Progress) -> list[int]:
     """Cycles of each token of a whole context, all with logits, as the simulated device counts them; checked with the closed form."""
     counted = []
     with open_device(f"sim:{folder}", progress=progress) as device:
@@ -47,7 +50,7 @@ def context_cycles(folder, model, progress):
     return counted
 
 
-def netlist_equal(chosen, folder, model, progress):
+def netlist_equal(chosen: Board, folder: Path, model: QuantisedModel, progress: Progress) -> int:
     """How many of ``TOKENS`` tokens the netlist that was placed generates as the exact model does, over its UART."""
     prompt = [0, *PROMPT]
     library = build_simulation(
@@ -62,7 +65,7 @@ def netlist_equal(chosen, folder, model, progress):
             return equal_to_exact(model, prompt, list(device.generate_tokens(prompt, TOKENS)))
 
 
-def figures(name, model, folder, progress):
+def figures(name: str, model: Path, folder: Path, progress: Progress) -> list[dict[str, Any]]:
     """Figures of the board ``name`` as dicts of name, value, unit, goal, anchor and class."""
     chosen = board(name)
     result = build(chosen, model, folder, progress=progress)
@@ -75,19 +78,12 @@ def figures(name, model, folder, progress):
     rates = ", ".join(f"seed {seed}: {placed['mhz']:.1f}" for seed, placed in result["seeds"].items())
     rates += "".join(f", seed {seed}: not routed" for seed in result["unrouted"])
 
-    def figure(what, value, unit, goal, kind, anchor=""):
-        return {
-            "name": f"board.{name}_{what}",
-            "value": value,
-            "unit": unit,
-            "goal": goal,
-            "anchor": anchor,
-            "class": kind,
-        }
+    def line(what, value, unit, goal, kind, anchor=""):
+        return figure(f"board.{name}_{what}", value, unit, goal, anchor, kind)
 
     return [
-        figure("fmax_mhz", fmax, "MHz", ">= 80", "placed", f"{rates}; slowest: {path['from']} -> {path['to']}"),
-        figure(
+        line("fmax_mhz", fmax, "MHz", ">= 80", "placed", f"{rates}; slowest: {path['from']} -> {path['to']}"),
+        line(
             "cycles_per_token",
             mean,
             "cycles",
@@ -95,7 +91,7 @@ def figures(name, model, folder, progress):
             "simulated",
             f"mean of a context of {len(cycles)} tokens, all with logits",
         ),
-        figure(
+        line(
             "netlist_tokens_equal_share",
             netlist_equal(chosen, folder, quantised, progress) / TOKENS,
             "",
@@ -103,13 +99,13 @@ def figures(name, model, folder, progress):
             "synthesised, simulated",
             f"{TOKENS} tokens of the placed netlist, cell by cell",
         ),
-        figure(
+        line(
             "tokens_per_second", clock * 1e6 / mean, "tokens/s", ">= 10000", "placed, simulated", f"at {clock:.1f} MHz"
         ),
     ]
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--board", default="ulx3s")
     parser.add_argument("--model", type=Path, default=Path("models/burin"))
@@ -126,8 +122,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (Error, ValueError, OSError) as fault:
-        sys.stderr.write(f"intaglio: error: {fault}\n")
-        sys.exit(2)
+    sys.exit(exit_code(main))

@@ -3,31 +3,41 @@
 import math
 import sys
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from intaglio.gen.checkpoint.quantised import quantise
+from intaglio.gen.checkpoint.quantised import QuantisedModel, quantise
 from intaglio.gen.checkpoint.reader import load_checkpoint
+from intaglio.gen.checkpoint.weights import Checkpoint
 from intaglio.gen.emit.decoder import generate
 from intaglio.gen.presets.decoder import config_for
 from intaglio.host import open as open_device
+from intaglio.host.device import Device
 from intaglio.host.sampling import Sampler
 from intaglio.progress import Progress as Shown
 from intaglio.sim.reference.exact_decoder import ExactDecoder
 from intaglio.sim.reference.loading import float_decoder
 
-__all__ = ["Job", "Progress", "equal_to_exact", "generate_tokens", "prompts_of", "quality", "table"]
+__all__ = ["Job", "Progress", "equal_to_exact", "figure", "generate_tokens", "prompts_of", "quality", "table"]
+
+
+def figure(name: str, value: float, unit: str, goal: str, anchor: str = "", kind: str = "simulated") -> dict[str, Any]:
+    """A line of ``bench.json``; ``goal`` is a relation and a number, or empty, ``kind`` the class of the figure."""
+    return {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": kind}
 
 
 class Progress(Shown):
     """As everywhere, and the steps named in :meth:`say` stay."""
 
-    def __call__(self, text, share=None):
+    def __call__(self, text: str, share: float | None = None) -> None:
         """``share``, or the seconds of a build, are not shown."""
         super().__call__(text)
 
-    def say(self, text):
+    def say(self, text: str) -> None:
         self.clear()
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
@@ -36,7 +46,7 @@ class Progress(Shown):
 class Job:
     """A checkpoint, its integers, and the generated folder below ``build``."""
 
-    def __init__(self, model, preset, build, progress):
+    def __init__(self, model: Path, preset: str, build: Path, progress: Progress) -> None:
         self.checkpoint = load_checkpoint(model)
         config = self.checkpoint.config
         if (config.vocab_size, config.bos_token_id) != (256, 0):
@@ -53,12 +63,14 @@ class Job:
         self.generate_seconds = time.monotonic() - began
         self.progress = progress
 
-    def open(self):
+    def open(self) -> Device:
         """The device, simulated; the first time it is built."""
         return open_device(f"sim:{self.folder}", progress=self.progress)
 
 
-def generate_tokens(device, prompt, count, show=None, **sampling):
+def generate_tokens(
+    device: Device, prompt: Sequence[int], count: int, show: Callable[[int], None] | None = None, **sampling: Any
+) -> list[int]:
     """Tokens that the device generates, the end token included; ``show`` is called with each as it comes."""
     generated = []
     for token in device.generate_tokens(prompt, count, **sampling):
@@ -68,7 +80,7 @@ def generate_tokens(device, prompt, count, show=None, **sampling):
     return [*generated, device.manifest.model["eos"]] if device.last["finish"] == "eos" else generated
 
 
-def equal_to_exact(model, prompt, generated, **sampling):
+def equal_to_exact(model: QuantisedModel, prompt: Sequence[int], generated: Sequence[int], **sampling: Any) -> int:
     """How many of ``generated`` tokens are those of the exact model's continuation of ``prompt``, greedy or drawn with ``sampling``.
 
     The exact model sees the prompt and the generated tokens at once; the first token at which it would have chosen another ends the count.
@@ -89,7 +101,7 @@ def equal_to_exact(model, prompt, generated, **sampling):
     return len(generated)
 
 
-def prompts_of(text, count, length):
+def prompts_of(text: bytes, count: int, length: int) -> list[list[int]]:
     """``count`` prompts of ``length`` bytes from all over ``text``, each beginning after a line's end."""
     prompts = []
     for i in range(count):
@@ -98,7 +110,9 @@ def prompts_of(text, count, length):
     return prompts
 
 
-def quality(checkpoint, model, text, context, progress):
+def quality(
+    checkpoint: Checkpoint, model: QuantisedModel, text: bytes, context: int, progress: Progress
+) -> dict[str, Any]:
     """Bits per byte of the float and the exact model on ``text``, and the share of positions at which both prefer the same byte.
 
     Windows of ``context`` tokens that do not overlap; each begins with the separator.
@@ -121,7 +135,7 @@ def quality(checkpoint, model, text, context, progress):
     return bits | {"top1_agreement": agree / len(data), "bytes": len(data), "context": context}
 
 
-def table(rows):
+def table(rows: Sequence[Sequence[Any]]) -> str:
     """Text of a table; the first row is the heading. Numbers are aligned on the right."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]

@@ -1,8 +1,9 @@
 """Figures of the decoder: equality, accuracy, cycles, and the speed of its simulation."""
 
 import time
+from typing import Any
 
-from bench.common import equal_to_exact, generate_tokens, prompts_of, quality
+from bench.common import Job, equal_to_exact, figure, generate_tokens, prompts_of, quality
 from intaglio.gen.cycles.decoder import operations, token_cycles
 from intaglio.gen.emit.program import layer_program
 from intaglio.host.protocol import command
@@ -16,7 +17,7 @@ PROMPTS, PROMPT_BYTES, TOKENS = 20, 32, 200
 ROOFLINE_CONTEXT = 128
 
 
-def figures(job):
+def figures(job: Job) -> list[dict[str, Any]]:
     """All figures, as dicts of name, value, unit, goal, anchor and class."""
     text, progress = Corpus().held_out, job.progress
     generated = _generate(job, text)
@@ -24,42 +25,38 @@ def figures(job):
     xz = xz_bits_per_byte(text)
     roofline = _roofline(job)
     return [
-        _figure("decoder.tokens_equal_share", generated["equal"] / generated["tokens"], "share", "= 1"),
-        _figure("decoder.top1_agreement", bits["top1_agreement"], "share", ">= 0.99"),
-        _figure("decoder.added_bits_per_byte", bits["exact"] - bits["float"], "bits", "<= 0.01"),
-        _figure("decoder.bits_per_byte", bits["exact"], "bits", ""),
-        _figure("decoder.bits_per_byte_over_xz", bits["exact"] / xz, "ratio", "<= 0.85", f"xz -9e: {xz:.4f} bits"),
-        _figure(
+        figure("decoder.tokens_equal_share", generated["equal"] / generated["tokens"], "share", "= 1"),
+        figure("decoder.top1_agreement", bits["top1_agreement"], "share", ">= 0.99"),
+        figure("decoder.added_bits_per_byte", bits["exact"] - bits["float"], "bits", "<= 0.01"),
+        figure("decoder.bits_per_byte", bits["exact"], "bits", ""),
+        figure("decoder.bits_per_byte_over_xz", bits["exact"] / xz, "ratio", "<= 0.85", f"xz -9e: {xz:.4f} bits"),
+        figure(
             "decoder.float_bits_per_byte_at_4096",
             bits_per_byte(float_decoder(job.checkpoint), text, 4096),
             "bits",
             "",
             "windows of 4,096 tokens",
         ),
-        _figure("decoder.mac_utilisation_linear", generated["utilisation"], "share", ">= 0.95"),
-        _figure("decoder.cycles_per_token_at_128", roofline["cycles"], "cycles", ""),
-        _figure(
+        figure("decoder.mac_utilisation_linear", generated["utilisation"], "share", ">= 0.95"),
+        figure("decoder.cycles_per_token_at_128", roofline["cycles"], "cycles", ""),
+        figure(
             "decoder.cycles_over_roofline",
             roofline["ratio"],
             "ratio",
             "<= 1.2",
             f"roofline {roofline['bound']:,} cycles",
         ),
-        _figure("decoder.cycles_over_closed_form", generated["over_closed_form"], "ratio", "<= 1.02"),
-        _figure("decoder.linear_cycles_over_closed_form", generated["linear_over_closed_form"], "ratio", "= 1"),
-        _figure(
+        figure("decoder.cycles_over_closed_form", generated["over_closed_form"], "ratio", "<= 1.02"),
+        figure("decoder.linear_cycles_over_closed_form", generated["linear_over_closed_form"], "ratio", "= 1"),
+        figure(
             "sim.ternary_macs_per_second",
             generated["macs_per_second"] / 1e6,
             "M/s",
             ">= 80",
             "an adder tree of 256 weights alone: 160, not measured by this run",
         ),
-        _figure("sim.cycles_per_second", generated["cycles_per_second"] / 1e3, "k/s", ""),
+        figure("sim.cycles_per_second", generated["cycles_per_second"] / 1e3, "k/s", ""),
     ]
-
-
-def _figure(name, value, unit, goal, anchor=""):
-    return {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": "simulated"}
 
 
 def _generate(job, text):

@@ -1,6 +1,9 @@
 """Figures of power gating: cycles with and without it, closed form of the banks' activity, energy from a simulation's transitions."""
 
-from bench.common import generate_tokens
+from typing import Any
+
+from bench.common import Job, figure, generate_tokens
+from intaglio import Error
 from intaglio.gen.checkpoint.quantised import quantise
 from intaglio.gen.cycles.decoder import token_cycles
 from intaglio.gen.cycles.gating import bank_activity
@@ -13,11 +16,11 @@ from intaglio.host import open as open_device
 
 __all__ = ["figures"]
 
-GATE = {"gate_words": 1024, "gate_wake": 8}
+GATE: dict[str, Any] = {"gate_words": 1024, "gate_wake": 8}
 PROMPT, TOKENS = [0, *b"def main("], 6
 
 
-def figures(job, preset):
+def figures(job: Job, preset: str) -> list[dict[str, Any]]:
     """All figures, as dicts of name, value, unit, goal, anchor and class."""
     folder = job.folder.with_name(f"{job.folder.name}-gated")
     top = generate(job.checkpoint, preset, folder, reuse=True, progress=job.progress, **GATE)["top"]
@@ -27,7 +30,7 @@ def figures(job, preset):
     with open_device(f"sim:{folder}", progress=job.progress, trace=trace) as device:
         gated, activity = _run(device, job), device.bank_activity()
     if gated["tokens"] != plain["tokens"]:
-        raise RuntimeError(f"the gated decoder must give the tokens {plain['tokens']}, not {gated['tokens']}")
+        raise Error(f"the gated decoder must give the tokens {plain['tokens']}, not {gated['tokens']}")
     model = quantise(job.checkpoint, config_for(job.checkpoint.config, preset, **GATE))
     program = layer_program(model)
     tokens = [
@@ -38,22 +41,22 @@ def figures(job, preset):
     energy = estimate_energy(model.config, read_saif(trace, top), ASAP7, assumptions_with({}))
     words = f"{model.config.gate_banks} columns of {GATE['gate_words']} words, wake-up {GATE['gate_wake']} cycles"
     return [
-        _figure("gating.throughput_ratio", plain["cycles"] / gated["cycles"], "ratio", ">= 0.99", words),
-        _figure("gating.tokens_equal", 1, "share", "= 1", f"{len(gated['tokens'])} tokens"),
-        _figure(
+        figure("gating.throughput_ratio", plain["cycles"] / gated["cycles"], "ratio", ">= 0.99", words),
+        figure("gating.tokens_equal", 1, "share", "= 1", f"{len(gated['tokens'])} tokens"),
+        figure(
             "gating.activity_over_closed_form",
             sum(activity["powered"]) / sum(expected["powered"]) if activity == expected else 0.0,
             "ratio",
             "= 1",
             "0 if any counter differs",
         ),
-        _figure(
+        figure(
             "gating.powered_share", sum(activity["powered"]) / model.config.gate_banks / gated["cycles"], "share", ""
         ),
-        _figure(
+        figure(
             "gating.energy_ratio", energy.ratio_broadcast, "ratio", "", "TOM: about 0.2, of a chip's power", "projected"
         ),
-        _figure(
+        figure(
             "gating.energy_ratio_addresses_held",
             energy.ratio_held,
             "ratio",
@@ -62,10 +65,6 @@ def figures(job, preset):
             "projected",
         ),
     ]
-
-
-def _figure(name, value, unit, goal, anchor="", kind="simulated"):
-    return {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": kind}
 
 
 def _run(device, job):

@@ -5,6 +5,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from bench.common import Progress, figure
+from intaglio import Error
 
 __all__ = ["figures"]
 
@@ -27,7 +31,7 @@ print(json.dumps({"weights": manifest["model"]["ternary_weights"], "modules": le
 """
 
 
-def figures(progress):
+def figures(progress: Progress) -> list[dict[str, Any]]:
     """Generate random decoders of two depths in processes of their own; CPU seconds, and peak resident memory
     of the generator and of its Yosys, added up."""
     runs = []
@@ -43,7 +47,7 @@ def figures(progress):
                 check=False,
             )
             if done.returncode:
-                raise RuntimeError(f"generating {layers} layers failed: {done.stderr.strip().splitlines()[-1]}")
+                raise Error(f"generating {layers} layers failed: {done.stderr.strip().splitlines()[-1]}")
             run = json.loads(done.stdout)
             run["verilog_kib"] = sum(path.stat().st_size for path in (out / "rtl").iterdir()) / 1024
             run["rom_kib"] = sum(path.stat().st_size for path in (out / "rom").iterdir()) / 1024
@@ -57,7 +61,7 @@ def figures(progress):
     }
     anchor = f"{growth['weights']:.0f} times the weights"
     return [
-        {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": note, "class": "simulated"}
+        figure(name, value, unit, goal, note)
         for name, value, unit, goal, note in (
             (
                 "gen.seconds_per_million_weights",

@@ -1,9 +1,11 @@
 """Figures of what sparse attention promises and of its arithmetic on hard inputs: exact model against float64, inputs made from seeds."""
 
 import math
+from typing import Any
 
 import torch
 
+from bench.common import Progress, figure
 from intaglio.sim.attention import dense as attention
 from intaglio.sim.attention.accuracy import errors, int8_bound, kept, results
 from intaglio.sim.attention.heads import ACTIVATIONS, MASSES, activation_heads, mass_head, mixture
@@ -23,7 +25,7 @@ GOALS = {
 BOUND_GOAL, ROW_GOAL = 1.15, 3
 
 
-def worst_kept_mass(progress):
+def worst_kept_mass(progress: Progress) -> float:
     """Least share of the mass that is kept of heads made to lose it, for 0.9 wanted."""
     worst = 1.0
     for tokens in LENGTHS:
@@ -58,7 +60,7 @@ def _errors(kind, head_dim):
     return math.sqrt(rms.square().mean()), worst.max().item(), math.sqrt(bound.square().mean())
 
 
-def figures(progress):
+def figures(progress: Progress) -> list[dict[str, Any]]:
     """Kept mass of random heads, and errors of results on activations as large models have them."""
     heads, below, verticals = _mixtures(progress)
     rows = [
@@ -93,7 +95,4 @@ def figures(progress):
             row_worst, *(worst / GOALS.get(kind, max(0.02, BOUND_GOAL * bound)) for _, worst, bound in found)
         )
     rows.append(("attention.outlier_row_worst", row_worst, f"<= {ROW_GOAL}", "worst row over its kind's goal"))
-    return [
-        {"name": name, "value": value, "unit": "", "goal": goal, "anchor": anchor, "class": "simulated"}
-        for name, value, goal, anchor in rows
-    ]
+    return [figure(name, value, "", goal, anchor) for name, value, goal, anchor in rows]

@@ -7,17 +7,23 @@ import importlib.util
 import random
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from amaranth.lib.wiring import In, Out
 
+from bench.common import Progress, figure
+from intaglio import Error
 from intaglio.gen.emit.link import SERIAL_TOP, serial_verilog
 from intaglio.gen.synthesis.ecp5 import CELLS, synthesise_ecp5
 from intaglio.host import open as open_device
+from intaglio.host.device import Device
 from intaglio.host.protocol import command
 from intaglio.host.transport.session import LinkLost
+from intaglio.rtl.bus.axi import axi4_lite
 from intaglio.rtl.bus.registers import REGISTER_ADDRESS_BITS
-from intaglio.rtl.link.registers import register_bus
 from intaglio.sim.verilator.board import Fault, SerialBoard, build_board
 
 __all__ = ["BAUD", "CLOCK_HZ", "cells", "figures", "load_double", "noise", "trials", "unplugged"]
@@ -28,11 +34,12 @@ STALL_CYCLES = 50_000_000
 BYTES = {False: 30, True: 20}  # of one exchange, to the device and from it, among which a fault may hit
 
 
-def load_double():
+def load_double() -> ModuleType:
     """The module that describes the stand-in."""
     spec = importlib.util.spec_from_file_location(
         "decoder_double", Path(__file__).parents[1] / "tests" / "double" / "design.py"
     )
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -42,7 +49,16 @@ def _signs(device):
     return device.transport.statistics.faults + device.transport.statistics.repeated
 
 
-def trials(board, device, following, count, seed, *, inject=True, progress=lambda text: None):
+def trials(
+    board: SerialBoard,
+    device: Device,
+    following: Sequence[int],
+    count: int,
+    seed: int,
+    *,
+    inject: bool = True,
+    progress: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
     """Exchanges of one command and one register access, each with one fault on the line, until ``count`` faults have happened.
 
     Parameters
@@ -60,7 +76,7 @@ def trials(board, device, following, count, seed, *, inject=True, progress=lambd
         ``kinds``
     """
     rng, kinds, armed = random.Random(seed), {}, 0
-    found = {"injected": 0, "detected": 0, "recovered": 0, "signs_without_fault": 0}
+    found: dict[str, Any] = {"injected": 0, "detected": 0, "recovered": 0, "signs_without_fault": 0}
     first = faults = sum(board.faults)
     signs = _signs(device)
     index = 0
@@ -68,9 +84,7 @@ def trials(board, device, following, count, seed, *, inject=True, progress=lambd
         progress(f"faults on the line: {index} of {count}")
         index += 1
         if index > 2 * count:
-            raise RuntimeError(
-                f"{count} faults must be injected within {2 * count} exchanges, but only {faults - first} were"
-            )
+            raise Error(f"{count} faults must be injected within {2 * count} exchanges, but only {faults - first} were")
         kind = rng.choice(
             (Fault.FLIP, Fault.FLIP, Fault.FLIP, Fault.DROP, Fault.DROP, Fault.DOUBLE, Fault.DOUBLE, Fault.STALL)
         )
@@ -96,7 +110,15 @@ def trials(board, device, following, count, seed, *, inject=True, progress=lambd
     return found | {"kinds": kinds}
 
 
-def noise(board, device, following, commands, seed, chance, progress=lambda text: None):
+def noise(
+    board: SerialBoard,
+    device: Device,
+    following: Sequence[int],
+    commands: int,
+    seed: int,
+    chance: float,
+    progress: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
     """``commands`` commands in bursts while each byte is hit with probability ``chance``: faults injected, wrong answers, commands done."""
     rng, wrong, done = random.Random(seed), 0, 0
     device.clear_counters()
@@ -119,7 +141,7 @@ def noise(board, device, following, commands, seed, chance, progress=lambda text
     }
 
 
-def unplugged(board, target, following):
+def unplugged(board: SerialBoard, target: str, following: Sequence[int]) -> dict[str, Any]:
     """Whether unplugging in mid-transfer is told, and whether the device generates again once it is plugged in, and in what time."""
     device = open_device(target)
     stream = device.generate_tokens([1], 60)
@@ -142,7 +164,7 @@ def unplugged(board, target, following):
     return {"told": told, "recovered": again, "seconds": time.monotonic() - began}
 
 
-def cells():
+def cells() -> dict[str, int]:
     """Cells of the serial top without the decoder, mapped to ECP5, as a dict.
 
     Raises
@@ -162,7 +184,7 @@ def cells():
         "m_axis_tready": In(1),
         "m_axis_tlast": Out(1),
     }
-    bus = {f"s_axil_{name}": member for name, member in register_bus(REGISTER_ADDRESS_BITS).flip().members.items()}
+    bus = {f"s_axil_{name}": member for name, member in axi4_lite(REGISTER_ADDRESS_BITS).flip().members.items()}
     ports = [
         f"{'input' if member.flow is In else 'output'} [{member.shape - 1}:0] {name}"
         for name, member in (streams | bus).items()
@@ -176,7 +198,7 @@ def cells():
     return {kind: sum(usage.count * usage.cell(kind) for usage in usages) for kind in CELLS}
 
 
-def figures(folder, progress):
+def figures(folder: Path, progress: Progress) -> list[dict[str, Any]]:
     """Figures of the link, as dicts of name, value, unit, goal, anchor and class; the stand-in is written below ``folder``."""
     double = load_double()
     design = folder / "link-double"
@@ -215,10 +237,7 @@ def figures(folder, progress):
     progress("mapping the link")
     used = cells()
     luts = used["LUT4"] + 2 * used["CCU2C"] + 4 * used["TRELLIS_DPR16X4"]
-    return [
-        {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": "simulated"}
-        for name, value, unit, goal, anchor in rows
-    ] + [
+    return [figure(name, value, unit, goal, anchor) for name, value, unit, goal, anchor in rows] + [
         {
             "name": "link.lut",
             "value": luts,

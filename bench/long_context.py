@@ -1,7 +1,10 @@
 """Figures of the model for long contexts: what far text is worth to it, and what it lost against the model whose training it continues."""
 
 import statistics
+from pathlib import Path
+from typing import Any
 
+from bench.common import Progress, figure
 from intaglio.gen.checkpoint.reader import load_checkpoint
 from intaglio.sim.reference.loading import float_decoder
 from intaglio.sim.train.corpus import Corpus
@@ -14,7 +17,7 @@ TEXTS, LAST, NEAR, FAR = 8, 1024, 4096, 16384
 DISTANCE, CUT, NAME_TEXTS, NAMES = 8000, 1000, 4, 8
 
 
-def figures(model, before, progress):
+def figures(model: Path, before: Path, progress: Progress) -> list[dict[str, Any]]:
     """``model``: folder of the long model's checkpoint; ``before``: of the one whose training it continues."""
     text = Corpus().held_out
     long, short = (float_decoder(load_checkpoint(folder)) for folder in (model, before))
@@ -34,23 +37,23 @@ def figures(model, before, progress):
         )
     far, cut = _recall(long, text, progress)
     return [
-        _figure(
+        figure(
             "model.bits_16k_over_4k",
             sums[FAR] / sums[NEAR],
             "ratio",
             "<= 1.00",
             f"{TEXTS} texts together, last {LAST} bytes; median {statistics.median(ratios):.4f}, worst {max(ratios):.4f}",
         ),
-        _figure("model.bits_4k_over_before", lost[NEAR][0], "ratio", "<= 1.01", lost[NEAR][1]),
-        _figure("model.bits_1k_over_before", lost[1024][0], "ratio", "<= 1.01", lost[1024][1]),
-        _figure(
+        figure("model.bits_4k_over_before", lost[NEAR][0], "ratio", "<= 1.01", lost[NEAR][1]),
+        figure("model.bits_1k_over_before", lost[1024][0], "ratio", "<= 1.01", lost[1024][1]),
+        figure(
             "model.names_right_8000_back",
             far.names_right / far.names,
             "share",
             "",
             f"of {far.names}; last {CUT} bytes alone: {cut.names_right / cut.names:.3f}",
         ),
-        _figure(
+        figure(
             "model.name_letters_right_8000_back",
             far.letters_right / far.letters,
             "share",
@@ -69,7 +72,3 @@ def _recall(model, text, progress):
         total += recall(model, whole, spans)
         total_cut += recall(model, whole, spans, cut=CUT)
     return total, total_cut
-
-
-def _figure(name, value, unit, goal, anchor):
-    return {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": "simulated"}

@@ -9,17 +9,19 @@ import hashlib
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from bench.common import Job, Progress, equal_to_exact, generate_tokens, quality, table
-from intaglio import Error
+from intaglio.cli import exit_code
 from intaglio.gen.cycles.decoder import operations
 from intaglio.sim.train.corpus import Corpus, xz_bits_per_byte
 from intaglio.sim.verilator.tools import use_all
 
-RUNS = (  # prompts and how to continue them
+RUNS: tuple[tuple[str, dict[str, Any]], ...] = (  # prompts and how to continue them
     ('def read_header(self, stream):\n    """Read ', {}),
     ('class Connection:\n    """A connection to ', {"temperature": 0.8, "seed": 2, "top_p": 0.9}),
     ("    def test_open_file(self):\n        ", {"temperature": 0.8, "seed": 2, "top_p": 0.9}),
@@ -28,7 +30,7 @@ TOKENS = 160
 CONTEXT_STATED = 128
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--preset", default="desk")
@@ -56,9 +58,9 @@ def main(argv=None):
     return 0 if record["tokens_equal"] == record["tokens"] else 1
 
 
-def generate_text(job, progress):
+def generate_text(job: Job, progress: Progress) -> dict[str, Any]:
     """Generate from every prompt, showing the text as it comes; the counters add up over the prompts."""
-    total = {
+    total: dict[str, Any] = {
         "tokens": 0,
         "tokens_equal": 0,
         "processed": 0,
@@ -95,7 +97,7 @@ def _show(token):
     sys.stdout.flush()
 
 
-def cached_quality(model, job, build, progress):
+def cached_quality(model: Path | str, job: Job, build: Path, progress: Progress) -> dict[str, Any]:
     """Bits per byte over the whole held-out text, computed when the model or the reference code is new."""
     text = Corpus().held_out
     key = hashlib.sha256(text)
@@ -128,7 +130,7 @@ def cached_quality(model, job, build, progress):
     return bits
 
 
-def report(job, run, bits):
+def report(job: Job, run: Mapping[str, Any], bits: Mapping[str, Any]) -> tuple[list[tuple], dict[str, Any]]:
     """Rows of the table and the record of ``run.json``."""
     config, processed = job.quantised.config, run["processed"]
     per_token = {name: cycles / processed for name, cycles in run["phases"].items()}
@@ -166,8 +168,4 @@ def report(job, run, bits):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (Error, ValueError, OSError) as fault:
-        sys.stderr.write(f"intaglio: error: {fault}\n")
-        sys.exit(2)
+    sys.exit(exit_code(main))

@@ -3,9 +3,12 @@
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from amaranth.back import rtlil
+from amaranth.hdl import Elaboratable
 
+from bench.common import Progress, figure
 from intaglio import Error
 from intaglio.gen.synthesis.yosys import run_yosys
 from intaglio.rtl.matrix.unit import LutColumn, PackedPair
@@ -13,7 +16,7 @@ from intaglio.rtl.matrix.unit import LutColumn, PackedPair
 __all__ = ["cells", "figures", "synthesise_xcup"]
 
 
-def synthesise_xcup(component, *, dsp):
+def synthesise_xcup(component: Elaboratable, *, dsp: bool) -> dict[str, int]:
     """Cells of ``component`` by type, and ``LUT``, the sum of its LUTs; ``dsp``: DSP blocks may be used.
 
     Raises
@@ -36,7 +39,7 @@ def synthesise_xcup(component, *, dsp):
     return cells | {"LUT": sum(n for kind, n in cells.items() if kind.startswith("LUT") or kind == "INV")}
 
 
-def cells(head_dim=32):
+def cells(head_dim: int = 32) -> dict[str, float]:
     """Cells of the columns as a dict: banks, products and adder trees included, which is all but the row's register."""
     pair = synthesise_xcup(PackedPair(head_dim), dsp=True)
     booth, nibble = (synthesise_xcup(LutColumn(head_dim, form), dsp=False) for form in ("booth", "nibble"))
@@ -52,12 +55,12 @@ def cells(head_dim=32):
     }
 
 
-def figures(progress):
+def figures(progress: Progress) -> list[dict[str, Any]]:
     """Cost of a multiply-accumulate of either kind of column, 32 channels."""
     progress("mapping columns of the matrix unit")
     found = cells()
     return [
-        {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": "synthesised"}
+        figure(name, value, unit, goal, anchor, "synthesised")
         for name, value, unit, goal, anchor in (
             (
                 "mpu.lut_per_mac",

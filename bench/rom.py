@@ -3,9 +3,11 @@
 import importlib.util
 import statistics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from bench.common import Progress, figure
 from intaglio import Error
 from intaglio.gen.synthesis.area import measure
 from intaglio.gen.synthesis.fpga import measure_fpga
@@ -18,14 +20,14 @@ from intaglio.rtl.ternary.packing import pack
 __all__ = ["da4ml_verilog", "figures"]
 
 DEPTH, LANE_WIDTH, ZEROS = 1024, 64, 0.40
-HARDWIRED = {"rows": 64, "inputs": 64, "zeros": 0.42}
+HARDWIRED: dict[str, Any] = {"rows": 64, "inputs": 64, "zeros": 0.42}
 ASAP7_DONT_USE = ("*x1p*", "*xp*", "SDF*", "ICG*")  # of its flow in OpenROAD-flow-scripts
 PERIOD_PS = 2000
 SEEDS = (7, 8, 9)  # of the random weights: every figure of them is the median
 DRAWN = "median of seeds " + ", ".join(map(str, SEEDS))
 
 
-def da4ml_verilog(weights):
+def da4ml_verilog(weights: np.ndarray) -> str | None:
     """``top`` of da4ml's adder graph of ``weights [rows, inputs]`` without pipeline registers between its stages; None if not installed."""
     if importlib.util.find_spec("da4ml") is None:
         return None
@@ -47,7 +49,7 @@ def da4ml_verilog(weights):
     return "\n".join([*parts, *(comb_logic_gen(stage, f"stage{i}") for i, stage in enumerate(stages)), *lines, ""])
 
 
-def hardwired_cells(seed):
+def hardwired_cells(seed: int) -> tuple[int, int | None]:
     """LUTs on UltraScale+ of a hardwired matrix: ours, da4ml's (None if it is not installed)."""
     weights = random_trits(**HARDWIRED, seed=seed)
     ours = measure_fpga(hardwired_verilog(adder_graph(weights), "top"), "top", "xcup")
@@ -69,7 +71,7 @@ def _areas(trits, library, period=None, strategies=("code", "structured")):
     return found
 
 
-def figures(model, pdk, progress):
+def figures(model: Path, pdk: Path | None, progress: Progress) -> list[dict[str, Any]]:
     """Figures of ``rom.*``.
 
     Parameters
@@ -82,7 +84,7 @@ def figures(model, pdk, progress):
     out = []
 
     def add(name, value, unit, goal, anchor):
-        out.append({"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": "synthesised"})
+        out.append(figure(name, value, unit, goal, anchor, "synthesised"))
 
     def of_seeds(what, function):
         found = []

@@ -9,7 +9,10 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+from bench.common import Progress, figure
+from intaglio import Error
 from intaglio.gen.checkpoint.published import BITNET_2B4T, model_config
 from intaglio.gen.checkpoint.synthetic import write_random_checkpoint
 from intaglio.gen.estimate.costs import COSTS
@@ -33,7 +36,7 @@ print(json.dumps({"seconds": time.monotonic() - began, "cpu": cpu, "bytes": done
 """
 
 
-def figures(progress, folder=None):
+def figures(progress: Progress, folder: Path | None = None) -> list[dict[str, Any]]:
     """Seconds of one layer, minutes of the whole model, peak memory of all processes together, tokens a second.
 
     Parameters
@@ -44,9 +47,7 @@ def figures(progress, folder=None):
     scratch = tempfile.mkdtemp(prefix="intaglio-scale-", dir=folder)
     try:
         if (free := shutil.disk_usage(scratch).free) < ROOM:
-            raise RuntimeError(
-                f"the figures at full size need {ROOM / 1e9} GB in {scratch}, and {free / 1e9:.1f} GB are free"
-            )
+            raise Error(f"the figures at full size need {ROOM / 1e9} GB in {scratch}, and {free / 1e9:.1f} GB are free")
         write_random_checkpoint(
             f"{scratch}/model", BITNET_2B4T, seed=1, zeros=0.4, progress=lambda text, share: progress(f"2B4T: {text}")
         )
@@ -62,7 +63,7 @@ def figures(progress, folder=None):
         f"{run['bytes'] / 1e6:,.0f} MB of images, {run['cpu']:.0f} s of CPU" for run in (layer, whole)
     )
     return [
-        {"name": name, "value": value, "unit": unit, "goal": goal, "anchor": anchor, "class": kind}
+        figure(name, value, unit, goal, anchor, kind)
         for name, value, unit, goal, anchor, kind in (
             (
                 "decoder2b.projected_tokens_per_second",
@@ -109,7 +110,7 @@ def _emit(scratch, out, layers, progress):
         ended.set()
         watcher.join()
     if run.returncode:
-        raise RuntimeError(f"the generator of banks failed: {(errors.strip().splitlines() or ['without a word'])[-1]}")
+        raise Error(f"the generator of banks failed: {(errors.strip().splitlines() or ['without a word'])[-1]}")
     return json.loads(text) | {"peak": peak[0]}
 
 

@@ -2,7 +2,10 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
+from bench.common import Progress
+from intaglio.gen.checkpoint.weights import Checkpoint
 from intaglio.gen.emit.attention import generate as generate_prefill
 from intaglio.gen.emit.decoder import generate
 from intaglio.gen.emit.link import serial_verilog
@@ -16,7 +19,7 @@ from intaglio.sim.verilator.lint import lint
 
 __all__ = ["figures"]
 
-OPTIONS = {
+OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
     "desk": ({"rank": 4, "adapters": 2}, {"gate_words": 1024}),
     "small": ({"rank": 2},),
 }  # beside each preset as it is
@@ -24,7 +27,7 @@ CLOCKS = {"aclk", "ap_clk", "clk"}
 LINK = {"clock_hz": 80_000_000, "baud": 2_000_000}
 
 
-def figures(checkpoint, progress):
+def figures(checkpoint: Checkpoint, progress: Progress) -> list[dict[str, Any]]:
     """Generate the shipped model with every preset, and the prefill unit with every preset."""
     warnings, paths, outputs = [], [], 0
     with tempfile.TemporaryDirectory() as folder:

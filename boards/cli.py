@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from intaglio import Error
 from intaglio.progress import Progress
@@ -19,7 +21,7 @@ KINDS = {
 }
 
 
-def register(subparsers):
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command ``board``."""
     parser = subparsers.add_parser(
         "board",
@@ -41,7 +43,7 @@ def register(subparsers):
     parser.set_defaults(run=run)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     if args.name not in KINDS:
         raise ValueError(f"the board must be one of {', '.join(KINDS)}, not {args.name!r}")
     words = args.seeds.split(",")
@@ -89,7 +91,7 @@ def _run(args, seeds, progress):
     return 0
 
 
-def report(result):
+def report(result: Mapping[str, Any]) -> str:
     """Text of a build's result."""
     lines = [
         f"{result['board']}: digest {result['digest'][:8]}; placed and routed, not run on a board",

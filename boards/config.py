@@ -61,7 +61,7 @@ class Board:
     preset: str = "ulx3s"
     high: tuple = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.device not in ECP5_DEVICES:
             raise ValueError(f"device must be one of {', '.join(ECP5_DEVICES)}, not {self.device!r}")
         if self.speed not in ("6", "7", "8"):
@@ -131,7 +131,7 @@ def _ecpix5():
 BOARDS = {"ulx3s": _ulx3s, "ecpix5": _ecpix5}
 
 
-def board(name):
+def board(name: str) -> Board:
     """The board called ``name``.
 
     Raises

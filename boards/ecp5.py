@@ -21,7 +21,7 @@ class Pll:
     post: int
 
 
-def pll(input_hz, output_hz):
+def pll(input_hz: int, output_hz: int) -> Pll:
     """The PLL that makes ``output_hz`` of ``input_hz``, exactly, with the highest phase detector frequency.
 
     Raises
@@ -44,7 +44,7 @@ def pll(input_hz, output_hz):
     )
 
 
-def top_verilog(board: Board):
+def top_verilog(board: Board) -> str:
     """Verilog of the board's top: PLL, reset, and the serial decoder."""
     p = pll(board.input_hz, board.clock_hz)
     ports = "".join(f", output wire {name}" for name, _ in board.high)
@@ -74,7 +74,7 @@ module {TOP}(input wire clk_in, input wire rx, output wire tx{ports});
 """
 
 
-def constraints(board: Board):
+def constraints(board: Board) -> str:
     """Pins, and the oscillator's clock with its margin, in Lattice's preference format (LPF); nextpnr derives the PLL's clock from it."""
     lines = []
     for port, pin in (("clk_in", board.clock), ("rx", board.rx), ("tx", board.tx), *board.high):

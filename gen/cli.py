@@ -1,14 +1,16 @@
 """``intaglio gen``: write Verilog."""
 
+import argparse
 import sys
 
 from intaglio import Error
+from intaglio.cli import number_or_text, pairs
 from intaglio.progress import Progress
 
-__all__ = ["changes", "register"]
+__all__ = ["register"]
 
 
-def register(subparsers):
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command ``gen``."""
     parser = subparsers.add_parser("gen", help="generate Verilog from a model")
     kinds = parser.add_subparsers(title="what to generate", metavar="KIND", required=True)
@@ -96,7 +98,7 @@ def _allow_constant(parser):
     )
 
 
-def run_presets(args):
+def run_presets(args: argparse.Namespace) -> None:
     from intaglio.gen.presets.attention import PRESETS as PREFILL
     from intaglio.gen.presets.decoder import PRESETS
 
@@ -111,7 +113,7 @@ def _need(fault):
     return Error(f"the generator needs the Python module {fault.name!r}: pip install 'intaglio[gen]'")
 
 
-def run_banks(args):
+def run_banks(args: argparse.Namespace) -> None:
     try:
         from intaglio.gen.banks.emit import emit
         from intaglio.gen.banks.layout import layout_for
@@ -134,13 +136,13 @@ def run_banks(args):
     )
 
 
-def run_decoder(args):
+def run_decoder(args: argparse.Namespace) -> None:
     try:
         from intaglio.gen.emit.decoder import generate
     except ModuleNotFoundError as fault:
         raise _need(fault) from fault
 
-    widths = changes(args.set, "WIDTH")
+    widths = pairs("--set", args.set, "WIDTH=VALUE", number_or_text)
     with Progress() as progress:
         described = generate(
             args.model,
@@ -158,27 +160,16 @@ def run_decoder(args):
     )
 
 
-def run_prefill(args):
+def run_prefill(args: argparse.Namespace) -> None:
     try:
         from intaglio.gen.emit.attention import generate
     except ModuleNotFoundError as fault:
         raise _need(fault) from fault
 
-    fields = changes(args.set, "FIELD")
+    fields = pairs("--set", args.set, "FIELD=VALUE", number_or_text)
     with Progress() as progress:
         described = generate(args.preset, args.out, prefix=args.prefix, progress=progress, **fields)
     sys.stdout.write(
         f"{args.out}: {described['top']}, {len(described['files']['verilog'])} modules, prompts of up to "
         f"{described['config']['context']:,} tokens, digest {described['digest'][:8]}\n"
     )
-
-
-def changes(texts, what):
-    """NAME=VALUE options as a dict."""
-    changes = {}
-    for text in texts:
-        name, separator, value = text.partition("=")
-        if not separator:
-            raise ValueError(f"--set must be {what}=VALUE, not {text!r}")
-        changes[name] = int(value) if value.isdecimal() else value
-    return changes

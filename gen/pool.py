@@ -4,8 +4,10 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Self
 
 from intaglio import Error
 
@@ -16,7 +18,7 @@ LIMIT_S = 1800  # in which at least one task must end
 _job = None  # of this process
 
 
-def check_processes(processes):
+def check_processes(processes: int) -> None:
     """Raise ``ValueError`` unless it is a number of processes."""
     if type(processes) is not int or not 1 <= processes <= 64:
         raise ValueError(f"processes must be an integer in 1..64, not {processes!r}")
@@ -31,7 +33,7 @@ class Pool:
         Most resident memory by process, in KiB, as far as results have come from it.
     """
 
-    def __init__(self, processes, make, *arguments):
+    def __init__(self, processes: int, make: Callable, *arguments: Any) -> None:
         check_processes(processes)
         self.peaks = {}
         self.executor = None
@@ -41,14 +43,14 @@ class Pool:
             context = multiprocessing.get_context("spawn")
             self.executor = ProcessPoolExecutor(processes, context, _begin, (make, *arguments))
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, *_: object) -> None:
         if self.executor is not None:
             self.executor.shutdown(wait=True, cancel_futures=True)
 
-    def run(self, tasks):
+    def run(self, tasks: Iterable[tuple]) -> Iterator[tuple[Any, Any]]:
         """Do ``tasks``, a list of tuples of a key, a method of the object and its arguments; yield keys with results as they end.
 
         Raises
@@ -87,16 +89,20 @@ def _begin(make, *arguments):
     """First in a working process: its end if the parent ends, no traceback of its own on Ctrl-C, its job."""
     global _job
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     _job = make(*arguments)
+
+
+def _end_with(parent):
+    parent.join()
+    os._exit(1)
 
 
 def _call(method, *arguments):
     return getattr(_job, method)(*arguments), os.getpid(), peak_kib()
 
 
-def peak_kib():
+def peak_kib() -> int:
     """Most memory that this process has had resident, in KiB."""
     with open("/proc/self/status", encoding="ascii") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))

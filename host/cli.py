@@ -1,5 +1,6 @@
 """``intaglio run``: a prompt in, text out."""
 
+import argparse
 import sys
 
 from intaglio.progress import Progress
@@ -7,7 +8,7 @@ from intaglio.progress import Progress
 __all__ = ["register"]
 
 
-def register(subparsers):
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command ``run``."""
     parser = subparsers.add_parser(
         "run",
@@ -52,7 +53,7 @@ def register(subparsers):
     parser.set_defaults(run=run)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Generate as the arguments say; faults are left to the caller."""
     from intaglio.host.device import open
 

@@ -1,11 +1,12 @@
 """``intaglio devices``: what is connected. ``intaglio serve``: a device behind TCP."""
 
+import argparse
 import sys
 
 __all__ = ["register_devices", "register_serve"]
 
 
-def register_devices(subparsers):
+def register_devices(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command ``devices``."""
     parser = subparsers.add_parser(
         "devices",
@@ -27,7 +28,7 @@ def register_devices(subparsers):
     parser.set_defaults(run=devices)
 
 
-def devices(args):
+def devices(args: argparse.Namespace) -> int:
     """List serial ports, one line each on standard output; 1 if a device that was asked for is not there."""
     from intaglio.host.manifest import Manifest
     from intaglio.host.protocol import DeviceError
@@ -74,7 +75,7 @@ def devices(args):
     return int(bool(missing))
 
 
-def register_serve(subparsers):
+def register_serve(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command ``serve``."""
     parser = subparsers.add_parser(
         "serve",
@@ -94,7 +95,7 @@ def register_serve(subparsers):
     parser.set_defaults(run=serve)
 
 
-def serve(args):
+def serve(args: argparse.Namespace) -> None:
     """Serve until Ctrl-C."""
     from intaglio.host.device import Device
     from intaglio.host.manifest import Manifest

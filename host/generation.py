@@ -1,12 +1,21 @@
 """Generation: the loop that feeds tokens to a device, and its text form for byte tokenizers."""
 
+from __future__ import annotations
+
 import codecs
 import operator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from intaglio import Error
+from intaglio.host.manifest import Manifest
 from intaglio.host.measure import Measure, watched
 from intaglio.host.sampling import Sampler
+
+if TYPE_CHECKING:
+    from intaglio.host.device import Device
+
 
 __all__ = ["check_request", "check_stops", "check_tokens", "generate_pieces", "generate_tokens", "prompt_tokens"]
 
@@ -14,18 +23,18 @@ BURST = 8  # tokens that the device generates by itself for one command
 
 
 def generate_tokens(
-    device,
-    tokens,
-    max_tokens,
+    device: Device,
+    tokens: Iterable[int],
+    max_tokens: int,
     *,
-    temperature=0.0,
-    top_k=None,
-    top_p=1.0,
-    seed=0,
-    burst=BURST,
-    adapter=None,
-    progress=None,
-):
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    seed: int = 0,
+    burst: int = BURST,
+    adapter: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Generator[int, None, None]:
     """Generate tokens after ``tokens``.
 
     Greedy generation runs on the device in bursts, after the first token, which is asked for alone: the counters are read when it has come
@@ -71,7 +80,7 @@ def generate_tokens(
     return _generate(device, tokens, max_tokens, sampler, burst, device.selection(adapter), progress)
 
 
-def check_tokens(manifest, tokens) -> list:
+def check_tokens(manifest: Manifest, tokens: Iterable[int]) -> list:
     """``tokens``, integers of any kind, as a list of int; ValueError unless a device of this manifest can take them as one prompt."""
     try:
         tokens = [operator.index(token) for token in tokens]
@@ -88,7 +97,17 @@ def check_tokens(manifest, tokens) -> list:
     return tokens
 
 
-def check_request(manifest, tokens, max_tokens, *, temperature=0.0, top_k=None, top_p=1.0, seed=0, burst=BURST):
+def check_request(
+    manifest: Manifest,
+    tokens: Iterable[int],
+    max_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    seed: int = 0,
+    burst: int = BURST,
+) -> tuple[list[int], Sampler]:
     """The tokens as a list and a :class:`Sampler`; ValueError unless a device of this manifest can generate so."""
     tokens = check_tokens(manifest, tokens)
     if max_tokens < 1:
@@ -98,7 +117,7 @@ def check_request(manifest, tokens, max_tokens, *, temperature=0.0, top_k=None, 
     return tokens, Sampler(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, limit=manifest.model["top_k"])
 
 
-def prompt_tokens(manifest, prompt) -> list:
+def prompt_tokens(manifest: Manifest, prompt: str | bytes) -> list:
     """The tokens of a prompt, text or bytes, the model's beginning token first; ValueError unless its tokens are bytes."""
     model = manifest.model
     if model["tokenizer"] != "bytes":
@@ -158,7 +177,9 @@ def _results(device, tokens, limit, sampler, burst, selection, progress):
             yield token
 
 
-def generate_pieces(device, prompt, max_tokens, *, stop=None, **sampling):
+def generate_pieces(
+    device: Device, prompt: str | bytes, max_tokens: int, *, stop: str | Iterable[str] | None = None, **sampling: Any
+) -> Generator[str, None, None]:
     """Generate text after ``prompt`` with a byte tokenizer.
 
     Parameters
@@ -186,7 +207,7 @@ def generate_pieces(device, prompt, max_tokens, *, stop=None, **sampling):
     return _pieces(device, generate_tokens(device, tokens, max_tokens, **sampling), check_stops(stop))
 
 
-def check_stops(stop) -> tuple:
+def check_stops(stop: str | Iterable[str] | None) -> tuple:
     """The texts of ``stop``; ValueError if one is empty."""
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if "" in stops:

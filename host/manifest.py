@@ -93,8 +93,8 @@ class Manifest:
         Names of phase counters; each has the register ``phase_<name>``.
     model : dict
         ``vocab_size``, ``context`` (positions), ``top_k`` (most logits in one result), ``bos`` (a token or None), ``eos`` (a token, a
-        list of tokens, any of which ends a text, or None), ``tokenizer`` ("bytes", or "none" for tokens alone) and what else the
-        generator states.
+        list of tokens, any of which ends a text, or None), ``tokenizer`` ("bytes", "tokenizers" for files beside the design, or "none" for
+        tokens alone) and what else the generator states.
     adapter : dict or None
         What an adapter must be to be loaded; None for a device without adapters.
 
@@ -137,8 +137,10 @@ class Manifest:
                     raise ManifestError(
                         f"model.{name} must be a token in 0..{self.model['vocab_size'] - 1}, not {token!r}"
                     )
-        if self.model["tokenizer"] not in ("bytes", "none"):
-            raise ManifestError(f"model.tokenizer must be 'bytes' or 'none', not {self.model['tokenizer']!r}")
+        if self.model["tokenizer"] not in ("bytes", "tokenizers", "none"):
+            raise ManifestError(
+                f"model.tokenizer must be 'bytes', 'tokenizers' or 'none', not {self.model['tokenizer']!r}"
+            )
         if self.model["tokenizer"] == "bytes" and self.model["vocab_size"] > 256:
             raise ManifestError(
                 f"model.vocab_size must be at most 256 for the byte tokenizer, not {self.model['vocab_size']}"

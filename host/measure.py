@@ -5,11 +5,20 @@ waits. So its counters are read only when it rests, and only those that stand st
 left when the waits are taken off is the same number of cycles whatever the transport is.
 """
 
+from __future__ import annotations
+
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from intaglio import Error
+from intaglio.host.transport import Transport
+
+if TYPE_CHECKING:
+    from intaglio.host.device import Device
+
 
 __all__ = ["Measure", "Work", "watched", "work"]
 
@@ -24,11 +33,11 @@ class Work:
     tokens: int
     cycles: int
 
-    def __sub__(self, earlier):
+    def __sub__(self, earlier: Work) -> Work:
         return Work(tokens=(self.tokens - earlier.tokens) & WRAP, cycles=(self.cycles - earlier.cycles) & WRAP)
 
 
-def work(device):
+def work(device: Device) -> Work | None:
     """The device's :class:`Work`, or None if it is still at work, or has been waiting or at work for so long that 32 bits do not tell."""
     if all(device.read_register("status") & 1 for _ in range(TRIES)):
         return None
@@ -52,15 +61,15 @@ class Measure:
     may be at work then), when 2**32 cycles of waits or work make the counters ambiguous, and speeds after fewer than two tokens.
     """
 
-    def __init__(self, device, prompt_tokens):
+    def __init__(self, device: Device, prompt_tokens: int) -> None:
         self.device, self.prompt_tokens = device, prompt_tokens
         self.generated = self.results = 0
-        self.prefill = None
+        self.prefill: Work | None = None
         device.drain()
         device.clear_counters()
         self.began = self.first = self.resumed = self.latest = time.monotonic()
 
-    def count(self, counted):
+    def count(self, counted: bool) -> None:
         """A result has come; ``counted``: it is a token, not the end."""
         self.results += 1
         self.generated += counted
@@ -79,7 +88,7 @@ class Measure:
         seconds = self.latest - self.resumed
         return (self.results - 1) / seconds if self.results > 1 and seconds > 0 else None
 
-    def close(self, finish):
+    def close(self, finish: str) -> dict[str, Any]:
         """The dict described above."""
         row = {
             "prompt_tokens": self.prompt_tokens,
@@ -124,7 +133,7 @@ class Measure:
 
 
 @contextmanager
-def watched(transport, progress, tokens):
+def watched(transport: Transport, progress: Callable[[int], None] | None, tokens: int) -> Iterator[None]:
     """While it lasts, ``progress`` is called now and then with the number of tokens taken, of the last ``tokens`` that are sent."""
     if progress is None:
         yield

@@ -26,7 +26,7 @@ __all__ = [
 SELECT = 1 << 29  # of a command word: it selects an adapter
 
 
-def token_bits(vocab_size) -> int:
+def token_bits(vocab_size: int) -> int:
     """Bits of a token: at least 16, and so many that all ones is no token; that value answers when nothing was computed: the context is
     full, or the sequence's adapter is not there."""
     return max(16, vocab_size.bit_length())
@@ -67,7 +67,7 @@ class Result:
     scale: float
 
 
-def command(token, *, first=False, want=False, top=0, run=0, bits=16) -> int:
+def command(token: int, *, first: bool = False, want: bool = False, top: int = 0, run: int = 0, bits: int = 16) -> int:
     """One command word: feed ``token``, which has ``bits`` bits (:func:`token_bits`).
 
     ``first`` restarts at position 0; ``want`` asks for a result packet with ``top`` logits; ``run`` further tokens are
@@ -84,7 +84,7 @@ def command(token, *, first=False, want=False, top=0, run=0, bits=16) -> int:
     return token | run << bits | top << 24 | want << 30 | first << 31
 
 
-def selection(slot) -> int:
+def selection(slot: int | None) -> int:
     """The word after which sequences that begin compute with the adapter in ``slot``, or with none where it is None; it has no answer.
 
     Raises
@@ -106,20 +106,20 @@ class Owed:
         Bits of a token (:func:`token_bits`).
     """
 
-    def __init__(self, bits=16):
+    def __init__(self, bits: int = 16) -> None:
         self.bits = bits
         self._counts = deque()  # packets still to come, for each command that has not been answered in full
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return bool(self._counts)
 
-    def add(self, words):
+    def add(self, words: np.ndarray) -> None:
         """Commands ``uint32 [n]`` were sent."""
         words = words[words & SELECT == 0]
         runs, wanted = (words & 0xFFFFFF) >> self.bits, words >> 30 & 1
         self._counts.extend((runs + (wanted | (runs != 0)))[(wanted | runs) != 0].tolist())
 
-    def packet(self, first):
+    def packet(self, first: int) -> None:
         """A packet came whose first word is ``first``; a refusal (context full, adapter not there) ends the command's run."""
         if self._counts:
             self._counts[0] -= 1
@@ -127,5 +127,5 @@ class Owed:
             if first & refused == refused or not self._counts[0]:
                 self._counts.popleft()
 
-    def clear(self):
+    def clear(self) -> None:
         self._counts.clear()

@@ -26,7 +26,9 @@ class Sampler:
     ValueError
     """
 
-    def __init__(self, *, temperature=0.0, top_k=None, top_p=1.0, seed=0, limit):
+    def __init__(
+        self, *, temperature: float = 0.0, top_k: int | None = None, top_p: float = 1.0, seed: int = 0, limit: int
+    ) -> None:
         if not 0 <= temperature < float("inf"):
             raise ValueError(f"temperature must be a finite number from 0, not {temperature}")
         top_k = limit if top_k is None else top_k
@@ -45,7 +47,7 @@ class Sampler:
     def greedy(self) -> bool:
         return self.temperature == 0
 
-    def probabilities(self, logits) -> np.ndarray:
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Probabilities, float64 ``[n]``, of the tokens with ``logits [n]``, sorted from the greatest; the rest are 0."""
         logits = np.asarray(logits, dtype=np.float64)
         with np.errstate(over="ignore"):  # a tiny temperature leaves only the greatest
@@ -56,7 +58,7 @@ class Sampler:
         weights[1:][before[1:] >= self.top_p] = 0.0
         return weights / weights.sum()
 
-    def draw(self, tokens, logits) -> int:
+    def draw(self, tokens: np.ndarray, logits: np.ndarray) -> int:
         """One of ``tokens [n]``, by their ``logits [n]`` from the greatest down."""
         share = np.cumsum(self.probabilities(logits))
         index = int(np.searchsorted(share, self._random.random() * share[-1], side="right"))

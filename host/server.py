@@ -9,10 +9,13 @@ import json
 import select
 import socket
 import time
+from collections.abc import Callable
+from typing import Self
 
 import numpy as np
 
 from intaglio.host.protocol import DeviceError, DeviceTimeout, Owed, token_bits
+from intaglio.host.transport import Transport
 from intaglio.host.transport.frames import Decoder, Kind, encode
 from intaglio.host.transport.peer import Peer
 from intaglio.host.transport.session import LinkLost
@@ -30,7 +33,7 @@ KEEPALIVE = {
 }  # a client whose computer has vanished frees the device in 25 s
 
 
-def is_loopback(host) -> bool:
+def is_loopback(host: str) -> bool:
     """Whether only this computer can reach ``host``, a name or an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -38,7 +41,7 @@ def is_loopback(host) -> bool:
         return host == "localhost"
 
 
-def listener(listen) -> socket.socket:
+def listener(listen: str) -> socket.socket:
     """A socket that listens at ``HOST:PORT``; errors as of :class:`Server`."""
     host, port = address_of(listen)
     try:
@@ -66,45 +69,47 @@ class Server:
         The address is not one, or cannot be listened at.
     """
 
-    def __init__(self, transport, listen="127.0.0.1:7000", *, tell=lambda text: None):
+    def __init__(
+        self, transport: Transport, listen: str = "127.0.0.1:7000", *, tell: Callable[[str], None] = lambda text: None
+    ) -> None:
         self.transport, self.tell = transport, tell
         self._listener = listener(listen)
         host, port = self._listener.getsockname()[:2]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self._client = None
+        self._client: _Client | None = None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         self._listener.close()
         if self._client is not None:
             self._client.close()
             self._client = None
 
-    def run(self, stop=lambda: False):
+    def run(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Serve until ``stop()`` or the device fails, which is raised."""
         while not stop():
             busy = self._client is not None and self._client.busy
             sockets = [self._listener, *([self._client.socket] if self._client else [])]
             ready, _, _ = select.select(sockets, [], [], 0 if busy else 0.1)
             if self._client is not None:
-                self._step(self._client.socket in ready)
+                self._step(self._client, self._client.socket in ready)
             if self._listener in ready:
                 # A client that has closed its connection makes room for the one that follows at once.
                 while self._client is not None and select.select([self._client.socket], [], [], 0)[0]:
-                    self._step(True)
+                    self._step(self._client, True)
                 self._accept()
 
-    def _step(self, readable):
+    def _step(self, client, readable):
         try:
-            self._client.step(readable)
+            client.step(readable)
         except _ClientGone as gone:
-            self.tell(f"client {self._client.name} has gone{gone}")
-            self._client.close()
+            self.tell(f"client {client.name} has gone{gone}")
+            client.close()
             self._client = None
 
     def _accept(self):
@@ -134,7 +139,7 @@ class _ClientGone(Exception):
 class _Client:
     """One connection."""
 
-    def __init__(self, connection, name, transport):
+    def __init__(self, connection: socket.socket, name: str, transport: Transport) -> None:
         self.socket, self.name = connection, name
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in KEEPALIVE.items():
@@ -173,21 +178,19 @@ class _DeviceFault(Exception):
 class DeviceEnd:
     """The device's end of the link for any transport: bytes of frames in, bytes of frames out."""
 
-    def __init__(self, transport):
+    def __init__(self, transport: Transport) -> None:
         self.transport, self.peer = transport, Peer(int(transport.manifest["digest"][:8], 16), depth=DEPTH)
         self._owed = Owed(token_bits(transport.manifest["model"]["vocab_size"]))
         self._decoder, self._resets = Decoder(), 0
-        self._given, self._first = (
-            0,
-            None,
-        )  # commands given to the transport and not taken from the peer; first word of a packet
+        self._given = 0  # commands given to the transport and not taken from the peer
+        self._first: int | None = None  # first word of a packet
 
     @property
     def busy(self) -> bool:
         """Whether the device has something to do."""
         return bool(self._owed and self.peer.room or self.transport.pending or self.peer.commands)
 
-    def feed(self, data):
+    def feed(self, data: bytes) -> None:
         """Bytes from the host."""
         for frame in self._decoder.feed(data):
             self.peer.receive(frame)
@@ -246,7 +249,7 @@ class DeviceEnd:
         words, last = self.transport.receive(peer.room, POLL_SECONDS)
         for word, end in zip(words.tolist(), last.tolist(), strict=True):
             peer.put(word, end)
-            self._first = word if self._first is None else self._first
+            first = self._first = word if self._first is None else self._first
             if end:
-                self._owed.packet(self._first)
+                self._owed.packet(first)
                 self._first = None

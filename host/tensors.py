@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +20,7 @@ class TensorError(Error, ValueError):
     """A tensor file that is missing, damaged, or holds what it must not."""
 
 
-def read_tensors(path):
+def read_tensors(path: Path | str) -> tuple[dict[str, tuple[str, tuple[int, ...], bytes]], dict[str, str]]:
     """Read a safetensors file.
 
     Returns
@@ -82,7 +84,7 @@ def read_tensors(path):
     return tensors, metadata
 
 
-def to_float32(dtype, shape, data):
+def to_float32(dtype: str, shape: Sequence[int], data: bytes) -> np.ndarray | None:
     """Values of a tensor of dtype F32, F16 or BF16 as float32; None for another dtype."""
     if dtype == "BF16":
         values = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
@@ -93,7 +95,7 @@ def to_float32(dtype, shape, data):
     return values.reshape(shape)
 
 
-def real_array(name, values):
+def real_array(name: str, values: Any) -> np.ndarray:
     """Real numbers from numpy, torch, or lists of either, as an array of a floating type.
 
     Parameters

@@ -8,17 +8,19 @@ an exit code or None. Modules of commands must import quickly: heavy imports bel
 import argparse
 import os
 import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
+from typing import Any
 
 from intaglio import Error, __version__
 
-__all__ = ["GROUP", "main"]
+__all__ = ["GROUP", "exit_code", "main", "number_or_text", "pairs"]
 
 GROUP = "intaglio.commands"
 BAD_USE, INTERRUPTED = 2, 130
 
 
-def main(argv=None, commands=None) -> int:
+def main(argv: Sequence[str] | None = None, commands: Mapping[str, Callable[[], Any]] | None = None) -> int:
     """Run one command.
 
     Parameters
@@ -54,12 +56,13 @@ def main(argv=None, commands=None) -> int:
     if not hasattr(args, "run"):
         parser.print_help(sys.stderr)
         return BAD_USE
-    try:
-        if args.tool:
-            from intaglio.sim.verilator.tools import use_all
+    return exit_code(lambda: _run(args))
 
-            use_all(args.tool)
-        return args.run(args) or 0
+
+def exit_code(run: Callable[[], int | None]) -> int:
+    """What ``run`` returns, 0 for None; 2 for a fault that the user can act on, told in one line; 130 after Ctrl-C."""
+    try:
+        return run() or 0
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone; nothing may be flushed to it at exit
@@ -68,6 +71,35 @@ def main(argv=None, commands=None) -> int:
     except (Error, ValueError, OSError) as fault:
         sys.stderr.write("intaglio: error: " + " ".join(str(fault).split()) + "\n")
         return BAD_USE
+
+
+def pairs(option: str, texts: Iterable[str], what: str, convert: Callable[[str], Any]) -> dict[str, Any]:
+    """``{name: value}`` of the texts ``NAME=VALUE`` of an option, each name once; ``what`` is what errors call them."""
+    out = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if name in out:
+            raise ValueError(f"{option} must give each name once, not {name} twice")
+        try:
+            out[name] = convert(value)
+        except ValueError:
+            separator = ""
+        if not separator:
+            raise ValueError(f"{option} must be {what}, not {text!r}")
+    return out
+
+
+def number_or_text(value: str) -> int | str:
+    """The value of a width: an integer, or a word."""
+    return int(value) if value.isdecimal() else value
+
+
+def _run(args):
+    if args.tool:
+        from intaglio.sim.verilator.tools import use_all
+
+        use_all(args.tool)
+    return args.run(args)
 
 
 def _register(subparsers, name, load):

@@ -9,7 +9,7 @@ from intaglio import Error
 __all__ = ["check_output"]
 
 
-def check_output(path, what) -> Path:
+def check_output(path: Path | str, what: str) -> Path:
     """The ``path`` of a file to be written, if it can be; nothing is created, and a file that is there stays as it is.
 
     Parameters

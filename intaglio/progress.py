@@ -4,12 +4,17 @@ import os
 import sys
 import threading
 import time
+from typing import Self
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "silent"]
 
 QUIET_SECONDS = 2.0  # of a wait that off a terminal is not worth a line
 LINE_SECONDS = 5.0  # at least, between two lines off a terminal; of a long wait, a tenth of it
 TICK_SECONDS, DRAW_SECONDS = 0.5, 0.1  # between repetitions of the text, and at least between two drawings of it
+
+
+def silent(text: str, share: float | None = None) -> None:
+    """Progress for nobody: what a step calls that was given none."""
 
 
 class Progress:
@@ -23,22 +28,23 @@ class Progress:
     first after :meth:`clear`.
     """
 
-    def __init__(self):
-        self._lock, self._ended, self._thread = threading.Lock(), threading.Event(), None
-        self._text, self._began, self._due = None, 0.0, 0.0  # due: when to draw, or to write a line, again
+    def __init__(self) -> None:
+        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._repeat, name="progress", daemon=True)
+        self._text: str | None = None
+        self._began, self._due = 0.0, 0.0  # due: when to draw, or to write a line, again
         self._drawn = False
 
-    def __enter__(self):
-        self._thread = threading.Thread(target=self._repeat, name="progress", daemon=True)
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
         self.clear()
 
-    def __call__(self, text, share=None):
+    def __call__(self, text: str, share: float | None = None) -> None:
         """The step is at ``text``; ``share`` of the work is done, 0 to 1, where that is known."""
         with self._lock:
             now = time.monotonic()
@@ -47,7 +53,7 @@ class Progress:
             self._text = text if share is None else f"{share:4.0%} {text}"
             self._show(now, now >= self._due)
 
-    def clear(self):
+    def clear(self) -> None:
         """End the wait: nothing is shown until the next text, so that other output may follow."""
         with self._lock:
             if self._drawn:

@@ -40,3 +40,18 @@ def test_shown_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"make ([a-z-]+)", (ROOT / "README.md").read_text())):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_files_named_in_the_docs_exist():
+    """A page may name files of one folder after it, as "`rtl/kv/`: `cache.py`"; those are looked for in the whole house."""
+    rooms = [ROOT / name for name in ("rtl", "gen", "sim", "host", "boards", "bench", "tests")]
+    names = {path.name for room in rooms for path in room.rglob("*.*")} | {
+        f"{name}.py" for name in sys.stdlib_module_names
+    }
+    missing = []
+    for page in [*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]:
+        text = page.read_text()
+        paths = re.findall(r"(?<![\w./])((?:rtl|gen|sim|host|boards|bench|tests|models|docs)/[\w./-]*\w/?)", text)
+        missing += [(page.name, path) for path in paths if not (ROOT / path).exists()]
+        missing += [(page.name, name) for name in re.findall(r"`(\w+\.(?:py|cpp|h))`", text) if name not in names]
+    assert missing == []

@@ -14,9 +14,14 @@ ROOMS_OF_RTL = (
 ).split()  # lowest first
 
 
+class _Running(ast.NodeTransformer):
+    def visit_If(self, node):
+        return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
+
+
 def imported(path):
-    """Dotted names of the project's modules and names that a file imports, without the package's own."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    """Dotted names of the project's modules and names that a file imports when it runs: what its types alone need does not count."""
+    for node in ast.walk(_Running().visit(ast.parse(path.read_text(encoding="utf-8")))):
         if isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 yield f"{node.module}.{alias.name}"

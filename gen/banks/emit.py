@@ -13,19 +13,24 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from intaglio import Error, __version__
 from intaglio.gen.banks.forms import FORMS
 from intaglio.gen.banks.job import Job
+from intaglio.gen.banks.layout import BankLayout
 from intaglio.gen.checkpoint.constant import refuse_constant
+from intaglio.gen.checkpoint.model import ModelConfig
 from intaglio.gen.checkpoint.quantised import embedding_scales, head_constants, layer_constants
 from intaglio.gen.checkpoint.reader import CheckpointReader
 from intaglio.gen.emit.images import EXECUTION
 from intaglio.gen.emit.output import check_folder, described, json_text
 from intaglio.gen.pool import Pool, check_processes, peak_kib
+from intaglio.progress import silent
 from intaglio.rtl.config.decoder import logit_shift
 from intaglio.rtl.memory.rom import hex_text
 
@@ -35,13 +40,23 @@ FORMAT = "intaglio-banks"
 GAINS = ("input", "attn_sub", "post_attention", "ffn_sub")  # in the order of the program
 
 
-def matrix_shapes(config):
+def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """Rows and inputs of each of EXECUTION's matrices."""
     shapes = config.matrix_shapes
     return {name: (sum(shapes[part][0] for part in parts), shapes[parts[0]][1]) for name, parts in EXECUTION.items()}
 
 
-def emit(model, out, *, layout, layers=None, form="image", processes=2, progress=None, allow_constant=False):
+def emit(
+    model: Path | str,
+    out: Path | str,
+    *,
+    layout: BankLayout,
+    layers: Iterable[int] | None = None,
+    form: str = "image",
+    processes: int = 2,
+    progress: Callable[[str, float], None] | None = None,
+    allow_constant: bool = False,
+) -> dict[str, Any]:
     """Write banks to the folder ``out``.
 
     Parameters
@@ -72,7 +87,7 @@ def emit(model, out, *, layout, layers=None, form="image", processes=2, progress
     reader = CheckpointReader(model)
     config = reader.config
     everything = layers is None
-    layers = list(range(config.num_hidden_layers)) if everything else sorted(set(layers))
+    layers = list(range(config.num_hidden_layers)) if layers is None else sorted(set(layers))
     if not layers or not 0 <= layers[0] <= layers[-1] < config.num_hidden_layers:
         raise ValueError(f"layers must be in 0..{config.num_hidden_layers - 1}, not {layers}")
     if form not in FORMS:
@@ -81,7 +96,7 @@ def emit(model, out, *, layout, layers=None, form="image", processes=2, progress
     shapes = matrix_shapes(config)
     for rows, inputs in [*shapes.values(), (config.vocab_size, config.hidden_size)]:
         layout.banks(rows, inputs)  # raises before work starts
-    run = _Run(reader, layout, form, Path(out).resolve(), progress or (lambda text, share: None))
+    run = _Run(reader, layout, form, Path(out).resolve(), progress or silent)
     _acceptable(run.out, run.about())  # before the checkpoint is read
     with Pool(processes, Job, model, layout, form) as pool:
         run.check(pool, layers, everything, allow_constant)
@@ -159,7 +174,9 @@ def _replace(path, data):
 class _Run:
     """State of one call of :func:`emit`; parts are ``layer_00`` and so on, and ``embedding``."""
 
-    def __init__(self, reader, layout, form, out, tell):
+    def __init__(
+        self, reader: CheckpointReader, layout: BankLayout, form: str, out: Path, tell: Callable[[str, float], None]
+    ) -> None:
         self.reader, self.layout, self.form, self.out, self.tell = reader, layout, form, out, tell
         self.shapes = matrix_shapes(reader.config)
         self.inputs, self.written, self.kept, self.bytes, self.largest = {}, [], [], 0, 0.0
@@ -236,7 +253,8 @@ class _Run:
 
     def write(self, pool):
         (self.out / "manifest.json").unlink(missing_ok=True)
-        tasks, left = [], {}
+        tasks: list[tuple] = []
+        left = {}
         for part in self.todo():
             (self.out / f".{part}.partial").mkdir()
             folder = str(self.out / f".{part}.partial")

@@ -4,12 +4,15 @@ The one seam between the weights and the memories: a form sees one bank at a tim
 processes independent.
 """
 
+import numpy as np
+
+from intaglio.gen.banks.layout import Bank
 from intaglio.rtl.memory.rom import hex_text
 
 __all__ = ["FORMS"]
 
 
-def image(bank, words, bits):
+def image(bank: Bank, words: np.ndarray, bits: int) -> dict[str, bytes]:
     """Image for ``$readmemh``, one word a line, as ``intaglio_rom`` reads it."""
     return {f"{bank.name}.hex": hex_text(words)}
 

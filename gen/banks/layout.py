@@ -7,6 +7,7 @@ unit are cut into banks of at most ``height`` words, between rows. With one unit
 after the other, are the image of that lane's ROM in the decoder (``rtl/ternary/packing.py``, ``execution_order``).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +46,7 @@ class BankLayout:
     height: int = 1024
     packing: str = "2bit"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, most in (("lanes", 4096), ("units", 4096), ("width", 4096), ("height", 1 << 20)):
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= most:
@@ -53,30 +54,30 @@ class BankLayout:
         word_bits(self.packing, self.width)
 
     @property
-    def positions(self):
+    def positions(self) -> int:
         """Rows that are computed at once."""
         return self.lanes * self.units
 
     @property
-    def bits(self):
+    def bits(self) -> int:
         """Bits of a word of weights."""
         return word_bits(self.packing, self.width)
 
-    def chunks(self, inputs):
+    def chunks(self, inputs: int) -> int:
         """Words of a row."""
         return -(-inputs // self.width)
 
-    def groups(self, rows):
+    def groups(self, rows: int) -> int:
         """Rows of a unit."""
         return -(-rows // self.positions)
 
-    def groups_in_bank(self, inputs):
+    def groups_in_bank(self, inputs: int) -> int:
         """Rows of a full bank; raises ``ValueError`` where not even one fits."""
         if self.chunks(inputs) > self.height:
             raise ValueError(f"a bank's height must be at least a row's {self.chunks(inputs)} words, not {self.height}")
         return self.height // self.chunks(inputs)
 
-    def banks(self, rows, inputs):
+    def banks(self, rows: int, inputs: int) -> list[int]:
         """Words of each bank that a matrix has in every unit."""
         whole, left = divmod(self.groups(rows), self.groups_in_bank(inputs))
         chunks = self.chunks(inputs)
@@ -94,7 +95,7 @@ class Bank:
     tile: int
 
     @property
-    def name(self):
+    def name(self) -> str:
         """Unique inside its layer; a Verilog identifier."""
         return f"{self.matrix}_l{self.lane:02}_u{self.unit:02}_t{self.tile:02}"
 
@@ -103,7 +104,7 @@ class Bank:
 LAYOUTS = {"tom": BankLayout(lanes=16, units=10, width=128, height=1024)}
 
 
-def layout_for(preset):
+def layout_for(preset: str) -> BankLayout:
     """The layout of a preset of :data:`LAYOUTS` or of the decoder's; raises ``ValueError`` for an unknown name."""
     if preset in LAYOUTS:
         return LAYOUTS[preset]
@@ -113,14 +114,14 @@ def layout_for(preset):
     return BankLayout(lanes=widths["lanes"], units=1, width=widths["lane_width"], packing=widths.get("packing", "2bit"))
 
 
-def matrix_banks(layout, layer, name, weights):
+def matrix_banks(layout: BankLayout, layer: int, name: str, weights: np.ndarray) -> Iterator[tuple[Bank, np.ndarray]]:
     """Banks of one matrix (of :func:`~intaglio.gen.emit.images.execution_matrix`): pairs of :class:`Bank` and uint8 ``[depth, bytes]``."""
     for lane, unit, rows in _units(layout, weights):
         words = pack(rows, layout.packing)
         yield from _cut(layout, layer, name, lane, unit, weights.shape[1], words)
 
 
-def byte_banks(layout, name, elements, tile):
+def byte_banks(layout: BankLayout, name: str, elements: np.ndarray, tile: int) -> Iterator[tuple[Bank, np.ndarray]]:
     """Banks ``tile`` of the embedding's INT8 rows ``elements``, which begin that tile, as pairs of :class:`Bank` and words."""
     for lane, unit, rows in _units(layout, elements):
         yield Bank(layer=None, matrix=name, lane=lane, unit=unit, tile=tile), np.ascontiguousarray(rows).view(np.uint8)

@@ -13,7 +13,7 @@ __all__ = ["ROWS_PER_BYTE", "check_codes", "pack", "unpack"]
 ROWS_PER_BYTE = 4
 
 
-def pack(weights):
+def pack(weights: np.ndarray) -> np.ndarray:
     """Pack ternary ``weights [rows, columns]`` to uint8 ``[rows / 4, columns]``.
 
     Raises
@@ -32,7 +32,7 @@ def pack(weights):
     return codes[0] | codes[1] << 2 | codes[2] << 4 | codes[3] << 6
 
 
-def check_codes(packed, name="packed matrix"):
+def check_codes(packed: np.ndarray, name: str = "packed matrix") -> None:
     """Raise :class:`CheckpointError` unless ``packed`` is uint8 ``[rows / 4, columns]`` without the code 3, which stands for no weight.
 
     Parameters
@@ -52,7 +52,7 @@ def check_codes(packed, name="packed matrix"):
         )
 
 
-def unpack(packed, name="packed matrix"):
+def unpack(packed: np.ndarray, name: str = "packed matrix") -> np.ndarray:
     """Unpack uint8 ``packed [rows / 4, columns]`` to int8 ``[rows, columns]`` in {-1, 0, 1}; raises as :func:`check_codes`."""
     packed = np.asarray(packed)
     check_codes(packed, name)

@@ -3,8 +3,13 @@
 Damaged or half converted files have them; they load, and the hardware would compute nonsense without a fault.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
 from intaglio.gen.checkpoint.model import CheckpointError
-from intaglio.gen.checkpoint.weights import MATRIX_TENSORS, NORM_TENSORS
+from intaglio.gen.checkpoint.weights import MATRIX_TENSORS, NORM_TENSORS, Layer
 
 __all__ = ["layer_constants", "norm_constants", "only_packed_value", "only_value", "refuse_constant"]
 
@@ -12,23 +17,23 @@ _NAMED = 8  # tensors that a refusal names
 _PACKED = {0x00: -1, 0x55: 0, 0xAA: 1}  # bytes of four equal weights
 
 
-def only_value(values):
+def only_value(values: np.ndarray) -> Any:
     """The value that every element of an array has, or None."""
     least = values.min()
     return least.item() if least == values.max() else None
 
 
-def only_packed_value(packed):
+def only_packed_value(packed: np.ndarray) -> int | None:
     """As :func:`only_value`, of the weights of a packed matrix."""
     return _PACKED.get(only_value(packed))
 
 
-def norm_constants(index, norms):
+def norm_constants(index: int, norms: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Norms of layer ``index`` that are zeros only, as ``{tensor: 0}``."""
     return {f"model.layers.{index}.{NORM_TENSORS[name]}.weight": 0 for name, gains in norms.items() if not gains.any()}
 
 
-def layer_constants(index, layer):
+def layer_constants(index: int, layer: Layer) -> dict[str, float]:
     """The suspect tensors of a :class:`~intaglio.gen.checkpoint.weights.Layer`, as ``{tensor: its only value}``."""
     values = {
         f"model.layers.{index}.{MATRIX_TENSORS[name]}.weight": only_value(matrix.weights)
@@ -37,7 +42,7 @@ def layer_constants(index, layer):
     return {name: value for name, value in values.items() if value is not None} | norm_constants(index, layer.norms)
 
 
-def refuse_constant(found):
+def refuse_constant(found: Mapping[str, float]) -> None:
     """Raise if there are suspect tensors.
 
     Parameters

@@ -7,6 +7,9 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Self
+
+from intaglio import Error
 
 __all__ = ["CheckpointError", "ModelConfig"]
 
@@ -23,7 +26,7 @@ _DIMENSIONS = (
 )
 
 
-class CheckpointError(ValueError):
+class CheckpointError(Error, ValueError):
     """A checkpoint or its configuration is damaged, or is not one that can be turned into hardware."""
 
 
@@ -70,7 +73,7 @@ class ModelConfig:
     linear_class: str = "bitlinear"
     quantization_mode: str = "offline"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in _DIMENSIONS:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
@@ -118,24 +121,24 @@ class ModelConfig:
             raise CheckpointError("quantization_mode 'online' needs linear_class 'autobitlinear', not 'bitlinear'")
 
     @property
-    def key_value_size(self):
+    def key_value_size(self) -> int:
         """Rows of the key and of the value projection."""
         return self.num_key_value_heads * self.head_dim
 
     @property
-    def matrix_shapes(self):
+    def matrix_shapes(self) -> dict[str, tuple[int, int]]:
         """``{name: (out, in)}`` of one layer's seven ternary matrices, in the order of their use."""
         h, m, kv = self.hidden_size, self.intermediate_size, self.key_value_size
         return {"q": (h, h), "k": (kv, h), "v": (kv, h), "o": (h, h), "gate": (m, h), "up": (m, h), "down": (h, m)}
 
     @property
-    def norm_sizes(self):
+    def norm_sizes(self) -> dict[str, int]:
         """``{name: features}`` of one layer's four norms."""
         h = self.hidden_size
         return {"input": h, "attn_sub": h, "post_attention": h, "ffn_sub": self.intermediate_size}
 
     @classmethod
-    def from_json(cls, source):
+    def from_json(cls, source: Path | str | dict[str, Any]) -> Self:
         """Read Hugging Face's ``config.json``.
 
         Parameters
@@ -195,7 +198,7 @@ class ModelConfig:
             **fields,
         )
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         """The content of an equivalent ``config.json``, as a dict of plain values."""
         fields = asdict(self)
         quantization = {

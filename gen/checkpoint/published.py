@@ -31,7 +31,7 @@ BITNET_2B4T = {
 MODELS = {"bitnet-2b4t": BITNET_2B4T}
 
 
-def model_config(name):
+def model_config(name: str) -> ModelConfig:
     """The :class:`ModelConfig` of a published model; raises ``ValueError`` for an unknown name."""
     if name not in MODELS:
         raise ValueError(f"the model must be one of {', '.join(MODELS)}, not {name!r}")

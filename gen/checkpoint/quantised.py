@@ -5,10 +5,14 @@ docs/numerics.md derives each constant. Nothing here depends on how wide the uni
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from intaglio.gen.checkpoint.model import ModelConfig
+from intaglio.gen.checkpoint.weights import Checkpoint, Layer
 from intaglio.rtl.arithmetic import numerics
 from intaglio.rtl.arithmetic.numerics import Scalar
 from intaglio.rtl.config.decoder import DecoderConfig
@@ -63,7 +67,7 @@ class QuantisedModel:
     increments: tuple
 
 
-def decoder_config(model, **hardware):
+def decoder_config(model: ModelConfig, **hardware: Any) -> DecoderConfig:
     """The :class:`DecoderConfig` for a :class:`~intaglio.gen.checkpoint.model.ModelConfig` and the widths of the units."""
     return DecoderConfig(
         hidden=model.hidden_size,
@@ -99,7 +103,7 @@ def _interleave(weights, head_dim):
     return np.ascontiguousarray(heads[:, order].reshape(weights.shape))
 
 
-def embedding_scales(largest):
+def embedding_scales(largest: float) -> tuple[float, int, int]:
     """From the embedding's largest magnitude: its INT8 scale, that scale as the integer of the program, and ``embed_shift``.
 
     Raises
@@ -121,17 +125,19 @@ def embedding_scales(largest):
     return scale, embed_scale, embed_shift
 
 
-def quantise_embedding(rows, scale):
+def quantise_embedding(rows: np.ndarray, scale: float) -> np.ndarray:
     """INT8 of float32 ``rows`` of the embedding."""
     return np.round(np.asarray(rows, np.float64) / scale).astype(np.int8)
 
 
-def hardware_order(name, weights, head_dim):
+def hardware_order(name: str, weights: np.ndarray, head_dim: int) -> np.ndarray:
     """Rows of the matrix ``name`` as the hardware has them: those of q and k interleaved for the rotation."""
     return _interleave(weights, head_dim) if name in ("q", "k") else weights
 
 
-def layer_constants(index, scales, norms, head_dim):
+def layer_constants(
+    index: int, scales: Mapping[str, float], norms: Mapping[str, np.ndarray], head_dim: int
+) -> tuple[dict[str, np.ndarray], dict[str, Scalar]]:
     """Gains, and the scalar of each matrix, of layer ``index``.
 
     Parameters
@@ -157,7 +163,7 @@ def layer_constants(index, scales, norms, head_dim):
     return gains, constants
 
 
-def quantise_layer(index, layer, head_dim):
+def quantise_layer(index: int, layer: Layer, head_dim: int) -> QuantisedLayer:
     """Round one :class:`~intaglio.gen.checkpoint.weights.Layer` to a :class:`QuantisedLayer`; ``index`` names it in errors."""
     scales = {name: ternary.scale for name, ternary in layer.matrices.items()}
     gains, constants = layer_constants(index, scales, layer.norms, head_dim)
@@ -165,13 +171,13 @@ def quantise_layer(index, layer, head_dim):
     return QuantisedLayer(matrices, gains, constants)
 
 
-def head_constants(final_norm, scale, logit_shift):
+def head_constants(final_norm: np.ndarray, scale: float, logit_shift: int) -> tuple[np.ndarray, Scalar]:
     """Gains of the final norm, and the logits' unit, from the embedding's INT8 ``scale``."""
     gains, gamma = _gains(final_norm)
     return gains, _constant("the logits' unit", gamma * math.sqrt(len(final_norm)) / 32767 * scale * 2.0**logit_shift)
 
 
-def quantise(checkpoint, config):
+def quantise(checkpoint: Checkpoint, config: DecoderConfig) -> QuantisedModel:
     """Round a checkpoint to the hardware's integers.
 
     Parameters

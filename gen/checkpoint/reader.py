@@ -7,6 +7,7 @@ larger than memory: :class:`CheckpointReader` opens it by its headers and scales
 import dataclasses
 import json
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from intaglio.gen.checkpoint.constant import (
     refuse_constant,
 )
 from intaglio.gen.checkpoint.model import CheckpointError, ModelConfig
+from intaglio.gen.checkpoint.text import read_text
 from intaglio.gen.checkpoint.weights import (
     MATRIX_TENSORS,
     NORM_TENSORS,
@@ -80,7 +82,7 @@ class CheckpointReader:
         of the matrix that was rounded, and its inverse is what the other convention stores. Magnitudes of 1/16 to 16 fit both.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         self.config = ModelConfig.from_json(self.folder / "config.json")
         self._files = tensorfile.TensorFolder(self.folder)
@@ -144,7 +146,7 @@ class CheckpointReader:
             )
         return values
 
-    def matrix(self, index, name):
+    def matrix(self, index: int, name: str) -> Ternary:
         """Matrix ``name`` of layer ``index`` as :class:`Ternary`."""
         stem = f"model.layers.{index}.{MATRIX_TENSORS[name]}"
         name = f"{stem}.weight"
@@ -162,13 +164,13 @@ class CheckpointReader:
             weights = values.astype(np.int8)
         return Ternary(weights=weights, scale=self.scales[stem])
 
-    def layer(self, index):
+    def layer(self, index: int) -> Layer:
         """Read layer ``index`` as :class:`Layer`."""
         return Layer(
             matrices={name: self.matrix(index, name) for name in self.config.matrix_shapes}, norms=self.norms(index)
         )
 
-    def check_layer(self, index):
+    def check_layer(self, index: int) -> dict[str, float]:
         """Raise what reading layer ``index`` would raise; returns its suspect tensors, as ``{tensor: its only value}``."""
         found = {}
         for name in self.config.matrix_shapes:
@@ -183,39 +185,39 @@ class CheckpointReader:
                 found[tensor] = value
         return found | norm_constants(index, self.norms(index))
 
-    def norms(self, index):
+    def norms(self, index: int) -> dict[str, np.ndarray]:
         """Gains of layer ``index`` by norm, float32."""
         return {
             name: self._floats(f"model.layers.{index}.{NORM_TENSORS[name]}.weight") for name in self.config.norm_sizes
         }
 
-    def embed(self, start=0, stop=None):
+    def embed(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows ``start .. stop - 1`` of the embedding, float32."""
         return self._floats(EMBEDDING, start, stop)
 
-    def embed_blocks(self):
+    def embed_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """The embedding in blocks of rows, as pairs of the first row and float32 ``[rows, hidden]``."""
         for start in range(0, self.config.vocab_size, EMBED_ROWS):
             yield start, self.embed(start, min(start + EMBED_ROWS, self.config.vocab_size))
 
-    def check_head(self):
+    def check_head(self) -> None:
         """Raise unless a stored head equals the embedding."""
         if HEAD not in self._files.entries:
             return
         different = 0
         for start, rows in self.embed_blocks():
-            different += np.count_nonzero(rows != self._floats(HEAD, start, start + len(rows)))
+            different += int(np.count_nonzero(rows != self._floats(HEAD, start, start + len(rows))))
         if different:
             raise CheckpointError(
                 f"tensor {HEAD} must equal {EMBEDDING}, whose memory the head reads, but {different} values differ: "
                 "the model is not tied, whatever tie_word_embeddings says"
             )
 
-    def final_norm(self):
+    def final_norm(self) -> np.ndarray:
         """Gains of the final norm, float32."""
         return self._floats(FINAL_NORM)
 
-    def stored(self, index):
+    def stored(self, index: int) -> Iterator[tuple[str, bytes]]:
         """Names and bytes of layer ``index`` as stored, in a fixed order: what a digest is taken of."""
         prefix = f"model.layers.{index}."
         for name in sorted(self._files.entries):
@@ -223,7 +225,7 @@ class CheckpointReader:
                 yield name, self._files.read(name).data
 
 
-def end_constants(embedding, final_norm):
+def end_constants(embedding: float | None, final_norm: np.ndarray) -> dict[str, float]:
     """The suspect ones of embedding (``embedding`` is its only value, or None) and final norm, as ``{tensor: its only value}``."""
     return ({} if embedding is None else {EMBEDDING: embedding}) | ({} if final_norm.any() else {FINAL_NORM: 0})
 
@@ -232,7 +234,7 @@ def _either(kinds):
     return kinds[0] if len(kinds) == 1 else ", ".join(kinds[:-1]) + " or " + kinds[-1]
 
 
-def load_checkpoint(folder, *, allow_constant=False):
+def load_checkpoint(folder: Path | str, *, allow_constant: bool = False) -> Checkpoint:
     """Load a checkpoint folder whole.
 
     Parameters
@@ -249,10 +251,11 @@ def load_checkpoint(folder, *, allow_constant=False):
     Raises
     ------
     CheckpointError
-        See :class:`CheckpointReader`; or a weight is not ternary, or a value not finite, or a stored head is not the embedding, or a tensor
-        cannot be a trained model's.
+        See :class:`CheckpointReader` and :func:`~intaglio.gen.checkpoint.text.check_text`; or a weight is not ternary, or a value not
+        finite, or a stored head is not the embedding, or a tensor cannot be a trained model's.
     """
     reader = CheckpointReader(folder)
+    text = read_text(folder, reader.config)
     embed, final_norm = reader.embed(), reader.final_norm()
     reader.check_head()
     layers = tuple(reader.layer(index) for index in range(reader.config.num_hidden_layers))
@@ -266,16 +269,17 @@ def load_checkpoint(folder, *, allow_constant=False):
         embed=embed,
         layers=layers,
         final_norm=final_norm,
+        text=text,
     )
 
 
-def save_checkpoint(folder, checkpoint, embedding_dtype="F32"):
+def save_checkpoint(folder: Path | str, checkpoint: Checkpoint, embedding_dtype: str = "F32") -> None:
     """Write a checkpoint as Hugging Face's packed layout; equal checkpoints give equal bytes.
 
     Parameters
     ----------
     folder : path
-        Made if it does not exist; ``config.json`` and ``model.safetensors`` in it are replaced.
+        Made if it does not exist; ``config.json``, ``model.safetensors`` and the tokenizer's files in it are replaced.
     checkpoint : Checkpoint
     embedding_dtype : str
         ``F32``, or ``BF16`` or ``F16``, which round the embedding. Norm gains and scales are F32.
@@ -304,3 +308,5 @@ def save_checkpoint(folder, checkpoint, embedding_dtype="F32"):
     config = dataclasses.replace(c, quantization_mode="offline").to_json()
     (folder / "config.json").write_bytes(json.dumps(config, indent=2).encode() + b"\n")
     (folder / "model.safetensors").write_bytes(tensorfile.to_bytes(tensors))
+    for name, data in checkpoint.text.items():
+        (folder / name).write_bytes(data)

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +21,7 @@ __all__ = ["random_checkpoint", "write_random_checkpoint"]
 _ROWS = 4096  # of the embedding that are drawn at once
 
 
-def random_checkpoint(config, seed=0, zeros=1 / 3):
+def random_checkpoint(config: ModelConfig, seed: int = 0, zeros: float = 1 / 3) -> Checkpoint:
     """Draw a checkpoint whose activations keep their magnitude from layer to layer.
 
     Parameters
@@ -55,7 +57,13 @@ def random_checkpoint(config, seed=0, zeros=1 / 3):
     return Checkpoint(config=config, embed=embed, layers=layers, final_norm=gains(config.hidden_size))
 
 
-def write_random_checkpoint(folder, config, seed=0, zeros=0.4, progress=None):
+def write_random_checkpoint(
+    folder: Path | str,
+    config: dict[str, Any],
+    seed: int = 0,
+    zeros: float = 0.4,
+    progress: Callable[[str, float], None] | None = None,
+) -> None:
     """Write a random checkpoint a tensor at a time, in the layout of the published BitNet b1.58 2B4T: one file; matrices packed in bytes;
     scales, norms and embedding in bfloat16.
 
@@ -108,8 +116,8 @@ def write_random_checkpoint(folder, config, seed=0, zeros=0.4, progress=None):
                 file.write(Tensor.from_float32(np.array([scales[name]], np.float32), "BF16").data)
             elif name == EMBEDDING:
                 for start in range(0, shape[0], _ROWS):
-                    rows = rng.standard_normal((min(_ROWS, shape[0] - start), shape[1]), np.float32)
-                    file.write(Tensor.from_float32(rows, "BF16").data)
+                    drawn = rng.standard_normal((min(_ROWS, shape[0] - start), shape[1]), np.float32)
+                    file.write(Tensor.from_float32(drawn, "BF16").data)
             else:
                 file.write(Tensor.from_float32(rng.uniform(0.5, 1.5, shape).astype(np.float32), "BF16").data)
             if progress:

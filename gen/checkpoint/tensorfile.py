@@ -7,8 +7,10 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from safetensors import SafetensorError, deserialize, safe_open
@@ -33,12 +35,7 @@ class Tensor:
     shape: tuple
     data: bytes
 
-    @property
-    def is_float(self):
-        """Whether :meth:`to_float32` can convert it (exactly)."""
-        return self.dtype in ("F32", "BF16", "F16")
-
-    def to_float32(self):
+    def to_float32(self) -> np.ndarray:
         """The values as a float32 array; for F32, BF16 and F16."""
         if self.dtype == "BF16":
             array = (np.frombuffer(self.data, "<u2").astype(np.uint32) << 16).view(np.float32)
@@ -46,12 +43,12 @@ class Tensor:
             array = np.frombuffer(self.data, {"F32": "<f4", "F16": "<f2"}[self.dtype]).astype(np.float32)
         return array.reshape(self.shape)
 
-    def to_uint8(self):
+    def to_uint8(self) -> np.ndarray:
         """The values as a uint8 array; for U8."""
         return np.frombuffer(self.data, np.uint8).reshape(self.shape)
 
     @classmethod
-    def from_float32(cls, array, dtype):
+    def from_float32(cls, array: np.ndarray, dtype: str) -> Self:
         """Store finite float32 values as ``dtype`` F32, BF16 or F16, rounded to nearest even."""
         if dtype == "F32":
             data = array.astype("<f4")
@@ -69,18 +66,19 @@ class Tensor:
         return tensor
 
     @classmethod
-    def from_uint8(cls, array):
+    def from_uint8(cls, array: np.ndarray) -> Self:
         return cls("U8", array.shape, array.tobytes())
 
 
-def file_order(items):
+def file_order(items: Mapping[str, str]) -> list[str]:
     """Names in the order in which a file holds them, from ``{name: dtype}``."""
     return sorted(items, key=lambda name: (-_WIDTH.get(items[name], 1), name))
 
 
-def header(tensors, metadata=None):
+def header(tensors: Iterable[tuple[str, str, Sequence[int], int]], metadata: Mapping[str, str] | None = None) -> bytes:
     """The bytes before the first tensor's, for an iterable of name, dtype, shape and size in bytes, in the file's order."""
-    out, offset = {"__metadata__": {"format": "pt", **(metadata or {})}}, 0
+    out: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    offset = 0
     for name, dtype, shape, size in tensors:
         out[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
@@ -89,14 +87,14 @@ def header(tensors, metadata=None):
     return len(text).to_bytes(8, "little") + text
 
 
-def to_bytes(tensors, metadata=None):
+def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """Serialise ``{name: Tensor}`` and texts of ``metadata``; equal tensors give equal bytes, in whatever order they come."""
     order = [(name, tensors[name]) for name in file_order({name: tensor.dtype for name, tensor in tensors.items()})]
     start = header(((name, t.dtype, t.shape, len(t.data)) for name, t in order), metadata)
     return b"".join([start, *(t.data for _, t in order)])
 
 
-def from_bytes(data, source="safetensors data"):
+def from_bytes(data: bytes, source: str = "safetensors data") -> dict[str, Tensor]:
     """Deserialise a whole safetensors file to ``{name: Tensor}``; raises :class:`CheckpointError`, naming ``source``, if damaged."""
     try:
         items = deserialize(data)
@@ -130,7 +128,7 @@ class TensorFolder:
         Pickle files are not read.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path | str) -> None:
         folder = Path(folder)
         if os.path.lexists(folder / _SINGLE):
             self.entries = _entries(folder / _SINGLE)
@@ -160,7 +158,7 @@ class TensorFolder:
                 )
             self.entries.update(found)
 
-    def read(self, name, start=0, stop=None):
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """The tensor, or its rows ``start .. stop - 1`` along the first dimension, as a :class:`Tensor`."""
         entry = self.entries[name]
         rows = entry.shape[0] if entry.shape else 1

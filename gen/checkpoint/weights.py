@@ -1,7 +1,8 @@
 """Weights of a BitNet decoder in memory: ternary matrices with one multiplier each, norm gains, embedding."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class Ternary:
     weights: np.ndarray
     scale: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.weights.dtype != np.int8 or self.weights.ndim != 2:
             raise CheckpointError(
                 f"weights must be int8 [out, in], not {self.weights.dtype} {list(self.weights.shape)}"
@@ -90,6 +91,8 @@ class Checkpoint:
         Embedding, and the head too.
     layers : tuple of Layer
     final_norm : float32 array ``[hidden_size]``
+    text : dict of bytes
+        Files of the tokenizer by name (:mod:`intaglio.gen.checkpoint.text`).
 
     Raises
     ------
@@ -101,8 +104,9 @@ class Checkpoint:
     embed: np.ndarray
     layers: tuple
     final_norm: np.ndarray
+    text: Mapping[str, bytes] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         c = self.config
         _check_floats("embed", self.embed, (c.vocab_size, c.hidden_size))
         _check_floats("final_norm", self.final_norm, (c.hidden_size,))
@@ -126,7 +130,7 @@ class Checkpoint:
                 _check_floats(f"layer {index}'s {name} norm", layer.norms[name], (size,))
 
 
-def base_digest(checkpoint):
+def base_digest(checkpoint: Checkpoint) -> str:
     """SHA-256, in hexadecimal, of the ternary matrices, their scales and the norms' gains: what an adapter was trained beside."""
     key = hashlib.sha256()
     for layer in checkpoint.layers:
@@ -144,7 +148,7 @@ def _check_floats(name, array, shape):
         raise CheckpointError(f"{name} must be finite, not NaN or infinite")
 
 
-def absmean_ternary(weight):
+def absmean_ternary(weight: np.ndarray) -> Ternary:
     """Round a latent matrix to ternary by its mean magnitude (arXiv 2402.17764); ties go to even, as in torch.
 
     Parameters
@@ -159,11 +163,11 @@ def absmean_ternary(weight):
     return Ternary(weights=np.clip(np.round(weight / mean), -1, 1).astype(np.int8), scale=float(mean))
 
 
-def stored_scale(scale, linear_class):
+def stored_scale(scale: float, linear_class: str) -> np.float32:
     """The float32 ``weight_scale`` that stands for the multiplier ``scale`` in a checkpoint of this ``linear_class``."""
     return np.float32(1.0 / scale if linear_class == "bitlinear" else scale)
 
 
-def loaded_scale(stored, linear_class):
+def loaded_scale(stored: float | np.float32, linear_class: str) -> float:
     """The multiplier that a float32 ``weight_scale`` stands for; storing it again gives the same ``weight_scale``."""
     return 1.0 / float(stored) if linear_class == "bitlinear" else float(stored)

@@ -4,6 +4,7 @@ Constants that are not named in a formula are the depths of pipelines, read off 
 (cycles from an address to the first beat) and by the beats that it gives in a cycle, at most 1; two requests are under way at a time.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from intaglio.rtl.arithmetic.attention import MASS_FRACTION, SCORE_WORD
 from intaglio.rtl.attention.drain import drain_cycles
 from intaglio.rtl.bus.streams import FetchKind
+from intaglio.rtl.config.attention import PrefillConfig
 from intaglio.rtl.control.jobs import job_tiles
 from intaglio.rtl.index.block_map import pattern_cycles
 from intaglio.rtl.index.decide import decide_cycles
@@ -35,16 +37,16 @@ class Memory:
     latency: int
     rate: float = 1.0
 
-    def fetch(self, beats):
+    def fetch(self, beats: int) -> int:
         """Cycles of a request by itself."""
         return round(self.following([0.0, 0.0], beats, 0.0))
 
-    def following(self, ends, beats, ready):
+    def following(self, ends: Sequence[float], beats: int, ready: float) -> float:
         """End of a request after two that end at ``ends``: it begins when there is room for it, and not before ``ready``."""
         return max(max(ends[0], ready) + REQUEST + self.latency, ends[1]) + beats / min(1.0, self.rate)
 
 
-def index_bound(c, blocks):
+def index_bound(c: PrefillConfig, blocks: int) -> int:
     """Cycles of the index's own multiplications: two passes of the last block of every head over all keys."""
     return 2 * pass_tiles(c, blocks=blocks, heads=c.group, groups=c.row_groups) * c.head_dim
 
@@ -65,7 +67,7 @@ def _pass(c, memory, *, blocks, heads, groups):
     return round(now) + PASS
 
 
-def index_cycles(c, blocks, aware, memory):
+def index_cycles(c: PrefillConfig, blocks: int, aware: int, memory: Memory) -> dict[str, int]:
     """Cycles of the phases load, max, mass, select, pool and map, by name; ``aware`` query-aware heads. Empty phases take a few."""
     norm = c.columns + 8
     queries = request_beats(c, FetchKind.Q)
@@ -100,7 +102,7 @@ def _drain_busy(c):
 class _Walk:
     """The phase attend in time: fetches of blocks, jobs, results that leave. Times are cycles from its begin."""
 
-    def __init__(self, c, memory, blocks):
+    def __init__(self, c: PrefillConfig, memory: Memory, blocks: int) -> None:
         self.c, self.memory, self.now = c, memory, 0.0
         self.alone, self.share = drain_cycles(c), drain_cycles(c) / _drain_busy(c)
         self.owed, self.left, self.drained = (
@@ -184,7 +186,7 @@ def _missing(visits, misses):
     return out
 
 
-def attend_cycles(c, block_map, misses, memory):
+def attend_cycles(c: PrefillConfig, block_map: np.ndarray, misses: int, memory: Memory) -> int:
     """Cycles of the phase attend, by a walk over the jobs of a block map bool [G, nb, nb] (numpy).
 
     Before the first visit comes the schedule's count. A visit waits for its key block, if that is one of the ``misses``, a job for its
@@ -224,7 +226,9 @@ def attend_cycles(c, block_map, misses, memory):
     return round(walk.now + walk.left + (walk.owed - 1) * walk.alone + PASS)
 
 
-def run_cycles(c, block_map, aware, misses, memory, *, dense=False):
+def run_cycles(
+    c: PrefillConfig, block_map: np.ndarray, aware: int, misses: int, memory: Memory, *, dense: bool = False
+) -> dict[str, int]:
     """Cycles of all phases by name: ``aware`` query-aware heads, ``misses`` key blocks read in the phase attend."""
     phases = index_cycles(c, block_map.shape[1], aware, memory)
     if dense:
@@ -232,7 +236,7 @@ def run_cycles(c, block_map, aware, misses, memory, *, dense=False):
     return phases | {"attend": attend_cycles(c, block_map, misses, memory)}
 
 
-def dense_cycles(c, blocks, misses=0, memory=None):
+def dense_cycles(c: PrefillConfig, blocks: int, misses: int = 0, memory: Memory | None = None) -> int:
     """Cycles of a dense run, by the closed form; without ``memory`` from one that is never slower than the arithmetic."""
     keep = np.broadcast_to(np.tril(np.ones((blocks, blocks), bool)), (c.group, blocks, blocks))
     return sum(run_cycles(c, keep, 0, misses, memory or Memory(latency=40), dense=True).values())

@@ -4,12 +4,16 @@ No cycle of the hardware depends on data, so the walk gives the exact count of a
 benchmark compare it with the counters of the simulated device. It is also what a larger model's speed is projected from.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from intaglio.gen.checkpoint.quantised import QuantisedModel
 from intaglio.gen.emit.program import layer_program
 from intaglio.rtl.arithmetic.scalar import ScalarAlu
 from intaglio.rtl.attention.narrow.unit import attend_cycles, head_cycles
-from intaglio.rtl.control.program import PHASES, Op, Wait
+from intaglio.rtl.config.decoder import DecoderConfig
+from intaglio.rtl.control.program import PHASES, Instruction, Op, Wait
 from intaglio.rtl.control.sequencer import ALU_OPS
 from intaglio.rtl.ternary.adapter.intermediate import Intermediate
 from intaglio.rtl.ternary.gate import BankGate
@@ -54,40 +58,48 @@ class TokenCycles:
     starts: list = field(default_factory=list)
 
     @property
-    def total(self):
+    def total(self) -> int:
         return sum(self.phases.values())
 
 
 class Timing:
-    """Cycles that each unit is busy; a larger machine than the RTL can build overrides what differs."""
+    """Cycles that each unit is busy; a larger machine than the RTL can build overrides what differs, and its ``config`` is its own."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         self.config = config
 
-    def vector(self, word):
+    def vector(self, word: Instruction) -> int:
         return VectorUnit.cycles(self.config, _VECTOR[word.op], word.e)
 
-    def pass_a(self, word):
+    def pass_a(self, word: Instruction) -> int:
         """Of pass A; 0 for operations without one."""
         config = self.config
         words = {Op.NORM8: word.e, Op.NORM16: word.e, Op.ROPE: config.qkv_rows // config.vector_width}.get(word.op)
         return 0 if words is None else words + LOAD_STAGES + PassA.tree_stages(config.vector_width)
 
-    def linear(self, word, adapter=False):
+    def linear(self, word: Instruction, adapter: bool = False) -> int:
         """Of a matrix, or of an adapter's A; ``adapter``: the sequence computes with one."""
         config = self.config
         if word.op is Op.ADAPT:
             return word.m * word.e * config.adapter_trits + LinearUnit.ADAPT_FILL + word.m + Intermediate.LATENCY
         return word.m * (word.e + (config.adapter_trits if word.rb and adapter else 0)) + LinearUnit.fill(config)
 
-    def attend(self, position):
+    def attend(self, position: int) -> int:
         return attend_cycles(self.config, position)
 
-    def head(self):
+    def head(self) -> int:
         return head_cycles(self.config)
 
 
-def token_cycles(model, position, *, want=True, program=None, timing=None, adapter=False):
+def token_cycles(
+    model: QuantisedModel,
+    position: int,
+    *,
+    want: bool = True,
+    program: Sequence[Instruction] | None = None,
+    timing: Timing | None = None,
+    adapter: bool = False,
+) -> TokenCycles:
     """Cycles of the token at ``position`` (0 first), from the cycle after its command was taken.
 
     Parameters
@@ -150,7 +162,7 @@ def token_cycles(model, position, *, want=True, program=None, timing=None, adapt
     return out
 
 
-def operations(config, position):
+def operations(config: DecoderConfig, position: int) -> dict[str, tuple[int, int]]:
     """Multiply-accumulates of the token at ``position`` by phase, and the units' widths: ``{phase: (operations, width)}``."""
     attention = 2 * config.layers * config.hidden * (position + 1)
     return {

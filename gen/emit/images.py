@@ -1,9 +1,13 @@
 """Contents of every ROM of a decoder, as little-endian byte matrices ``[depth, bytes]``."""
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 
+from intaglio.gen.checkpoint.quantised import QuantisedModel
 from intaglio.gen.emit.program import layer_program, ordered_gains
 from intaglio.rtl.arithmetic import numerics
+from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.control.program import WORD_BITS
 from intaglio.rtl.memory.rom import words_to_bytes
 from intaglio.rtl.ternary.gate import bank_name
@@ -20,18 +24,18 @@ EXECUTION = {
 }  # in the order of the program
 
 
-def program_words(model):
+def program_words(model: QuantisedModel) -> list[int]:
     """The layer program as integers."""
     return [instruction.encode() for instruction in layer_program(model)]
 
 
-def weight_names(config):
+def weight_names(config: DecoderConfig) -> list[str]:
     """Names of the ROMs that hold the ternary weights: one a lane, or its banks, in the order of the weights."""
     names = [rom_name(i) for i in range(config.lanes)]
     return [bank_name(name, b) for name in names for b in range(config.gate_banks)] if config.gate_words else names
 
 
-def images(model, progress=None):
+def images(model: QuantisedModel, progress: Callable[[str, float], None] | None = None) -> dict[str, np.ndarray]:
     """ROM images of a :class:`~intaglio.gen.checkpoint.quantised.QuantisedModel` by name.
 
     Parameters
@@ -64,7 +68,7 @@ def images(model, progress=None):
     return out
 
 
-def execution_matrix(name, matrices):
+def execution_matrix(name: str, matrices: Mapping[str, np.ndarray]) -> np.ndarray:
     """One of :data:`EXECUTION` as its rows are computed: one matrix under the other, gate and up rows alternating."""
     parts = [matrices[part] for part in EXECUTION[name]]
     if name == "gate_up":

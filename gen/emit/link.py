@@ -1,5 +1,8 @@
 """Verilog of a board's top: a generated decoder behind a UART (docs/link.md)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from intaglio import Error
 from intaglio.gen.emit.verilog import convert
 from intaglio.rtl.link.buffer import BUFFER_MODULE, BUFFER_VERILOG, check_depth
@@ -11,7 +14,7 @@ __all__ = ["SERIAL_TOP", "serial_verilog"]
 SERIAL_TOP = "intaglio_serial"
 
 
-def serial_verilog(manifest, *, clock_hz, baud, depth=32):
+def serial_verilog(manifest: Mapping[str, Any], *, clock_hz: int, baud: int, depth: int = 32) -> dict[str, str]:
     """Modules of the serial top around the decoder of ``manifest`` as a dict of name to Verilog, the top first.
 
     Its ports are ``clk``, ``rst`` (synchronous, active high), ``rx`` and ``tx``; the decoder's own modules are not included.

@@ -1,7 +1,12 @@
 """The weight ROMs of a decoder as modules of gates (``rom="logic"``), made in several processes."""
 
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
 from intaglio.gen.emit.images import weight_names
 from intaglio.gen.pool import Pool, check_processes
+from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.memory.logic import bank
 from intaglio.rtl.memory.rom import logic_module
 
@@ -11,7 +16,7 @@ MOST_BITS = 1 << 24  # of all ROMs: some 40 MB of Verilog, more than synthesis a
 SECONDS_PER_BIT = 8e-6  # on one core of 2026
 
 
-def check_logic(config, processes):
+def check_logic(config: DecoderConfig, processes: int) -> None:
     """Raise ``ValueError`` for what :func:`logic_modules` could not make, before long work."""
     check_processes(processes)
     if config.rom != "logic":
@@ -24,7 +29,9 @@ def check_logic(config, processes):
         )
 
 
-def logic_modules(config, roms, processes, progress):
+def logic_modules(
+    config: DecoderConfig, roms: Mapping[str, np.ndarray], processes: int, progress: Callable[[str, float], None]
+) -> dict[str, str]:
     """Verilog of each weight ROM by module name; the same text whatever the number of processes.
 
     Parameters
@@ -38,7 +45,8 @@ def logic_modules(config, roms, processes, progress):
     """
     names = weight_names(config)
     tasks = [(name, "module", name, roms[name]) for name in names]
-    processes, texts = min(processes, len(names)), {}
+    processes = min(processes, len(names))
+    texts: dict[str, str] = {}
     progress(f"{len(names)} weight ROMs as logic, about {_bits(config) * SECONDS_PER_BIT / processes:.0f} s", 0.0)
     with Pool(processes, _Maker, config.weight_word_bits) as pool:
         for name, text in pool.run(tasks):
@@ -55,8 +63,8 @@ def _bits(config):
 class _Maker:
     """What each process does."""
 
-    def __init__(self, width):
+    def __init__(self, width: int) -> None:
         self.width = width
 
-    def module(self, name, words):
+    def module(self, name: str, words: np.ndarray) -> str:
         return bank(words, self.width, logic_module(name)).verilog

@@ -5,6 +5,7 @@ its default prefix follows from the digest of its contents.
 """
 
 import re
+from collections.abc import Mapping
 
 from intaglio.rtl.memory.rom import ROM_DIR, ROM_DIR_DEFAULT
 
@@ -19,7 +20,7 @@ _MODULE, _INSTANCE = (
 )
 
 
-def checked_prefix(prefix):
+def checked_prefix(prefix: str | None) -> str | None:
     """``prefix``, a str or None; raises ``ValueError`` unless module names, file names and macros can begin with it."""
     if prefix is not None and not (
         isinstance(prefix, str) and re.fullmatch(rf"[A-Za-z]\w{{0,{PREFIX_LENGTH - 1}}}", prefix, re.ASCII)
@@ -31,12 +32,12 @@ def checked_prefix(prefix):
     return prefix
 
 
-def top_name(kind, digest, prefix=None):
+def top_name(kind: str, digest: str, prefix: str | None = None) -> str:
     """Name of the top of a design of ``kind`` ("decoder" or "prefill"): ``<prefix>_<kind>``, by default with the digest's first digits."""
     return f"{prefix or _ROOT + digest[:8]}_{kind}"
 
 
-def renamed(modules, kind, top):
+def renamed(modules: Mapping[str, str], kind: str, top: str) -> dict[str, str]:
     """Modules (dict of name to Verilog) under the names of the design ``top``: ``intaglio_<kind>`` becomes ``top``, ``intaglio_<kind>_x``
     and ``intaglio_x`` become ``<top>_x``, the ROM image ``x.hex`` becomes ``<top>_x.hex``, and ``<TOP>_ROM_DIR`` may say where images are.
     """

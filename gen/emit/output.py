@@ -10,7 +10,9 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from intaglio import Error, gen, rtl
 
@@ -30,11 +32,11 @@ _NAMES = {
 }
 
 
-def json_text(value):
+def json_text(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True) + "\n"
 
 
-def described(folder):
+def described(folder: Path | str) -> dict[str, Any] | None:
     """The manifest of the folder as a dict, or None where there is none of ours."""
     try:
         found = json.loads((Path(folder) / MANIFEST).read_bytes())
@@ -43,7 +45,7 @@ def described(folder):
     return found if isinstance(found, dict) and str(found.get("format")).startswith("intaglio-") else None
 
 
-def check_folder(out, kind):
+def check_folder(out: Path | str, kind: str) -> Path:
     """The folder's path if an output of ``kind`` may be written to it; nothing is written.
 
     Parameters
@@ -113,7 +115,7 @@ def _inside(out, names):
             raise Error(f"{path} must be a file, and a folder is in the way")
 
 
-def sources_digest(*texts):
+def sources_digest(*texts: Any) -> "hashlib._Hash":
     """SHA-256 state of texts and of the sources of the generator and the hardware: add further inputs with ``update``."""
     return hashlib.sha256(repr(texts).encode() + _sources())
 
@@ -123,13 +125,13 @@ def _sources():
     """SHA-256 of every source file of the generator and of the hardware, as bytes."""
     key = hashlib.sha256()
     for package in (gen, rtl):
-        root = Path(package.__file__).parent
+        root = Path(package.__path__[0])
         for path in sorted(root.rglob("*.py")):
             key.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return key.digest()
 
 
-def kept(out, inputs):
+def kept(out: Path, inputs: str) -> dict[str, Any] | None:
     """The manifest of the output in ``out`` if it was made of the same inputs and no listed file has changed, else None."""
     found = described(out)
     if (
@@ -150,14 +152,14 @@ def _sha256(data):
     return hashlib.sha256(data).hexdigest()
 
 
-def mark(out, kind):
+def mark(out: Path, kind: str) -> None:
     """Make a folder that is new or empty an unfinished output of ``kind``, before long work in it."""
     if described(out) is None:
         with _writing(out):
             _replace(out / MANIFEST, {"format": UNFINISHED, "kind": kind, "content": {}})
 
 
-def write(out, content, manifest):
+def write(out: Path, content: Mapping[str, bytes], manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Write files and their manifest into the folder that :func:`check_folder` gave.
 
     Parameters

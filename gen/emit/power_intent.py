@@ -4,12 +4,14 @@ A domain, a switch and an isolation strategy for each column of banks; everythin
 :class:`~intaglio.rtl.ternary.gate.BankGate`, so that the flow does what the simulation did.
 """
 
+from intaglio.rtl.config.decoder import DecoderConfig
+
 __all__ = ["power_intent"]
 
 LINEAR = "core/linear"  # instance, from the top
 
 
-def power_intent(config, top):
+def power_intent(config: DecoderConfig, top: str) -> str:
     """UPF of ``top`` as text."""
     lines = [
         f"# Power intent of {top}: {config.gate_banks} columns of {config.lanes} banks of {config.gate_words} words.",

@@ -1,5 +1,8 @@
 """The layer program of a model: what the sequencer does for one token."""
 
+import numpy as np
+
+from intaglio.gen.checkpoint.quantised import QuantisedModel
 from intaglio.rtl.control.program import Instruction, Op, Wait
 from intaglio.rtl.ternary.adapter.intermediate import MATRIX_GROUP
 from intaglio.rtl.ternary.linear import PostMode
@@ -9,7 +12,7 @@ __all__ = ["layer_program", "ordered_gains"]
 _SCALE, _DEVIATION, _Q, _K, _V, _WORK, _UNIT, _OUT = range(8)  # scalar registers
 
 
-def ordered_gains(model):
+def ordered_gains(model: QuantisedModel) -> list[np.ndarray]:
     """Gains in the order of the program, a list of int16 arrays: per layer input, attn_sub, post_attention, ffn_sub; then final."""
     order = ("input", "attn_sub", "post_attention", "ffn_sub")
     return [layer.gains[name] for layer in model.layers for name in order] + [model.final_gains]
@@ -20,7 +23,7 @@ def _words(elements, width):
     return -(-elements // width)
 
 
-def layer_program(model):
+def layer_program(model: QuantisedModel) -> list[Instruction]:
     """The program of a :class:`~intaglio.gen.checkpoint.quantised.QuantisedModel` as a list of :class:`Instruction`.
 
     Raises
@@ -137,7 +140,7 @@ def layer_program(model):
 class _GainAddress:
     """Words of the gain ROM, taken in the order of the program."""
 
-    def __init__(self, vector_width):
+    def __init__(self, vector_width: int) -> None:
         self.vector_width, self.next = vector_width, 0
 
     def take(self, elements):

@@ -1,9 +1,12 @@
 """From an Amaranth design to readable Verilog: plain module names, one module per distinct piece of logic, one file per module."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from amaranth._toolchain.yosys import _BuiltinYosys
 from amaranth.back import rtlil
+from amaranth.hdl import Elaboratable
 
 __all__ = ["VERILOG", "VerilogPlatform", "convert", "merge_equal", "modules_of", "whole"]
 
@@ -36,7 +39,7 @@ class VerilogPlatform:
 VERILOG = VerilogPlatform()
 
 
-def convert(design, name, ports):
+def convert(design: Elaboratable, name: str, ports: Any) -> dict[str, str]:
     """Verilog of ``design`` as a dict of module name to text, in the order of the hierarchy.
 
     Modules with the same logic become one; the name of the first one stays. The same design gives the same text.
@@ -45,7 +48,7 @@ def convert(design, name, ports):
     return merge_equal(plain_ports(modules_of(_written(design, name, ports, passes), name)))
 
 
-def whole(design, name, ports):
+def whole(design: Elaboratable, name: str, ports: Any) -> str:
     """Verilog of ``design`` in one text, by the passes of Amaranth's own back end."""
     return _written(design, name, ports, ("proc -nomux -norom", "memory_collect"))
 
@@ -57,45 +60,46 @@ def _written(design, name, ports, passes):
     return _BuiltinYosys.run(["-q", "-"], "\n".join(script), ignore_warnings=True)
 
 
-def modules_of(text, top):
+def modules_of(text: str, top: str) -> dict[str, str]:
     """Split Verilog into modules and give hierarchical (escaped) module names a plain form: ``\\top.a.b `` becomes ``top_a_b``."""
     escaped = re.compile(_ESCAPED_MODULE.format(top=re.escape(top)))
     found = {}
     for part in text.split("endmodule")[:-1]:
-        start = _HEADER.search(part)
-        body = escaped.sub(lambda match: re.sub(r"\W", "_", match["path"]), part[start.start() :]) + "endmodule\n"
+        start = next(_HEADER.finditer(part)).start()
+        body = escaped.sub(lambda match: re.sub(r"\W", "_", match["path"]), part[start:]) + "endmodule\n"
         body = _TRIGGER.sub("initial_trigger ", body)
         body = _INITIAL.sub(
             r"  reg \1\2;\n  initial \2 = \3", body
         )  # new linters object to both in one line, old ones cannot waive it
-        name = _HEADER.search(body).group(1).strip()
+        name = next(_HEADER.finditer(body))[1].strip()
         if name in found:
             raise ValueError(f"module names must differ after escaping, but {name} comes twice")
         found[name] = body
     return found
 
 
-def plain_ports(modules):
+def plain_ports(modules: Mapping[str, str]) -> dict[str, str]:
     """Ports that carry a slice of an outer signal, and inner nets, have no name of their own; number them inside each module."""
     names = {name: {} for name in modules}
     for name, body in modules.items():
         for port in _PORT.findall(_CONNECTED.sub("", body)):
             names[name].setdefault(port, f"slice_{len(names[name])}")
-    out = {}
-    for name, body in modules.items():
-
-        def connections(match):
-            inner = names.get(match["module"], {})
-            return _CONNECTED.sub(lambda port: f".{inner[port[1]]} (" if port[1] in inner else port[0], match[0])
-
-        body = _INSTANCE.sub(connections, body)
-        body = _PORT.sub(lambda port, own=names[name]: own[port[0]] + " ", body)
-        nets = {}
-        out[name] = _INNER.sub(lambda net, own=nets: own.setdefault(net[0], f"net_{len(own)} "), body)
-    return out
+    return {name: _renumbered(body, names, names[name]) for name, body in modules.items()}
 
 
-def merge_equal(modules):
+def _renumbered(body, names, own):
+    """The module with the ``names`` of ports by module, of which ``own`` are its own."""
+
+    def connections(match):
+        inner = names.get(match["module"], {})
+        return _CONNECTED.sub(lambda port: f".{inner[port[1]]} (" if port[1] in inner else port[0], match[0])
+
+    nets = {}
+    body = _PORT.sub(lambda port: own[port[0]] + " ", _INSTANCE.sub(connections, body))
+    return _INNER.sub(lambda net: nets.setdefault(net[0], f"net_{len(nets)} "), body)
+
+
+def merge_equal(modules: dict[str, str]) -> dict[str, str]:
     """Modules whose text is the same but for their own name become one, again until no two are the same."""
     while True:
         first, renamed = {}, {}
@@ -108,8 +112,8 @@ def merge_equal(modules):
         if not renamed:
             return modules
         instance = re.compile(r"^  (" + "|".join(map(re.escape, renamed)) + r")(?= )", re.MULTILINE)
-        modules = {
-            name: instance.sub(lambda match, names=renamed: f"  {names[match[1]]}", body)
-            for name, body in modules.items()
-            if name not in renamed
-        }
+        modules = {name: _with_names(body, instance, renamed) for name, body in modules.items() if name not in renamed}
+
+
+def _with_names(body, instance, names):
+    return instance.sub(lambda match: f"  {names[match[1]]}", body)

@@ -29,7 +29,7 @@ class Saif:
     duration: int
     instances: dict
 
-    def net(self, path, name):
+    def net(self, path: str, name: str) -> Net:
         """Raises ``Error`` if it is not there."""
         try:
             return self.instances[path][name]
@@ -39,7 +39,7 @@ class Saif:
             ) from None
 
 
-def read_saif(path, top):
+def read_saif(path: Path | str, top: str) -> Saif:
     """Read what Verilator writes (``intaglio run --trace FILE.saif``).
 
     Raises
@@ -61,7 +61,7 @@ def read_saif(path, top):
                         (stack[:-1], False) if len(line) - len(line.lstrip()) == len(stack) and stack else (stack, True)
                     )
                 elif "(DURATION" in line:
-                    duration = int(re.search(r"\d+", line)[0])
+                    duration = next((int(number) for number in re.findall(r"\d+", line)), None)
     except (OSError, UnicodeDecodeError) as fault:
         raise Error(f"the SAIF {path} cannot be read: {fault}") from fault
     if duration is None or not closed or stack:
@@ -95,7 +95,7 @@ ASAP7 = Cells(
 )
 
 
-def read_cells(path):
+def read_cells(path: Path | str) -> Cells:
     """The smallest NAND2 of a Liberty file (``.lib`` or ``.lib.gz``).
 
     Raises
@@ -110,13 +110,13 @@ def read_cells(path):
     volt = re.search(r"nom_voltage\s*:\s*([\d.]+)", text)
     found = []
     for cell in library.of_kind(NAND2, "a NAND2"):
-        leakage = re.search(r"\bcell_leakage_power\s*:\s*\"?([-\d.eE+]+)", cell.body)
+        whole = re.search(r"\bcell_leakage_power\s*:\s*\"?([-\d.eE+]+)", cell.body)
         values = [
             float(v) for v in re.findall(r"leakage_power\s*\(\s*\)\s*\{[^}]*?value\s*:\s*\"?([-\d.eE+]+)", cell.body)
         ]
         values = [value for value in values if value > 0]
-        if (leakage or values) and cell.capacitance > 0:
-            found.append((float(leakage[1]) if leakage else sum(values) / len(values), cell))
+        if (whole or values) and cell.capacitance > 0:
+            found.append((float(whole[1]) if whole else sum(values) / len(values), cell))
     if not found or not power or not load or not volt:
         raise Error(
             f"cell library {path} must have a NAND2 with area, leakage and input capacitance, units and a voltage; an area-only "

@@ -3,14 +3,25 @@
 Nothing of this size is simulated. The closed form is the one that simulated shapes keep within 3 % (tests/sim/verilator/test_attention.py).
 """
 
+from __future__ import annotations
+
 import json
 import math
 import sys
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from intaglio import Error
-from intaglio.gen.estimate.targets import TARGETS
+from intaglio.gen.estimate.targets import TARGETS, Target
 from intaglio.progress import Progress
+
+if TYPE_CHECKING:
+    import argparse
+
+    import numpy as np
+
+    from intaglio.rtl.config.attention import PrefillConfig
+
 
 __all__ = [
     "LENGTHS",
@@ -39,7 +50,7 @@ class Model:
     intermediate: int
 
     @property
-    def linear_macs(self):
+    def linear_macs(self) -> int:
         """Multiply-accumulates of a token in all linear layers, LM head excluded: prefill needs it once."""
         width = self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         return self.layers * self.hidden * (width + 3 * self.intermediate)
@@ -52,12 +63,12 @@ MODELS = {
 }
 
 
-def least_density(blocks):
+def least_density(blocks: int) -> float:
     """Share of the causal blocks that are always kept: those of the first column (the sink) and of the diagonal."""
     return (2 * blocks - 1) / (blocks * (blocks + 1) / 2)
 
 
-def synthetic_map(heads, blocks, density):
+def synthetic_map(heads: int, blocks: int, density: float) -> np.ndarray:
     """A block map bool [heads, blocks, blocks] of this share of the causal blocks, rounded to a block (:func:`least_density` at the least).
 
     Sink and diagonal, and verticals and slashes (these of the nearer half of the distances) by turns, drawn with a fixed seed; the last
@@ -102,7 +113,9 @@ class AttentionEstimate:
     linear_seconds: float
 
 
-def estimate(model, tokens, *, units, config, target, density, aware):
+def estimate(
+    model: Model, tokens: int, *, units: int, config: PrefillConfig, target: Target, density: float, aware: int
+) -> AttentionEstimate:
     """Project prefill attention of a prompt.
 
     Parameters
@@ -159,7 +172,7 @@ def estimate(model, tokens, *, units, config, target, density, aware):
     )
 
 
-def add_parser(kinds):
+def add_parser(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``attention`` to the kinds of estimates."""
     parser = kinds.add_parser(
         "attention",
@@ -219,7 +232,7 @@ def _checked(args):
     return lengths
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     try:
         import intaglio.gen.cycles.attention  # noqa: F401
     except ModuleNotFoundError as fault:

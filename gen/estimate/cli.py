@@ -1,17 +1,19 @@
 """``intaglio estimate``: projections of machines larger than the RTL builds. Every kind of estimate adds a parser of its own."""
 
+import argparse
 import dataclasses
 import json
 import sys
 from pathlib import Path
 
 from intaglio import Error
+from intaglio.cli import pairs
 from intaglio.gen.estimate import attention
 
 __all__ = ["register"]
 
 
-def register(subparsers):
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command ``estimate``."""
     parser = subparsers.add_parser("estimate", help="project speed, area and power of a machine that is not built")
     kinds = parser.add_subparsers(title="what to estimate", metavar="KIND", required=True)
@@ -49,23 +51,7 @@ def _add_decoder(kinds):
     decoder.set_defaults(run=run_decoder)
 
 
-def pairs(option, texts, convert):
-    """``{name: value}`` of texts ``NAME=VALUE``, each name once."""
-    out = {}
-    for text in texts:
-        name, separator, value = text.partition("=")
-        if name in out:
-            raise ValueError(f"{option} must give each name once, not {name} twice")
-        try:
-            out[name] = convert(value)
-        except ValueError:
-            separator = ""
-        if not separator:
-            raise ValueError(f"{option} must be NAME=NUMBER, not {text!r}")
-    return out
-
-
-def run_decoder(args):
+def run_decoder(args: argparse.Namespace) -> None:
     try:
         from intaglio.gen.checkpoint.model import ModelConfig
         from intaglio.gen.checkpoint.published import MODELS, model_config
@@ -81,13 +67,13 @@ def run_decoder(args):
         model = ModelConfig.from_json(Path(args.model) / "config.json")
     else:
         raise Error(f"the model must be a checkpoint folder or one of {', '.join(MODELS)}, not {args.model!r}")
-    widths = pairs("--set", args.set, int)
+    widths = pairs("--set", args.set, "NAME=NUMBER", int)
     if args.context is not None:
         if "context" in widths:
             raise ValueError("context must be given by --context or by --set, not by both")
         widths["context"] = args.context
     machine = machine_for(model, args.preset, **widths)
-    costs = costs_with(pairs("--cost", args.cost, float))
+    costs = costs_with(pairs("--cost", args.cost, "NAME=NUMBER", float))
     estimate = estimate_decoder(machine, costs)
     if args.json:
         record = {

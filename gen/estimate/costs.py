@@ -6,6 +6,7 @@ but the reason given. ``python -m intaglio.gen.estimate.measure --liberty FILE .
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 __all__ = ["COSTS", "Cost", "costs_with"]
@@ -53,7 +54,7 @@ COSTS = {
 SHARES = ("utilisation", "gated_leakage")
 
 
-def costs_with(changes):
+def costs_with(changes: Mapping[str, float]) -> dict[str, Cost]:
     """COSTS with ``changes`` (values by name), whose source is then the caller; raises ``ValueError`` for an unknown or wrong one."""
     out = dict(COSTS)
     for name, value in changes.items():

@@ -1,8 +1,11 @@
 """Projection of a decoder: tokens a second from the closed form of the cycles, area and power from the costs of its parts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from intaglio.gen.banks.emit import matrix_shapes
+from intaglio.gen.estimate.costs import Cost
+from intaglio.gen.estimate.machine import Machine
 
 __all__ = ["DecoderEstimate", "estimate_decoder"]
 
@@ -38,7 +41,7 @@ class DecoderEstimate:
     assumptions: tuple
 
 
-def estimate_decoder(machine, costs):
+def estimate_decoder(machine: Machine, costs: Mapping[str, Cost]) -> DecoderEstimate:
     """Project one token at the end of ``machine.context``.
 
     Parameters

@@ -7,14 +7,16 @@ python -m intaglio.gen.estimate.energy OUT --saif t.saif [--liberty FILE] [--set
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from intaglio import Error
-from intaglio.gen.estimate.activity import ASAP7, read_cells, read_saif
+from intaglio.cli import exit_code, pairs
+from intaglio.gen.estimate.activity import ASAP7, Cells, Saif, read_cells, read_saif
 from intaglio.rtl.config.decoder import DecoderConfig
 
-__all__ = ["ASSUMPTIONS", "Energy", "add_energy", "assumptions_with", "estimate_energy"]
+__all__ = ["ASSUMPTIONS", "Energy", "assumptions_with", "estimate_energy"]
 
 ASSUMPTIONS = {  # name: value, what it is and where it comes from
     "nand2_per_bit": (
@@ -58,16 +60,16 @@ class Energy:
     broadcast: dict
 
     @property
-    def ratio_held(self):
+    def ratio_held(self) -> float:
         return self.gated["total"] / self.held["total"]
 
     @property
-    def ratio_broadcast(self):
+    def ratio_broadcast(self) -> float:
         """Energy with the gating over that without."""
         return self.gated["total"] / self.broadcast["total"]
 
 
-def assumptions_with(changes):
+def assumptions_with(changes: Mapping[str, float]) -> dict[str, float]:
     """Values by name; raises ``ValueError`` for an unknown name or a negative value."""
     out = {name: value for name, (value, _) in ASSUMPTIONS.items()}
     for name, value in changes.items():
@@ -79,7 +81,7 @@ def assumptions_with(changes):
     return out
 
 
-def estimate_energy(config, saif, cells, assumptions):
+def estimate_energy(config: DecoderConfig, saif: Saif, cells: Cells, assumptions: Mapping[str, float]) -> Energy:
     """Energy of the traced time at ``config.clock_hz``.
 
     Parameters
@@ -159,15 +161,6 @@ def _outputs(saif, lane):
     return [net for name, net in saif.instances.get(path, {}).items() if name.startswith("word[")]
 
 
-def add_energy(kinds):
-    """Add the kind ``energy`` to the parsers of ``intaglio estimate``."""
-    parser = kinds.add_parser(
-        "energy", help="energy with and without power gating, from a SAIF", description=__doc__.splitlines()[0]
-    )
-    _arguments(parser)
-    parser.set_defaults(run=run_energy)
-
-
 def _arguments(parser):
     parser.add_argument("folder", help="output of `intaglio gen decoder --set gate_words=...`")
     parser.add_argument(
@@ -180,19 +173,8 @@ def _arguments(parser):
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run_energy(args):
-    changes = {}
-    for text in args.set:
-        name, separator, value = text.partition("=")
-        if name in changes:
-            raise ValueError(f"--set must give each name once, not {name} twice")
-        try:
-            changes[name] = float(value)
-        except ValueError:
-            separator = ""
-        if not separator:
-            raise ValueError(f"--set must be NAME=NUMBER, not {text!r}")
-    assumptions = assumptions_with(changes)
+def run_energy(args: argparse.Namespace) -> None:
+    assumptions = assumptions_with(pairs("--set", args.set, "NAME=NUMBER", float))
     try:
         manifest = json.loads((Path(args.folder) / "manifest.json").read_text(encoding="utf-8"))
         config, top = DecoderConfig.from_json(manifest["config"]), manifest["top"]
@@ -249,15 +231,11 @@ def _text(config, e, cells, assumptions):
     return "\n".join(lines) + "\n"
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m intaglio.gen.estimate.energy", description=__doc__.splitlines()[0])
     _arguments(parser)
-    try:
-        run_energy(parser.parse_args(arguments))
-    except (Error, ValueError, OSError) as fault:
-        sys.stderr.write(f"intaglio: error: {fault}\n")
-        return 2
-    return 0
+    args = parser.parse_args(arguments)
+    return exit_code(lambda: run_energy(args))
 
 
 if __name__ == "__main__":

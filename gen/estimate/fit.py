@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from intaglio import Error
+from intaglio.gen.estimate.attention import Model
 from intaglio.gen.estimate.targets import TARGETS, split
 from intaglio.rtl.attention.stores import store_bits
 from intaglio.rtl.config.attention import PrefillConfig
@@ -33,7 +34,15 @@ class Fit:
     config: PrefillConfig
 
 
-def unit_config(model, *, tokens, columns=64, clock_hz=300_000_000, window=WINDOW, lines=None):
+def unit_config(
+    model: Model,
+    *,
+    tokens: int,
+    columns: int = 64,
+    clock_hz: int = 300_000_000,
+    window: int = WINDOW,
+    lines: int | None = None,
+) -> PrefillConfig:
     """The unit of a model's heads: blocks of 128, ``window`` query blocks, ``lines`` blocks on chip (None: a tenth of all, 16 at least)."""
     blocks = -(-tokens // BLOCK)
     return PrefillConfig(
@@ -50,7 +59,7 @@ def unit_config(model, *, tokens, columns=64, clock_hz=300_000_000, window=WINDO
     )
 
 
-def memory_bits(c):
+def memory_bits(c: PrefillConfig) -> int:
     """Bits of a unit's memories: stores, accumulators, states, block map, block scores; small buffers are not counted."""
     words = c.slots * c.row_groups
     return (
@@ -61,12 +70,12 @@ def memory_bits(c):
     )
 
 
-def layer_bytes(model, tokens):
+def layer_bytes(model: Model, tokens: int) -> int:
     """Bytes of Q, K and V of a layer as they lie in memory (docs/prefill.md): 4 D a token for a KV head, 2 D for a query head."""
     return tokens * model.head_dim * (4 * model.kv_heads + 2 * model.heads)
 
 
-def fit_units(model, target, *, tokens, columns, reserved, clock_hz):
+def fit_units(model: Model, target: str, *, tokens: int, columns: int, reserved: float, clock_hz: int) -> Fit:
     """The most units that a target holds, with the widest window and then the most lines that leave room for all of them.
 
     Parameters

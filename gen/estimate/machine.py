@@ -7,17 +7,21 @@ three short functions below.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any, cast
 
 from intaglio.gen.checkpoint.model import ModelConfig
-from intaglio.gen.cycles.decoder import Timing, token_cycles
+from intaglio.gen.checkpoint.quantised import QuantisedModel
+from intaglio.gen.cycles.decoder import Timing, TokenCycles, token_cycles
 from intaglio.gen.emit.program import layer_program
 from intaglio.gen.presets.decoder import PRESETS, widths_of
 from intaglio.rtl.arithmetic.numerics import Scalar
 from intaglio.rtl.attention.narrow.array import tree_stages
 from intaglio.rtl.attention.narrow.unit import HEAD_DRAIN, KEY_DRAIN, VALUE_DRAIN
 from intaglio.rtl.config.decoder import DOTS, DecoderConfig
+from intaglio.rtl.control.program import Instruction
 
 __all__ = ["MACHINES", "Machine", "WideTiming", "machine_for"]
 
@@ -68,7 +72,7 @@ class Machine:
     reach: int = 0
     dot: str = "planes"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, least, most in (
             ("context", 2, self.model.max_position_embeddings),
             ("lanes", 2, 1 << 16),
@@ -118,31 +122,31 @@ class Machine:
         return 0
 
     @property
-    def layer_weights(self):
+    def layer_weights(self) -> int:
         """Ternary weights of one layer."""
         return self.hidden * (self.qkv_rows + self.hidden + 3 * self.intermediate)
 
     @property
-    def array(self):
+    def array(self) -> int:
         """Elements of the query heads that are served at once."""
         return self.attention_units * self.attention_heads * self.head_dim
 
     @property
-    def head_groups(self):
+    def head_groups(self) -> int:
         """Passes over the cache that all query heads need."""
         return self.hidden // self.array
 
     @property
-    def multipliers(self):
+    def multipliers(self) -> int:
         """16 x 8 bit multipliers of the attention units."""
         return self.array * self.attention_tokens
 
-    def program(self):
+    def program(self) -> list[Instruction]:
         """The layer program; its constants, on which no cycle depends, are 1."""
         one = Scalar.of_float(1.0)
         layer = SimpleNamespace(constants=dict.fromkeys(("q", "k", "v", "o", "gate", "up", "down"), one))
         return layer_program(
-            SimpleNamespace(
+            _stand_in(
                 config=self,
                 embed_scale=1,
                 layers=[layer] * self.layers,
@@ -153,24 +157,27 @@ class Machine:
             )
         )
 
-    def token_cycles(self, position, *, want=True, program=None):
+    def token_cycles(
+        self, position: int, *, want: bool = True, program: Sequence[Instruction] | None = None
+    ) -> TokenCycles:
         """:class:`~intaglio.gen.cycles.decoder.TokenCycles` of the token at ``position``; without ``want`` it ends before the head."""
         return token_cycles(
-            SimpleNamespace(config=self),
-            position,
-            want=want,
-            program=program or self.program(),
-            timing=WideTiming(self),
+            _stand_in(config=self), position, want=want, program=program or self.program(), timing=WideTiming(self)
         )
+
+
+def _stand_in(**fields: Any) -> QuantisedModel:
+    """What the layer program and its walk read of a model."""
+    return cast(QuantisedModel, SimpleNamespace(**fields))
 
 
 class WideTiming(Timing):
     """The units' closed forms with several attention units, several tokens at once, and the reach of wires."""
 
-    def linear(self, word, adapter=False):
+    def linear(self, word: Instruction, adapter: bool = False) -> int:
         return super().linear(word, adapter) + self.config.reach
 
-    def attend(self, position):
+    def attend(self, position: int) -> int:
         """Keys and values ``attention_tokens`` at a time; the maximum over them and the sum of their values take a tree each."""
         c = self.config
         tokens = -(-(position + 1) // c.attention_tokens)
@@ -184,7 +191,7 @@ class WideTiming(Timing):
             + c.reach
         )
 
-    def head(self):
+    def head(self) -> int:
         """``attention_tokens`` words at a time, each with a list of candidates of its own; the lists are merged one entry a cycle."""
         c = self.config
         words = -(-c.vocab * c.head_groups // c.attention_tokens)
@@ -201,7 +208,7 @@ class WideTiming(Timing):
 
 # TOM gives 16 lanes x 10 units at 500 MHz; 128 weights a cycle follow from its speed, and its dense products (attention) share the ternary
 # units' adder trees, so the attention units have as many multipliers as there are weights a cycle. Vector width and reach are ours.
-MACHINES = {
+MACHINES: dict[str, dict[str, Any]] = {
     "tom": {
         "lanes": 160,
         "lane_width": 128,
@@ -216,7 +223,7 @@ MACHINES = {
 }
 
 
-def machine_for(model, preset, **changes):
+def machine_for(model: ModelConfig, preset: str, **changes: int) -> Machine:
     """The :class:`Machine` of a model and a preset of :data:`MACHINES` or of the decoder's; ``changes`` change single fields.
 
     Raises

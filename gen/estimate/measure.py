@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ import numpy as np
 from amaranth.hdl import Elaboratable, Fragment, Module, Signal, signed
 
 from intaglio import Error
+from intaglio.cli import exit_code
 from intaglio.gen.emit.verilog import whole
 from intaglio.gen.synthesis.liberty import read_liberty
 from intaglio.gen.synthesis.yosys import library_cells, run_yosys
@@ -74,7 +76,7 @@ def _lane(name, seed):
 
 
 class _Products(Elaboratable):
-    def __init__(self):
+    def __init__(self) -> None:
         self.a = [Signal(signed(16), name=f"a{i}") for i in range(PRODUCTS)]
         self.b = [Signal(signed(8), name=f"b{i}") for i in range(PRODUCTS)]
         self.enable, self.sum = Signal(tree_stages(PRODUCTS)), Signal(signed(product_bits(PRODUCTS)))
@@ -101,7 +103,7 @@ PARTS = {
 }
 
 
-def measure(part, libraries, timeout=1800):
+def measure(part: str, libraries: Sequence[Path | str], timeout: float = 1800) -> tuple[float, float, float]:
     """Area, leakage and pin capacitance of one of PARTS, for each of its units, as ``(um2, uW, fF)``; medians over its seeds.
 
     Raises
@@ -153,7 +155,7 @@ def _mapped(part, verilog, library, timeout):
     return total
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m intaglio.gen.estimate.measure", description=__doc__.splitlines()[0]
     )
@@ -166,8 +168,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Error as fault:
-        sys.stderr.write(f"intaglio: error: {fault}\n")
-        sys.exit(2)
+    sys.exit(exit_code(main))

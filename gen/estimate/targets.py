@@ -75,7 +75,16 @@ class Split:
     lut: int
 
 
-def split(target_dsp, target_lut, head_dim, *, lut_per_column, lut_per_pair, reserved=0.0, limit=None):
+def split(
+    target_dsp: int,
+    target_lut: int,
+    head_dim: int,
+    *,
+    lut_per_column: int,
+    lut_per_pair: int,
+    reserved: float = 0.0,
+    limit: int | None = None,
+) -> Split:
     """The most columns that fit, as many of them as can be in pairs on DSP blocks.
 
     Parameters

@@ -61,7 +61,7 @@ PRESETS = {
 }
 
 
-def prefill_config(preset, **changes):
+def prefill_config(preset: str, **changes: int) -> PrefillConfig:
     """The :class:`~intaglio.rtl.config.attention.PrefillConfig` of a preset's name, with single fields changed.
 
     Raises

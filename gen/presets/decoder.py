@@ -1,8 +1,11 @@
 """Named widths of the units. A preset says how wide; the model says what."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from intaglio.gen.checkpoint.model import ModelConfig
 from intaglio.gen.checkpoint.quantised import decoder_config
+from intaglio.rtl.config.decoder import DecoderConfig
 
 __all__ = ["PRESETS", "Preset", "config_for", "widths_of"]
 
@@ -43,7 +46,7 @@ PRESETS = {
 }
 
 
-def widths_of(model, preset, **changes):
+def widths_of(model: ModelConfig, preset: str, **changes: int | str) -> dict[str, Any]:
     """Widths of a preset's name for a model, with some changed: all that the preset says in words is a number.
 
     Raises
@@ -65,7 +68,7 @@ def widths_of(model, preset, **changes):
     return widths
 
 
-def config_for(model, preset, **changes):
+def config_for(model: ModelConfig, preset: str, **changes: int | str) -> DecoderConfig:
     """The :class:`~intaglio.rtl.config.decoder.DecoderConfig` of a model and a preset's name.
 
     Raises

@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from intaglio import Error
+from intaglio.gen.synthesis.liberty import Liberty
 from intaglio.gen.synthesis.strategies import combinational
 from intaglio.gen.synthesis.yosys import GATE_LEVEL, abc_program, library_cells, run_tool, run_yosys
-from intaglio.rtl.memory.logic.bank import REGISTER
-from intaglio.rtl.memory.logic.netlist import ONE
+from intaglio.rtl.memory.logic.bank import REGISTER, Bank
+from intaglio.rtl.memory.logic.cells import CellSet
+from intaglio.rtl.memory.logic.netlist import ONE, Netlist
 
 __all__ = ["Measured", "check_period", "mapped_blif", "measure"]
 
@@ -47,15 +49,12 @@ class Measured:
     delay_ps: float | None = None
     buffered: bool = False
 
-    def per_bit(self, bits):
-        return self.area / bits
-
-    def mb_per_mm2(self, bits):
+    def mb_per_mm2(self, bits: int) -> float:
         """Megabytes (1e6 bytes) of two-bit weights a square millimetre."""
         return bits / 8 / self.area
 
 
-def measure(bank, liberty, period_ps=None, *, timeout=TIMEOUT):
+def measure(bank: Bank, liberty: Liberty, period_ps: float | None = None, *, timeout: float = TIMEOUT) -> Measured:
     """A :class:`Measured` bank.
 
     Parameters
@@ -73,8 +72,8 @@ def measure(bank, liberty, period_ps=None, *, timeout=TIMEOUT):
     check_period(liberty, period_ps)
     inputs = max(1, (bank.depth - 1).bit_length())
     registers = inputs if REGISTER in bank.verilog else bank.width
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         (folder / "cells.lib").write_text(liberty.text)
         if bank.netlist is not None:
             gates = liberty.gates
@@ -96,7 +95,7 @@ def measure(bank, liberty, period_ps=None, *, timeout=TIMEOUT):
         return replace(found, area=area, delay_ps=delay, buffered=True)
 
 
-def check_period(liberty, period_ps):
+def check_period(liberty: Liberty, period_ps: float | None) -> None:
     """:class:`Error` if the library cannot be timed or the period (float, or None for no timing) is out of range."""
     if period_ps is None:
         return
@@ -109,7 +108,7 @@ def check_period(liberty, period_ps):
     liberty.inverters()
 
 
-def mapped_blif(netlist, cells):
+def mapped_blif(netlist: Netlist, cells: CellSet) -> str:
     """The netlist as instances of cells, for ABC."""
     outputs, names = {}, [f"a{bit}" for bit in range(netlist.inputs)]
     lines, extra = [], []

@@ -1,10 +1,12 @@
 """``intaglio synth``: area, timing and density of read-only banks by strategy, with a cell library or on an FPGA."""
 
+import argparse
 import sys
 from pathlib import Path
 
 from intaglio import Error
 from intaglio.files import check_output
+from intaglio.gen import plot
 from intaglio.progress import Progress
 
 __all__ = ["register"]
@@ -24,7 +26,7 @@ DEFAULTS = {
 ASIC_STRATEGIES, FPGA_STRATEGIES = "plain,code,planes,structured,polished", "plain,code"
 
 
-def register(subparsers):
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command ``synth``."""
     parser = subparsers.add_parser(
         "synth",
@@ -67,7 +69,7 @@ def register(subparsers):
     parser.set_defaults(run=run, **DEFAULTS)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     try:
         from intaglio.gen.synthesis import rom_report
     except ModuleNotFoundError as fault:
@@ -102,6 +104,7 @@ def run(args):
         raise Error(f"--out writes the banks of one --seed, not of {args.seed}")
     if args.svg:
         check_output(args.svg, "--svg")
+        plot.figure(1, 1)  # which says so before the work if there is nothing to plot with
     zeros = [_share(text) for text in args.zeros.split(",")]
     cases = (
         rom_report.model_cases(args.model, args.depth, args.width)

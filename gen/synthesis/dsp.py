@@ -5,6 +5,7 @@ multipliers and logic, and the way to them on the slowest paths.
 """
 
 from collections import defaultdict
+from typing import Any
 
 __all__ = ["absorb_registers"]
 
@@ -12,7 +13,7 @@ _WIDTHS = {"A": 18, "B": 18, "P": 36}
 _REGISTERS = {"A": "REG_INPUTA", "B": "REG_INPUTB", "P": "REG_OUTPUT"}
 
 
-def absorb_registers(module):
+def absorb_registers(module: dict[str, Any]) -> int:
     """Move registers into the multipliers of a flat module of Yosys's JSON, in place.
 
     Moved are those of both inputs (nextpnr has no timing for one alone), and those of the output. Every bit must have a register (or be 0;

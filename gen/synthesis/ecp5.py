@@ -10,10 +10,12 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from intaglio import Error
+from intaglio.cli import exit_code
 from intaglio.gen.emit.output import FORMAT, described
 from intaglio.gen.synthesis.dsp import absorb_registers
 from intaglio.gen.synthesis.yosys import run_yosys
@@ -73,18 +75,27 @@ class Usage:
     count: int
     cells: dict
 
-    def cell(self, kind):
+    def cell(self, kind: str) -> int:
         return self.cells.get(kind, 0)
 
 
-def block_rams(width, depth):
+def block_rams(width: int, depth: int) -> int:
     """DP16KD of a memory of ``depth`` words of ``width`` bits with one write and one read port, all blocks in one shape."""
     return min(
         -(-width // w) * -(-depth // d) for w, d in ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384))
     )
 
 
-def synthesise_ecp5(folder, top, *, flatten=(), sources=(), netlist=None, progress=None, timeout=7200):
+def synthesise_ecp5(
+    folder: Path | str,
+    top: str,
+    *,
+    flatten: Iterable[str] = (),
+    sources: Iterable[Path | str] = (),
+    netlist: Path | str | None = None,
+    progress: Callable[[str, float], None] | None = None,
+    timeout: float = 7200,
+) -> list[Usage]:
     """Map the Verilog of ``folder`` (what its manifest lists, else ``rtl/*.v``, with the images in ``rom/``) to ECP5 cells.
 
     Parameters
@@ -181,7 +192,7 @@ def synthesise_ecp5(folder, top, *, flatten=(), sources=(), netlist=None, progre
     ]
 
 
-def decoder_table(folder, *, progress=None):
+def decoder_table(folder: Path | str, *, progress: Callable[[str, float], None] | None = None) -> str:
     """:func:`table` of the decoder that was generated into ``folder``; ``progress`` as above; raises ``Error`` where there is none."""
     found = described(folder) or {}
     if found.get("kind") != "decoder" or found["format"] != FORMAT:
@@ -195,14 +206,14 @@ def _verilog(folder):
     return sorted(f"rtl/{path.name}" for path in (folder / "rtl").glob("*.v")) if listed is None else listed
 
 
-def netlist_ice40(folder, top, netlist, *, timeout=3600):
+def netlist_ice40(folder: Path | str, top: str, netlist: Path | str, *, timeout: float = 3600) -> None:
     """Map the Verilog of ``folder`` to iCE40 cells, flattened, and write the netlist for nextpnr; raises as the function above."""
     folder = Path(folder).resolve()
     steps = [f"read_verilog {' '.join(_verilog(folder))}", f"synth_ice40 -top {top} -json {Path(netlist).resolve()}"]
     run_yosys(steps, folder, f"{top} in {folder}", timeout=timeout)
 
 
-def table(usages):
+def table(usages: Iterable[Usage]) -> str:
     """Markdown: the modules, the largest first (two LUTs a carry cell), and the sum of all."""
     lines = ["| module | number | " + " | ".join(CELLS) + " |", "|---|" + "---:|" * (len(CELLS) + 1)]
     for usage in sorted(usages, key=lambda u: -u.count * (u.cell("LUT4") + 2 * u.cell("CCU2C") + u.cell("DP16KD"))):
@@ -221,11 +232,11 @@ def _number(value):
     return int(value["local_count"]) if isinstance(value, dict) else int(value)
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m intaglio.gen.synthesis.ecp5", description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="output of `intaglio gen decoder`")
     sys.stdout.write(decoder_table(parser.parse_args(arguments).folder) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

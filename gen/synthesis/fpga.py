@@ -32,7 +32,7 @@ class FpgaCells:
     dsp: int
 
 
-def measure_fpga(verilog, top, family, *, timeout=1800):
+def measure_fpga(verilog: str, top: str, family: str, *, timeout: float = 1800) -> FpgaCells:
     """Cells of module ``top`` in ``verilog``.
 
     Raises
@@ -42,8 +42,8 @@ def measure_fpga(verilog, top, family, *, timeout=1800):
     """
     if family not in FAMILIES:
         raise Error(f"family must be one of {', '.join(FAMILIES)}, not {family!r}")
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         (folder / "top.v").write_text(verilog)
         steps = ["read_verilog top.v", FAMILIES[family].format(top=top), "tee -q -o stat.json stat -json"]
         output = run_yosys(steps, folder, top, timeout=timeout)

@@ -9,6 +9,7 @@ import functools
 import gzip
 import re
 import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,11 +54,11 @@ class LibertyCell:
     body: str = field(default="", repr=False)
 
     @property
-    def sequential(self):
+    def sequential(self) -> bool:
         return self.state is not None
 
     @functools.cached_property
-    def gate(self):
+    def gate(self) -> tuple[tuple, tuple[str, ...]] | None:
         """``(kind, pins in its order)`` (:func:`~intaglio.gen.synthesis.liberty_function.gate_kind`); None for no gate of one output."""
         if self.sequential or len(self.functions) != 1 or not 1 <= len(self.inputs) <= INPUTS:
             return None
@@ -65,13 +66,13 @@ class LibertyCell:
         return None if table is None else gate_kind(table, self.inputs)
 
     @property
-    def leakage(self):
+    def leakage(self) -> float:
         """Mean over the states that the text gives, in the file's unit; 0 if it gives none."""
         found = [float(value) for value in _LEAKAGE.findall(self.body)]
         return statistics.mean(found) if found else 0.0
 
     @property
-    def capacitance(self):
+    def capacitance(self) -> float:
         """Sum over the inputs, in the file's unit."""
         pins = [pin for pin in _PIN.split(self.body)[1:] if (found := _DIRECTION.search(pin)) and found[1] == "input"]
         return sum(float(found[1]) for pin in pins if (found := _CAPACITANCE.search(pin)))
@@ -98,7 +99,7 @@ class Liberty:
     dont_use: tuple = ()
 
     @functools.cached_property
-    def text(self):
+    def text(self) -> str:
         """One Liberty text of all files without the cells that are not to be used: what ABC and Yosys read."""
         bodies = []
         for path in self.paths:
@@ -106,12 +107,12 @@ class Liberty:
             for name, (start, stop) in sorted(_spans(text, path).items(), key=lambda item: -item[1][0]):
                 if name not in self.cells:
                     text = text[:start] + text[stop:]
-            start = text.index("{", _LIBRARY.search(text).start()) + 1
+            start = text.index("{", next(_LIBRARY.finditer(text)).start()) + 1
             bodies.append(text[start : text.rindex("}")])
         return "library (" + re.sub(r"\W", "_", self.name) + ") {\n" + "\n".join(bodies) + "\n}\n"
 
     @functools.cached_property
-    def gates(self):
+    def gates(self) -> CellSet:
         """The :class:`CellSet` of the gates that a ROM can be built with.
 
         Raises
@@ -129,27 +130,22 @@ class Liberty:
         except ValueError as fault:
             raise Error(str(fault)) from fault
 
-    def of_kind(self, kind, what):
+    def of_kind(self, kind: tuple, what: str) -> list[LibertyCell]:
         """The gates of a kind of :mod:`intaglio.rtl.memory.logic.cells` by area; :class:`Error`, which says ``what``, if there is none."""
         found = sorted((c for c in self.cells.values() if c.gate and c.gate[0] == kind), key=lambda c: (c.area, c.name))
         if not found:
             raise Error(f"cell library {self.name} must have {what}")
         return found
 
-    def inverters(self):
+    def inverters(self) -> list[LibertyCell]:
         return self.of_kind(INV, "an inverter")
 
-    def nand2(self):
+    def nand2(self) -> LibertyCell:
         """The smallest NAND2, whose area is the unit of gate counts."""
         return self.of_kind(NAND2, "a NAND2")[0]
 
-    def flip_flop(self):
-        """The smallest register, or None."""
-        registers = [c for c in self.cells.values() if c.state == "ff" and len(c.inputs) == 2]
-        return min(registers, key=lambda c: (c.area, c.name), default=None)
 
-
-def read_liberty(paths, dont_use=()):
+def read_liberty(paths: Path | str | Sequence[Path | str], dont_use: Iterable[str] = ()) -> Liberty:
     """Read a library.
 
     Parameters
@@ -210,7 +206,7 @@ def _spans(text, path):
 
 
 def _parse(text, path):
-    if "library" not in text[:200_000]:
+    if not _LIBRARY.search(text):
         raise Error(f"cell library {path} must begin with a group library(...), which it does not have")
     depth, stack, cells, spans, skip = 0, [], {}, {}, 0
     for match in _GROUP.finditer(text):

@@ -7,6 +7,7 @@ A truth table of n inputs is an integer of 2^n bits: bit i is the value where in
 """
 
 import re
+from collections.abc import Sequence
 
 __all__ = ["gate_kind", "truth_table"]
 
@@ -14,7 +15,7 @@ _TOKEN = re.compile(r'\s*(?:([A-Za-z_][\w\[\]]*)|\\?"([^"\\]+)\\?"|([01])(?!\w)|
 _FIRST = set("!~(") | {"0", "1", "name"}  # what an operand begins with
 
 
-def truth_table(text, inputs):
+def truth_table(text: str, inputs: Sequence[str]) -> int | None:
     """Truth table of an expression.
 
     Parameters
@@ -92,7 +93,7 @@ def _tokens(text):
     return [*found, ("", None)]
 
 
-def gate_kind(table, inputs):
+def gate_kind(table: int, inputs: Sequence[str]) -> tuple[tuple, tuple[str, ...]] | None:
     """The kind (:mod:`intaglio.rtl.memory.logic.cells`) of a truth table.
 
     Parameters

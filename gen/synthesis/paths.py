@@ -3,6 +3,7 @@
 import json
 import re
 import tempfile
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from intaglio import Error
@@ -26,7 +27,9 @@ _IMAGE = re.compile(r"\$readmemh\s*\([^;]*\);")  # what a ROM holds makes no pat
 _READ = ("RD_ADDR", "RD_EN", "RD_DATA")
 
 
-def combinational_paths(files, top, *, ignore=(), timeout=600):
+def combinational_paths(
+    files: Iterable[Path | str], top: str, *, ignore: Collection[str] = (), timeout: float = 600
+) -> list[tuple[str, str]]:
     """Pairs of an input and an output of ``top`` between which there is no register, sorted.
 
     Words are taken apart where an operation works bit by bit; any other is taken for a path from each of its input bits to each of its

@@ -4,12 +4,13 @@ At many zeros, where groups of rows are often empty, ABC finds what the regular 
 """
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from intaglio import Error
 from intaglio.gen.synthesis.area import mapped_blif
 from intaglio.gen.synthesis.yosys import abc_program, run_tool
-from intaglio.rtl.memory.logic.cells import INVERTING
+from intaglio.rtl.memory.logic.cells import INVERTING, CellSet
 from intaglio.rtl.memory.logic.netlist import ONE, Netlist
 
 __all__ = ["genlib", "polish"]
@@ -17,7 +18,7 @@ __all__ = ["genlib", "polish"]
 SCRIPTS = ("strash; dch; map -a", "strash; map -a", "strash; &get -n; &nf; &put")
 
 
-def genlib(cells):
+def genlib(cells: CellSet) -> str:
     """The gates of a CellSet as a genlib without delays."""
     lines = []
     for (form, groups), cell in cells.cells.items():
@@ -31,7 +32,7 @@ def genlib(cells):
     return "\n".join([*lines, "GATE _zero 0 Y=CONST0;", "GATE _one 0 Y=CONST1;", ""])
 
 
-def polish(netlist, cells, *, scripts=SCRIPTS, timeout=600):
+def polish(netlist: Netlist, cells: CellSet, *, scripts: Iterable[str] = SCRIPTS, timeout: float = 600) -> Netlist:
     """The netlist, or a smaller one of the same outputs; whoever calls reads it again (``holds``).
 
     Raises
@@ -45,8 +46,8 @@ def polish(netlist, cells, *, scripts=SCRIPTS, timeout=600):
         firsts.setdefault(netlist.outputs[o], o)
     best = netlist
     kinds = {cell.name: kind for kind, cell in cells.cells.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         (folder / "cells.genlib").write_text(genlib(cells))
         (folder / "bank.blif").write_text(mapped_blif(netlist, cells))
         for script in scripts:

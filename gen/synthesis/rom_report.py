@@ -4,6 +4,9 @@ A case is a name and one or several banks of the same size; every figure is the 
 """
 
 import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +16,7 @@ from intaglio.gen.emit import output
 from intaglio.gen.synthesis.area import check_period, measure
 from intaglio.gen.synthesis.fpga import FAMILIES, measure_fpga
 from intaglio.gen.synthesis.hardwired import adder_graph, hardwired_verilog
-from intaglio.gen.synthesis.liberty import BUILT_IN, read_liberty
+from intaglio.gen.synthesis.liberty import BUILT_IN, Liberty, read_liberty
 from intaglio.gen.synthesis.polish import polish
 from intaglio.gen.synthesis.strategies import STRATEGIES, strategy_bank
 from intaglio.rtl.ternary.packing import execution_order, pack
@@ -30,13 +33,15 @@ __all__ = [
 ]
 
 
-def random_trits(rows, inputs, zeros, seed=7):
+def random_trits(rows: int, inputs: int, zeros: float, seed: int = 7) -> np.ndarray:
     """Independent weights int8 ``[rows, inputs]``, plus and minus alike."""
     draw = np.random.default_rng(seed).random((rows, inputs))
     return np.where(draw < zeros, 0, np.where(draw < (1 + zeros) / 2, 1, -1)).astype(np.int8)
 
 
-def random_cases(shares, depth, width, seeds):
+def random_cases(
+    shares: Iterable[float], depth: int, width: int, seeds: Iterable[int]
+) -> list[tuple[str, list[np.ndarray]]]:
     """``(name, [trits [depth, width / 2] for each seed])`` for each share of zero weights."""
     _check(depth, width)
     return [
@@ -44,7 +49,7 @@ def random_cases(shares, depth, width, seeds):
     ]
 
 
-def model_cases(folder, depth, width):
+def model_cases(folder: Path | str, depth: int, width: int) -> list[tuple[str, list[np.ndarray]]]:
     """Cases of one bank of a checkpoint: of layer 0, the words of one lane of ``width / 2`` weights, matrix by matrix, as many as fill
     ``depth``."""
     _check(depth, width)
@@ -66,7 +71,7 @@ def _check(depth, width):
         raise Error(f"width must be an even number in 2..4096, not {width}")
 
 
-def library(target, liberty, dont_use):
+def library(target: str, liberty: Sequence[Path | str], dont_use: Iterable[str]) -> Liberty:
     """The cell library of ``--target`` or ``--liberty``."""
     if not liberty and target not in BUILT_IN:
         raise Error(
@@ -75,7 +80,13 @@ def library(target, liberty, dont_use):
     return read_liberty(liberty or target, dont_use)
 
 
-def asic_table(cases, strategies, cells, period, progress):
+def asic_table(
+    cases: Sequence[tuple[str, list[np.ndarray]]],
+    strategies: Sequence[str],
+    cells: Liberty,
+    period: float | None,
+    progress: Callable[[str], None],
+) -> tuple[list[dict[str, Any]], str]:
     """Rows (dicts) and text. Zero shares are of weights and, as TOM counts, of bits."""
     _known(strategies, (*STRATEGIES, "polished"))
     check_period(cells, period)
@@ -147,12 +158,12 @@ def _drawn(cases):
     return f", medians of {len(cases[0][1])} banks" if len(cases[0][1]) > 1 else ""
 
 
-def check_banks(folder):
+def check_banks(folder: Path | str) -> Path:
     """The path of a folder to which :func:`write_banks` may write; raises ``Error``."""
     return output.check_folder(folder, "rom-banks")
 
 
-def write_banks(rows, folder):
+def write_banks(rows: Iterable[Mapping[str, Any]], folder: Path | str) -> None:
     """Write ``bank_<i>.v``, and ``bank_<i>_mapped.v`` where there is a netlist, of the last strategy of each case."""
     content, last = {}, {row["case"]: row for row in rows}
     for number, row in enumerate(last.values()):
@@ -162,7 +173,12 @@ def write_banks(rows, folder):
     output.write(check_banks(folder), content, {"kind": "rom-banks"})
 
 
-def fpga_table(cases, strategies, family, progress):
+def fpga_table(
+    cases: Sequence[tuple[str, list[np.ndarray]]],
+    strategies: Sequence[str],
+    family: str,
+    progress: Callable[[str], None],
+) -> tuple[list[dict[str, Any]], str]:
     """Rows (dicts) and text; ``hardwired`` is the whole bank as one matrix, all words at once."""
     _known(strategies, (*STRATEGIES, "hardwired"))
     rows = []

@@ -6,9 +6,11 @@
 ``structured``  gates: subsets of groups of rows shared by all columns and outputs (:mod:`intaglio.rtl.memory.logic`).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from intaglio.rtl.memory.logic import GENERIC, Bank, bank, bits_of_words, hex_rows, module_text
+from intaglio.rtl.memory.logic import GENERIC, Bank, CellSet, bank, bits_of_words, hex_rows, module_text
 from intaglio.rtl.memory.logic.bank import REGISTER
 
 __all__ = ["STRATEGIES", "combinational", "strategy_bank"]
@@ -17,7 +19,9 @@ STRATEGIES = ("plain", "code", "planes", "structured")
 BLOCK = 256  # words of one case statement
 
 
-def strategy_bank(words, width, name, strategy, *, cells=GENERIC):
+def strategy_bank(
+    words: np.ndarray | Sequence[int], width: int, name: str, strategy: str, *, cells: CellSet = GENERIC
+) -> Bank:
     """A :class:`~intaglio.rtl.memory.logic.bank.Bank` by one of :data:`STRATEGIES`; words and cells as for ``bank``.
 
     Raises
@@ -39,7 +43,7 @@ def strategy_bank(words, width, name, strategy, *, cells=GENERIC):
     return Bank(name=name, width=width, depth=len(bits), verilog=make(bits, name), description=description)
 
 
-def combinational(bank):
+def combinational(bank: Bank) -> str:
     """The module of a bank without its register: ``data`` follows ``addr``; for measuring."""
     text = bank.verilog.replace(REGISTER, "    always @* a = addr;")
     return text.replace("always @(posedge clk) data <= mem[addr];", "always @* data = mem[addr];")

@@ -5,18 +5,28 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 from intaglio import Error
+from intaglio.gen.synthesis.liberty import Liberty
 
-__all__ = ["GATE_LEVEL", "abc_program", "library_cells", "run_tool", "run_yosys"]
+__all__ = ["GATE_LEVEL", "abc_program", "exit_in_time", "library_cells", "run_tool", "run_yosys"]
 
 GATE_LEVEL = ("techmap", "opt -full", "techmap", "opt_clean", "select -assert-none t:$* t:$_* %d t:$scopeinfo %d")
 """From cells of words to gates of bits, for ABC. ``opt -full`` joins gates to words again here and there (a ``$mux``), which ABC does not
 know and no library has: hence the second ``techmap``, and the check."""
 
 
-def run_yosys(steps, folder, what, *, timeout, progress=None):
+def run_yosys(
+    steps: Sequence[str],
+    folder: Path | str,
+    what: str,
+    *,
+    timeout: float,
+    progress: Callable[[str, float], None] | None = None,
+) -> str:
     """Run Yosys' commands ``steps`` in ``folder``; returns the end of what it wrote.
 
     Parameters
@@ -41,43 +51,61 @@ def run_yosys(steps, folder, what, *, timeout, progress=None):
         f"sys.stderr.write('step {i}\\n'); sys.stderr.flush(); libyosys.run_pass({step!r}, design)"
         for i, step in enumerate(steps)
     ]
-    late, told = threading.Event(), []
-    with (
-        tempfile.TemporaryFile("w+") as log,
-        subprocess.Popen(
-            [sys.executable, "-c", "\n".join(script)], cwd=folder, stdout=log, stderr=subprocess.PIPE, text=True
-        ) as process,
-    ):
-        alarm = threading.Timer(timeout, lambda: (late.set(), process.kill()))
-        alarm.start()
-        try:
-            for line in process.stderr:
-                word, _, number = line.strip().partition(" ")
-                if word == "step" and number.isdecimal():
-                    name = steps[int(number)].split()
-                    if progress:
-                        progress(
-                            "synthesis: " + (name[-1] if name[0] == "synth_lattice" else name[0]),
-                            int(number) / len(steps),
-                        )
-                else:
-                    told.append(line)
-            code = process.wait()
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            alarm.cancel()
+    told = []
+
+    def tell(line):
+        word, _, number = line.strip().partition(" ")
+        if word != "step" or not number.isdecimal():
+            told.append(line)
+        elif progress:
+            name = steps[int(number)].split()
+            progress("synthesis: " + name[-1 if name[0] == "synth_lattice" else 0], int(number) / len(steps))
+
+    with tempfile.TemporaryFile("w+") as log:
+        code = exit_in_time([sys.executable, "-c", "\n".join(script)], folder, timeout, tell, stdout=log)
         log.seek(0)
         text = (log.read() + "".join(told))[-2000:]
-    if late.is_set():
+    if code is None:
         raise Error(f"synthesis of {what} must end within {timeout} s")
     if code:
         raise Error(f"Yosys must map {what}; it ends with: {text}")
     return text
 
 
-def library_cells(stat, liberty, what):
+def exit_in_time(
+    command: Sequence[str],
+    folder: Path | str,
+    timeout: float,
+    tell: Callable[[str], None],
+    stdout: IO[str] | None = None,
+) -> int | None:
+    """Exit code of a program that runs in ``folder``; None if it had to be ended after ``timeout`` seconds.
+
+    Each line that it writes goes to ``tell`` as it comes; with ``stdout``, an open file, only those of its standard error do.
+    """
+    late = threading.Event()
+    out, err = (stdout, subprocess.PIPE) if stdout else (subprocess.PIPE, subprocess.STDOUT)
+    with subprocess.Popen(command, cwd=folder, stdout=out, stderr=err, text=True, errors="replace") as process:
+
+        def end():
+            late.set()
+            process.kill()
+
+        alarm = threading.Timer(timeout, end)
+        alarm.start()
+        try:
+            for line in process.stdout or process.stderr or ():
+                tell(line)
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            alarm.cancel()
+    return None if late.is_set() else code
+
+
+def library_cells(stat: Mapping[str, Any], liberty: Liberty, what: str) -> dict[str, int]:
     """Number of cells by name of what ``stat -json`` found.
 
     Parameters
@@ -103,7 +131,7 @@ def library_cells(stat, liberty, what):
     return counts
 
 
-def abc_program():
+def abc_program() -> str:
     """The ABC of the wheel."""
     return str(Path(_pyosys().origin).parent / "yosys-abc")
 
@@ -115,7 +143,7 @@ def _pyosys():
     return found
 
 
-def run_tool(command, folder, timeout, tool):
+def run_tool(command: Sequence[str], folder: Path | str, timeout: float, tool: str) -> str:
     """Output of a tool in a process of its own, which it may end; :class:`Error` if it fails or takes too long."""
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout)

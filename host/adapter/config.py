@@ -6,6 +6,9 @@ any other value and any other field is refused by name: what it does would be le
 
 import json
 import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from intaglio import Error
 
@@ -19,7 +22,7 @@ class AdapterError(Error, ValueError):
 _ANY, _READ = object(), object()  # harmless at any value; read and judged where it is used
 _OFF, _NONE = (None, False), (None,)
 
-FIELDS = {  # name: (accepted values, why no others)
+FIELDS: dict[str, tuple[Any, str]] = {  # name: (accepted values, why no others)
     # read
     "peft_type": (_READ, "the kind of adapter"),
     "r": (_READ, "the rank"),
@@ -73,7 +76,7 @@ FIELDS = {  # name: (accepted values, why no others)
 }
 
 
-def read_config(path):
+def read_config(path: Path) -> dict[str, Any]:
     """Read ``adapter_config.json``; returns a dict that :func:`check_config` has accepted."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -87,7 +90,7 @@ def read_config(path):
     return config
 
 
-def check_config(config):
+def check_config(config: Mapping[str, Any]) -> None:
     """Raise :class:`AdapterError` for a field that is unknown, or not at a value known to be harmless."""
     unknown = sorted(set(config) - set(FIELDS))
     if unknown:
@@ -105,12 +108,12 @@ def check_config(config):
             raise AdapterError(f"{name} must be {shown}, not {value!r}: {reason}")
 
 
-def scaling(config, rank):
+def scaling(config: Mapping[str, Any], rank: int) -> float:
     """The factor before ``B @ (A @ x)``, of a device whose adapters have this rank."""
     found, alpha, rooted = config.get("r"), config.get("lora_alpha"), config.get("use_rslora", False)
     if type(found) is not int or found != rank:
         raise AdapterError(f"the adapter's rank must be the device's, {rank}, not {found!r}")
-    if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
         raise AdapterError(f"lora_alpha must be a finite number above 0, not {alpha!r}")
     if type(rooted) is not bool:
         raise AdapterError(f"use_rslora must be true or false, not {rooted!r}")

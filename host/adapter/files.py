@@ -6,8 +6,10 @@ Nothing is ever unpickled. Everything is checked before the first word goes to a
 import hashlib
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -72,7 +74,7 @@ class QuantisedAdapter:
     matrices: dict
 
 
-def read_adapter(folder, layout):
+def read_adapter(folder: Path | str, layout: Mapping[str, Any]) -> LowRank:
     """Read and check ``adapter_config.json`` and ``adapter_model.safetensors``; matrices that they are not for stay as they are.
 
     Parameters
@@ -102,7 +104,7 @@ def read_adapter(folder, layout):
     tensors, metadata = read_tensors(path)
     _check_metadata(path, tensors, metadata, layout)
     names = {module: name for name, module in layout["modules"].items()}
-    matches = {tensor: _NAME.fullmatch(tensor) for tensor in tensors}
+    matches: dict[str, Any] = {tensor: _NAME.fullmatch(tensor) for tensor in tensors}
     for tensor, match in matches.items():
         if not match or match[3] not in names:
             raise AdapterError(f"every tensor must be lora_A or lora_B of a layer's matrix, not {tensor!r}")
@@ -192,7 +194,7 @@ def _values(name, stored, shape):
     return values
 
 
-def quantise_factor(values, trits):
+def quantise_factor(values: np.ndarray, trits: int) -> tuple[np.ndarray, float]:
     """Integers of ``trits`` balanced ternary digits and their scale.
 
     One digit: rounded at half the mean magnitude, as BitNet does; more: the largest magnitude becomes the largest integer. The scale is
@@ -212,7 +214,7 @@ def quantise_factor(values, trits):
     return digits.astype(np.int8), float((values * digits).sum() / norm) if norm else 0.0
 
 
-def quantise_adapter(adapter, layout):
+def quantise_adapter(adapter: LowRank, layout: Mapping[str, Any]) -> QuantisedAdapter:
     """Round a :class:`LowRank` to the integers that a device holds.
 
     Raises

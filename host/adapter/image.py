@@ -1,13 +1,17 @@
 """The image of an adapter: the words that a device takes, in the order of its layer program."""
 
 import zlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+
+from intaglio.host.adapter.files import QuantisedAdapter
 
 __all__ = ["adapter_image", "image_crc"]
 
 
-def adapter_image(adapter, layout, digest_word):
+def adapter_image(adapter: QuantisedAdapter, layout: Mapping[str, Any], digest_word: int) -> np.ndarray:
     """Words of the image: the device's digest, the scales, the weights by address, lane and 32 bits from the lowest.
 
     Parameters
@@ -40,7 +44,7 @@ def adapter_image(adapter, layout, digest_word):
     return np.concatenate([np.array(scales, "<u4"), weights])
 
 
-def image_crc(words):
+def image_crc(words: np.ndarray) -> int:
     """CRC-32 of an image."""
     return zlib.crc32(np.ascontiguousarray(words, "<u4").tobytes())
 

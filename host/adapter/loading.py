@@ -1,8 +1,20 @@
 """Loading an adapter into a device: registers of its loader, docs/adapters.md."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
 from intaglio.host.adapter.files import AdapterError, quantise_adapter, read_adapter
 from intaglio.host.adapter.image import adapter_image, image_crc
+from intaglio.host.manifest import Manifest
 from intaglio.host.protocol import DeviceError
+
+if TYPE_CHECKING:
+    from intaglio.host.device import Device
+
 
 __all__ = ["adapter_words", "load_adapter"]
 
@@ -17,7 +29,7 @@ REFUSALS = {
 }
 
 
-def load_adapter(device, folder, *, slot=None):
+def load_adapter(device: Device, folder: Path | str, *, slot: int | None = None) -> int:
     """Load the adapter in ``folder``.
 
     The files are read, checked and rounded before the first word is sent. The words go into memory that no sequence reads; the slot
@@ -43,7 +55,7 @@ def load_adapter(device, folder, *, slot=None):
         The device refused the image.
     """
     words = adapter_words(device.manifest, folder)
-    layout = device.manifest.adapter
+    layout = device.manifest.adapter or {}
     if slot is None:
         free = [s for s in range(layout["slots"]) if s not in device.adapters]
         if not free:
@@ -63,7 +75,7 @@ def load_adapter(device, folder, *, slot=None):
     return slot
 
 
-def adapter_words(manifest, folder):
+def adapter_words(manifest: Manifest, folder: Path | str) -> np.ndarray:
     """The image uint32 [n] of the adapter in ``folder`` for a device of this manifest; errors as :func:`load_adapter`."""
     layout = manifest.adapter
     if layout is None:

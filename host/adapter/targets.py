@@ -8,13 +8,15 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 __all__ = ["matched_modules"]
 
 LIMIT_S = 10.0
 
 
-def matched_modules(config, modules, linear):
+def matched_modules(config: Mapping[str, Any], modules: list[str], linear: list[str]) -> list[str]:
     """The modules that a LoRA configuration means.
 
     Parameters

@@ -4,17 +4,21 @@ The training form computes with what the hardware will hold: ternary factors (or
 INT8 with a power of 2 for a scale; gradients pass straight through the roundings. docs/adapters.md, docs/numerics.md.
 """
 
+from collections.abc import Mapping
+from typing import Any, cast
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from intaglio.gen.checkpoint.reader import MATRIX_TENSORS
 from intaglio.sim.reference.float_decoder import quantise_activations
+from intaglio.sim.reference.loading import FrozenBitLinear, LoadedDecoder
 
 __all__ = ["AdaptedLinear", "adapt", "quantise_factor", "quantise_intermediate"]
 
 
-def quantise_factor(weight, trits):
+def quantise_factor(weight: torch.Tensor, trits: int) -> torch.Tensor:
     """Round a factor to ``trits`` balanced ternary digits a value and one scale; gradients pass straight through.
 
     The rule of :func:`intaglio.host.adapter.files.quantise_factor`, in torch.
@@ -26,7 +30,7 @@ def quantise_factor(weight, trits):
     return weight + (digits * scale - weight).detach()
 
 
-def quantise_intermediate(u):
+def quantise_intermediate(u: torch.Tensor) -> torch.Tensor:
     """Round each token's ``u = A x`` to INT8 by the power of 2 that its largest magnitude needs; gradients pass straight through."""
     step = torch.exp2(torch.frexp(u.abs().amax(-1, keepdim=True).clamp(min=1e-20))[1].float() - 7)
     return u + ((u / step).round().clamp(-127, 127) * step - u).detach()
@@ -46,12 +50,14 @@ class AdaptedLinear(nn.Module):
         are (0); gradients pass through the roundings of the base's activations.
     """
 
-    def __init__(self, base, a, b, scaling, trits=None):
+    def __init__(
+        self, base: FrozenBitLinear, a: torch.Tensor, b: torch.Tensor, scaling: float, trits: int | None = None
+    ) -> None:
         super().__init__()
         self.base, self.scaling, self.trits = base, scaling, trits
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.trits is None:
             return self.base(x) + self.scaling * F.linear(F.linear(x, self.a), self.b)
         x = quantise_activations(x)
@@ -62,7 +68,9 @@ class AdaptedLinear(nn.Module):
         return base + self.scaling * F.linear(u, quantise_factor(self.b, self.trits))
 
 
-def adapt(model, factors, scaling, trits=None):
+def adapt(
+    model: LoadedDecoder, factors: Mapping[tuple[int, str], tuple[Any, ...]], scaling: float, trits: int | None = None
+) -> LoadedDecoder:
     """Put adapters beside matrices of a loaded decoder, in place; returns the model.
 
     Parameters
@@ -70,8 +78,9 @@ def adapt(model, factors, scaling, trits=None):
     model : LoadedDecoder
     factors : dict of (layer, name) to (A, B), float32 arrays; names as in ``MATRIX_TENSORS``
     """
-    for (layer, name), (a, b) in factors.items():
+    for (layer, name), pair in factors.items():
         block, path = model.layers[layer], MATRIX_TENSORS[name]
-        parts = (torch.as_tensor(part, dtype=torch.float32).clone() for part in (a, b))
-        block.set_submodule(path, AdaptedLinear(block.get_submodule(path), *parts, scaling, trits))
+        base = cast(FrozenBitLinear, block.get_submodule(path))
+        a, b = (torch.as_tensor(part, dtype=torch.float32).clone() for part in pair)
+        block.set_submodule(path, AdaptedLinear(base, a, b, scaling, trits))
     return model

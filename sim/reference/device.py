@@ -1,7 +1,9 @@
 """The exact model behind the device's protocol: command words in, the words of the result packets out."""
 
 import math
+from collections.abc import Iterable
 
+from intaglio.gen.checkpoint.quantised import QuantisedModel
 from intaglio.sim.reference.exact_decoder import ExactDecoder
 
 __all__ = ["ReferenceDevice"]
@@ -15,7 +17,7 @@ class ReferenceDevice:
     model : intaglio.gen.checkpoint.quantised.QuantisedModel
     """
 
-    def __init__(self, model):
+    def __init__(self, model: QuantisedModel) -> None:
         self.decoder = ExactDecoder(model)
         self.top_k = model.config.top_k
         self.context = model.config.context
@@ -24,7 +26,7 @@ class ReferenceDevice:
         self.adapters = {}  # by slot, as of intaglio.sim.reference.exact_decoder
         self.selected, self.barred = 0, False
 
-    def run(self, commands):
+    def run(self, commands: Iterable[int]) -> list[list[int]]:
         """Packets (lists of 32-bit words) that answer the command words, in order; the sequence goes on from call to call."""
         return [packet for word in commands for packet in self._command(word)]
 
@@ -45,7 +47,7 @@ class ReferenceDevice:
             if position == self.context or self.barred:
                 return packets + ([[no_token | position << self.token_bits]] if want else [])
             answer = self.decoder.step([token], logits=want)
-            if want:
+            if answer is not None:
                 packets.append(self._packet(answer[0][0].tolist(), float(answer[1][0]), position, top))
                 token = packets[-1][0] & no_token
         return packets

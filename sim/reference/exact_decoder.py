@@ -4,8 +4,13 @@ docs/numerics.md gives every formula. One code path serves a whole text at once 
 any number of tokens to the cache.
 """
 
+from collections.abc import Sequence
+from typing import overload
+
 import torch
 
+from intaglio.gen.checkpoint.quantised import QuantisedModel
+from intaglio.host.adapter.files import QuantisedAdapter
 from intaglio.rtl.arithmetic import numerics
 from intaglio.sim.reference.scalars import Scalars, bit_length, clamp, normalise, shift_right
 
@@ -47,7 +52,7 @@ class ExactDecoder:
         :class:`intaglio.host.adapter.files.QuantisedAdapter`; those of every matrix that the hardware adapts.
     """
 
-    def __init__(self, model, adapter=None):
+    def __init__(self, model: QuantisedModel, adapter: QuantisedAdapter | None = None) -> None:
         self.model, self.config = model, model.config
         self.adapt(adapter)
         self.embedding = _tensor(model.embedding)
@@ -59,7 +64,7 @@ class ExactDecoder:
         self.exp_table = _tensor(numerics.EXP_TABLE)
         self.reset()
 
-    def adapt(self, adapter):
+    def adapt(self, adapter: QuantisedAdapter | None) -> None:
         """Compute with ``adapter``, or with none, from here on."""
         self.factors = (
             {}
@@ -70,7 +75,7 @@ class ExactDecoder:
             }
         )
 
-    def reset(self):
+    def reset(self) -> None:
         """Forget the cache: the next token is at position 0."""
         c = self.config
         self.position = 0
@@ -80,7 +85,15 @@ class ExactDecoder:
         self.key_scales = [(empty, empty) for _ in range(c.layers)]
         self.value_scales = [(empty, empty) for _ in range(c.layers)]
 
-    def step(self, tokens, logits=True):
+    @overload
+    def step(self, tokens: Sequence[int] | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    @overload
+    def step(self, tokens: Sequence[int] | torch.Tensor, logits: bool) -> tuple[torch.Tensor, torch.Tensor] | None: ...
+
+    def step(
+        self, tokens: Sequence[int] | torch.Tensor, logits: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Append tokens ``[n]`` to the sequence.
 
         Returns
@@ -119,7 +132,7 @@ class ExactDecoder:
         out = (q.double() @ self.embedding.double().T).long() >> c.logit_shift
         return out, (scale * Scalars.full(self.model.logit_constant, scale.m.shape)).double()
 
-    def generate(self, prompt, count, stop=None):
+    def generate(self, prompt: Sequence[int], count: int, stop: int | None = None) -> list[int]:
         """Greedy continuation of ``prompt`` by up to ``count`` tokens, from an empty cache; lower token first on ties."""
         self.reset()
         logits, _ = self.step(prompt)
@@ -243,7 +256,7 @@ class ExactDecoder:
         self.keys[index] = torch.cat([self.keys[index], append[0]], 1)
         self.values[index] = torch.cat([self.values[index], append[1]], 1)
         for cache, new in ((self.key_scales, scales[0]), (self.value_scales, scales[1])):
-            cache[index] = tuple(torch.cat([old, part], 1) for old, part in zip(cache[index], new, strict=True))
+            cache[index] = (torch.cat([cache[index][0], new[0]], 1), torch.cat([cache[index][1], new[1]], 1))
         reference = self.value_scales[index][1].amax(0).cummax(0).values[-n:]
         rows = [
             self._attend(

@@ -1,5 +1,8 @@
 """Between checkpoints and the float model: exact weights into a decoder, and a trained latent decoder out to a checkpoint."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -36,12 +39,14 @@ class FrozenBitLinear(nn.Module):
     scale : float
     """
 
-    def __init__(self, matrix):
+    weight: torch.Tensor
+
+    def __init__(self, matrix: Ternary) -> None:
         super().__init__()
         self.register_buffer("weight", torch.from_numpy(matrix.weights.astype(np.float32)))
         self.scale = matrix.scale
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         input_scale = 127.0 / x.abs().amax(-1, keepdim=True).clamp(min=1e-5)
         return F.linear((x * input_scale).round().clamp(-128, 127), self.weight) * (self.scale / input_scale)
 
@@ -49,11 +54,11 @@ class FrozenBitLinear(nn.Module):
 class LoadedDecoder(FloatDecoder):
     """A :class:`FloatDecoder` with :class:`FrozenBitLinear` matrices, whose embedding is used as it is."""
 
-    def table(self):
+    def table(self) -> torch.Tensor:
         return self.embed_tokens.weight
 
 
-def float_decoder(checkpoint):
+def float_decoder(checkpoint: Checkpoint) -> LoadedDecoder:
     """Build the float model of a checkpoint, with exactly its weights.
 
     Parameters
@@ -75,7 +80,7 @@ def float_decoder(checkpoint):
     return model.eval().requires_grad_(False)
 
 
-def latent_decoder(checkpoint):
+def latent_decoder(checkpoint: Checkpoint) -> FloatDecoder:
     """A latent decoder that computes what the checkpoint does, to train it further.
 
     Each latent matrix is its ternary one times a magnitude, chosen so that the mean magnitude is the scale. :func:`export` gives back the
@@ -97,9 +102,9 @@ def latent_decoder(checkpoint):
         model.norm.weight.copy_(torch.from_numpy(checkpoint.final_norm))
         for block, layer in zip(model.layers, checkpoint.layers, strict=True):
             for name, path in MATRIX_TENSORS.items():
-                block.get_submodule(path).weight.copy_(_latent(layer.matrices[name]))
+                block.get_parameter(f"{path}.weight").copy_(_latent(layer.matrices[name]))
             for name, path in NORM_TENSORS.items():
-                block.get_submodule(path).weight.copy_(torch.from_numpy(layer.norms[name]))
+                block.get_parameter(f"{path}.weight").copy_(torch.from_numpy(layer.norms[name]))
     return model
 
 
@@ -113,7 +118,7 @@ def _set(module, array):
 
 
 @torch.no_grad()
-def export(model, config):
+def export(model: FloatDecoder, config: ModelConfig | Mapping[str, Any]) -> Checkpoint:
     """Round a trained latent decoder to a checkpoint that computes the same function.
 
     Parameters

@@ -10,17 +10,19 @@ import argparse
 import hashlib
 import json
 import math
-import sys
 import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from intaglio.gen.checkpoint.model import ModelConfig
 from intaglio.gen.checkpoint.reader import MATRIX_TENSORS, base_digest, load_checkpoint
 from intaglio.gen.checkpoint.tensorfile import Tensor, to_bytes
 from intaglio.sim.reference.adapter import adapt, quantise_factor
-from intaglio.sim.reference.loading import float_decoder
+from intaglio.sim.reference.loading import LoadedDecoder, float_decoder
 from intaglio.sim.train.decoder import as_tensor, batch_of, bits_per_byte
 
 __all__ = ["HELD_OUT_BELOW", "headers", "save_adapter", "train"]
@@ -30,7 +32,7 @@ FOLDERS = ("c10", "torch/csrc", "torch/headeronly")
 SEPARATOR = b"\0"
 
 
-def headers(root=None):
+def headers(root: Path | str | None = None) -> tuple[bytes, bytes]:
     """``(train, held_out)``: the headers as two texts, each file after a zero byte.
 
     Raises
@@ -50,7 +52,16 @@ def headers(root=None):
     return b"".join(parts[False]), b"".join(parts[True])
 
 
-def save_adapter(folder, factors, *, base, digest, alpha, rank, dtype="F16"):
+def save_adapter(
+    folder: Path | str,
+    factors: Mapping[tuple[int, str], tuple[Any, ...]],
+    *,
+    base: str,
+    digest: str,
+    alpha: float,
+    rank: int,
+    dtype: str = "F16",
+) -> None:
     """Write PEFT's files; ``factors`` as for :func:`intaglio.sim.reference.adapter.adapt`, ``digest`` that of the base (``base_digest``).
 
     F16 rounds ternary factors' one magnitude, so that they stay ternary.
@@ -86,7 +97,9 @@ def save_adapter(folder, factors, *, base, digest, alpha, rank, dtype="F16"):
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def initial_factors(config, names, rank, seed):
+def initial_factors(
+    config: ModelConfig, names: Iterable[str], rank: int, seed: int
+) -> dict[tuple[int, str], tuple[torch.Tensor, ...]]:
     """PEFT's start: A normal, B zero."""
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -100,10 +113,23 @@ def initial_factors(config, names, rank, seed):
     }
 
 
-def train(model, factors, text, *, scaling, trits, steps, batch, length, lr, seed, tell):
+def train(
+    model: LoadedDecoder,
+    factors: Mapping[tuple[int, str], tuple[Any, ...]],
+    text: bytes,
+    *,
+    scaling: float,
+    trits: int,
+    steps: int,
+    batch: int,
+    length: int,
+    lr: float,
+    seed: int,
+    tell: Callable[[dict[str, Any]], None],
+) -> dict[tuple[int, str], tuple[torch.Tensor, ...]]:
     """Train ``factors`` beside a loaded decoder; returns them as the hardware rounds them."""
     adapt(model, factors, scaling, trits)
-    modules = {key: model.layers[key[0]].get_submodule(MATRIX_TENSORS[key[1]]) for key in factors}
+    modules: dict[Any, Any] = {key: model.layers[key[0]].get_submodule(MATRIX_TENSORS[key[1]]) for key in factors}
     parameters = [parameter for module in modules.values() for parameter in (module.a, module.b)]
     optimiser = torch.optim.AdamW(parameters, lr, betas=(0.9, 0.98), weight_decay=0.0)
     generator = torch.Generator().manual_seed(seed)
@@ -133,7 +159,7 @@ def train(model, factors, text, *, scaling, trits, steps, batch, length, lr, see
         }
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, default=Path("models/burin"))
     parser.add_argument("--out", type=Path, required=True, help="folder for PEFT's two files")
@@ -183,4 +209,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

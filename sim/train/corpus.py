@@ -38,7 +38,7 @@ class Corpus:
         The library has no source files (a Python installed as byte code only).
     """
 
-    def __init__(self, root=None):
+    def __init__(self, root: Path | str | None = None) -> None:
         root = Path(root or sysconfig.get_paths()["stdlib"])
         parts = {"held_out": [], "train_library": [], "train_tests": []}
         for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):

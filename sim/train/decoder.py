@@ -10,9 +10,11 @@ import json
 import math
 import re
 import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, Self
 
 import torch
 from torch.nn import functional as F
@@ -47,7 +49,7 @@ CONFIG = {
 PIECES = 4  # runs of a spread window
 
 
-def orthogonalise(g, steps=5):
+def orthogonalise(g: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """Nearest orthogonal matrix of ``g [m, n]`` by a quintic Newton-Schulz iteration (Muon, Jordan et al. 2024)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = g.bfloat16() / (g.norm() + 1e-7)
@@ -62,11 +64,13 @@ def orthogonalise(g, steps=5):
 class Muon(torch.optim.Optimizer):
     """Momentum with orthogonalised updates, for matrices; the update's RMS is that of AdamW's (factor 0.2 sqrt(max(m, n)))."""
 
-    def __init__(self, params, lr, momentum=0.95, weight_decay=0.0):
+    def __init__(
+        self, params: Iterable[torch.Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self):
+    def step(self) -> None:  # type: ignore[override]  # no closures: the loss is computed once a step
         for group in self.param_groups:
             for p in group["params"]:
                 m = self.state[p].setdefault("m", torch.zeros_like(p))
@@ -76,11 +80,13 @@ class Muon(torch.optim.Optimizer):
                 p.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(p.shape)))
 
 
-def as_tensor(text):
+def as_tensor(text: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
 
-def batch_of(sources, shares, batch, length, generator):
+def batch_of(
+    sources: Sequence[torch.Tensor], shares: Sequence[float], batch: int, length: int, generator: torch.Generator
+) -> torch.Tensor:
     """``[batch, length + 1]`` int64 windows, each source drawn by its share."""
     rows = []
     for pick in torch.multinomial(torch.tensor(shares), batch, replacement=True, generator=generator).tolist():
@@ -89,7 +95,7 @@ def batch_of(sources, shares, batch, length, generator):
     return torch.stack(rows).long()
 
 
-def spread_positions(length, span, generator):
+def spread_positions(length: int, span: int, generator: torch.Generator) -> torch.Tensor:
     """Positions of ``length`` tokens below ``span``: :data:`PIECES` runs of equal length, the gaps between them drawn at random.
 
     Tokens taken at these positions of a text of ``span`` tokens show a model the distances of the long text at the cost of the short one
@@ -99,7 +105,7 @@ def spread_positions(length, span, generator):
     return torch.arange(length) + gaps.repeat_interleave(length // PIECES)
 
 
-def spread_bias(positions):
+def spread_bias(positions: torch.Tensor) -> torch.Tensor:
     """What to add to attention's scores ``[length, length]`` so that the keys of a spread window stand for those between them too.
 
     A query sees the keys of its own run as they are. Every key of earlier runs counts for as many as the text before the run has for each
@@ -122,7 +128,7 @@ class Phase:
     span: int
 
     @classmethod
-    def parse(cls, text):
+    def parse(cls, text: str) -> Self:
         """From ``STEPSxBATCHxLENGTH`` or ``STEPSxBATCHxLENGTH@SPAN``."""
         found = re.fullmatch(r"(\d+)x(\d+)x(\d+)(?:@(\d+))?", text)
         if not found:
@@ -137,7 +143,13 @@ class Phase:
             )
         return cls(steps, batch, length, span)
 
-    def draw(self, sources, shares, generator, rename=None):
+    def draw(
+        self,
+        sources: Sequence[torch.Tensor],
+        shares: Sequence[float],
+        generator: torch.Generator,
+        rename: Renamer | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """``tokens, targets [batch, length]`` of a step, then the model's ``positions`` and ``bias``.
 
         ``rename`` is a :class:`Renamer` for every other window.
@@ -157,7 +169,7 @@ class Phase:
         return window[:, positions], targets[:, positions + 1], positions, bias
 
 
-def phase_of(phases, step):
+def phase_of(phases: Iterable[Phase], step: int) -> Phase:
     """The phase that ``step`` falls into."""
     for phase in phases:
         if step < phase.steps:
@@ -167,7 +179,7 @@ def phase_of(phases, step):
 
 
 @torch.no_grad()
-def bits_per_byte(model, text, context):
+def bits_per_byte(model: Callable[[torch.Tensor], torch.Tensor], text: bytes, context: int) -> float:
     """Held-out bits per byte over windows of ``context`` tokens that do not overlap, each after one separator."""
     data = as_tensor(text).long()
     nats, count = 0.0, 0
@@ -179,7 +191,7 @@ def bits_per_byte(model, text, context):
     return nats / count / math.log(2)
 
 
-def options():
+def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for latent.pt and log.jsonl")
     parser.add_argument(
@@ -211,7 +223,9 @@ def options():
     return parser
 
 
-def beginning(checkpoint, theta=None, context=None):
+def beginning(
+    checkpoint: Path | str | None, theta: float | None = None, context: int | None = None
+) -> tuple[FloatDecoder, dict[str, Any]]:
     """``(model, config)`` to train: random weights, or those of a checkpoint folder; ``config`` is the content of ``config.json``."""
     if checkpoint:
         loaded = load_checkpoint(checkpoint)
@@ -228,7 +242,7 @@ def beginning(checkpoint, theta=None, context=None):
     return model, config
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     parser = options()
     args = parser.parse_args(argv)
     if args.resume and (args.checkpoint or args.theta or args.context):

@@ -6,10 +6,12 @@ Used as ``python -m intaglio.sim.train.export --latent latent.pt --out models/bu
 import argparse
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
 from intaglio.gen.checkpoint.reader import save_checkpoint
+from intaglio.gen.checkpoint.weights import Checkpoint
 from intaglio.sim.reference.float_decoder import FloatDecoder
 from intaglio.sim.reference.loading import export
 from intaglio.sim.train.decoder import CONFIG
@@ -17,7 +19,9 @@ from intaglio.sim.train.decoder import CONFIG
 __all__ = ["export_file"]
 
 
-def export_file(latent, out, embedding_dtype="F32", config=None):
+def export_file(
+    latent: Path | str, out: Path | str, embedding_dtype: str = "F32", config: dict[str, Any] | None = None
+) -> Checkpoint:
     """Export a file written by :mod:`intaglio.sim.train.decoder`.
 
     Parameters
@@ -44,7 +48,7 @@ def export_file(latent, out, embedding_dtype="F32", config=None):
     return checkpoint
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--latent", type=Path, required=True, help="latent.pt of the trainer")
     parser.add_argument("--out", type=Path, required=True, help="folder for config.json and model.safetensors")

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ __all__ = ["Recall", "bits_of_last", "ends_of", "name_text", "recall"]
 LETTERS_SHOWN, NAME_LETTERS = 4, 10
 
 
-def ends_of(text, count, needed):
+def ends_of(text: bytes, count: int, needed: int) -> list[int]:
     """``count`` places in ``text`` spread evenly from ``needed`` to its end: where the texts of :func:`bits_of_last` end.
 
     Raises
@@ -26,7 +27,9 @@ def ends_of(text, count, needed):
 
 
 @torch.no_grad()
-def bits_of_last(model, text, end, *, last, before):
+def bits_of_last(
+    model: Callable[[torch.Tensor], torch.Tensor], text: bytes, end: int, *, last: int, before: int
+) -> float:
     """Bits per byte of the ``last`` bytes of ``text[:end]``, read after a separator (token 0) and the ``before`` bytes in front.
 
     Parameters
@@ -50,7 +53,7 @@ def bits_of_last(model, text, end, *, last, before):
     return F.cross_entropy(model(tokens[None])[0, -last:].float(), target[-last:]).item() / math.log(2)
 
 
-def name_text(text, *, distance, names, seed):
+def name_text(text: bytes, *, distance: int, names: int, seed: int) -> tuple[bytes, list[tuple[int, int]]]:
     """``text`` with functions of made-up names in front, each called at its end.
 
     Parameters
@@ -99,7 +102,7 @@ class Recall:
     letters: int
     letters_right: int
 
-    def __add__(self, other):
+    def __add__(self, other: "Recall") -> "Recall":
         return Recall(
             self.names + other.names,
             self.names_right + other.names_right,
@@ -109,7 +112,12 @@ class Recall:
 
 
 @torch.no_grad()
-def recall(model, whole, spans, cut=None):
+def recall(
+    model: Callable[[torch.Tensor], torch.Tensor],
+    whole: bytes,
+    spans: Sequence[tuple[int, int]],
+    cut: int | None = None,
+) -> Recall:
     """How often the model knows the letters ``spans`` of a text by :func:`name_text`.
 
     Parameters

@@ -7,6 +7,7 @@ import builtins
 import keyword
 import re
 from collections import Counter
+from collections.abc import Iterable
 
 import torch
 
@@ -26,14 +27,14 @@ class Renamer:
         The corpus.
     """
 
-    def __init__(self, texts):
+    def __init__(self, texts: Iterable[bytes]) -> None:
         counts = Counter()
         for text in texts:
             counts.update(_WORD.findall(text))
         self.kept = {word for word, count in counts.items() if count > COMMON}
         self.kept |= {word.encode() for word in (*keyword.kwlist, *dir(builtins))}
 
-    def __call__(self, window, positions, generator):
+    def __call__(self, window: torch.Tensor, positions: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Rename in one window, in place.
 
         Parameters
@@ -67,11 +68,11 @@ class Renamer:
         return unforeseen
 
     @staticmethod
-    def _made_up(words, length, generator):
+    def _made_up(words: list[bytes], length: int, generator: torch.Generator) -> bytes:
         """Bits of two to four letters of the window's own words."""
         name = b""
         while len(name) < length:
-            pick, size, at = (torch.randint(n, (), generator=generator).item() for n in (len(words), 3, 1 << 30))
+            pick, size, at = (int(torch.randint(n, (), generator=generator)) for n in (len(words), 3, 1 << 30))
             word = words[pick].strip(b"_0123456789") or b"x"
             at %= len(word)
             name += word[at : at + 2 + size]

@@ -12,7 +12,6 @@ from intaglio.gen.synthesis.area import Measured, measure
 from intaglio.gen.synthesis.cli import register
 from intaglio.gen.synthesis.liberty import BUILT_IN, read_liberty
 from intaglio.gen.synthesis.polish import polish
-from intaglio.gen.synthesis.rom_picture import structure_svg
 from intaglio.gen.synthesis.rom_report import random_trits
 from intaglio.gen.synthesis.strategies import strategy_bank
 from intaglio.gen.synthesis.yosys import library_cells
@@ -310,10 +309,6 @@ def test_refuses_a_period(period, tmp_path, capsys):
     library = str(timed_library(tmp_path / "tiny.lib"))
     assert synth("--liberty", library, "--period", period) == 2
     assert "the clock period must be a finite number of picoseconds above 0" in capsys.readouterr().err
-
-
-def test_structure_picture_is_the_one_in_the_docs():
-    assert (Path(__file__).parents[3] / "docs/rom_structure.svg").read_text() == structure_svg()
 
 
 def test_the_benchs_figures_of_random_weights_are_medians_of_seeds(monkeypatch):

@@ -1,45 +1,39 @@
-"""The picture of `intaglio synth --svg`: nothing in it hides anything else."""
+"""The plot of `intaglio synth --svg`: nothing in it hides anything else, and it is the same each time."""
 
+import re
+import sys
 import xml.etree.ElementTree as ElementTree
 
+from intaglio.cli import main
+from intaglio.gen.synthesis.cli import register
 from intaglio.gen.synthesis.rom_picture import comparison_svg
 
-
-def parts(rows, kind):
-    return [
-        node.attrib
-        for node in ElementTree.fromstring(comparison_svg(rows)).iter(f"{{http://www.w3.org/2000/svg}}{kind}")
-    ]
+STRATEGIES = ("plain", "code", "planes", "structured", "polished")
+ROWS = [  # all of them along one line
+    {"strategy": strategy, "zeros": zeros, "per_bit": 1 - zeros} for strategy in STRATEGIES for zeros in (0.3, 0.5)
+]
 
 
-def row(strategy, zeros, value):
-    return {"strategy": strategy, "zeros": zeros, "per_bit": value}
+def test_a_line_is_narrower_than_those_under_it():
+    groups = {node.get("id"): node for node in ElementTree.fromstring(comparison_svg(ROWS)).iter() if node.get("id")}
+    drawn = [name for name in groups if name in STRATEGIES]
+    styles = [next(node.get("style") for node in groups[name].iter() if node.get("style")) for name in drawn]
+    widths = [float(re.search(r"stroke-width: ([\d.]+)", style)[1]) for style in styles]
+    assert drawn == list(STRATEGIES) and all(under > over for under, over in zip(widths, widths[1:], strict=False))
 
 
-def test_points_apart_are_plain():
-    circles = parts(
-        [row("plain", 0.3, 1.0), row("plain", 0.5, 0.9), row("code", 0.3, 0.5), row("code", 0.5, 0.4)], "circle"
-    )
-    assert [circle["r"] for circle in circles] == ["3"] * 4
+def test_axes_say_what_they_count():
+    text = comparison_svg(ROWS)
+    assert all(label in text for label in ("share of zero weights", "share of zero bits", "um2 a bit", *STRATEGIES))
+    assert "LUTs a weight" in comparison_svg([{"strategy": "plain", "zeros": 0.4, "lut_per_weight": 2.0}])
 
 
-def test_points_at_one_place_are_rings_the_widest_first():
-    rows = [
-        row("plain", 0.5, 1.0),
-        row("code", 0.5, 1.0),
-        row("planes", 0.5, 1.001),
-        row("plain", 0.5, 1.0),
-        row("code", 0.3, 0.2),
-    ]
-    circles = parts(rows, "circle")
-    assert [circle["r"] for circle in circles] == ["12", "9", "6", "3", "3"]
-    assert [circle["fill"] for circle in circles[:3]] == ["#5a5", "#259", "#999"]
-    assert all(float(circle["stroke-width"]) > 0 for circle in circles[:3])
+def test_same_rows_same_bytes():
+    assert comparison_svg(ROWS) == comparison_svg(ROWS)
 
 
-def test_a_line_along_another_is_dashed():
-    rows = [row(strategy, zeros, zeros) for strategy in ("plain", "code", "planes") for zeros in (0.3, 0.5)] + [
-        row("polished", 0.3, 0.1)
-    ]
-    lines = [path for path in parts(rows, "path") if path.get("stroke-width") == "2"]
-    assert [line.get("stroke-dasharray") for line in lines] == [None, "6 6", "6 12", None]
+def test_without_matplotlib_the_extra_is_named_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    arguments = ["synth", "--target", "nangate45", "--svg", str(tmp_path / "a.svg")]
+    assert main(arguments, {"synth": lambda: register}) == 2
+    assert "pip install 'intaglio[plot]'" in capsys.readouterr().err and not list(tmp_path.iterdir())

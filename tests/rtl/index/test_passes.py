@@ -125,6 +125,3 @@ def test_commands_and_requests(timing):
                 else pass_tiles(config, blocks=blocks, heads=fields["heads"], groups=fields["groups"])
             )
             assert tiles == len(out) and cycles <= tiles + 4
-        assert (
-            out != expected(config, mode, **fields | {"query": fields["query"] - 1}) or mode == Mode.NORM
-        )  # one row off must show

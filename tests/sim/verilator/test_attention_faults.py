@@ -79,11 +79,16 @@ def test_a_device_that_stands_still(device, case, monkeypatch):
     ids=str,
 )
 def test_wrong_parameters_are_refused(device, case, wrong, monkeypatch):
+    """Nothing is read and nothing computed: the counters of the run before stay, and the next run begins at once."""
+    case.run(device)
+    before = {name: device.read_register(name) for name in ("beats", "rows", "misses")}
+    assert all(before.values())
     with monkeypatch.context() as patch:  # undone before the next request
         patch.setattr(device_module, "run_parameters", lambda *a, **k: run_parameters(*a, **k) | wrong)
         with pytest.raises(DeviceError, match=r"the device refused the parameters of the run \(status 0x0000008"):
             case.run(device)
-    assert device.read_register("beats") == 0 or not device.read_register("status") & 1
+    assert device.read_register("status") == 0x80
+    assert {name: device.read_register(name) for name in before} == before and device.read_register("cycles_lo") == 0
 
 
 def begin(device, case):

@@ -1,0 +1,225 @@
+"""Mutants: changes the RTL's source in one place at a time, in a copy, and reports which test notices.
+
+Prints a line for each, writes ``mutants.json`` in the build folder, and ends with 1 if fewer are noticed than the goal asks for. The list
+follows from seed, number and sources alone, so that a run can be repeated; ``--only`` keeps to one room of ``rtl``.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench.common import Progress
+from bench.mutations import Mutation, draw
+from intaglio import Error
+
+__all__ = ["EQUIVALENT", "TESTS", "Workshop", "concerning", "main"]
+
+GOAL = 0.98
+COPIED = ("rtl", "gen", "sim", "host", "boards", "intaglio", "tests", "bench", "models", "pyproject.toml")
+SLACK = 60.0  # seconds that tests may take beyond three times their own
+
+# Tests that concern a file, by the beginning of its path in rtl/, the cheapest first; the longest beginning counts.
+TESTS = {
+    "arithmetic/divider": ["arithmetic/test_divider.py", "attention/test_rows.py"],
+    "arithmetic/logarithm": ["index/test_selection.py"],
+    "arithmetic/scalar": ["arithmetic/test_scalar.py", "control/test_sequencer.py"],
+    "attention": ["attention/test_rows.py", "attention/test_engine.py"],
+    "attention/engine": ["attention/test_engine.py"],
+    "attention/queries": ["attention/test_stores.py"],
+    "attention/stores": ["attention/test_stores.py"],
+    "attention/narrow": ["attention/test_narrow.py"],
+    "attention/narrow/cache": ["attention/test_narrow_cache.py"],
+    "bus": ["bus/test_registers.py", "top/test_kernel.py"],
+    "control/jobs": ["control/test_jobs.py"],
+    "control/schedule": ["control/test_schedule.py"],
+    "control/sequencer": ["control/test_sequencer.py"],
+    "index": ["index/test_selection.py"],
+    "index/block_map": ["index/test_block_map.py"],
+    "index/masses": ["index/test_masses.py"],
+    "index/passes": ["index/test_passes.py", "index/test_index_unit.py"],
+    "index/scores": ["attention/test_stores.py"],
+    "index/unit": ["index/test_index_unit.py"],
+    "kv/cache": ["kv/test_cache.py"],
+    "kv/fetch": ["kv/test_fetch.py"],
+    "link": ["link/test_link.py", "link/test_protocol.py"],
+    "matrix": ["matrix/test_unit.py"],
+    "memory": ["memory/test_rom.py", "memory/test_logic.py", "attention/test_narrow_cache.py"],
+    "ternary": ["ternary/test_linear.py"],
+    "ternary/gate": ["ternary/test_gate.py"],
+    "ternary/adapter": ["ternary/test_adapter.py", "ternary/test_linear.py"],
+    "top/attention": ["top/test_attention_core.py"],
+    "top/attention_shell": ["top/test_attention_cocotb.py"],
+    "top/decoder": ["top/test_decoder_core.py"],
+    "top/decoder_shell": ["top/test_decoder_cocotb.py"],
+    "top/activity": ["ternary/test_gate.py"],
+    "top/kernel": ["top/test_kernel.py"],
+    "vector": ["vector/test_unit.py"],
+    "vector/pass_b": ["vector/test_pass_b.py", "vector/test_unit.py"],
+    "vector/rotary": ["vector/test_rotary.py", "vector/test_unit.py"],
+    "vector/top_k": ["vector/test_top_k.py"],
+}
+
+# Changes that no test can notice, with the reason: (file, line without indentation, change). They are named in the report, not counted.
+EQUIVALENT = {}
+
+
+def concerning(path: str) -> list[str]:
+    """Paths of the tests that concern a file of ``rtl``, cheapest first.
+
+    Raises
+    ------
+    ValueError
+        No test is known to concern it.
+    """
+    name = path.removeprefix("rtl/").removesuffix(".py")
+    fitting = [begin for begin in TESTS if name == begin or name.startswith(begin + "/")]
+    if not fitting:
+        raise ValueError(f"bench/mutants.py must name tests that concern {path}")
+    return [f"tests/rtl/{test}" for test in TESTS[max(fitting, key=len)]]
+
+
+class Workshop:
+    """A copy of the tree, in which sources are changed and tests are run.
+
+    Parameters
+    ----------
+    root : Path
+        The tree; nothing in it is changed.
+    folder : Path
+        An empty folder for the copy.
+    """
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self.root, self.folder, self.seconds = root, folder, {}
+        for name in COPIED:
+            if (root / name).is_dir():
+                shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(root / name, folder / name)
+        for part in ("rtl", "gen", "sim", "host", "boards"):  # so that the copy is imported, not what is installed
+            (folder / "intaglio" / part).symlink_to(folder / part)
+
+    def test(self, path: str, limit: float | None = None) -> tuple[str, str | None, float]:
+        """``(outcome, test, seconds)``: "passed", "failed" with the first test that failed, or "limit"."""
+        command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", path]
+        began = time.monotonic()
+        with subprocess.Popen(
+            command,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+            start_new_session=True,
+        ) as process:
+            try:
+                text, _ = process.communicate(timeout=limit)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+                return "limit", path, time.monotonic() - began
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+        seconds = time.monotonic() - began
+        if process.returncode == 0:
+            return "passed", None, seconds
+        named = re.search(r"^(?:FAILED|ERROR) (\S+?\.py(?:::\S+)?)", text, re.MULTILINE)
+        if process.returncode != 1 and not named:
+            raise RuntimeError(f"pytest must run {path}, but ended with {process.returncode}:\n{text[-2000:]}")
+        return "failed", named[1] if named else path, seconds
+
+    def baseline(self, path: str) -> float:
+        """Seconds that the tests take as they are.
+
+        Raises
+        ------
+        RuntimeError
+            They fail.
+        """
+        if path not in self.seconds:
+            outcome, test, seconds = self.test(path)
+            if outcome != "passed":
+                raise RuntimeError(f"{test} must pass before anything is changed")
+            self.seconds[path] = seconds
+        return self.seconds[path]
+
+    def kill(self, mutation: Mutation, limit: float | None = None) -> tuple[str, str | None]:
+        """``(outcome, test)`` of a mutation: "killed" by a test, "limit" where tests hang, or "survived"."""
+        target = self.folder / mutation.path
+        source = target.read_bytes()
+        for path in concerning(mutation.path):
+            allowed = 3 * self.baseline(path) + SLACK if limit is None else limit
+            target.write_bytes(mutation.apply(source))
+            try:
+                outcome, test, _ = self.test(path, allowed)
+            finally:
+                target.write_bytes(source)
+            if outcome != "passed":
+                return ("killed" if outcome == "failed" else "limit"), test
+        return "survived", None
+
+
+def report(seed, count, results):
+    """What ``mutants.json`` holds."""
+    counted = [entry for entry in results if entry["outcome"] != "equivalent"]
+    noticed = sum(entry["outcome"] in ("killed", "limit") for entry in counted)
+    figure = {
+        "name": "tests.mutants_killed_share",
+        "value": noticed / len(counted) if counted else 1.0,
+        "unit": f"of {len(counted)} mutants, seed {seed}",
+        "goal": f">= {GOAL}",
+        "anchor": "one change in one place of the RTL; unit tests",
+        "class": "measured",
+    }
+    return {"seed": seed, "count": count, "figures": [figure], "mutants": results}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--count", type=int, default=72)
+    parser.add_argument("--only", metavar="ROOM", help="a folder of rtl")
+    parser.add_argument("--build", type=Path, default=Path("build"))
+    args = parser.parse_args(argv)
+    if args.count < 1:
+        raise ValueError(f"--count must be at least 1, not {args.count}")
+    root = Path(__file__).resolve().parents[1]
+    drawn = draw(root, args.seed, args.count, args.only)
+    results = []
+    args.build.mkdir(parents=True, exist_ok=True)
+    with Progress() as progress, tempfile.TemporaryDirectory(prefix="intaglio-mutants-") as folder:
+        workshop = Workshop(root, Path(folder))
+        for number, mutation in enumerate(drawn, start=1):
+            progress(f"mutant {number} of {len(drawn)}: {mutation.path}:{mutation.line}")
+            reason = EQUIVALENT.get((mutation.path, mutation.text, mutation.change))
+            began = time.monotonic()
+            outcome, test = ("equivalent", None) if reason else workshop.kill(mutation)
+            entry = {"file": mutation.path, "line": mutation.line, "kind": mutation.kind, "text": mutation.text}
+            entry |= {"change": mutation.change, "outcome": outcome, "test": test, "reason": reason}
+            results.append(entry | {"seconds": round(time.monotonic() - began, 1)})
+            what = f"{mutation.path}:{mutation.line} {mutation.kind} {' '.join(mutation.change.split())}"
+            progress.say(f"{number:3} {outcome:10} {what}: {test or reason or mutation.text}")
+            found = report(args.seed, args.count, results)
+            (args.build / "mutants.json").write_text(json.dumps(found, indent=1) + "\n")
+    figure = found["figures"][0]
+    sys.stdout.write(
+        f"{figure['name']} {figure['value']:.4f} {figure['unit']}; {args.build / 'mutants.json'} written\n"
+    )
+    return int(figure["value"] < GOAL)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (Error, ValueError, OSError, RuntimeError) as fault:
+        sys.stderr.write(f"intaglio: error: {fault}\n")
+        sys.exit(2)

@@ -1,0 +1,98 @@
+"""The decoder's core alone, in Amaranth's simulator: the smallest shapes, every word of every answer and every cycle."""
+
+import numpy as np
+import pytest
+from amaranth.sim import Simulator
+
+from intaglio.gen.checkpoint.model import ModelConfig
+from intaglio.gen.checkpoint.quantised import quantise
+from intaglio.gen.checkpoint.synthetic import random_checkpoint
+from intaglio.gen.cycles.decoder import token_cycles
+from intaglio.gen.emit.images import images, program_words
+from intaglio.gen.presets.decoder import config_for
+from intaglio.host.protocol import command
+from intaglio.rtl.memory.rom import Rom
+from intaglio.rtl.top.decoder import DecoderCore
+from intaglio.sim.reference.device import ReferenceDevice
+
+MODEL = ModelConfig(
+    vocab_size=11,
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=4,
+)
+SHAPES = {
+    "two lanes": {"lanes": 2, "lane_width": 8, "vector_width": 4, "attention_heads": 1, "packing": "2bit"},
+    "wide": {
+        "lanes": 4,
+        "lane_width": 16,
+        "vector_width": 4,
+        "attention_heads": 2,
+        "packing": "5trit",
+        "dot": "adders",
+    },
+}
+
+
+@pytest.fixture
+def filled(monkeypatch):
+    """Gives ROMs without contents those of a set of images."""
+
+    def fill(roms):
+        plain = Rom.elaborate
+
+        def elaborate(rom, platform):
+            if rom.init is None:
+                rom.init = [int.from_bytes(word.tobytes(), "little") for word in np.ascontiguousarray(roms[rom.name])]
+            return plain(rom, platform)
+
+        monkeypatch.setattr(Rom, "elaborate", elaborate)
+
+    return fill
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tokens_are_the_exact_models(shape, filled):
+    """A prompt, a burst into a full context, a token too many, a second sequence; a host that does not always take a word."""
+    checkpoint = random_checkpoint(MODEL, 3)
+    model = quantise(checkpoint, config_for(MODEL, "small", context=3, top_k=3, **SHAPES[shape]))
+    program = program_words(model)
+    filled(images(model))
+    core = DecoderCore(model.config, len(program), lane_instance=False)
+    commands = [
+        command(4, first=True),
+        command(9, want=True, top=3),
+        command(2, run=2, top=1),
+        command(7, first=True, want=True, top=2),
+    ]
+    want, found, active = ReferenceDevice(model).run(commands), [], []
+
+    async def bench(ctx):
+        queue, cycle, packet = list(commands), 0, []
+        while len(found) < len(want) or ctx.get(core.active):
+            ctx.set(core.command_valid, bool(queue))
+            ctx.set(core.command_data, queue[0] if queue else 0)
+            ctx.set(core.result_ready, cycle % 3 != 0 or len(found) < 1)
+            if ctx.get(core.result_valid) and ctx.get(core.result_ready):
+                packet.append(ctx.get(core.result_data))
+                if ctx.get(core.result_last):
+                    found.append(packet)
+                    packet = []
+            if queue and ctx.get(core.command_ready):
+                queue.pop(0)
+            active.append(ctx.get(core.active))
+            await ctx.tick()
+            cycle += 1
+            assert cycle < 20_000, "the core hangs"
+        assert not queue and not packet
+
+    simulator = Simulator(core)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(bench)
+    simulator.run()
+    assert found == want
+    first = token_cycles(model, 0, want=False).total
+    assert active[: first + 2] == [0, *[1] * first, 0]
