@@ -31,11 +31,12 @@ CANCEL_SECONDS, LEFT_BEATS = 5.0, 1 << 16  # to wait, and beats to take at a tim
 class Run:
     """What a run of one KV head told.
 
-    values int16 [G, N, D] with 8 fraction bits, of the integers v; counters, phases : cycles and counts by name; cycles : of the run;
-    aware bool [G] : query-aware heads; map : block map bool [G, nb, nb] or None.
+    values int16 [G, N, D], exponents int8 [G, N] : results in steps of ``2^exponent / 254``; counters, phases : cycles and counts by name;
+    cycles : of the run; aware bool [G] : query-aware heads; map : block map bool [G, nb, nb] or None.
     """
 
     values: np.ndarray
+    exponents: np.ndarray
     cycles: int
     counters: dict
     phases: dict
@@ -183,7 +184,7 @@ class AttentionDevice:
                 progress=tell,
             )
             self.runs.append(run)
-            out[head * group : (head + 1) * group] = z.results(run.values)
+            out[head * group : (head + 1) * group] = z.results(run.values, run.exponents)
         return out
 
     def _checked(self, q, k, v):
@@ -237,7 +238,6 @@ class AttentionDevice:
             memory,
             tokens=tokens,
             block=c["block"],
-            base=quantised.base,
             gamma16=gamma16,
             threshold=threshold,
             dense=dense,
@@ -258,13 +258,14 @@ class AttentionDevice:
             with suppress(Error):
                 self._break_off()
             raise
-        out = _rows(beats, users, c, group, blocks)[:, :tokens]
+        out, exponents = (x[:, :tokens] for x in _rows(beats, users, c, group, blocks))
         counters = {name: self.read_register(name) for name in self.manifest.counters}
         phases = {name: self.read_register(f"phase_{name}") for name in self.manifest.phases}
         cycles = self.read_register("cycles_lo") | self.read_register("cycles_hi") << 32
         aware = np.array([bool(self.read_register("aware") >> h & 1) for h in range(group)])
         return Run(
             values=out,
+            exponents=exponents,
             cycles=cycles,
             counters=counters,
             phases=phases,
@@ -342,7 +343,8 @@ class AttentionDevice:
 
 
 def _rows(beats, users, c, group, blocks):
-    """Values int16 [G, nb * B, D] of beats [n, drain], which come (head, block) by (head, block) in any order of those."""
+    """Values int16 [G, nb * B, D] and exponents int8 [G, nb * B] of beats [n, drain], which come (head, block) by (head, block), in any
+    order of those."""
     columns, drain, dim = c["columns"], c["drain"], c["head_dim"]
     packet = c["block"] * dim // drain
     marks = users.reshape(group * blocks, packet)
@@ -361,6 +363,8 @@ def _rows(beats, users, c, group, blocks):
         raise DeviceError("each (head, query block) must come once, in a packet of its own, and did not")
     rows = beats.reshape(group * blocks, c["block"] // columns, dim, columns // drain, drain)
     rows = rows.transpose(0, 1, 3, 4, 2).reshape(group * blocks, c["block"], dim)
+    groups = (marks << 1).view(np.int32).reshape(len(marks), c["block"] // columns, -1)[:, :, 0] >> 25
     out = np.empty((group, blocks, c["block"], dim), np.int16)
-    out[heads, places] = rows
-    return out.reshape(group, blocks * c["block"], dim)
+    exponents = np.empty((group, blocks, c["block"]), np.int8)
+    out[heads, places], exponents[heads, places] = rows, np.repeat(groups, columns, 1)
+    return out.reshape(group, blocks * c["block"], dim), exponents.reshape(group, blocks * c["block"])

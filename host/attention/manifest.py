@@ -7,7 +7,7 @@ from intaglio.host.manifest import FORMAT, FORMAT_VERSION, ManifestError, Regist
 
 __all__ = ["KIND", "MAP_VERSION", "PrefillManifest"]
 
-KIND, MAP_VERSION = "prefill-attention", 1
+KIND, MAP_VERSION = "prefill-attention", 2
 REQUIRED_REGISTERS = (
     "magic",
     "version",
@@ -24,7 +24,6 @@ REQUIRED_REGISTERS = (
     "gamma16",
     "threshold",
     "inverse",
-    "base",
     "dense",
     "tenant",
     "kv_head",

@@ -11,6 +11,7 @@ import intaglio.host as host
 from intaglio import Error
 from intaglio.host.attention import device as device_module
 from intaglio.host.attention.device import AttentionDevice
+from intaglio.host.attention.manifest import MAP_VERSION
 from intaglio.host.manifest import ManifestError
 from intaglio.host.protocol import ConfigMismatchError, DeviceError, DeviceTimeout
 from intaglio.host.transport import register
@@ -27,7 +28,7 @@ class Recorder:
         c = manifest["config"]
         for name, value in (
             ("magic", 0x494E5447),
-            ("version", 1),
+            ("version", MAP_VERSION),
             ("digest", int(manifest["digest"][:8], 16)),
             ("capabilities", c["context"] // c["block"] | c["group"] << 16),
         ):

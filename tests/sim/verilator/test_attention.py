@@ -101,12 +101,12 @@ def test_adversarial_activations(bench, device, kind, threshold):
 
 @pytest.mark.parametrize(
     ("base", "least", "extreme"),
-    [(0, 0, True), (0, 0, False), (3, 7, True), (15, 7, True), (15, 0, False), (9, 0, True)],
+    [(-24, 0, True), (0, 0, False), (3, 7, True), (15, 7, True), (15, 0, False), (9, 0, True)],
 )
 @pytest.mark.parametrize("threshold", [0, 1 << 25, AWARE])
 def test_any_integers(bench, device, base, least, extreme, threshold):
     """Scores that clamp, that vanish, maxima that jump: more than any activations give."""
-    z = bench.integers(203, seed=base, base=base, least=least, extreme=extreme)
+    z = bench.integers(203, seed=abs(base), base=base, least=least, extreme=extreme)
     compare(bench.Case(z=z, gamma16=50000, threshold=threshold), device)
 
 
@@ -126,7 +126,7 @@ def test_the_cache_is_really_small(bench, device):
     run = compare(bench.case(512, seed=6, gamma16=64000), device)
     visits = cache.visits(run.map, 4)
     assert run.counters["hits"] + run.counters["misses"] == len(visits) and run.counters["misses"] > 16
-    assert run.counters["rows"] > 0 and run.counters["beats"] > 66 * run.counters["misses"]
+    assert run.counters["rows"] > 0 and run.counters["beats"] > 68 * run.counters["misses"]
 
 
 MEMORIES = {
@@ -201,7 +201,6 @@ def start(device, case, *, forget=False, **parameters):
             memory,
             tokens=case.tokens,
             block=32,
-            base=case.z.base,
             gamma16=case.gamma16,
             threshold=case.threshold,
             dense=case.dense,
@@ -294,8 +293,9 @@ LINE = 4 * 32 * 16  # bytes of a KV line
     ("what", "place", "bit"),
     [
         ("a key", 2 * LINE + 5 * 16 + 3, 6),
-        ("an exponent of a key", LINE + 32 * 16 + 7, 0),
+        ("the mantissa of a key's scale", LINE + 32 * 16 + 7, 0),
         ("a value", 3 * LINE + 32 * 16 + 32 + 100, 5),
+        ("the scale of a value", 3 * LINE + 2 * 32 * 16 + 32 + 9, 2),
     ],
 )
 def test_a_wrong_byte_is_seen(bench, device, monkeypatch, what, place, bit):
@@ -331,7 +331,7 @@ def test_wrong_parameters_are_seen(bench, device):
     assert case.differences(case.run(device, gamma16=30000)) >= {"map", "values"}
     assert case.differences(case.run(device, threshold=AWARE)) >= {"map", "aware", "values"}
     assert case.differences(case.run(device, dense=True)) >= {"map", "values"}
-    wrong = dataclasses.replace(case.z, base=case.z.base - 1)
+    wrong = dataclasses.replace(case.z, xq=case.z.xq ^ 4)
     assert "values" in case.differences(device.run(wrong, gamma16=40000, threshold=0, maps=True))
 
 
@@ -347,7 +347,7 @@ def test_a_wrong_bit_of_the_map_is_seen(bench, device):
     keep[head, row, key] = False
     import torch
 
-    other = exact.attend(head_group(case.z), torch.as_tensor(keep), block=32).numpy()
+    other = exact.attend(head_group(case.z), torch.as_tensor(keep), block=32)[0].numpy()
     changed = (other != run.values).any(-1)
     assert changed[head, row * 32 : row * 32 + 32].any() and changed.sum() <= 32
 

@@ -95,9 +95,7 @@ def begin(device, case):
     memory = image(case.z, block=32, columns=8)
     device.transport.write_memory(memory.data, memory.origin)
     device.write_register("control", 4)
-    values = run_parameters(
-        memory, tokens=case.tokens, block=32, base=case.z.base, gamma16=case.gamma16, threshold=case.threshold
-    )
+    values = run_parameters(memory, tokens=case.tokens, block=32, gamma16=case.gamma16, threshold=case.threshold)
     for name, value in values.items():
         device.write_register(name, value)
     device.write_register("control", 1)
