@@ -60,7 +60,6 @@ TESTS = {
     "memory": ["memory/test_rom.py", "memory/test_logic.py", "attention/test_narrow_cache.py"],
     "ternary": ["ternary/test_linear.py"],
     "ternary/gate": ["ternary/test_gate.py"],
-    "ternary/hardwired": ["ternary/test_hardwired.py"],
     "ternary/adapter": ["ternary/test_adapter.py", "ternary/test_linear.py"],
     "top/attention": ["top/test_attention_core.py"],
     "top/attention_shell": ["top/test_attention_cocotb.py"],
