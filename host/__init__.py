@@ -3,7 +3,7 @@
 from intaglio.host.adapter.files import AdapterError
 from intaglio.host.attention.device import AttentionDevice, open_attention
 from intaglio.host.device import Device, open
-from intaglio.host.manifest import Manifest, ManifestError
+from intaglio.host.manifest import Manifest, ManifestError, PrefillManifest
 from intaglio.host.protocol import ConfigMismatchError, DeviceError, DeviceTimeout, Result
 from intaglio.host.transport.session import LinkLost
 
@@ -17,6 +17,7 @@ __all__ = [
     "LinkLost",
     "Manifest",
     "ManifestError",
+    "PrefillManifest",
     "Result",
     "open",
     "open_attention",

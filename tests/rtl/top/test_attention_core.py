@@ -39,9 +39,7 @@ class Bench:
             base=memory.origin,
             **faults,
         )
-        values = run_parameters(
-            memory, tokens=TOKENS, block=CONFIG.block, base=z.base, gamma16=GAMMA, threshold=threshold
-        )
+        values = run_parameters(memory, tokens=TOKENS, block=CONFIG.block, gamma16=GAMMA, threshold=threshold)
         for name in PARAMETERS:
             ctx.set(getattr(core, name), values[name] | values.get(f"{name}_high", 0) << 32)
         ctx.set(core.start, 1)
@@ -63,7 +61,7 @@ class Bench:
             self.slave.edge(burst=burst if ctx.get(core.memory.arvalid) else None, rready=beat is not None)
             if ctx.get(core.o.valid) and ctx.get(core.o.ready):
                 payload = ctx.get(core.o.payload)
-                beats.append((payload.block, payload.last, list(payload["values"])))
+                beats.append((payload.block, payload.last, list(payload["values"]), payload.exponent))
             phase = Phase(ctx.get(core.phase))
             if not self.phases or self.phases[-1] != phase:
                 self.phases.append(phase)
@@ -85,19 +83,22 @@ class Bench:
 
 
 def values(beats):
-    """int [tokens, D] of a run's beats, which come block by block, row group by row group, channel by channel."""
+    """int [tokens, D] of a run's beats, which come block by block, row group by row group, channel by channel, and exponents [tokens]."""
     c = CONFIG
-    order = [block for block, last, _ in beats if last]
-    rows = torch.tensor([row for _, _, row in beats]).reshape(-1, c.row_groups, c.head_dim, c.columns)
+    order = [block for block, last, *_ in beats if last]
+    rows = torch.tensor([row for _, _, row, _ in beats]).reshape(-1, c.row_groups, c.head_dim, c.columns)
     blocks = rows.transpose(2, 3).reshape(len(order), c.block, c.head_dim)
     assert sorted(order) == list(range(len(order)))
-    return torch.cat([blocks[order.index(i)] for i in range(len(order))])[:TOKENS]
+    marks = torch.tensor([exponent for *_, exponent in beats]).reshape(len(order), c.row_groups, -1)
+    assert (marks == marks[..., :1]).all()
+    marks = marks[..., 0].repeat_interleave(c.columns, 1)
+    return [torch.cat([x[order.index(i)] for i in range(len(order))])[:TOKENS] for x in (blocks, marks)]
 
 
 def test_runs_and_a_fault_between_them():
     bench, z = Bench(), case(1)
-    keep, aware = exact_run(z, block=CONFIG.block, gamma16=GAMMA, threshold=1 << 31)[1:]
-    want = exact.attend(head_group(z), torch.as_tensor(keep), block=CONFIG.block)[0]
+    keep, aware = exact_run(z, block=CONFIG.block, gamma16=GAMMA, threshold=1 << 31)[2:]
+    (want,), (exponents,) = exact.attend(head_group(z), torch.as_tensor(keep), block=CONFIG.block)
 
     async def script(ctx):
         core = bench.core
@@ -109,7 +110,8 @@ def test_runs_and_a_fault_between_them():
                 assert ctx.get(core.fault) == FetchFault.RESPONSE and not beats
                 continue
             assert ctx.get(core.fault) == FetchFault.NONE and ctx.get(core.aware) == 1 and bool(aware[0])
-            assert torch.equal(values(beats), want.long())
+            found, marks = values(beats)
+            assert torch.equal(found, want.long()) and torch.equal(marks, exponents.long())
             assert bench.phases == [Phase.IDLE, *list(Phase)[1:]]
             assert ctx.get(core.beats) == bench.slave._beats and ctx.get(core.misses) > 0
             for block in range(3):
