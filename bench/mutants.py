@@ -60,7 +60,6 @@ TESTS = {
     "memory": ["memory/test_rom.py", "memory/test_logic.py", "attention/test_narrow_cache.py"],
     "ternary": ["ternary/test_linear.py"],
     "ternary/gate": ["ternary/test_gate.py"],
-    "ternary/hardwired": ["ternary/test_hardwired.py"],
     "ternary/adapter": ["ternary/test_adapter.py", "ternary/test_linear.py"],
     "top/attention": ["top/test_attention_core.py"],
     "top/attention_shell": ["top/test_attention_cocotb.py"],
@@ -120,6 +119,7 @@ class Workshop:
     def __init__(self, root: Path, folder: Path, seconds: dict[str, float] | None = None) -> None:
         self.folder, self.seconds = folder, {} if seconds is None else seconds
         self.process: subprocess.Popen[str] | None = None
+        self.stopped = False
         for name in COPIED:
             if (root / name).is_dir():
                 shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -131,6 +131,8 @@ class Workshop:
     def test(self, path: str, limit: float | None = None) -> tuple[str, str | None, float]:
         """``(outcome, test, seconds)``: "passed", "failed" with the first test that failed, or "limit"."""
         command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", path]
+        if self.stopped:
+            raise Error(f"{path} must not run in a workshop that was stopped")
         began = time.monotonic()
         self.process = subprocess.Popen(
             command,
@@ -145,11 +147,11 @@ class Workshop:
             try:
                 text, _ = process.communicate(timeout=limit)
             except subprocess.TimeoutExpired:
-                self.stop()
+                self._end()
                 process.communicate()
                 return "limit", path, time.monotonic() - began
             except BaseException:
-                self.stop()
+                self._end()
                 raise
         seconds = time.monotonic() - began
         if process.returncode == 0:
@@ -160,7 +162,11 @@ class Workshop:
         return "failed", named[1] if named else path, seconds
 
     def stop(self) -> None:
-        """End the tests that run, if any."""
+        """End the tests that run, if any, and run no others."""
+        self.stopped = True
+        self._end()
+
+    def _end(self) -> None:
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
 
@@ -269,5 +275,10 @@ def main(argv: list[str] | None = None) -> int:
     return int(figure["value"] < GOAL)
 
 
+def _terminated(*_: object) -> None:
+    raise KeyboardInterrupt  # no test and no copy is left behind
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminated)
     sys.exit(exit_code(main))

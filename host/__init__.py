@@ -5,6 +5,7 @@ from intaglio.host.attention.device import AttentionDevice, open_attention
 from intaglio.host.device import Device, open
 from intaglio.host.manifest import Manifest, ManifestError, PrefillManifest
 from intaglio.host.protocol import ConfigMismatchError, DeviceError, DeviceTimeout, Result
+from intaglio.host.text import TextError
 from intaglio.host.transport.session import LinkLost
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "ManifestError",
     "PrefillManifest",
     "Result",
+    "TextError",
     "open",
     "open_attention",
 ]

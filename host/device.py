@@ -3,15 +3,21 @@
 Words of the command and result streams are described in :mod:`intaglio.host.protocol`.
 """
 
+from collections.abc import Generator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
 import numpy as np
 import numpy.typing as npt
 
 from intaglio.host.adapter.files import AdapterError
 from intaglio.host.adapter.loading import load_adapter
-from intaglio.host.generation import check_tokens, generate_pieces, generate_tokens
+from intaglio.host.generation import check_tokens, generate_text, generate_tokens
 from intaglio.host.manifest import Manifest
 from intaglio.host.opening import BaseDevice
 from intaglio.host.protocol import DeviceError, DeviceTimeout, Result, command, selection
+from intaglio.host.text import Text, folder_of, text_of
 from intaglio.host.transport import Transport
 
 __all__ = ["Device", "open"]
@@ -24,6 +30,8 @@ class Device(BaseDevice):
     ----------
     last : dict
         Statistics of the latest generation, see :meth:`generate_tokens`; empty before the first.
+    tokenizer : Path or None
+        The folder with the files of the model's tokenizer, where it has any.
     """
 
     MANIFEST, SHAPE = Manifest, "model"
@@ -32,8 +40,22 @@ class Device(BaseDevice):
     def __init__(self, transport: Transport, *, timeout: float = 60.0):
         super().__init__(transport, timeout=timeout)
         self.last, self._owed = {}, self.manifest.owed()
+        self.tokenizer: Path | None = None
         self.token_bits = self.manifest.token_bits
         self.full = (1 << self.token_bits) - 1  # token of an answer: nothing was computed
+
+    @classmethod
+    def open(cls, target: str, *, tokenizer: str | Path | None = None, **arguments) -> Self:
+        """As :meth:`intaglio.host.opening.BaseDevice.open`; ``tokenizer`` is the folder with the tokenizer's files, by default the one that
+        is simulated, or that the manifest lies in."""
+        device = super().open(target, **arguments)
+        device.tokenizer = Path(tokenizer) if tokenizer is not None else folder_of(target, arguments.get("manifest"))
+        return device
+
+    @cached_property
+    def text(self) -> Text:
+        """How the model reads and writes; TextError where that is not known, see :func:`intaglio.host.text.text_of`."""
+        return text_of(self.manifest, self.tokenizer)
 
     def counters(self) -> dict:
         """Counters since :meth:`clear_counters`, in cycles: ``cycles``, ``stall_in`` (waiting for a command), ``stall_out``
@@ -225,9 +247,13 @@ class Device(BaseDevice):
         """Generate tokens after ``tokens``; see :func:`intaglio.host.generation.generate_tokens`."""
         return generate_tokens(self, tokens, max_tokens, **sampling)
 
-    def generate(self, prompt, max_tokens, *, stop=None, **sampling):
-        """Generate text after ``prompt``; see :func:`intaglio.host.generation.generate_pieces`."""
-        return generate_pieces(self, prompt, max_tokens, stop=stop, **sampling)
+    def generate(self, prompt: str | bytes, max_tokens: int, *, stop=None, **sampling) -> Generator[str, None, None]:
+        """Generate text after ``prompt``, text or its UTF-8; see :func:`intaglio.host.generation.generate_text`."""
+        return generate_text(self, self.text.encode(prompt), max_tokens, stop=stop, **sampling)
+
+    def chat(self, messages: Sequence[Mapping[str, str]], max_tokens: int, *, stop=None, **sampling):
+        """Generate the answer to a conversation, dicts of ``role`` and ``content``, by the model's chat template; as :meth:`generate`."""
+        return generate_text(self, self.text.chat(messages), max_tokens, stop=stop, **sampling)
 
 
 open = Device.open  # intaglio.host.open

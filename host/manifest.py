@@ -175,6 +175,8 @@ class Manifest(DeviceManifest):
         tokens alone) and what else the generator states.
     adapter : dict or None
         What an adapter must be to be loaded; None for a device without adapters.
+    files, content : dict
+        Paths by kind of file, and SHA-256 by path, as the generator states them.
     """
 
     KIND = "decoder"
@@ -190,6 +192,8 @@ class Manifest(DeviceManifest):
 
     model: dict
     adapter: dict | None = None
+    files: dict | None = None
+    content: dict | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -217,6 +221,9 @@ class Manifest(DeviceManifest):
             tokenizer != "bytes" or vocabulary <= 256,
             f"model.vocab_size must be at most 256 for the byte tokenizer, not {vocabulary}",
         )
+        if tokenizer == "tokenizers":
+            names = {Path(str(path)).name for path in (self.files or {}).get("tokenizer", ())}
+            _need("tokenizer.json" in names, f"files.tokenizer must include a tokenizer.json, not {sorted(names)}")
         if self.adapter is not None:
             for name, kind in self.ADAPTER.items():
                 _need_type(self.adapter.get(name), kind, f"adapter.{name}")
@@ -227,6 +234,12 @@ class Manifest(DeviceManifest):
         """The tokens that end a text."""
         eos = self.model["eos"]
         return () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+
+    @property
+    def tokenizer(self) -> dict[str, str]:
+        """SHA-256 by name of the tokenizer's files; none for a model without."""
+        content = self.content or {}
+        return {Path(path).name: content.get(path, "") for path in (self.files or {}).get("tokenizer", ())}
 
     @property
     def token_bits(self) -> int:

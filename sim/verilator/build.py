@@ -37,6 +37,8 @@ VERILATOR_FLAGS = (
     "-Wno-lint",
     "-Wno-style",
 )
+# For ROMs as logic, in short functions: otherwise each bank becomes a few expressions of megabytes, which no compiler gets through.
+LOGIC_FLAGS = ("-fno-dfg", "--output-split-cfuncs", "500")
 COMPILER_FLAGS = (
     "-std=gnu++17",
     "-fPIC",
@@ -118,7 +120,7 @@ def build(folder, *, cache=None, trace=None, rom=None, board=None, tools=None, j
     rom = None if rom is None else str(rom)
     tools = tools or find_tools()
     cache = Path(cache).absolute() if cache else default_cache()
-    flags = repr((VERILATOR_FLAGS, COMPILER_FLAGS, FAST, ONCE, TRACES[trace]))
+    flags = repr((VERILATOR_FLAGS, LOGIC_FLAGS, COMPILER_FLAGS, FAST, ONCE, TRACES[trace]))
     base = _digest(flags, tools.identity)
     entry = (
         cache
@@ -159,6 +161,7 @@ class _Source:
     verilog: dict
     rom: dict
     lint: dict
+    logic: bool
 
     def inside(self, board):
         """The board whose modules ``board`` has, with this design inside."""
@@ -183,6 +186,7 @@ class _Source:
                 for kind in ("verilog", "rom", "lint")
             }
             kind, top = manifest["kind"], manifest["top"]
+            logic = manifest["config"].get("rom") == "logic"
             if kind not in SHIMS:
                 raise BuildError(f"the manifest's kind must be one of {', '.join(SHIMS)}, not {kind!r}")
             ports = _ports(manifest)
@@ -200,7 +204,7 @@ class _Source:
         names = [Path(name).name for name in groups["rom"]]
         if len(set(names)) != len(names):
             raise BuildError("the names of ROM files must differ, whatever their folders")
-        return cls(kind=kind, top=top, ports=ports, **groups)
+        return cls(kind=kind, top=top, ports=ports, logic=logic, **groups)
 
 
 def _ports(manifest):
@@ -349,6 +353,7 @@ class _Work:
             [
                 self.tools.verilator,
                 *VERILATOR_FLAGS,
+                *(LOGIC_FLAGS if source.logic else ()),
                 *TRACES[self.trace],
                 "--top-module",
                 source.top,
