@@ -18,7 +18,7 @@ from intaglio.rtl.arithmetic.attention import (
     VALUE_FRACTION,
     WEIGHT,
 )
-from intaglio.rtl.bus.streams import Mode
+from intaglio.rtl.bus.streams import TileMode
 from intaglio.rtl.memory.ram import Ram, index_bits
 
 __all__ = ["EXPONENT_BITS", "LOG_BITS", "SCALE_BITS", "UNREACHED", "TileSoftmax", "tile_sum_bits"]
@@ -263,7 +263,7 @@ class TileSoftmax(wiring.Component):
             for name, start, value, table, coarse, word_out, sums in (
                 (
                     "p",
-                    Mux(self.mode == Mode.MASS, self.log[i], self.e[i] << FRACTION),
+                    Mux(self.mode == TileMode.MASS, self.log[i], self.e[i] << FRACTION),
                     score,
                     EXP,
                     COARSE,
