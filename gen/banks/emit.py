@@ -86,6 +86,10 @@ def emit(
     """
     reader = CheckpointReader(model)
     config = reader.config
+    if (config.model_type, config.hidden_act, config.tie_word_embeddings) != ("bitnet", "relu2", True):
+        raise Error(
+            "banks must be of a BitNetForCausalLM with hidden_act 'relu2' and a tied head: use 'gen decoder' for others"
+        )
     everything = layers is None
     layers = list(range(config.num_hidden_layers)) if layers is None else sorted(set(layers))
     if not layers or not 0 <= layers[0] <= layers[-1] < config.num_hidden_layers:

@@ -69,6 +69,15 @@ class QuantisedModel:
 
 def decoder_config(model: ModelConfig, **hardware: Any) -> DecoderConfig:
     """The :class:`DecoderConfig` for a :class:`~intaglio.gen.checkpoint.model.ModelConfig` and the widths of the units."""
+    if (model.sub_norms, model.hidden_act, model.tie_word_embeddings, model.rope_scaling) != (
+        True,
+        "relu2",
+        True,
+        None,
+    ):
+        raise ValueError(
+            "the generated decoder must have sub-norms, hidden_act 'relu2', a tied head and plain rotary positions"
+        )
     return DecoderConfig(
         hidden=model.hidden_size,
         intermediate=model.intermediate_size,

@@ -26,6 +26,7 @@ __all__ = [
     "T_BITS",
     "XS_BITS",
     "ZERO_EXPONENT",
+    "RotaryScaling",
     "Scalar",
     "normalise",
     "rotary_increment",
@@ -56,9 +57,40 @@ ROTARY_ONE = 1 << 14  # cos 0
 SINE_TABLE = tuple(round(ROTARY_ONE * math.sin((i + 0.5) * math.pi / 2048)) for i in range(1024))
 
 
-def rotary_increment(index, head_dim, theta):
-    """Phase that position adds for pair ``index``: turns of ``theta^(-2 index / head_dim) / 2 pi``, in units of 2^-32 turn."""
-    return round(theta ** (-2 * index / head_dim) / (2 * math.pi) * 2**PHASE_BITS) % 2**PHASE_BITS
+@dataclass(frozen=True, kw_only=True)
+class RotaryScaling:
+    """How a model that was trained on for longer texts turns more slowly; names are Hugging Face's.
+
+    ``linear``: every frequency divided by ``factor``. ``llama3``: those whose wavelength exceeds
+    ``original_max_position_embeddings / low_freq_factor`` divided by it, those below ``original_max_position_embeddings / high_freq_factor``
+    as they are, between them a mean of both, linear in the frequency.
+    """
+
+    kind: str
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+    def ratio(self, frequency: float) -> float:
+        """What ``frequency``, in radians a position, is multiplied by."""
+        if self.kind == "linear":
+            return 1 / self.factor
+        turns = self.original_max_position_embeddings * frequency / (2 * math.pi)
+        kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        kept = min(max(kept, 0.0), 1.0)
+        return kept + (1 - kept) / self.factor
+
+
+def rotary_increment(index, head_dim, theta, scaling=None):
+    """Phase that position adds for pair ``index``: turns of ``theta^(-2 index / head_dim) / 2 pi``, in units of 2^-32 turn.
+
+    ``scaling``, a :class:`RotaryScaling`, multiplies the frequency.
+    """
+    frequency = theta ** (-2 * index / head_dim)
+    if scaling is not None:
+        frequency *= scaling.ratio(frequency)
+    return round(frequency / (2 * math.pi) * 2**PHASE_BITS) % 2**PHASE_BITS
 
 
 def rotary_pair(phase):
