@@ -302,7 +302,7 @@ _ROPE_REASONS = {
 
 
 def _rope(data, theta, positions):
-    """The rotary base and its scaling, from transformers 4's ``rope_theta`` and ``rope_scaling`` or transformers 5's ``rope_parameters``."""
+    """The rotary base and its scaling, as transformers 4 (``rope_theta``, ``rope_scaling``) or 5 (``rope_parameters``) gives them."""
     theta, scaling = data.get("rope_theta", theta), None
     for key in ("rope_scaling", "rope_parameters"):
         rope = data.get(key)

@@ -15,6 +15,7 @@ from intaglio.gen.checkpoint.model import ModelConfig
 from intaglio.gen.checkpoint.weights import Checkpoint, Layer
 from intaglio.rtl.arithmetic import numerics
 from intaglio.rtl.arithmetic.numerics import Scalar
+from intaglio.rtl.arithmetic.silu import SILU_FRACTION
 from intaglio.rtl.config.decoder import DecoderConfig
 
 __all__ = [
@@ -38,13 +39,13 @@ _NORM_OF = {
     "gate": "post_attention",
     "up": "post_attention",
     "down": "ffn_sub",
-}  # the norm that a matrix's input comes from
+}  # the norm that a matrix's input comes from, if the model has it
 
 
 @dataclass(frozen=True)
 class QuantisedLayer:
     """One layer: ``matrices`` int8 ``[rows, inputs]`` by name (q, k with rows interleaved for the rotation), ``gains`` int16 by
-    norm (input, attn_sub, post_attention, ffn_sub), ``constants`` :class:`Scalar` by matrix."""
+    norm (input, attn_sub, post_attention, ffn_sub, as far as the model has them), ``constants`` :class:`Scalar` by matrix."""
 
     matrices: dict
     gains: dict
@@ -53,11 +54,15 @@ class QuantisedLayer:
 
 @dataclass(frozen=True)
 class QuantisedModel:
-    """The whole model as integers; ``increments`` are the rotary phases per position, uint32 ``[head_dim / 2]``."""
+    """The whole model as integers; ``increments`` are the rotary phases per position, uint32 ``[head_dim / 2]``.
+
+    ``head`` is the embedding, where the model ties them.
+    """
 
     config: DecoderConfig
     embedding: np.ndarray
     embed_scale: int
+    head: np.ndarray
     layers: tuple
     final_gains: np.ndarray
     logit_constant: Scalar
@@ -69,15 +74,6 @@ class QuantisedModel:
 
 def decoder_config(model: ModelConfig, **hardware: Any) -> DecoderConfig:
     """The :class:`DecoderConfig` for a :class:`~intaglio.gen.checkpoint.model.ModelConfig` and the widths of the units."""
-    if (model.sub_norms, model.hidden_act, model.tie_word_embeddings, model.rope_scaling) != (
-        True,
-        "relu2",
-        True,
-        None,
-    ):
-        raise ValueError(
-            "the generated decoder must have sub-norms, hidden_act 'relu2', a tied head and plain rotary positions"
-        )
     return DecoderConfig(
         hidden=model.hidden_size,
         intermediate=model.intermediate_size,
@@ -86,6 +82,9 @@ def decoder_config(model: ModelConfig, **hardware: Any) -> DecoderConfig:
         kv_heads=model.num_key_value_heads,
         head_dim=model.head_dim,
         vocab=model.vocab_size,
+        activation=model.hidden_act,
+        sub_norms=int(model.sub_norms),
+        tied_head=int(model.tie_word_embeddings),
         **hardware,
     )
 
@@ -145,9 +144,12 @@ def hardware_order(name: str, weights: np.ndarray, head_dim: int) -> np.ndarray:
 
 
 def layer_constants(
-    index: int, scales: Mapping[str, float], norms: Mapping[str, np.ndarray], head_dim: int
+    index: int, scales: Mapping[str, float], norms: Mapping[str, np.ndarray], head_dim: int, activation: str = "relu2"
 ) -> tuple[dict[str, np.ndarray], dict[str, Scalar]]:
     """Gains, and the scalar of each matrix, of layer ``index``.
+
+    A matrix without a norm before it has its input multiplied by ``GAIN_MAX``, which stands for 1. With ``activation`` "silu" the constant
+    of up is that of the gated product, whose other factor has ``SILU_FRACTION`` fraction bits.
 
     Parameters
     ----------
@@ -163,25 +165,24 @@ def layer_constants(
     gains, gamma, constants = {}, {}, {}
     for name, values in norms.items():
         gains[name], gamma[name] = _gains(values)
+    up = 2.0**-SILU_FRACTION if activation == "silu" else 1.0
     for name, norm in _NORM_OF.items():
-        factor = {"q": score, "k": key, "v": key}.get(name, 1.0)
-        constants[name] = _constant(
-            f"the scale of layer {index}'s {name}",
-            scales[name] * gamma[norm] * math.sqrt(len(norms[norm])) / 127 * factor,
-        )
+        factor = {"q": score, "k": key, "v": key, "up": up}.get(name, 1.0)
+        of_norm = gamma[norm] * math.sqrt(len(norms[norm])) if norm in norms else 1 / numerics.GAIN_MAX
+        constants[name] = _constant(f"the scale of layer {index}'s {name}", scales[name] * of_norm / 127 * factor)
     return gains, constants
 
 
-def quantise_layer(index: int, layer: Layer, head_dim: int) -> QuantisedLayer:
+def quantise_layer(index: int, layer: Layer, head_dim: int, activation: str = "relu2") -> QuantisedLayer:
     """Round one :class:`~intaglio.gen.checkpoint.weights.Layer` to a :class:`QuantisedLayer`; ``index`` names it in errors."""
     scales = {name: ternary.scale for name, ternary in layer.matrices.items()}
-    gains, constants = layer_constants(index, scales, layer.norms, head_dim)
+    gains, constants = layer_constants(index, scales, layer.norms, head_dim, activation)
     matrices = {name: hardware_order(name, layer.matrices[name].weights, head_dim) for name in _NORM_OF}
     return QuantisedLayer(matrices, gains, constants)
 
 
 def head_constants(final_norm: np.ndarray, scale: float, logit_shift: int) -> tuple[np.ndarray, Scalar]:
-    """Gains of the final norm, and the logits' unit, from the embedding's INT8 ``scale``."""
+    """Gains of the final norm, and the logits' unit, from the INT8 ``scale`` of the head's matrix."""
     gains, gamma = _gains(final_norm)
     return gains, _constant("the logits' unit", gamma * math.sqrt(len(final_norm)) / 32767 * scale * 2.0**logit_shift)
 
@@ -198,18 +199,29 @@ def quantise(checkpoint: Checkpoint, config: DecoderConfig) -> QuantisedModel:
     Raises
     ------
     ValueError
-        The embedding is zero, or too small or too large for the residual stream, or a constant leaves the exponent range.
+        The embedding or the head is zero, the embedding too small or too large for the residual stream, or a constant leaves the
+        exponent range.
     """
     model = checkpoint.config
     scale, embed_scale, embed_shift = embedding_scales(float(np.abs(checkpoint.embed).max()))
     config = config.replace(embed_shift=embed_shift)
-    layers = tuple(quantise_layer(index, layer, config.head_dim) for index, layer in enumerate(checkpoint.layers))
+    layers = tuple(
+        quantise_layer(index, layer, config.head_dim, config.activation)
+        for index, layer in enumerate(checkpoint.layers)
+    )
+    embedding = head = quantise_embedding(checkpoint.embed, scale)
+    if checkpoint.head is not None:
+        scale = float(np.abs(checkpoint.head).max()) / 127
+        if not scale:
+            raise ValueError("the head must not be all zero")
+        head = quantise_embedding(checkpoint.head, scale)
     final_gains, logit_constant = head_constants(checkpoint.final_norm, scale, config.logit_shift)
     epsilon = model.rms_norm_eps
     return QuantisedModel(
         config=config,
-        embedding=quantise_embedding(checkpoint.embed, scale),
+        embedding=embedding,
         embed_scale=embed_scale,
+        head=head,
         layers=layers,
         final_gains=final_gains,
         logit_constant=logit_constant,
@@ -217,6 +229,7 @@ def quantise(checkpoint: Checkpoint, config: DecoderConfig) -> QuantisedModel:
         attention_epsilon=_constant("rms_norm_eps", epsilon * config.hidden),
         gated_epsilon=_constant("rms_norm_eps", epsilon * config.intermediate),
         increments=tuple(
-            numerics.rotary_increment(i, config.head_dim, model.rope_theta) for i in range(config.head_dim // 2)
+            numerics.rotary_increment(i, config.head_dim, model.rope_theta, model.rope_scaling)
+            for i in range(config.head_dim // 2)
         ),
     )

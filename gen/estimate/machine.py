@@ -114,6 +114,8 @@ class Machine:
     kv_dim = property(lambda self: self.kv_heads * self.head_dim)
     qkv_rows = property(lambda self: self.hidden + 2 * self.kv_dim)
     divider_bits = DecoderConfig.divider_bits
+    activation = property(lambda self: self.model.hidden_act)
+    sub_norms = property(lambda self: int(self.model.sub_norms))
     rank, adapted = property(lambda self: 0), property(lambda self: ())  # no adapters
 
     @property

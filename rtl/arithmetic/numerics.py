@@ -61,9 +61,9 @@ SINE_TABLE = tuple(round(ROTARY_ONE * math.sin((i + 0.5) * math.pi / 2048)) for 
 class RotaryScaling:
     """How a model that was trained on for longer texts turns more slowly; names are Hugging Face's.
 
-    ``linear``: every frequency divided by ``factor``. ``llama3``: those whose wavelength exceeds
-    ``original_max_position_embeddings / low_freq_factor`` divided by it, those below ``original_max_position_embeddings / high_freq_factor``
-    as they are, between them a mean of both, linear in the frequency.
+    ``linear``: every frequency divided by ``factor``. ``llama3``: those that turn less than ``low_freq_factor`` times in
+    ``original_max_position_embeddings`` positions divided by it, those that turn more than ``high_freq_factor`` times as they are, between
+    them a mean of both, linear in the frequency.
     """
 
     kind: str

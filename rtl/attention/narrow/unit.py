@@ -45,10 +45,11 @@ class AttentionUnit(wiring.Component):
     Parameters
     ----------
     config : DecoderConfig
-    embedding : list of int or None
+    embedding, head : list of int or None
         Words of the embedding ROM for Amaranth's simulator: word ``token * head_groups + c`` holds elements
         ``c * array ..`` of the token's row, signed bytes, the first in the lowest bits. None for Verilog: the ROM
-        (``embedding``) and the memories are then instances (``intaglio_rom``, ``intaglio_ram``).
+        (``embedding``) and the memories are then instances (``intaglio_rom``, ``intaglio_ram``). Likewise of the ROM ``head``, which
+        there is if the head is not tied.
 
     Members
     -------
@@ -78,7 +79,7 @@ class AttentionUnit(wiring.Component):
         An entry of the list of the last HEAD, a cycle later, and how many there are.
     """
 
-    def __init__(self, config, embedding=None):
+    def __init__(self, config, embedding=None, head=None):
         self.config = config
         heads, width = config.attention_heads, config.vector_width
         self.array = MacArray(config)
@@ -90,6 +91,9 @@ class AttentionUnit(wiring.Component):
         self.score_ram = Ram(heads * SCORE_BITS, config.context)
         self.operand_rams = [Ram(16 * width, config.head_groups) for _ in range(config.array // width)]
         self.rom = Rom("embedding", 8 * config.array, config.vocab * config.head_groups, init=embedding)
+        self.head_rom = self.rom
+        if not config.tied_head:
+            self.head_rom = Rom("head", 8 * config.array, config.vocab * config.head_groups, init=head)
         cache = {
             name: In(getattr(self.cache, name).shape())
             for name in (
@@ -143,6 +147,8 @@ class AttentionUnit(wiring.Component):
         m.submodules.array, m.submodules.cache = self.array, self.cache
         m.submodules.scores, m.submodules.weights, m.submodules.scaler = self.scores, self.weights, self.scaler
         m.submodules.topk, m.submodules.embedding = self.topk, self.rom
+        if not self.config.tied_head:
+            m.submodules.head_rom = self.head_rom
         m.submodules.score_ram = self.score_ram
         self._control(m)
         self._operands(m)
@@ -329,8 +335,12 @@ class AttentionUnit(wiring.Component):
             m.d.sync += self.word_addr.eq(first + word)
         elements = [Signal(signed(8), name=f"embedding_{i}") for i in range(config.array)]
         m.d.comb += self.rom.addr.eq(self.word_addr)
+        if not config.tied_head:
+            m.d.comb += self.head_rom.addr.eq(self.word_addr)
         for i, element in enumerate(elements):
-            m.d.comb += [element.eq(self.rom.data[8 * i : 8 * i + 8].as_signed()), self.array.embedding[i].eq(element)]
+            m.d.comb += element.eq(self.rom.data[8 * i : 8 * i + 8].as_signed())
+            of_head = element if config.tied_head else self.head_rom.data[8 * i : 8 * i + 8].as_signed()
+            m.d.comb += self.array.embedding[i].eq(of_head)
         for j in range(width):  # four parts to one, then what is left
             column = elements[j::width]
             few = [Signal(signed(8), name=f"embedding_{j}_{i}", reset_less=True) for i in range(-(-parts // 4))]

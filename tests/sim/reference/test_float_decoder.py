@@ -1,4 +1,5 @@
-"""Float model: equal to transformers' ``BitNetForCausalLM`` and ``LlamaForCausalLM`` on saved checkpoints, and to itself across export and loading.
+"""Float model: equal to transformers' ``BitNetForCausalLM`` and ``LlamaForCausalLM`` on saved checkpoints, and to itself across export
+and loading.
 
 Activations are rounded to INT8, so that near a tie a difference of one float rounding becomes one INT8 step, which every later
 token of the row sees. Rows are therefore short and many: most tokens must agree to float accuracy, all to a few such steps.
