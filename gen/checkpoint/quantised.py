@@ -41,6 +41,8 @@ _NORM_OF = {
     "down": "ffn_sub",
 }  # the norm that a matrix's input comes from, if the model has it
 
+_ROW_SCALE_MAX = (1 << numerics.ROW_SCALE_BITS) - 1
+
 
 @dataclass(frozen=True)
 class QuantisedLayer:
@@ -56,7 +58,8 @@ class QuantisedLayer:
 class QuantisedModel:
     """The whole model as integers; ``increments`` are the rotary phases per position, uint32 ``[head_dim / 2]``.
 
-    ``head`` is the embedding, where the model ties them.
+    ``head`` is the embedding, where the model ties them. Where rows have scales of their own, ``row_scales`` has those of ``embedding``
+    and, if it is another, ``head``, uint16 ``[vocab]``; else ``embed_scale`` is that of the whole embedding.
     """
 
     config: DecoderConfig
@@ -70,10 +73,15 @@ class QuantisedModel:
     attention_epsilon: Scalar
     gated_epsilon: Scalar
     increments: tuple
+    row_scales: Mapping[str, np.ndarray]
 
 
 def decoder_config(model: ModelConfig, **hardware: Any) -> DecoderConfig:
-    """The :class:`DecoderConfig` for a :class:`~intaglio.gen.checkpoint.model.ModelConfig` and the widths of the units."""
+    """The :class:`DecoderConfig` for a :class:`~intaglio.gen.checkpoint.model.ModelConfig` and the widths of the units.
+
+    Rows of embedding and head have scales of their own unless ``row_scales`` says otherwise; those of a BitNet only if it says so, since
+    the shipped ones were trained with one INT8 scale.
+    """
     return DecoderConfig(
         hidden=model.hidden_size,
         intermediate=model.intermediate_size,
@@ -85,7 +93,7 @@ def decoder_config(model: ModelConfig, **hardware: Any) -> DecoderConfig:
         activation=model.hidden_act,
         sub_norms=int(model.sub_norms),
         tied_head=int(model.tie_word_embeddings),
-        **hardware,
+        **({"row_scales": int(model.model_type != "bitnet")} | hardware),
     )
 
 
@@ -136,6 +144,14 @@ def embedding_scales(largest: float) -> tuple[float, int, int]:
 def quantise_embedding(rows: np.ndarray, scale: float) -> np.ndarray:
     """INT8 of float32 ``rows`` of the embedding."""
     return np.round(np.asarray(rows, np.float64) / scale).astype(np.int8)
+
+
+def quantise_rows(rows: np.ndarray, unit: float) -> tuple[np.ndarray, np.ndarray]:
+    """INT8 of float32 ``rows``, each by a scale of its own that is a 16-bit multiple of ``unit``: int8, and uint16 ``[rows]``."""
+    rows = np.asarray(rows, np.float64)
+    scales = np.ceil(np.abs(rows).max(1) / 127 / unit * (1 - 1e-12)).clip(0, _ROW_SCALE_MAX)
+    values = np.round(rows / (np.maximum(scales, 1) * unit)[:, None]).clip(-127, 127)
+    return values.astype(np.int8), scales.astype(np.uint16)
 
 
 def hardware_order(name: str, weights: np.ndarray, head_dim: int) -> np.ndarray:
@@ -209,12 +225,22 @@ def quantise(checkpoint: Checkpoint, config: DecoderConfig) -> QuantisedModel:
         quantise_layer(index, layer, config.head_dim, config.activation)
         for index, layer in enumerate(checkpoint.layers)
     )
-    embedding = head = quantise_embedding(checkpoint.embed, scale)
-    if checkpoint.head is not None:
-        scale = float(np.abs(checkpoint.head).max()) / 127
-        if not scale:
-            raise ValueError("the head must not be all zero")
-        head = quantise_embedding(checkpoint.head, scale)
+    head_scale = scale if checkpoint.head is None else float(np.abs(checkpoint.head).max()) / 127
+    if not head_scale:
+        raise ValueError("the head must not be all zero")
+    row_scales = {}
+    if config.row_scales:
+        unit = 2.0 ** -(numerics.RESIDUAL_FRACTION + embed_shift)
+        embedding, row_scales["embedding"] = head, _ = quantise_rows(checkpoint.embed, unit)
+        if checkpoint.head is not None:
+            unit = head_scale / _ROW_SCALE_MAX
+            head, row_scales["head"] = quantise_rows(checkpoint.head, unit)
+        scale = unit * 2.0**numerics.ROW_SCALE_BITS
+    else:
+        embedding = head = quantise_embedding(checkpoint.embed, scale)
+        if checkpoint.head is not None:
+            head = quantise_embedding(checkpoint.head, head_scale)
+        scale = head_scale
     final_gains, logit_constant = head_constants(checkpoint.final_norm, scale, config.logit_shift)
     epsilon = model.rms_norm_eps
     return QuantisedModel(
@@ -232,4 +258,5 @@ def quantise(checkpoint: Checkpoint, config: DecoderConfig) -> QuantisedModel:
             numerics.rotary_increment(i, config.head_dim, model.rope_theta, model.rope_scaling)
             for i in range(config.head_dim // 2)
         ),
+        row_scales=row_scales,
     )

@@ -56,6 +56,8 @@ def images(model: QuantisedModel, progress: Callable[[str, float], None] | None 
     out["embedding"] = model.embedding.reshape(-1, c.array).view(np.uint8)
     if not c.tied_head:
         out["head"] = model.head.reshape(-1, c.array).view(np.uint8)
+    for name, scales in model.row_scales.items():
+        out[f"{name}_scales"] = scales.astype("<u2").reshape(-1, 1).view(np.uint8)
     if c.activation == "silu":
         out["silu"] = words_to_bytes(SILU_WORDS, SILU_WORD_BITS)
     gains = np.concatenate(ordered_gains(model)).reshape(-1, c.vector_width)

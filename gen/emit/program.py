@@ -40,7 +40,10 @@ def layer_program(model: QuantisedModel) -> list[Instruction]:
     c = model.config
     v = c.vector_width
     gains = _GainAddress(v)
-    out = [Instruction(op=Op.EMBED, m=model.embed_scale, e=_words(c.hidden, v), wait=Wait.VECTOR)]
+    embed = Instruction(
+        op=Op.EMBED, m=0 if c.row_scales else model.embed_scale, e=_words(c.hidden, v), wait=Wait.VECTOR
+    )
+    out = [*[Instruction(op=Op.NOP)] * c.row_scales, embed]  # a cycle in which the scale of the token's row is read
 
     def deviation(epsilon):
         """Scale of the vector just quantised, ``M / sqrt(SS + E)``, into _SCALE; the epsilon is in _DEVIATION already or given."""

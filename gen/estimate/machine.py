@@ -116,6 +116,7 @@ class Machine:
     divider_bits = DecoderConfig.divider_bits
     activation = property(lambda self: self.model.hidden_act)
     sub_norms = property(lambda self: int(self.model.sub_norms))
+    row_scales = property(lambda self: 0)
     rank, adapted = property(lambda self: 0), property(lambda self: ())  # no adapters
 
     @property

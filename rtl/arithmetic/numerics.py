@@ -22,6 +22,7 @@ __all__ = [
     "PHASE_BITS",
     "RESIDUAL_FRACTION",
     "ROTARY_ONE",
+    "ROW_SCALE_BITS",
     "SINE_TABLE",
     "T_BITS",
     "XS_BITS",
@@ -45,6 +46,8 @@ INT8_NUMERATOR, INT8_SHIFT = INT8_MAX << 26, 26
 INT16_NUMERATOR, INT16_SHIFT = INT16_MAX << 18, 18
 OPERAND_SHIFT = 18  # for queries: element * 16-bit mantissa of their scale
 INVERSE = (1 << 33) - 1  # numerator of 1/sum of the softmax
+
+ROW_SCALE_BITS = 16  # unsigned scale of a row of the embedding or of the head
 
 ZERO_EXPONENT = -128  # of a key or a value of scale 0 in the cache: below a model's own, and its square stays in range
 

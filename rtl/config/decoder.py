@@ -29,7 +29,7 @@ ADAPTED_OPERATIONS = (
     ("down",),
 )  # matrices that one linear operation computes together
 _ADAPTER_FIELDS = ("rank", "adapters", "adapter_trits", "adapter_targets")
-_MODEL_FIELDS = {"activation": "relu2", "sub_norms": 1, "tied_head": 1}  # told only where they differ
+_MODEL_FIELDS = {"activation": "relu2", "sub_norms": 1, "tied_head": 1, "row_scales": 0}  # told only where they differ
 _GATE_FIELDS = ("gate_words", "gate_wake", "gate_isolation")
 MOST_BANKS = 128
 FORMAT = 2  # raised when the hardware or its program changes, so that old digests no longer match
@@ -66,6 +66,8 @@ class DecoderConfig:
         1: norms before the output and the down projection; 0: none, their inputs are quantised as they are.
     tied_head : int
         1: the head reads the embedding's memory; 0: it has one of its own.
+    row_scales : int
+        1: each row (token) of the embedding and of the head has a scale of its own; 0: each matrix has one.
     context : int
         Tokens that the KV cache holds.
     lanes : int
@@ -137,6 +139,7 @@ class DecoderConfig:
     activation: str = "relu2"
     sub_norms: int = 1
     tied_head: int = 1
+    row_scales: int = 0
 
     def __post_init__(self):
         def need(ok, text):
@@ -169,7 +172,7 @@ class DecoderConfig:
             self.activation in ACTIVATIONS,
             f"activation must be one of {', '.join(ACTIVATIONS)}, not {self.activation!r}",
         )
-        for name in ("sub_norms", "tied_head"):
+        for name in ("sub_norms", "tied_head", "row_scales"):
             value = getattr(self, name)
             need(type(value) is int and value in (0, 1), f"{name} must be 0 or 1, not {value!r}")
         need(self.heads % self.kv_heads == 0, f"kv_heads must divide heads = {self.heads}, not {self.kv_heads}")

@@ -7,6 +7,7 @@ any number of tokens to the cache.
 from collections.abc import Sequence
 from typing import overload
 
+import numpy as np
 import torch
 
 from intaglio.gen.checkpoint.quantised import QuantisedModel
@@ -61,6 +62,7 @@ class ExactDecoder:
         for layer in model.layers:
             weights = {name: torch.as_tensor(w).double() for name, w in layer.matrices.items()}
             self.layers.append((weights, {name: _tensor(g) for name, g in layer.gains.items()}, layer.constants))
+        self.row_scales = {name: _tensor(scales.astype(np.int64)) for name, scales in model.row_scales.items()}
         self.final_gains = _tensor(model.final_gains)
         self.exp_table = _tensor(numerics.EXP_TABLE)
         self.silu_tables = _tensor(SILU_TABLE), _tensor(SILU_SLOPES)
@@ -116,7 +118,8 @@ class ExactDecoder:
                 f"position must stay below the context of {c.context} tokens, not reach {self.position + len(tokens)}"
             )
         half = 1 << c.embed_shift >> 1
-        x = (self.embedding[tokens] * self.model.embed_scale + half) >> c.embed_shift
+        scales = self.row_scales["embedding"][tokens, None] if c.row_scales else self.model.embed_scale
+        x = (self.embedding[tokens] * scales + half) >> c.embed_shift
         rotary = self._rotary(len(tokens))
         for index in range(c.layers):
             x = self._layer(x, index, rotary)
@@ -131,7 +134,10 @@ class ExactDecoder:
             numerics.INT16_MAX,
             self.model.residual_epsilon,
         )
-        out = (q.double() @ self.head.double().T).long() >> c.logit_shift
+        out = (q.double() @ self.head.double().T).long()
+        if c.row_scales:
+            out = out * self.row_scales["embedding" if c.tied_head else "head"] >> numerics.ROW_SCALE_BITS
+        out = out >> c.logit_shift
         return out, (scale * Scalars.full(self.model.logit_constant, scale.m.shape)).double()
 
     def generate(self, prompt: Sequence[int], count: int, stop: int | None = None) -> list[int]:

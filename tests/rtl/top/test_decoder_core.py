@@ -21,8 +21,11 @@ from intaglio.sim.reference.device import ReferenceDevice
 LLAMA3 = RotaryScaling(kind="llama3", factor=4.0, original_max_position_embeddings=16)
 FAMILIES = {
     "llama": {"model_type": "llama", "hidden_act": "silu", "rope_scaling": LLAMA3, "rms_norm_eps": 1e-6},
-    "llama relu2": {"model_type": "llama", "tie_word_embeddings": False},
-    "bitnet silu": {"hidden_act": "silu", "tie_word_embeddings": False},
+    "llama untied": {"model_type": "llama", "tie_word_embeddings": False},
+    "bitnet silu": {
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+    },  # one scale for the embedding, one for the head
 }
 MODEL = ModelConfig(
     vocab_size=11,
