@@ -30,6 +30,7 @@ SLACK = 60.0  # seconds that tests may take beyond three times their own
 TESTS = {
     "arithmetic/divider": ["arithmetic/test_divider.py", "attention/test_rows.py"],
     "arithmetic/logarithm": ["index/test_selection.py"],
+    "arithmetic/silu": ["arithmetic/test_silu.py"],
     "arithmetic/scalar": ["arithmetic/test_scalar.py", "control/test_sequencer.py"],
     "attention": ["attention/test_rows.py", "attention/test_engine.py"],
     "attention/engine": ["attention/test_engine.py"],

@@ -52,7 +52,9 @@ class AttentionUnit(wiring.Component):
         Words of the embedding ROM for Amaranth's simulator: word ``token * head_groups + c`` holds elements
         ``c * array ..`` of the token's row, signed bytes, the first in the lowest bits. None for Verilog: the ROM
         (``embedding``) and the memories are then instances (``intaglio_rom``, ``intaglio_ram``). Likewise of the ROM ``head``, which
-        there is if the head is not tied, and of ``embedding_scales`` and ``head_scales``, if rows have scales.
+        there is if the head is not tied.
+    scales : pair of lists of int or None
+        Likewise of the ROMs ``embedding_scales`` and, of a head of its own, ``head_scales``, which there are if rows have scales.
 
     Members
     -------
@@ -87,7 +89,7 @@ class AttentionUnit(wiring.Component):
         That of the row ``emb_token``, a cycle later. Not while busy.
     """
 
-    def __init__(self, config, embedding=None, head=None):
+    def __init__(self, config, embedding=None, head=None, scales=(None, None)):
         self.config = config
         heads, width = config.attention_heads, config.vector_width
         self.array = MacArray(config)
@@ -103,8 +105,9 @@ class AttentionUnit(wiring.Component):
         if not config.tied_head:
             self.head_rom = Rom("head", 8 * config.array, config.vocab * config.head_groups, init=head)
         self.scale_roms = [
-            Rom(f"{name}_scales", ROW_SCALE_BITS, config.vocab)
-            for name in ("embedding", "head")[: config.row_scales * (2 - config.tied_head)]
+            Rom(f"{name}_scales", ROW_SCALE_BITS, config.vocab, init=words)
+            for name, words in zip(("embedding", "head"), scales, strict=True)
+            if config.row_scales and not (name == "head" and config.tied_head)
         ]
         cache = {
             name: In(getattr(self.cache, name).shape())
