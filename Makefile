@@ -8,6 +8,7 @@ PRESET ?= desk
 BOARD ?= ulx3s
 SEED ?= 1
 COUNT ?= 72
+JOBS ?= 1
 FIRST := 3000x16x512,1200x8x1024,100x2x4096
 SPREAD := 120x2x2048@16384,100x2x2048@24576
 MIXED := $(SPREAD)$(shell printf ',6x1x4096,5x2x2048@24576,1x1x16384%.0s' $$(seq 15))
@@ -42,8 +43,8 @@ test-quick: setup  ## the tests that need no compiler run
 bench: setup  ## measure every figure afresh; writes build/bench.json (PDK=DIR: also those that need a cell library)
 	@$(BIN)/python -m bench --build $(BUILD) $(TOOLS) $(if $(PDK),--pdk $(PDK))
 
-mutants: setup  ## change the RTL in one place at a time and see which test notices: SEED=1 COUNT=72 ONLY=room; half an hour or more
-	@$(BIN)/python -m bench.mutants --build $(BUILD) --seed $(SEED) --count $(COUNT) $(if $(ONLY),--only $(ONLY))
+mutants: setup  ## change the RTL in one place at a time and see which test notices: SEED=1 COUNT=72 ONLY=room JOBS=1; half an hour or more
+	@$(BIN)/python -m bench.mutants --build $(BUILD) --seed $(SEED) --count $(COUNT) --jobs $(JOBS) $(if $(ONLY),--only $(ONLY))
 
 board: setup  ## place and route a board's bitstream with pip's tools: BOARD=ulx3s or ecpix5; up to half an hour for each seed the first time
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[boards]'

@@ -6,7 +6,9 @@ values, resets. Widths, names, ranges and what Python itself decides while it el
 
 import ast
 import bisect
-import random
+import hashlib
+import itertools
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,7 +152,7 @@ class _Finder(ast.NodeVisitor):
             self.expression(child)
 
 
-def mutations(path: str, source: bytes) -> list["Mutation"]:
+def mutations(path: str, source: bytes) -> list[Mutation]:
     """All mutations of a file, in its order.
 
     Parameters
@@ -169,8 +171,8 @@ def mutations(path: str, source: bytes) -> list["Mutation"]:
     return sorted(unique.values(), key=lambda found: (found.start, found.end, found.new))
 
 
-def draw(root: Path, seed: int, count: int, only: str | None = None) -> list["Mutation"]:
-    """``count`` mutations of the files of ``root/rtl``, one room after the other; of a room each kind is as likely as the next.
+def draw(root: Path, seed: int, count: int, only: str | None = None) -> list[Mutation]:
+    """``count`` mutations of the files of ``root/rtl``, rooms by turns, and in a room kinds by turns.
 
     Parameters
     ----------
@@ -194,12 +196,25 @@ def draw(root: Path, seed: int, count: int, only: str | None = None) -> list["Mu
     if only is not None and only not in rooms:
         raise ValueError(f"a room must be one of {', '.join(rooms)}, not {only!r}")
     rooms = {room: found for room, found in rooms.items() if only in (None, room)}
-    picks, out = random.Random(seed), []
-    while len(out) < count and any(rooms.values()):
-        for found in rooms.values():
-            kinds = [kind for kind in KINDS if any(one.kind == kind for one in found)]
-            if kinds and len(out) < count:
-                kind = picks.choice(kinds)
-                out.append(picks.choice([one for one in found if one.kind == kind]))
-                found.remove(out[-1])
+    queues = {room: _order(seed, found) for room, found in rooms.items()}
+    out = []
+    while len(out) < count and any(queues.values()):
+        for queue in queues.values():
+            if queue and len(out) < count:
+                out.append(queue.pop(0))
     return out
+
+
+def _order(seed, found):
+    """A room's mutations at random, kinds by turns. Each is placed by a hash of itself: a change of other lines leaves it where it is."""
+    seen, kinds = Counter(), {kind: [] for kind in KINDS}
+    for one in found:
+        name = (one.path, one.text, one.change)
+        digest = hashlib.sha256(repr((seed, seen[name], *name)).encode()).digest()
+        kinds[one.kind].append((digest, one))
+        seen[name] += 1
+    turns = sorted(
+        KINDS, key=lambda kind: hashlib.sha256(repr((seed, found[0].path.split("/")[1], kind)).encode()).digest()
+    )
+    queues = [[one for _, one in sorted(kinds[kind], key=lambda pair: pair[0])] for kind in turns]
+    return [one for row in itertools.zip_longest(*queues) for one in row if one is not None]

@@ -11,10 +11,10 @@ from bench.common import Progress, figure
 from intaglio import Error
 from intaglio.gen.synthesis.area import measure
 from intaglio.gen.synthesis.fpga import measure_fpga
+from intaglio.gen.synthesis.hardwired import adder_graph, hardwired_verilog
 from intaglio.gen.synthesis.liberty import read_liberty
 from intaglio.gen.synthesis.rom_report import model_cases, random_trits
-from intaglio.rtl.memory.logic import bank
-from intaglio.rtl.ternary.hardwired import adder_graph, hardwired_verilog
+from intaglio.gen.synthesis.strategies import strategy_bank
 from intaglio.rtl.ternary.packing import pack
 
 __all__ = ["da4ml_verilog", "figures"]
@@ -63,12 +63,10 @@ def hardwired_cells(seed: int) -> tuple[int, int | None]:
 
 
 def _areas(trits, library, period=None, strategies=("code", "structured")):
-    """Area of a bank by strategy; the structured netlist is read at every address."""
+    """Area of a bank by strategy."""
     words, found = pack(trits, "2bit"), {}
     for strategy in strategies:
-        built = bank(words, 2 * trits.shape[1], "bank", strategy, cells=library.gates)
-        if built.netlist is not None and not built.netlist.holds(np.concatenate([trits == 1, trits == -1], axis=1)):
-            raise Error("the netlist must hold its weights")
+        built = strategy_bank(words, 2 * trits.shape[1], "bank", strategy, cells=library.gates)
         found[strategy] = measure(built, library, period)
     return found
 

@@ -30,6 +30,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     decoder.add_argument(
         "--set", action="append", default=[], metavar="WIDTH=VALUE", help="change one width of the preset"
     )
+    _add_processes(decoder, "processes that make weight ROMs as logic (--set rom=logic)")
     _allow_constant(decoder)
     decoder.set_defaults(run=run_decoder)
     prefill = kinds.add_parser(
@@ -66,7 +67,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="NAME",
         help="units and banks: tom (the default: 16 lanes x 10 units x 128 weights), or a preset of the decoder",
     )
-    banks.add_argument("--processes", type=int, default=2, metavar="N", help="processes, default 2")
+    _add_processes(banks, "processes")
     banks.add_argument("-o", "--out", required=True, metavar="DIR", help="output folder")
     _allow_constant(banks)
     banks.set_defaults(run=run_banks)
@@ -83,6 +84,10 @@ def _add_prefix(parser, kind):
         help=f"the top is NAME_{kind}, and modules, ROM images and macros begin with that; by "
         "default NAME has the digest in it, so that two designs can stand in one project",
     )
+
+
+def _add_processes(parser, what):
+    parser.add_argument("--processes", type=int, default=2, metavar="N", help=f"{what}, default 2")
 
 
 def _allow_constant(parser):
@@ -146,6 +151,7 @@ def run_decoder(args: argparse.Namespace) -> None:
             prefix=args.prefix,
             progress=progress,
             allow_constant=args.allow_constant,
+            processes=args.processes,
             **widths,
         )
     sys.stdout.write(

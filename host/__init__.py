@@ -3,8 +3,9 @@
 from intaglio.host.adapter.files import AdapterError
 from intaglio.host.attention.device import AttentionDevice, open_attention
 from intaglio.host.device import Device, open
-from intaglio.host.manifest import Manifest, ManifestError
+from intaglio.host.manifest import Manifest, ManifestError, PrefillManifest
 from intaglio.host.protocol import ConfigMismatchError, DeviceError, DeviceTimeout, Result
+from intaglio.host.text import TextError
 from intaglio.host.transport.session import LinkLost
 
 __all__ = [
@@ -17,7 +18,9 @@ __all__ = [
     "LinkLost",
     "Manifest",
     "ManifestError",
+    "PrefillManifest",
     "Result",
+    "TextError",
     "open",
     "open_attention",
 ]

@@ -23,6 +23,14 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="sim:OUT, a generated folder; serial:PORT?baud=N; tcp:HOST:PORT; record:FILE?target=...; replay:FILE",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="by default read from standard input")
+    parser.add_argument(
+        "--tokens", metavar="N,N,...", help="the prompt as tokens; what is generated is written as tokens too"
+    )
+    parser.add_argument("--chat", action="store_true", help="the prompt is a user's message: use the chat template")
+    parser.add_argument("--system", metavar="TEXT", help="with --chat: the message of the system before it")
+    parser.add_argument(
+        "--tokenizer", metavar="DIR", help="folder with the tokenizer's files, where it is not the simulated one"
+    )
     parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="default 256")
     parser.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="default 0: always the most probable token"
@@ -57,7 +65,11 @@ def run(args: argparse.Namespace) -> None:
     """Generate as the arguments say; faults are left to the caller."""
     from intaglio.host.device import open
 
-    prompt = args.prompt
+    if args.tokens is not None and (args.prompt is not None or args.chat or args.stop):
+        raise ValueError("--tokens must be given without --prompt, --chat and --stop")
+    if args.system is not None and not args.chat:
+        raise ValueError("--system must be given with --chat")
+    prompt = args.prompt if args.tokens is None else _numbers(args.tokens)
     if prompt is None:
         if sys.stdin.isatty():
             _note("reading the prompt from standard input; Ctrl-D ends it")
@@ -76,6 +88,7 @@ def run(args: argparse.Namespace) -> None:
             args.device,
             timeout=args.timeout,
             manifest=args.manifest,
+            tokenizer=args.tokenizer,
             progress=lambda text, _: show(text),
             accept=lambda manifest: _check(manifest, args, prompt, sampling),
             **options,
@@ -98,9 +111,11 @@ def run(args: argparse.Namespace) -> None:
 def _check(manifest, args, prompt, sampling):
     """Everything that can be told before a simulation is built."""
     from intaglio.host.adapter.loading import adapter_words
-    from intaglio.host.generation import check_request, check_stops, prompt_tokens
+    from intaglio.host.generation import check_request, check_stops
+    from intaglio.host.text import folder_of, text_of
 
-    check_request(manifest, prompt_tokens(manifest, prompt), args.max_tokens, **sampling)
+    text = None if args.tokens else text_of(manifest, args.tokenizer or folder_of(args.device, args.manifest))
+    check_request(manifest, _prompt_tokens(text, prompt, args), args.max_tokens, **sampling)
     check_stops(args.stop)
     for folder in args.adapter:
         adapter_words(manifest, folder)
@@ -113,18 +128,19 @@ def _check(manifest, args, prompt, sampling):
 
 def _generate(device, show, prompt, args, adapter, sampling):
     """The text to standard output as it comes; before it, and where it goes elsewhere than to the terminal, what the device is at."""
-    from intaglio.host.generation import prompt_tokens
+    from intaglio.host.generation import generate_text
 
-    count = len(prompt_tokens(device.manifest, prompt))
+    tokens = _prompt_tokens(None if args.tokens else device.text, prompt, args)
+    count = len(tokens)
     show(f"prompt of {count} tokens")
-    pieces = device.generate(
-        prompt,
-        args.max_tokens,
-        adapter=adapter,
-        stop=args.stop,
-        **sampling,
-        progress=lambda taken: show(f"prompt, {taken} of {count} tokens", taken / count),
-    )
+    sampling |= {
+        "adapter": adapter,
+        "progress": lambda taken: show(f"prompt, {taken} of {count} tokens", taken / count),
+    }
+    if args.tokens:
+        pieces = (f"{token} " for token in device.generate_tokens(tokens, args.max_tokens, **sampling))
+    else:
+        pieces = generate_text(device, tokens, args.max_tokens, stop=args.stop, **sampling)
     terminal = sys.stdout.isatty()
     try:
         for piece in pieces:
@@ -140,6 +156,24 @@ def _generate(device, show, prompt, args, adapter, sampling):
         sys.stdout.write("\n")
         sys.stdout.flush()
         pieces.close()
+
+
+def _numbers(text):
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--tokens must be integers with commas between them, not {text!r}") from None
+
+
+def _prompt_tokens(text, prompt, args):
+    """The prompt as tokens; ``text`` is None for one that is tokens already."""
+    if text is None:
+        return prompt
+    if not args.chat:
+        return text.encode(prompt)
+    said = prompt if isinstance(prompt, str) else prompt.decode("utf-8", "strict")
+    system = [] if args.system is None else [{"role": "system", "content": args.system}]
+    return text.chat([*system, {"role": "user", "content": said}])
 
 
 def _note(text):

@@ -30,16 +30,15 @@ def register_devices(subparsers: "argparse._SubParsersAction[argparse.ArgumentPa
 
 def devices(args: argparse.Namespace) -> int:
     """List serial ports, one line each on standard output; 1 if a device that was asked for is not there."""
-    from intaglio.host.manifest import Manifest
+    from intaglio.host.manifest import manifest_of, read_json
     from intaglio.host.protocol import DeviceError
     from intaglio.host.transport.serial import Port, delay, ports, probe
 
     asking = args.probe or bool(args.port)
     if args.manifest and not asking:
         raise ValueError("--manifest needs --probe or --port, which ask for its digest")
-    known = {
-        manifest.digest_word: f"{path} ({manifest.top})" for path in args.manifest for manifest in [Manifest.read(path)]
-    }
+    manifests = {path: manifest_of(read_json(path)) for path in args.manifest}
+    known = {manifest.digest_word: f"{path} ({manifest.top})" for path, manifest in manifests.items()}
     rows = ports()
     if args.port:
         found = {row.port: row for row in rows}
@@ -97,8 +96,8 @@ def register_serve(subparsers: "argparse._SubParsersAction[argparse.ArgumentPars
 
 def serve(args: argparse.Namespace) -> None:
     """Serve until Ctrl-C."""
-    from intaglio.host.device import Device
-    from intaglio.host.manifest import Manifest
+    from intaglio.host import AttentionDevice, Device
+    from intaglio.host.manifest import manifest_of
     from intaglio.host.server import Server, is_loopback, listener
     from intaglio.host.transport import open_transport
     from intaglio.host.transport.tcp import address_of
@@ -109,14 +108,12 @@ def serve(args: argparse.Namespace) -> None:
     options = {} if args.cache is None else {"cache": args.cache}
     with Progress() as show:
         transport = open_transport(
-            args.device,
-            manifest=args.manifest,
-            progress=lambda text, _: show(text),
-            accept=Manifest.from_dict,
-            **options,
+            args.device, manifest=args.manifest, progress=lambda text, _: show(text), accept=manifest_of, **options
         )
     try:
-        described = Device(transport).info  # a wrong bitstream is refused here
+        kind = type(manifest_of(transport.manifest))
+        opened = next(found for found in (Device, AttentionDevice) if found.MANIFEST is kind)
+        described = opened(transport).info  # a wrong bitstream is refused here
         with Server(transport, args.listen, tell=_note) as server:
             reach = (
                 "this computer only"

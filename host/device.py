@@ -3,147 +3,59 @@
 Words of the command and result streams are described in :mod:`intaglio.host.protocol`.
 """
 
+from collections.abc import Generator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
 import numpy as np
+import numpy.typing as npt
 
 from intaglio.host.adapter.files import AdapterError
 from intaglio.host.adapter.loading import load_adapter
-from intaglio.host.generation import check_tokens, generate_pieces, generate_tokens
-from intaglio.host.manifest import MAGIC, MAP_VERSION, Manifest
-from intaglio.host.protocol import (
-    ConfigMismatchError,
-    DeviceError,
-    DeviceTimeout,
-    Owed,
-    Result,
-    command,
-    selection,
-    token_bits,
-)
-from intaglio.host.transport import open_transport
+from intaglio.host.generation import check_tokens, generate_text, generate_tokens
+from intaglio.host.manifest import Manifest
+from intaglio.host.opening import BaseDevice
+from intaglio.host.protocol import DeviceError, DeviceTimeout, Result, command, selection
+from intaglio.host.text import Text, folder_of, text_of
+from intaglio.host.transport import Transport
 
 __all__ = ["Device", "open"]
 
 
-def open(target, *, timeout=60.0, manifest=None, progress=None, accept=None, **options) -> "Device":
-    """Open the device at ``SCHEME:REST``, for example ``sim:OUT`` with a generated folder.
-
-    Parameters
-    ----------
-    target : str
-    timeout : float
-        Seconds without any word moving after which an operation fails.
-    manifest : str or Path or None
-        The manifest, for transports that do not bring it.
-    progress : callable or None
-        Called with a text and seconds while something long is prepared, such as the build of a simulation.
-    accept : callable or None
-        Called with the :class:`Manifest` before that; raises where the device does not suit.
-    options
-        Passed to the transport, for example ``cache=FOLDER``.
-
-    Raises
-    ------
-    ConfigMismatchError
-        Magic, version or digest in the device's registers differ from the manifest's.
-    ManifestError, ValueError
-    """
-    if not timeout > 0:
-        raise ValueError(f"timeout must be a positive number of seconds, not {timeout}")
-
-    def judge(described):
-        found = Manifest.from_dict(described)
-        if accept is not None:
-            accept(found)
-
-    transport = open_transport(target, manifest=manifest, progress=progress, accept=judge, **options)
-    try:
-        return Device(transport, timeout=timeout)
-    except BaseException:
-        transport.close()
-        raise
-
-
-class Device:
-    """A device behind a transport; a context manager that closes it.
+class Device(BaseDevice):
+    """A decoder behind a transport, see :class:`~intaglio.host.opening.BaseDevice`.
 
     Attributes
     ----------
-    manifest : Manifest
-    info : dict
-        What the device is: top, digest, generator, clock_hz, version, capabilities and the model's figures.
     last : dict
         Statistics of the latest generation, see :meth:`generate_tokens`; empty before the first.
+    tokenizer : Path or None
+        The folder with the files of the model's tokenizer, where it has any.
     """
 
-    def __init__(self, transport, *, timeout=60.0):
-        self.transport, self.timeout, self.last = transport, timeout, {}
-        self.manifest = Manifest.from_dict(transport.manifest)
-        self.token_bits = token_bits(self.manifest.model["vocab_size"])
+    MANIFEST, SHAPE = Manifest, "model"
+    manifest: Manifest
+
+    def __init__(self, transport: Transport, *, timeout: float = 60.0):
+        super().__init__(transport, timeout=timeout)
+        self.last, self._owed = {}, self.manifest.owed()
+        self.tokenizer: Path | None = None
+        self.token_bits = self.manifest.token_bits
         self.full = (1 << self.token_bits) - 1  # token of an answer: nothing was computed
-        self._closed = False
-        self._owed = Owed(self.token_bits)
-        for name, expected in (("magic", MAGIC), ("version", MAP_VERSION), ("digest", self.manifest.digest_word)):
-            found = self.read_register(name)
-            if found != expected:
-                raise ConfigMismatchError(
-                    f"the device's {name} register is 0x{found:08x}, but its manifest "
-                    f"(digest {self.manifest.digest[:16]}) says 0x{expected:08x}: "
-                    "device and manifest must come from the same generated folder"
-                )
-        self.info = {
-            "top": self.manifest.top,
-            "digest": self.manifest.digest,
-            "generator": self.manifest.generator,
-            "clock_hz": self.manifest.clock_hz,
-            "version": MAP_VERSION,
-            "capabilities": self.read_register("capabilities"),
-            **self.manifest.model,
-        }
 
-    def __enter__(self):
-        return self
+    @classmethod
+    def open(cls, target: str, *, tokenizer: str | Path | None = None, **arguments) -> Self:
+        """As :meth:`intaglio.host.opening.BaseDevice.open`; ``tokenizer`` is the folder with the tokenizer's files, by default the one that
+        is simulated, or that the manifest lies in."""
+        device = super().open(target, **arguments)
+        device.tokenizer = Path(tokenizer) if tokenizer is not None else folder_of(target, arguments.get("manifest"))
+        return device
 
-    def __exit__(self, *_):
-        self.close()
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
-
-    def close(self):
-        """Release the transport; closing twice does nothing."""
-        if not self._closed:
-            self._closed = True
-            self.transport.close()
-
-    def _register(self, name):
-        if self._closed:
-            raise DeviceError("the device is closed")
-        if name not in self.manifest.registers:
-            raise ValueError(f"register must be one of {', '.join(sorted(self.manifest.registers))}, not {name!r}")
-        return self.manifest.registers[name]
-
-    def read_register(self, name) -> int:
-        """Value of the register ``name``, 0 to 2**32 - 1."""
-        return self.transport.read_register(self._register(name).offset)
-
-    def write_register(self, name, value):
-        """Write ``value`` to the register ``name``, which the manifest must declare writable."""
-        register = self._register(name)
-        if register.access == "ro":
-            raise ValueError(f"register {name!r} must be writable, but it is read-only")
-        if not 0 <= value <= 0xFFFFFFFF:
-            raise ValueError(f"a register's value must fit 32 bits, not {value}")
-        self.transport.write_register(register.offset, value)
-
-    def read_cycles(self) -> int:
-        """The 64-bit cycle counter, read without tearing."""
-        high = self.read_register("cycles_hi")
-        while True:
-            low, again = self.read_register("cycles_lo"), self.read_register("cycles_hi")
-            if again == high:
-                return high << 32 | low
-            high = again
+    @cached_property
+    def text(self) -> Text:
+        """How the model reads and writes; TextError where that is not known, see :func:`intaglio.host.text.text_of`."""
+        return text_of(self.manifest, self.tokenizer)
 
     def counters(self) -> dict:
         """Counters since :meth:`clear_counters`, in cycles: ``cycles``, ``stall_in`` (waiting for a command), ``stall_out``
@@ -173,13 +85,13 @@ class Device:
 
     def reset(self):
         """Reset the device and forget everything under way."""
-        self._register("status")
+        self._check_open()
         self.transport.reset()
         self._owed.clear()
 
     def drain(self):
         """Take and forget the packets that are still to come for commands already submitted."""
-        self._register("status")
+        self._check_open()
         while self._owed:
             self._answer(self._packet())
 
@@ -187,7 +99,7 @@ class Device:
         """One command word for this device, see :func:`intaglio.host.protocol.command`."""
         return command(token, bits=self.token_bits, **fields)
 
-    def submit(self, words):
+    def submit(self, words: npt.ArrayLike) -> None:
         """Send command words (see :func:`intaglio.host.protocol.command`); the last one ends the packet."""
         self.drain()
         words = np.ascontiguousarray(words, dtype=np.uint32)
@@ -238,7 +150,7 @@ class Device:
     def _answer(self, words):
         """Token and position of a packet, which is then no longer owed."""
         first = int(words[0])
-        self._owed.packet(first)
+        self._owed.packet(words)
         return first & self.full, first >> self.token_bits
 
     def _packet(self):
@@ -335,6 +247,13 @@ class Device:
         """Generate tokens after ``tokens``; see :func:`intaglio.host.generation.generate_tokens`."""
         return generate_tokens(self, tokens, max_tokens, **sampling)
 
-    def generate(self, prompt, max_tokens, *, stop=None, **sampling):
-        """Generate text after ``prompt``; see :func:`intaglio.host.generation.generate_pieces`."""
-        return generate_pieces(self, prompt, max_tokens, stop=stop, **sampling)
+    def generate(self, prompt: str | bytes, max_tokens: int, *, stop=None, **sampling) -> Generator[str, None, None]:
+        """Generate text after ``prompt``, text or its UTF-8; see :func:`intaglio.host.generation.generate_text`."""
+        return generate_text(self, self.text.encode(prompt), max_tokens, stop=stop, **sampling)
+
+    def chat(self, messages: Sequence[Mapping[str, str]], max_tokens: int, *, stop=None, **sampling):
+        """Generate the answer to a conversation, dicts of ``role`` and ``content``, by the model's chat template; as :meth:`generate`."""
+        return generate_text(self, self.text.chat(messages), max_tokens, stop=stop, **sampling)
+
+
+open = Device.open  # intaglio.host.open

@@ -1,8 +1,7 @@
-"""Generation: the loop that feeds tokens to a device, and its text form for byte tokenizers."""
+"""Generation: the loop that feeds tokens to a device, and its text form."""
 
 from __future__ import annotations
 
-import codecs
 import operator
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from intaglio.host.device import Device
 
 
-__all__ = ["check_request", "check_stops", "check_tokens", "generate_pieces", "generate_tokens", "prompt_tokens"]
+__all__ = ["check_request", "check_stops", "check_tokens", "generate_text", "generate_tokens"]
 
 BURST = 8  # tokens that the device generates by itself for one command
 
@@ -117,17 +116,6 @@ def check_request(
     return tokens, Sampler(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, limit=manifest.model["top_k"])
 
 
-def prompt_tokens(manifest: Manifest, prompt: str | bytes) -> list:
-    """The tokens of a prompt, text or bytes, the model's beginning token first; ValueError unless its tokens are bytes."""
-    model = manifest.model
-    if model["tokenizer"] != "bytes":
-        raise ValueError("text needs a model whose tokenizer is 'bytes': use generate_tokens")
-    data = prompt.encode("utf-8", "surrogateescape") if isinstance(prompt, str) else bytes(prompt)
-    if not data:
-        raise ValueError("a prompt must have at least one byte")
-    return [*([] if model["bos"] is None else [model["bos"]]), *data]
-
-
 def _generate(device, tokens, max_tokens, sampler, burst, selection, progress):
     ends = device.manifest.ends
     room = device.manifest.model["context"] - len(tokens) + 1  # the last token is never fed
@@ -177,18 +165,18 @@ def _results(device, tokens, limit, sampler, burst, selection, progress):
             yield token
 
 
-def generate_pieces(
-    device: Device, prompt: str | bytes, max_tokens: int, *, stop: str | Iterable[str] | None = None, **sampling: Any
+def generate_text(
+    device: Device, tokens: Iterable[int], max_tokens: int, *, stop: str | Iterable[str] | None = None, **sampling: Any
 ) -> Generator[str, None, None]:
-    """Generate text after ``prompt`` with a byte tokenizer.
+    """Generate text after a prompt's tokens, by the decoder of ``device.text``.
 
     Parameters
     ----------
     device : Device
-    prompt : str or bytes
-        At least one byte; text is encoded as UTF-8. The model's beginning token, if it has one, is put before it.
+    tokens : sequence of int
+        The prompt, of ``device.text.encode`` or ``device.text.chat``.
     max_tokens : int
-        Bytes to generate at most.
+        Tokens to generate at most.
     stop : str, sequence of str, or None
         Texts that end the generation and are not yielded; ``device.last["finish"]`` is then "stop".
     sampling
@@ -197,14 +185,14 @@ def generate_pieces(
     Yields
     ------
     str
-        Pieces of at least one character; bytes that are not UTF-8 become U+FFFD.
+        Pieces of at least one character; what is no character becomes U+FFFD.
 
     Raises
     ------
-    ValueError, DeviceTimeout, DeviceError
+    ValueError, TextError, DeviceTimeout, DeviceError
     """
-    tokens = prompt_tokens(device.manifest, prompt)
-    return _pieces(device, generate_tokens(device, tokens, max_tokens, **sampling), check_stops(stop))
+    decoder = device.text.decoder()
+    return _pieces(decoder, generate_tokens(device, tokens, max_tokens, **sampling), check_stops(stop))
 
 
 def check_stops(stop: str | Iterable[str] | None) -> tuple:
@@ -215,12 +203,11 @@ def check_stops(stop: str | Iterable[str] | None) -> tuple:
     return stops
 
 
-def _pieces(device, tokens, stops):
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+def _pieces(decoder, tokens, stops):
     held = ""  # the end of the text while it may be the beginning of a stop
     try:
         for token in tokens:
-            held += decoder.decode(bytes([token]))
+            held += decoder.push(token)
             found = [at for at in (held.find(stop) for stop in stops) if at >= 0]
             if found:
                 held = held[: min(found)]
@@ -232,7 +219,7 @@ def _pieces(device, tokens, stops):
             if piece:
                 yield piece
         else:
-            held += decoder.decode(b"", True)
+            held += decoder.finish()
     finally:
         tokens.close()
     if held:

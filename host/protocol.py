@@ -2,21 +2,26 @@
 
 Command word: t bits of token, run up to bit 23, 24-28 top, 30 want, 31 first; t is 16, or more for a larger vocabulary. Result packet:
 word 0 has the greedy next token in t bits and the input's position in the others; with logits, word 1 has the mantissa and the signed
-exponent of the logit unit, then each logit takes two words, token and value.
+exponent of the logit unit, then each logit takes two words, token and value. A prefill unit has no commands: its registers begin a run, and
+docs/prefill.md has its results.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from intaglio import Error
 
 __all__ = [
+    "VOID",
     "ConfigMismatchError",
     "DeviceError",
     "DeviceTimeout",
     "Owed",
+    "OwedRun",
     "Result",
     "command",
     "selection",
@@ -24,6 +29,7 @@ __all__ = [
 ]
 
 SELECT = 1 << 29  # of a command word: it selects an adapter
+VOID = 1 << 23  # in tuser of a prefill unit's result: the run ended early
 
 
 def token_bits(vocab_size: int) -> int:
@@ -113,19 +119,58 @@ class Owed:
     def __bool__(self) -> bool:
         return bool(self._counts)
 
-    def add(self, words: np.ndarray) -> None:
+    def add(self, words: npt.NDArray[np.uint32]) -> None:
         """Commands ``uint32 [n]`` were sent."""
         words = words[words & SELECT == 0]
         runs, wanted = (words & 0xFFFFFF) >> self.bits, words >> 30 & 1
         self._counts.extend((runs + (wanted | (runs != 0)))[(wanted | runs) != 0].tolist())
 
-    def packet(self, first: int) -> None:
-        """A packet came whose first word is ``first``; a refusal (context full, adapter not there) ends the command's run."""
+    def wrote(self, offset: int, value: int) -> None:
+        """A register was written, which makes a decoder owe nothing."""
+
+    def packet(self, words: Sequence[int]) -> None:
+        """A packet came; a refusal (context full, adapter not there) ends the command's run."""
         if self._counts:
             self._counts[0] -= 1
             refused = (1 << self.bits) - 1
-            if first & refused == refused or not self._counts[0]:
+            if int(words[0]) & refused == refused or not self._counts[0]:
                 self._counts.popleft()
 
     def clear(self) -> None:
         self._counts.clear()
+
+
+class OwedRun:
+    """The result packets that a prefill unit still owes for the run that it was told to begin; true while there are any.
+
+    Parameters
+    ----------
+    control, tokens : int
+        Offsets of these registers.
+    group, block : int
+        Of the unit: a run has a packet for each of ``group`` heads and ``block`` tokens.
+    """
+
+    def __init__(self, *, control: int, tokens: int, group: int, block: int) -> None:
+        self._control, self._offset, self._group, self._block = control, tokens, group, block
+        self._tokens = self._left = 0
+
+    def __bool__(self) -> bool:
+        return self._left > 0
+
+    def add(self, words: npt.NDArray[np.uint32]) -> None:
+        """Commands were sent, of which a prefill unit has none."""
+
+    def wrote(self, offset: int, value: int) -> None:
+        """A register was written. A run that is refused gives one packet, as one that is broken off."""
+        if offset == self._offset:
+            self._tokens = value
+        elif offset == self._control and value & 1 and not self._left:
+            self._left = max(1, self._group * -(-self._tokens // self._block))
+
+    def packet(self, words: Sequence[int]) -> None:
+        """A packet came, whose last word is tuser."""
+        self._left = 0 if int(words[-1]) & VOID else max(0, self._left - 1)
+
+    def clear(self) -> None:
+        self._tokens = self._left = 0

@@ -14,9 +14,10 @@ from typing import Self
 
 import numpy as np
 
-from intaglio.host.protocol import DeviceError, DeviceTimeout, Owed, token_bits
-from intaglio.host.transport import Transport
-from intaglio.host.transport.frames import Decoder, Kind, encode
+from intaglio.host.manifest import manifest_of
+from intaglio.host.protocol import DeviceError, DeviceTimeout
+from intaglio.host.transport import Transport, check_memory
+from intaglio.host.transport.frames import MEMORY_WORDS, Decoder, Kind, encode
 from intaglio.host.transport.peer import Peer
 from intaglio.host.transport.session import LinkLost
 from intaglio.host.transport.tcp import GREETING_VERSION, SocketChannel, address_of
@@ -179,11 +180,12 @@ class DeviceEnd:
     """The device's end of the link for any transport: bytes of frames in, bytes of frames out."""
 
     def __init__(self, transport: Transport) -> None:
-        self.transport, self.peer = transport, Peer(int(transport.manifest["digest"][:8], 16), depth=DEPTH)
-        self._owed = Owed(token_bits(transport.manifest["model"]["vocab_size"]))
+        manifest = manifest_of(transport.manifest)
+        self.transport, self._owed = transport, manifest.owed()
+        self.peer = Peer(manifest.digest_word, depth=DEPTH, memory=bool(transport.manifest.get("memory_bus")))
         self._decoder, self._resets = Decoder(), 0
         self._given = 0  # commands given to the transport and not taken from the peer
-        self._first: int | None = None  # first word of a packet
+        self._packet: list[int] = []  # words of the packet under way
 
     @property
     def busy(self) -> bool:
@@ -211,25 +213,37 @@ class DeviceEnd:
         return b"".join(frames)
 
     def _obey(self):
-        """Reset and register access."""
+        """Reset, and access to registers and memory."""
         peer = self.peer
         if peer.resets != self._resets:
             self._resets = peer.resets
             self.transport.reset()
             self._owed.clear()
-            self._given, self._first = 0, None
+            self._given, self._packet = 0, []
         if peer.access is not None:
-            kind, offset, value = peer.access
             try:
-                if kind == Kind.WRITE:
-                    self.transport.write_register(offset, value)
-                    peer.answer(0)
-                else:
-                    peer.answer(self.transport.read_register(offset))
+                peer.answer(*self._access(*peer.access))
             except (LinkLost, DeviceTimeout):
                 raise
-            except DeviceError:
+            except (DeviceError, ValueError):  # of the bus, or of what the client asks for
                 peer.answer(0, fault=True)
+
+    def _access(self, kind, address, value):
+        """Carry out an access; the words of its answer."""
+        if kind == Kind.READ:
+            return (self.transport.read_register(address),)
+        if kind == Kind.WRITE:
+            self.transport.write_register(address, value)
+            self._owed.wrote(address, value)
+        elif isinstance(value, tuple):
+            check_memory(self.transport.manifest, address, 4 * len(value))
+            self.transport.write_memory(address, np.array(value, "<u4").view(np.uint8))
+        elif not 0 < value <= MEMORY_WORDS:
+            raise ValueError(f"an access must read 1 to {MEMORY_WORDS} words of memory, not {value}")
+        else:
+            check_memory(self.transport.manifest, address, 4 * value)
+            return self.transport.read_memory(address, 4 * value).view("<u4").tolist()
+        return (0,)
 
     def _move(self):
         """Commands to the device, results from it."""
@@ -249,7 +263,7 @@ class DeviceEnd:
         words, last = self.transport.receive(peer.room, POLL_SECONDS)
         for word, end in zip(words.tolist(), last.tolist(), strict=True):
             peer.put(word, end)
-            first = self._first = word if self._first is None else self._first
+            self._packet.append(word)
             if end:
-                self._owed.packet(first)
-                self._first = None
+                self._owed.packet(self._packet)
+                self._packet = []

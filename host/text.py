@@ -5,14 +5,17 @@ reads, and perhaps a chat template, which ``jinja2`` renders; both come with the
 """
 
 import codecs
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Protocol
 
 from intaglio import Error
+from intaglio.host.manifest import Manifest
 
-__all__ = ["ByteText", "Decoder", "Text", "TextError", "TokenizerText"]
+__all__ = ["ByteText", "Decoder", "Text", "TextError", "TokenizerText", "folder_of", "text_of"]
 
 TOKENIZER, TOKENIZER_CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 
@@ -195,3 +198,49 @@ def _template(config):
         named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
         found = named.get("default")
     return found
+
+
+def folder_of(target: str, manifest: str | Path | None = None) -> Path | None:
+    """Where the files of a device lie that is opened as ``target``: beside its manifest, or the simulated folder; None if nobody says."""
+    if manifest is not None:
+        return Path(manifest) if Path(manifest).is_dir() else Path(manifest).parent
+    scheme, _, rest = target.partition(":")
+    return Path(rest.partition("?")[0]) if scheme == "sim" else None
+
+
+def text_of(manifest: Manifest, folder: Path | str | None = None) -> Text:
+    """How the model of a manifest reads and writes.
+
+    Parameters
+    ----------
+    manifest : Manifest
+    folder : Path, str or None
+        For a model with a tokenizer: the generated folder, or the checkpoint's.
+
+    Raises
+    ------
+    TextError
+        The model has no tokenizer, or its files are not there, are not those that the device was generated with, or cannot be used.
+    """
+    kind = manifest.model["tokenizer"]
+    if kind == "bytes":
+        return ByteText(manifest.model["bos"])
+    if kind == "none":
+        raise TextError(
+            "text needs a model with a tokenizer, and this one came without: give tokens (--tokens, generate_tokens)"
+        )
+    if folder is None:
+        raise TextError(
+            "text needs the tokenizer's files, which lie in the generated folder: give it (--tokenizer DIR, open(tokenizer=DIR)), or tokens"
+        )
+    files = {}
+    for name, digest in manifest.tokenizer.items():
+        path = Path(folder) / "tokenizer" / name
+        path = path if path.is_file() else Path(folder) / name
+        try:
+            files[name] = path.read_bytes()
+        except OSError as fault:
+            raise TextError(f"the tokenizer's file {path} must be readable: {fault.strerror or fault}") from fault
+        if hashlib.sha256(files[name]).hexdigest() != digest:
+            raise TextError(f"{path} must be the file that the device was generated with, and its SHA-256 is another")
+    return TokenizerText(files)

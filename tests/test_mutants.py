@@ -7,6 +7,7 @@ import pytest
 
 from bench.mutants import EQUIVALENT, TESTS, Workshop, concerning, report
 from bench.mutations import KINDS, draw, mutations
+from intaglio import Error
 
 ROOT = Path(__file__).parents[1]
 CONDITION = "count[3] == self.most if self.most == 7 else ready"
@@ -129,6 +130,9 @@ def test_killed_survived_and_stuck(tmp_path):
         "2 -> 3": ("limit", "tests/rtl/bus/test_registers.py"),
     }
     assert unit.read_text() == (copy / "rtl/bus/streams.py").read_text() and "b.eq(2)" in unit.read_text()
+    workshop.stop()
+    with pytest.raises(Error, match="must not run in a workshop that was stopped"):
+        workshop.kill(one)
     assert list(tree.rglob("__pycache__")) == []
     (tree / "tests/rtl/bus/test_registers.py").write_text("assert False\n")
     (copy / "again").mkdir()

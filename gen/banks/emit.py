@@ -21,15 +21,15 @@ import numpy as np
 
 from intaglio import Error, __version__
 from intaglio.gen.banks.forms import FORMS
-from intaglio.gen.banks.job import peak_kib
+from intaglio.gen.banks.job import Job
 from intaglio.gen.banks.layout import BankLayout
-from intaglio.gen.banks.pool import Pool
 from intaglio.gen.checkpoint.constant import refuse_constant
 from intaglio.gen.checkpoint.model import ModelConfig
 from intaglio.gen.checkpoint.quantised import embedding_scales, head_constants, layer_constants
 from intaglio.gen.checkpoint.reader import CheckpointReader
 from intaglio.gen.emit.images import EXECUTION
 from intaglio.gen.emit.output import check_folder, described, json_text
+from intaglio.gen.pool import Pool, check_processes, peak_kib
 from intaglio.progress import silent
 from intaglio.rtl.config.decoder import logit_shift
 from intaglio.rtl.memory.rom import hex_text
@@ -95,14 +95,13 @@ def emit(
         raise ValueError(f"layers must be in 0..{config.num_hidden_layers - 1}, not {layers}")
     if form not in FORMS:
         raise ValueError(f"the form of banks must be one of {', '.join(FORMS)}, not {form!r}")
-    if type(processes) is not int or not 1 <= processes <= 64:
-        raise ValueError(f"processes must be an integer in 1..64, not {processes!r}")
+    check_processes(processes)
     shapes = matrix_shapes(config)
     for rows, inputs in [*shapes.values(), (config.vocab_size, config.hidden_size)]:
         layout.banks(rows, inputs)  # raises before work starts
     run = _Run(reader, layout, form, Path(out).resolve(), progress or silent)
     _acceptable(run.out, run.about())  # before the checkpoint is read
-    with Pool(processes, model, layout, form) as pool:
+    with Pool(processes, Job, model, layout, form) as pool:
         run.check(pool, layers, everything, allow_constant)
         with _locked(run.out, run.about()):
             run.keep(pool)

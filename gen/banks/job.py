@@ -15,7 +15,7 @@ from intaglio.gen.checkpoint.reader import CheckpointReader, end_constants
 from intaglio.gen.emit.images import EXECUTION, execution_matrix
 from intaglio.gen.emit.output import sources_digest
 
-__all__ = ["Job", "peak_kib"]
+__all__ = ["Job"]
 
 
 class Job:
@@ -98,9 +98,3 @@ class Job:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return described
-
-
-def peak_kib() -> int:
-    """Most memory that this process has had resident, in KiB."""
-    with open("/proc/self/status", encoding="ascii") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))

@@ -15,7 +15,8 @@ from intaglio.gen.checkpoint.reader import load_checkpoint
 from intaglio.gen.checkpoint.text import tokenizer_kind
 from intaglio.gen.checkpoint.weights import Checkpoint
 from intaglio.gen.emit import collateral, output
-from intaglio.gen.emit.images import images
+from intaglio.gen.emit.images import images, weight_names
+from intaglio.gen.emit.logic import check_logic, logic_modules
 from intaglio.gen.emit.naming import checked_prefix, renamed, top_name
 from intaglio.gen.emit.power_intent import power_intent
 from intaglio.gen.emit.verilog import convert
@@ -43,6 +44,7 @@ def generate(
     progress: Callable[[str, float], None] | None = None,
     reuse: bool = False,
     allow_constant: bool = False,
+    processes: int = 1,
     **widths: int | str,
 ) -> dict[str, Any]:
     """Write a decoder to the folder ``out``.
@@ -63,6 +65,8 @@ def generate(
         Keep an earlier output of the same checkpoint, widths, prefix, generator and tools, if none of its files has changed.
     allow_constant : bool
         Accept a checkpoint folder with matrices of one value throughout, or norms of zeros.
+    processes : int
+        That make weight ROMs as logic, 1 to 64. More than one start anew from the caller's main module, as ``multiprocessing`` does.
 
     Returns
     -------
@@ -74,10 +78,10 @@ def generate(
         The folder holds something else; the checkpoint or the widths do not fit.
     """
     out, tell = output.check_folder(out, KIND), progress or silent
-    checkpoint, config, inputs = _inputs(model, preset, prefix, widths, tell, allow_constant)
+    checkpoint, config, inputs = _inputs(model, preset, prefix, widths, tell, allow_constant, processes)
     if reuse and (kept := output.kept(out, inputs)):
         return kept
-    described = output.write(out, *_design(checkpoint, config, preset, prefix, inputs, tell))
+    described = output.write(out, *_design(checkpoint, config, preset, prefix, inputs, tell, processes))
     tell("written", 1.0)
     return described
 
@@ -95,27 +99,32 @@ def contents(
     return _design(checkpoint, config, preset, prefix, inputs, progress or silent)
 
 
-def _inputs(model, preset, prefix, widths, tell, allow_constant=False):
+def _inputs(model, preset, prefix, widths, tell, allow_constant=False, processes=1):
     """Checkpoint, configuration, and the digest of all that the output depends on. What does not fit is told before weights are read."""
     checked_prefix(prefix)
     if isinstance(model, (str, Path)):
-        config_for(ModelConfig.from_json(Path(model) / "config.json"), preset, **widths)
+        check_logic(config_for(ModelConfig.from_json(Path(model) / "config.json"), preset, **widths), processes)
         tell("reading the checkpoint", 0.0)
         checkpoint = load_checkpoint(model, allow_constant=allow_constant)
     else:
         tell("checkpoint", 0.0)
         checkpoint = model
     config = config_for(checkpoint.config, preset, **widths)
+    check_logic(config, processes)
     return checkpoint, config, _inputs_digest(checkpoint, preset, prefix, config)
 
 
-def _design(checkpoint, config, preset, prefix, inputs, tell):
+def _design(checkpoint, config, preset, prefix, inputs, tell, processes=1):
     quantised = quantise(checkpoint, config)
     config = quantised.config
     roms = images(quantised, lambda text, share: tell(text, 0.05 + 0.35 * share))
     digest = _digest(config, roms)
     top = top_name(KIND, digest, prefix)
-    modules = renamed(_modules(config, len(roms["program"]), int(digest[:8], 16), tell), KIND, top)
+    modules = _modules(config, len(roms["program"]), int(digest[:8], 16), tell)
+    if config.rom == "logic":
+        modules |= logic_modules(config, roms, processes, lambda text, share: tell(text, 0.8 + 0.1 * share))
+        roms = {name: image for name, image in roms.items() if name not in weight_names(config)}
+    modules = renamed(modules, KIND, top)
     tell("files", 0.9)
     content, files = collateral.design_files(
         modules,

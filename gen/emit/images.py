@@ -8,13 +8,14 @@ from intaglio.gen.checkpoint.quantised import QuantisedModel
 from intaglio.gen.emit.program import layer_program, ordered_gains
 from intaglio.rtl.arithmetic import numerics
 from intaglio.rtl.arithmetic.silu import SILU_WORD_BITS, SILU_WORDS
+from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.control.program import WORD_BITS
 from intaglio.rtl.memory.rom import words_to_bytes
 from intaglio.rtl.ternary.gate import bank_name
 from intaglio.rtl.ternary.linear import rom_name
 from intaglio.rtl.ternary.packing import execution_order, pack
 
-__all__ = ["EXECUTION", "execution_matrix", "images", "program_words"]
+__all__ = ["EXECUTION", "execution_matrix", "images", "program_words", "weight_names"]
 
 EXECUTION = {
     "qkv": ("q", "k", "v"),
@@ -27,6 +28,12 @@ EXECUTION = {
 def program_words(model: QuantisedModel) -> list[int]:
     """The layer program as integers."""
     return [instruction.encode() for instruction in layer_program(model)]
+
+
+def weight_names(config: DecoderConfig) -> list[str]:
+    """Names of the ROMs that hold the ternary weights: one a lane, or its banks, in the order of the weights."""
+    names = [rom_name(i) for i in range(config.lanes)]
+    return [bank_name(name, b) for name in names for b in range(config.gate_banks)] if config.gate_words else names
 
 
 def images(model: QuantisedModel, progress: Callable[[str, float], None] | None = None) -> dict[str, np.ndarray]:

@@ -153,11 +153,7 @@ def estimate(
     turns = model.layers * math.ceil(model.kv_heads / units)
     diagonal = c.group * blocks
     tiles = 2 * c.head_dim * ((int(keep.sum()) - diagonal) * job_tiles(c, False) + diagonal * job_tiles(c, True))
-    beats = (
-        2 * blocks * (c.block + c.exponent_beats)
-        + visits * (2 * c.block + c.exponent_beats)
-        + c.group * blocks * c.block
-    )
+    beats = 2 * blocks * (c.block + c.scale_beats) + 2 * visits * (c.block + c.scale_beats) + c.group * blocks * c.block
     return AttentionEstimate(
         tokens=tokens,
         density=float(keep.sum() / (c.group * blocks * (blocks + 1) / 2)),

@@ -64,7 +64,7 @@ def memory_bits(c: PrefillConfig) -> int:
     words = c.slots * c.row_groups
     return (
         store_bits(c)
-        + c.columns * words * (c.value_bits * c.head_dim + c.maximum_bits + c.sum_bits)
+        + c.columns * words * (c.value_bits * c.head_dim + 2 * c.maximum_bits + c.sum_bits)
         + c.group * c.columns * c.batches * c.blocks
         + SCORE_WORD * c.columns * c.blocks
     )

@@ -82,6 +82,7 @@ def config_for(model: ModelConfig, preset: str, **changes: int | str) -> Decoder
         "lane_width",
         "packing",
         "dot",
+        "rom",
         "vector_width",
         "attention_heads",
         "top_k",

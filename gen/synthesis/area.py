@@ -13,10 +13,11 @@ from pathlib import Path
 
 from intaglio import Error
 from intaglio.gen.synthesis.liberty import Liberty
+from intaglio.gen.synthesis.strategies import combinational
 from intaglio.gen.synthesis.yosys import GATE_LEVEL, abc_program, library_cells, run_tool, run_yosys
+from intaglio.rtl.memory.logic.bank import REGISTER, Bank
 from intaglio.rtl.memory.logic.cells import CellSet
 from intaglio.rtl.memory.logic.netlist import ONE, Netlist
-from intaglio.rtl.memory.logic.strategies import Bank
 
 __all__ = ["Measured", "check_period", "mapped_blif", "measure"]
 
@@ -70,7 +71,7 @@ def measure(bank: Bank, liberty: Liberty, period_ps: float | None = None, *, tim
     """
     check_period(liberty, period_ps)
     inputs = max(1, (bank.depth - 1).bit_length())
-    registers = bank.width if bank.strategy == "plain" else inputs
+    registers = inputs if REGISTER in bank.verilog else bank.width
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "cells.lib").write_text(liberty.text)
@@ -152,7 +153,7 @@ def _by_abc(script, folder, timeout):
 
 def _by_yosys(bank, liberty, folder, timeout):
     """Area and number of gates; leaves the logic before mapping in ``bank.blif``."""
-    (folder / "bank.v").write_text(bank.combinational())
+    (folder / "bank.v").write_text(combinational(bank))
     steps = [
         "read_verilog bank.v",
         f"hierarchy -check -top {bank.name}",

@@ -15,10 +15,10 @@ from intaglio.gen.checkpoint.reader import load_checkpoint
 from intaglio.gen.emit import output
 from intaglio.gen.synthesis.area import check_period, measure
 from intaglio.gen.synthesis.fpga import FAMILIES, measure_fpga
+from intaglio.gen.synthesis.hardwired import adder_graph, hardwired_verilog
 from intaglio.gen.synthesis.liberty import BUILT_IN, Liberty, read_liberty
 from intaglio.gen.synthesis.polish import polish
-from intaglio.rtl.memory.logic import STRATEGIES, bank
-from intaglio.rtl.ternary.hardwired import adder_graph, hardwired_verilog
+from intaglio.gen.synthesis.strategies import STRATEGIES, strategy_bank
 from intaglio.rtl.ternary.packing import execution_order, pack
 
 __all__ = [
@@ -137,11 +137,12 @@ def asic_table(
 def _built(name, trits, strategy, gates):
     """A bank; if it is a netlist, it was read at every address."""
     words = pack(trits, "2bit")
-    built = bank(words, 2 * trits.shape[1], "bank", "structured" if strategy == "polished" else strategy, cells=gates)
+    base = "structured" if strategy == "polished" else strategy
+    built = strategy_bank(words, 2 * trits.shape[1], "bank", base, cells=gates)
     if strategy == "polished" and built.netlist is not None:
         built = built.with_netlist(polish(built.netlist, gates), "mapped anew by ABC where that is smaller")
-    if built.netlist is not None and not built.netlist.holds(np.concatenate([trits == 1, trits == -1], axis=1)):
-        raise Error(f"the netlist of {name} must hold its weights, which it does not: a fault of the generator")
+        if not built.netlist.holds(np.concatenate([trits == 1, trits == -1], axis=1)):
+            raise Error(f"the netlist of {name} must hold its weights, which it does not: a fault of the generator")
     return built
 
 
@@ -189,7 +190,7 @@ def fpga_table(
                 text = (
                     hardwired_verilog(adder_graph(trits), "bank")
                     if strategy == "hardwired"
-                    else bank(pack(trits, "2bit"), 2 * trits.shape[1], "bank", strategy).verilog
+                    else strategy_bank(pack(trits, "2bit"), 2 * trits.shape[1], "bank", strategy).verilog
                 )
                 found.append(measure_fpga(text, "bank", family))
             row = {key: statistics.median(getattr(one, key) for one in found) for key in ("lut", "ff", "bram", "dsp")}

@@ -1,19 +1,20 @@
-"""A prefill attention unit: queries, keys and values in, attention out, over any transport that has its memory."""
+"""A prefill attention unit: queries, keys and values in, attention out, over any transport."""
 
-import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from intaglio import Error
-from intaglio.host.attention.manifest import MAP_VERSION, PrefillManifest
 from intaglio.host.attention.parameters import WHOLE, divergence_threshold, run_parameters, share
-from intaglio.host.attention.quantise import image, quantise
-from intaglio.host.manifest import MAGIC
-from intaglio.host.protocol import ConfigMismatchError, DeviceError, DeviceTimeout
+from intaglio.host.attention.quantise import Quantised, image, quantise
+from intaglio.host.manifest import PrefillManifest
+from intaglio.host.opening import BaseDevice
+from intaglio.host.protocol import VOID, DeviceError, DeviceTimeout
 from intaglio.host.tensors import real_array
-from intaglio.host.transport import open_transport
+from intaglio.host.transport import Transport
 
 __all__ = ["AttentionDevice", "Run", "open_attention"]
 
@@ -22,20 +23,26 @@ FAULTS = {
     2: "the memory ended a burst at a wrong beat",
     3: "the memory did not answer in time",
 }
-VOID = 1 << 23  # in tuser: the run ended early
 MEMORY_TIMEOUT = 1 << 16  # cycles without a beat after which the unit gives up
-CANCEL_SECONDS, LEFT_BEATS = 5.0, 1 << 16  # to wait, and beats to take at a time, when a run is broken off
+LOOK_SECONDS = 1.0  # without a result after which registers tell whether the unit is still at work
+MEMORY_BYTES = 1 << 18  # written between two calls of progress
+CANCEL_SECONDS, CANCEL_TRIES, LEFT_WORDS = (
+    0.1,
+    64,
+    1 << 16,
+)  # to wait, how often, and words to take at a time, when a run is broken off
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What a run of one KV head told.
 
-    values int16 [G, N, D] with 8 fraction bits, of the integers v; counters, phases : cycles and counts by name; cycles : of the run;
-    aware bool [G] : query-aware heads; map : block map bool [G, nb, nb] or None.
+    values int16 [G, N, D], exponents int8 [G, N] : results in steps of ``2^exponent / 254``; counters, phases : cycles and counts by name;
+    cycles : of the run; aware bool [G] : query-aware heads; map : block map bool [G, nb, nb] or None.
     """
 
     values: np.ndarray
+    exponents: np.ndarray
     cycles: int
     counters: dict
     phases: dict
@@ -43,86 +50,36 @@ class Run:
     map: np.ndarray | None = field(default=None)
 
 
-def open_attention(target, *, timeout=60.0, progress=None, accept=None, **options) -> "AttentionDevice":
-    """Open the prefill attention unit at ``SCHEME:REST``, for example ``sim:OUT``; arguments and errors as :func:`intaglio.host.open`."""
-    if not timeout > 0:
-        raise ValueError(f"timeout must be a positive number of seconds, not {timeout}")
-
-    def judge(described):
-        found = PrefillManifest.from_dict(described)
-        if accept is not None:
-            accept(found)
-
-    transport = open_transport(target, progress=progress, accept=judge, **options)
-    try:
-        return AttentionDevice(transport, timeout=timeout)
-    except BaseException:
-        transport.close()
-        raise
-
-
-class AttentionDevice:
-    """A device behind a transport; a context manager that closes it.
-
-    The transport has ``manifest``, ``read_register``, ``write_register``, ``reset``, ``close``, and
-
-    * ``write_memory(data, origin)``: bytes that the unit reads from address ``origin`` on;
-    * ``receive_beats(capacity, stop, timeout)``: values int16 [n, drain] and tuser uint32 [n] with tlast in bit 31; returns at
-      ``capacity`` beats, after a beat with a bit of ``stop`` in tuser, or after ``timeout`` seconds.
+class AttentionDevice(BaseDevice):
+    """A prefill unit behind a transport, see :class:`~intaglio.host.opening.BaseDevice`.
 
     Attributes
     ----------
-    manifest : PrefillManifest
     runs : list of Run
         Of the latest :meth:`attention`, one for each KV head.
     """
 
-    def __init__(self, transport, *, timeout=60.0):
-        self.transport, self.timeout, self.runs = transport, timeout, []
-        self.manifest = PrefillManifest.from_dict(transport.manifest)
-        self._closed = False
-        for name, expected in (
-            ("magic", MAGIC),
-            ("version", MAP_VERSION),
-            ("digest", self.manifest.digest_word),
-            ("capabilities", self.manifest.capabilities),
-        ):
-            found = self.read_register(name)
-            if found != expected:
-                raise ConfigMismatchError(
-                    f"the device's {name} register is 0x{found:08x}, but its manifest "
-                    f"(digest {self.manifest.digest[:16]}) says 0x{expected:08x}: "
-                    "device and manifest must come from the same generated folder"
-                )
+    MANIFEST, SHAPE = PrefillManifest, "config"
+    manifest: PrefillManifest
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
-    def close(self):
-        """Release the transport; closing twice does nothing."""
-        if not self._closed:
-            self._closed = True
-            self.transport.close()
-
-    def read_register(self, name) -> int:
-        """Value of the register ``name``."""
-        if self._closed:
-            raise DeviceError("the device is closed")
-        if name not in self.manifest.registers:
-            raise ValueError(f"register must be one of {', '.join(sorted(self.manifest.registers))}, not {name!r}")
-        return self.transport.read_register(self.manifest.registers[name].offset)
-
-    def write_register(self, name, value):
-        if self._closed:
-            raise DeviceError("the device is closed")
-        self.transport.write_register(self.manifest.registers[name].offset, value)
+    def __init__(self, transport: Transport, *, timeout: float = 60.0):
+        super().__init__(transport, timeout=timeout)
+        self.runs = []
 
     def attention(
-        self, q, k, v, *, gamma=0.9, tau=0.1, dense=False, tenant=0, hot_threshold=0, maps=False, progress=None
-    ):
+        self,
+        q: npt.ArrayLike,
+        k: npt.ArrayLike,
+        v: npt.ArrayLike,
+        *,
+        gamma: float = 0.9,
+        tau: float = 0.1,
+        dense: bool = False,
+        tenant: int = 0,
+        hot_threshold: int = 0,
+        maps: bool = False,
+        progress: Callable[[str, float], None] | None = None,
+    ) -> npt.NDArray[np.float32]:
         """Sparse causal attention.
 
         Parameters
@@ -183,7 +140,7 @@ class AttentionDevice:
                 progress=tell,
             )
             self.runs.append(run)
-            out[head * group : (head + 1) * group] = z.results(run.values)
+            out[head * group : (head + 1) * group] = z.results(run.values, run.exponents)
         return out
 
     def _checked(self, q, k, v):
@@ -214,16 +171,16 @@ class AttentionDevice:
 
     def run(
         self,
-        quantised,
+        quantised: Quantised,
         *,
-        gamma16,
-        threshold,
-        dense=False,
-        tenant=0,
-        kv_head=0,
-        hot_threshold=0,
-        maps=False,
-        progress=None,
+        gamma16: int,
+        threshold: int,
+        dense: bool = False,
+        tenant: int = 0,
+        kv_head: int = 0,
+        hot_threshold: int = 0,
+        maps: bool = False,
+        progress: Callable[[str, float], None] | None = None,
     ) -> Run:
         """One KV head's run from its integers (:class:`~intaglio.host.attention.quantise.Quantised`)."""
         c = self.manifest.config
@@ -231,13 +188,15 @@ class AttentionDevice:
         memory = image(quantised, block=c["block"], columns=c["columns"])
         if self.read_register("status") & 1:  # a run that nobody waits for
             self._break_off()
-        self.transport.write_memory(memory.data, memory.origin)
+        for first in range(0, len(memory.data), MEMORY_BYTES):
+            if progress:
+                progress("operands", 0.0)
+            self.write_memory(memory.origin + first, memory.data[first : first + MEMORY_BYTES])
         self.write_register("control", 4)
         values = run_parameters(
             memory,
             tokens=tokens,
             block=c["block"],
-            base=quantised.base,
             gamma16=gamma16,
             threshold=threshold,
             dense=dense,
@@ -251,20 +210,21 @@ class AttentionDevice:
         self.write_register("control", 1)
         blocks = -(-tokens // c["block"])
         try:
-            beats, users = self._results(group * blocks * c["block"] * head_dim // c["drain"], progress)
+            words, ends = self._results(group * blocks * c["block"] * head_dim // c["drain"], progress)
         except DeviceError:  # the run has ended
             raise
         except BaseException:  # of the caller, such as Ctrl-C: the next run must not get the results of this one
             with suppress(Error):
                 self._break_off()
             raise
-        out = _rows(beats, users, c, group, blocks)[:, :tokens]
+        out, exponents = (x[:, :tokens] for x in _rows(words, ends, c, group, blocks))
         counters = {name: self.read_register(name) for name in self.manifest.counters}
         phases = {name: self.read_register(f"phase_{name}") for name in self.manifest.phases}
-        cycles = self.read_register("cycles_lo") | self.read_register("cycles_hi") << 32
+        cycles = self.read_cycles()
         aware = np.array([bool(self.read_register("aware") >> h & 1) for h in range(group)])
         return Run(
             values=out,
+            exponents=exponents,
             cycles=cycles,
             counters=counters,
             phases=phases,
@@ -273,25 +233,28 @@ class AttentionDevice:
         )
 
     def _results(self, wanted, progress):
-        """All beats of a run, or an error; the device is then ready for the next run."""
-        beats, users, state, moved = [], [], None, time.monotonic()
-        got = 0
-        while got < wanted:
-            some, marks = self.transport.receive_beats(wanted - got, VOID, min(1.0, self.timeout))
-            beats, users, got = beats + [some], users + [marks], got + len(some)
-            if len(marks) and marks[-1] & VOID:
-                raise self._ended()
-            if len(some) and not progress:  # results wait while registers are read
-                moved = time.monotonic()
-                continue
-            now = (got, self.read_register("rows"), self.read_register("beats"))
-            if now != state:
-                state, moved = now, time.monotonic()
+        """The words of all beats of a run, or an error; the device is then ready for the next run. What is asked of the device depends on
+        nothing but its answers, so that a recording can be replayed."""
+        size = _beat_words(self.manifest.config)
+        words, ends, got, state, silent = [], [], 0, None, 0
+        look = min(LOOK_SECONDS, self.timeout)
+        while got < wanted * size:
+            some, last = self.transport.receive(wanted * size - got, look)
+            if len(some):
+                words, ends, got, silent = words + [some], ends + [last], got + len(some), 0
+                if last[-1] and some[-1] & VOID:
+                    raise self._ended()
                 if progress:
-                    progress(f"{self._phase()}, {now[1]:,} rows multiplied", got / wanted)
-            elif time.monotonic() - moved > self.timeout:
-                raise self._stuck(got, wanted)
-        return np.concatenate(beats), np.concatenate(users)
+                    progress(f"{got // size:,} of {wanted:,} results", got / (wanted * size))
+                continue
+            now = (self.read_register("rows"), self.read_register("beats"))
+            if now != state:
+                state, silent, phase = now, 0, self._phase()
+                if progress:
+                    progress(f"{phase}, {now[0]:,} rows multiplied", got / (wanted * size))
+            elif (silent := silent + 1) * look >= self.timeout:
+                raise self._stuck(got // size, wanted)
+        return np.concatenate(words), np.concatenate(ends)
 
     def _phase(self):
         return self.manifest.monitor["phases"][self.read_register("status") >> 1 & 7]
@@ -317,14 +280,13 @@ class AttentionDevice:
     def _break_off(self):
         """Break the run under way off and take what is left of it."""
         self.write_register("control", 2)
-        end = time.monotonic() + CANCEL_SECONDS
-        while time.monotonic() < end:
-            _, marks = self.transport.receive_beats(LEFT_BEATS, VOID, CANCEL_SECONDS / 20)
-            if len(marks) and marks[-1] & VOID or not len(marks) and not self.read_register("status") & 1:
+        for _ in range(CANCEL_TRIES):
+            words, last = self.transport.receive(LEFT_WORDS, CANCEL_SECONDS)
+            if len(words) and last[-1] and words[-1] & VOID or not len(words) and not self.read_register("status") & 1:
                 return
         self.transport.reset()
 
-    def block_map(self, tokens):
+    def block_map(self, tokens: int) -> npt.NDArray[np.bool_]:
         """Block map bool [G, nb, nb] (head, query block, key block) of the last run."""
         c = self.manifest.config
         columns, blocks = c["columns"], -(-tokens // c["block"])
@@ -341,16 +303,23 @@ class AttentionDevice:
         return keep[:, :blocks]
 
 
-def _rows(beats, users, c, group, blocks):
-    """Values int16 [G, nb * B, D] of beats [n, drain], which come (head, block) by (head, block) in any order of those."""
+def _beat_words(c):
+    """Words of a beat: its values, and tuser."""
+    return -(-c["drain"] // 2) + 1
+
+
+def _rows(words, ends, c, group, blocks):
+    """Values int16 [G, nb * B, D] and exponents int8 [G, nb * B] of the words of beats, which come (head, block) by (head, block), in any
+    order of those."""
     columns, drain, dim = c["columns"], c["drain"], c["head_dim"]
     packet = c["block"] * dim // drain
-    marks = users.reshape(group * blocks, packet)
+    beats = words.reshape(-1, _beat_words(c))
+    values = np.ascontiguousarray(beats[:, :-1]).view(np.int16)[:, :drain]
+    marks = beats[:, -1].reshape(group * blocks, packet)
+    last = ends.reshape(group * blocks, packet, -1)
     heads, places = marks[:, 0] >> 14 & 0xFF, marks[:, 0] & 0x3FFF
     whole = (
-        (marks & 0x3FFFFF == marks[:, :1] & 0x3FFFFF).all()
-        and (marks[:, -1] >> 31).all()
-        and not (marks[:, :-1] >> 31).any()
+        (marks & 0x3FFFFF == marks[:, :1] & 0x3FFFFF).all() and last[:, -1, -1].all() and last.sum() == group * blocks
     )
     if (
         not whole
@@ -359,8 +328,13 @@ def _rows(beats, users, c, group, blocks):
         or places.max() >= blocks
     ):
         raise DeviceError("each (head, query block) must come once, in a packet of its own, and did not")
-    rows = beats.reshape(group * blocks, c["block"] // columns, dim, columns // drain, drain)
+    rows = values.reshape(group * blocks, c["block"] // columns, dim, columns // drain, drain)
     rows = rows.transpose(0, 1, 3, 4, 2).reshape(group * blocks, c["block"], dim)
+    groups = (marks << 1).view(np.int32).reshape(len(marks), c["block"] // columns, -1)[:, :, 0] >> 25
     out = np.empty((group, blocks, c["block"], dim), np.int16)
-    out[heads, places] = rows
-    return out.reshape(group, blocks * c["block"], dim)
+    exponents = np.empty((group, blocks, c["block"]), np.int8)
+    out[heads, places], exponents[heads, places] = rows, np.repeat(groups, columns, 1)
+    return out.reshape(group, blocks * c["block"], dim), exponents.reshape(group, blocks * c["block"])
+
+
+open_attention = AttentionDevice.open  # intaglio.host.open_attention

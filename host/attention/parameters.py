@@ -29,7 +29,7 @@ def divergence_threshold(tau):
 
 
 def run_parameters(
-    image, *, tokens, block, base, gamma16, threshold, dense=False, tenant=0, kv_head=0, hot_threshold=0, timeout=0
+    image, *, tokens, block, gamma16, threshold, dense=False, tenant=0, kv_head=0, hot_threshold=0, timeout=0
 ):
     """Values of the parameter registers by name, for an :class:`~intaglio.host.attention.quantise.Image`; docs/prefill.md has them."""
     values = {
@@ -38,7 +38,6 @@ def run_parameters(
         "gamma16": gamma16,
         "threshold": threshold,
         "inverse": 65536 // ((tokens - 1) % block + 1),
-        "base": base & 31,
         "tenant": tenant,
         "kv_head": kv_head,
         "hot_threshold": hot_threshold,

@@ -7,20 +7,22 @@ import numpy as np
 
 from intaglio.host.attention.condition import calibrate, condition, hadamard
 
-__all__ = ["BASE_MAX", "BASE_MIN", "EXPONENT_MAX", "Image", "Quantised", "image", "quantise", "read_image"]
+__all__ = ["Image", "Quantised", "image", "quantise", "read_image"]
 
-EXPONENT_MAX = 7
-BASE_MIN, BASE_MAX = -8, 15
 ELEMENT_MAX = 127
+SCALE_FRACTION, VALUE_FRACTION, VALUE_BIAS, WEIGHT_MAX = 2, 2, 128, 254  # as the unit has them
+SCALE_LEAST, SCALE_MOST = -43, 20  # exponents of the scale of a query or key
+TINY = 2.0**-100  # below every scale
 ALIGNMENT = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantised:
-    """Integers of one KV head and its G query heads: a conditioned row is ``integers * 2^-exponent * scale``.
+    """Integers of one KV head and its G query heads, each row with a scale byte x of its own.
 
-    q int8 [G, N, D], xq uint8 [G, N]; k int8 [N, D], xk uint8 [N]; v int8 [N, D]; pooled_q int8 [G, nb, D], pooled_xq [G, nb];
-    pooled_k int8 [nb, D], pooled_xk [nb]; base -8..15. Real values: query_scale, key_scale and value_scale [D].
+    q int8 [G, N, D], xq uint8 [G, N]; k, v int8 [N, D], xk, xv uint8 [N]; pooled_q int8 [G, nb, D], pooled_xq [G, nb];
+    pooled_k int8 [nb, D], pooled_xk [nb]. A conditioned row is its integers times ``(4 + x % 4) * 2^(20 - x // 4)``, of queries divided by
+    ``log2(e) / sqrt(D)``; of a value its integers times ``2^((x - 128) / 4 + value_exponent)``.
     """
 
     q: np.ndarray
@@ -28,18 +30,19 @@ class Quantised:
     k: np.ndarray
     xk: np.ndarray
     v: np.ndarray
-    base: int
+    xv: np.ndarray
     pooled_q: np.ndarray
     pooled_xq: np.ndarray
     pooled_k: np.ndarray
     pooled_xk: np.ndarray
-    query_scale: float
-    key_scale: float
-    value_scale: np.ndarray
+    value_exponent: int = 0
 
-    def results(self, values):
-        """Real results float32 [..., D] of the unit's ``values``, int16 [..., D] with 8 fraction bits, in the channels of v."""
-        scaled = values.astype(np.float32) / 256 * self.value_scale.astype(np.float32)
+    def results(self, values, exponents):
+        """Real results float32 [..., D] of what the unit gives, in the channels of v: ``values`` int16 [..., D] in steps of
+        ``2^exponents / 254``, exponents int8 [...]."""
+        scaled = np.ldexp(
+            values.astype(np.float32) / WEIGHT_MAX, exponents[..., None].astype(np.int32) + self.value_exponent
+        )
         return scaled @ hadamard(scaled.shape[-1]).astype(np.float32)
 
 
@@ -83,28 +86,31 @@ def _real(name, x, shape):
     return x.astype(np.float64)
 
 
-def _scales(q_peak, k_peak, head_dim):
-    """Scales of queries and keys and the base, for the largest magnitudes of both."""
-    unit = math.log2(math.e) / math.sqrt(head_dim) * 256  # Sq Sk unit = 2^-base
-    if k_peak < np.finfo(np.float32).tiny:  # all keys are 0, whatever their scale
-        k_peak = ELEMENT_MAX * ELEMENT_MAX * 2.0**-BASE_MAX / (max(q_peak, 2.0**-100) * unit)
-    key_scale = k_peak / ELEMENT_MAX
-    for base in range(BASE_MAX, BASE_MIN - 1, -1):
-        query_scale = 2.0**-base / (key_scale * unit)
-        if query_scale * ELEMENT_MAX >= q_peak:
-            break
-    return query_scale, key_scale, base
-
-
-def _rows(x, scale):
-    """Integers [..., D] and exponents [...] of rows: the largest exponent at which the row still fits. A row beyond the scale is made
+def _rows(x):
+    """Integers [..., D] and scale bytes [...] of queries or keys: the smallest scale that covers the row. A row beyond all scales is made
     smaller until it fits: its scores are then far beyond what a softmax tells apart."""
-    x = x / scale
-    peak = np.abs(x).max(-1)
-    x = x * np.minimum(1.0, ELEMENT_MAX / np.maximum(peak, ELEMENT_MAX))[..., None]
-    exponents = sum((np.rint(peak * 2.0**n) <= ELEMENT_MAX).astype(np.uint8) for n in range(1, EXPONENT_MAX + 1))
-    integers = np.rint(x * 2.0 ** exponents[..., None]).clip(-ELEMENT_MAX, ELEMENT_MAX)
-    return integers.astype(np.int8), exponents
+    one = 1 << SCALE_FRACTION
+    wanted = _step(x)
+    exponent = np.floor(np.log2(wanted)).astype(np.int64)
+    mantissa = np.ceil(wanted * np.exp2(-exponent.astype(float)) * one).astype(np.int64) - one
+    steps = (mantissa + (exponent - SCALE_FRACTION) * one).clip(SCALE_LEAST * one, SCALE_MOST * one + one - 1)
+    scale = (one + steps % one) * np.exp2((steps // one).astype(float))
+    return _integers(x, scale), ((SCALE_MOST - steps // one) * one + steps % one).astype(np.uint8)
+
+
+def _values(x):
+    """Integers [..., D] and scale bytes [...] of rows of values, likewise."""
+    steps = np.ceil(np.log2(_step(x)) * (1 << VALUE_FRACTION)).clip(-VALUE_BIAS, VALUE_BIAS - 1)
+    return _integers(x, np.exp2(steps / (1 << VALUE_FRACTION))), (steps + VALUE_BIAS).astype(np.uint8)
+
+
+def _step(x):
+    """The least scale at which no integer of a row rounds beyond 127."""
+    return np.maximum(np.abs(x).max(-1), TINY) / (ELEMENT_MAX + 0.49)
+
+
+def _integers(x, scale):
+    return np.rint(x / scale[..., None]).clip(-ELEMENT_MAX, ELEMENT_MAX).astype(np.int8)
 
 
 def _block_means(x, block):
@@ -126,9 +132,8 @@ def quantise(q, k, v, *, block=128):
 
     Returns
     -------
-    Quantised, of queries, keys and values conditioned by the first block (:mod:`intaglio.host.attention.condition`). The key scale covers
-    the largest key, the query scale is the smallest of the form ``2^-base / (key scale * log2(e) / sqrt(D) * 256)``, base -8..15, that
-    covers the largest query. Block means keep these scales.
+    Quantised, of queries, keys and values conditioned by the first block (:mod:`intaglio.host.attention.condition`). No integer and no
+    scale depends on a later token.
 
     Raises
     ------
@@ -140,30 +145,15 @@ def quantise(q, k, v, *, block=128):
     _power("head_dim", head_dim, 16, 128)
     _power("block", block, head_dim, 128)
     k, v = _real("k", k, (tokens, head_dim)), _real("v", v, (tokens, head_dim))
-    q, k, v = condition(q, k, v, calibrate(q[:, :block], k[:block]))
-    query_scale, key_scale, base = _scales(np.abs(q).max(), np.abs(k).max(), head_dim)
-    q_int, xq = _rows(q, query_scale)
-    k_int, xk = _rows(k, key_scale)
-    pooled_q, pooled_xq = _rows(_block_means(q, block), query_scale)
-    pooled_k, pooled_xk = _rows(_block_means(k, block), key_scale)
-    value_peak = np.abs(v).max(0)
-    value_scale = np.where(value_peak < np.finfo(np.float32).tiny, 1.0, value_peak / ELEMENT_MAX)
-    v_int = np.rint(v / value_scale).clip(-ELEMENT_MAX, ELEMENT_MAX).astype(np.int8)
-    return Quantised(
-        q=q_int,
-        xq=xq,
-        k=k_int,
-        xk=xk,
-        v=v_int,
-        base=base,
-        pooled_q=pooled_q,
-        pooled_xq=pooled_xq,
-        pooled_k=pooled_k,
-        pooled_xk=pooled_xk,
-        query_scale=query_scale,
-        key_scale=key_scale,
-        value_scale=value_scale,
-    )
+    conditioning = calibrate(q[:, :block], k[:block], v[:block])
+    q, k, v = condition(q, k, v, conditioning)
+    q = q * (math.log2(math.e) / math.sqrt(head_dim))
+    rows = {"q": q, "k": k, "pooled_q": _block_means(q, block), "pooled_k": _block_means(k, block)}
+    found = {}
+    for name, x in rows.items():
+        found[name], found[("pooled_x" if "_" in name else "x") + name[-1]] = _rows(x)
+    v, xv = _values(v)
+    return Quantised(v=v, xv=xv, value_exponent=conditioning.value_exponent, **found)
 
 
 def _blocks(x, block):
@@ -172,26 +162,27 @@ def _blocks(x, block):
     return np.pad(x, padding).reshape(-1, block, *x.shape[1:])
 
 
-def _q_blocks(rows, exponents, block, columns):
-    """Q blocks uint8 [n, 2 B D]: row groups channel by channel, then exponents."""
+def _q_blocks(rows, scales, block, columns):
+    """Q blocks uint8 [n, 2 B D]: row groups channel by channel, then scale bytes."""
     head_dim = rows.shape[1]
     out = np.zeros((-(-rows.shape[0] // block), 2 * block * head_dim), np.uint8)
     groups = _blocks(rows, block).reshape(len(out), block // columns, columns, head_dim).swapaxes(2, 3)
     out[:, : block * head_dim] = groups.reshape(len(out), -1).view(np.uint8)
-    out[:, block * head_dim : block * head_dim + block] = _blocks(exponents, block)
+    out[:, block * head_dim : block * head_dim + block] = _blocks(scales, block)
     return out
 
 
-def _kv_lines(keys, exponents, values, block):
-    """KV lines uint8 [n, 4 B D]: keys, exponents, values of each tile channel by channel (none for pooled keys)."""
+def _kv_lines(keys, key_scales, values, value_scales, block):
+    """KV lines uint8 [n, 4 B D]: keys, their scale bytes, values of each tile channel by channel, theirs (none for pooled keys)."""
     head_dim = keys.shape[1]
     size = block * head_dim
     out = np.zeros((-(-keys.shape[0] // block), 4 * size), np.uint8)
     out[:, :size] = _blocks(keys, block).reshape(len(out), -1).view(np.uint8)
-    out[:, size : size + block] = _blocks(exponents, block)
+    out[:, size : size + block] = _blocks(key_scales, block)
     if values is not None:
         tiles = _blocks(values, block).reshape(len(out), -1, head_dim, head_dim).swapaxes(2, 3)
         out[:, size + block : 2 * size + block] = tiles.reshape(len(out), -1).view(np.uint8)
+        out[:, 2 * size + block : 2 * (size + block)] = _blocks(value_scales, block)
     return out
 
 
@@ -228,16 +219,16 @@ def image(quantised, *, block=128, columns, origin=0):
     if isinstance(origin, bool) or not isinstance(origin, int) or origin < 0 or origin % ALIGNMENT:
         raise ValueError(f"origin must be a multiple of {ALIGNMENT} that is not negative, not {origin!r}")
 
-    def heads(rows, exponents):
-        return np.concatenate([_q_blocks(rows[h], exponents[h], block, columns) for h in range(group)])
+    def heads(rows, scales):
+        return np.concatenate([_q_blocks(rows[h], scales[h], block, columns) for h in range(group)])
 
     last, last_x = (np.stack([_last_rows(r, block) for r in rows]) for rows in (x.q, x.xq))
     sections = {
-        "kv_base": _kv_lines(x.k, x.xk, x.v, block),
+        "kv_base": _kv_lines(x.k, x.xk, x.v, x.xv, block),
         "q_base": heads(x.q, x.xq),
         "last_base": heads(last, last_x),
         "pooled_q_base": heads(x.pooled_q, x.pooled_xq),
-        "pooled_k_base": _kv_lines(x.pooled_k, x.pooled_xk, None, block),
+        "pooled_k_base": _kv_lines(x.pooled_k, x.pooled_xk, None, None, block),
     }
     bases, parts, end = {}, [], 0
     for name, section in sections.items():
@@ -265,17 +256,20 @@ def read_image(memory, *, group, tokens, head_dim, block, columns):
     def kv_rows(base, rows):
         lines = [data[base - memory.origin + b * 4 * size :][: 4 * size] for b in range(-(-rows // block))]
         keys = np.concatenate([line[:size].reshape(block, head_dim) for line in lines])
-        exponents = np.concatenate([line[size : size + block] for line in lines]).view(np.uint8)
+        scales, value_scales = (
+            np.concatenate([line[first : first + block] for line in lines]).view(np.uint8)[:rows]
+            for first in (size, 2 * size + block)
+        )
         tiles = [
             line[size + block : 2 * size + block].reshape(-1, head_dim, head_dim) for line in lines
         ]  # tile, channel, key
         values = np.concatenate([tile.transpose(0, 2, 1).reshape(block, head_dim) for tile in tiles])
-        return keys[:rows], exponents[:rows], values[:rows]
+        return keys[:rows], scales, values[:rows], value_scales
 
     found = {}
     found["q"], found["xq"] = q_rows(memory.q_base, memory.stride, tokens)
     found["last_q"], found["last_xq"] = q_rows(memory.last_base, 1, block)
     found["pooled_q"], found["pooled_xq"] = q_rows(memory.pooled_q_base, memory.pooled_blocks, count)
-    found["k"], found["xk"], found["v"] = kv_rows(memory.kv_base, tokens)
-    found["pooled_k"], found["pooled_xk"], _ = kv_rows(memory.pooled_k_base, count)
+    found["k"], found["xk"], found["v"], found["xv"] = kv_rows(memory.kv_base, tokens)
+    found["pooled_k"], found["pooled_xk"], *_ = kv_rows(memory.pooled_k_base, count)
     return found

@@ -8,22 +8,29 @@ refuse the device.
 """
 
 import inspect
+from collections.abc import Callable
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Protocol
 from urllib.parse import parse_qsl
 
 import numpy as np
+import numpy.typing as npt
 
-__all__ = ["GROUP", "Transport", "open_transport", "options_of", "register"]
+from intaglio.host.protocol import DeviceError
+
+__all__ = ["GROUP", "Transport", "check_memory", "open_transport", "options_of", "register"]
 
 GROUP = "intaglio.transports"
 _registered = {}
 
 
 class Transport(Protocol):
-    """What every transport offers. Subclassing is not needed.
+    """What every transport offers. Subclassing is not needed. A device has what its manifest states: commands, if ``streams`` has them, a
+    memory, if there is a ``memory_bus``; nothing else is asked of its transport.
 
-    Words are 32 bits wide. Commands and results are AXI4-Streams whose last words of packets are marked.
+    Words are 32 bits wide. Commands and results are AXI4-Streams whose last words of packets are marked. A result that is wider comes as
+    several words, the least significant first, and its ``tuser``, where there is one, follows as a word of its own.
 
     Members
     -------
@@ -39,15 +46,19 @@ class Transport(Protocol):
     """
 
     manifest: dict
-    pending: int
-    cycles: int | None
-    watch: object
+    watch: Callable[[], None] | None
 
-    def send(self, words: np.ndarray, last: np.ndarray, timeout: float) -> int:
+    @property
+    def pending(self) -> int: ...
+
+    @property
+    def cycles(self) -> int | None: ...
+
+    def send(self, words: npt.NDArray[np.uint32], last: npt.NDArray[np.bool_], timeout: float) -> int:
         """Give the device command words ``uint32 [n]`` with flags ``bool [n]``; return how many were taken within
         ``timeout`` seconds. Those may wait in the transport; the others are forgotten."""
 
-    def receive(self, capacity: int, timeout: float) -> tuple[np.ndarray, np.ndarray]:
+    def receive(self, capacity: int, timeout: float) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
         """Wait for result words ``uint32 [m]`` and flags ``bool [m]``, ``m <= capacity``. Returns at the end of a packet,
         when ``capacity`` is reached, or with what there is when no word has moved for ``timeout`` seconds."""
 
@@ -57,14 +68,42 @@ class Transport(Protocol):
     def write_register(self, offset: int, value: int) -> None:
         """Write the 32-bit register at byte ``offset``."""
 
+    def write_memory(self, address: int, data: npt.NDArray[np.uint8]) -> None:
+        """Write bytes ``uint8 [n]`` to the device's memory from byte ``address`` on, which :func:`check_memory` has found right."""
+
+    def read_memory(self, address: int, length: int) -> npt.NDArray[np.uint8]:
+        """Read ``length`` bytes ``uint8`` of the device's memory from byte ``address`` on, likewise."""
+
     def reset(self) -> None:
-        """Reset the device and forget words under way."""
+        """Reset the device and forget words under way; its memory stays as it is."""
 
     def close(self) -> None:
         """Release the device; closing twice does nothing."""
 
 
-def register(scheme, opener):
+def check_memory(manifest: dict, address: int, length: int) -> None:
+    """Refuse an access to memory that the device of ``manifest`` does not have.
+
+    Raises
+    ------
+    DeviceError
+        It has none at all.
+    ValueError
+        Address and length must be multiples of 4, and end within the addresses of the memory's bus.
+    """
+    bus = manifest.get("memory_bus")
+    if bus is None:
+        raise DeviceError("the device has no memory that the host can read or write")
+    for name, value in (("address", address), ("length", length)):
+        if value < 0 or value % 4:
+            raise ValueError(f"{name} of a memory access must be a multiple of 4 from 0, not {value}")
+    if address + length > 1 << bus["address_width"]:
+        raise ValueError(
+            f"a memory access must end within 2^{bus['address_width']} bytes, not at address {address + length:#x}"
+        )
+
+
+def register(scheme: str, opener: Callable[..., Transport] | None) -> None:
     """Make ``opener`` the transport of ``scheme`` in this process, before any installed one; None takes it back."""
     if opener is None:
         _registered.pop(scheme, None)
@@ -72,7 +111,14 @@ def register(scheme, opener):
         _registered[scheme] = opener
 
 
-def open_transport(target, *, manifest=None, progress=None, accept=None, **options) -> Transport:
+def open_transport(
+    target: str,
+    *,
+    manifest: str | Path | None = None,
+    progress: Callable[[str, float], None] | None = None,
+    accept: Callable[[dict], object] | None = None,
+    **options,
+) -> Transport:
     """Open ``SCHEME:REST``; ``accept`` is called with the manifest, as early as the transport can, and raises to refuse it.
 
     Raises
@@ -106,7 +152,7 @@ def open_transport(target, *, manifest=None, progress=None, accept=None, **optio
     return transport
 
 
-def options_of(rest, known):
+def options_of(rest: str, known: dict[str, type]) -> tuple[str, dict]:
     """Split ``PLACE?NAME=VALUE&NAME=VALUE`` into the place and a dict of options.
 
     Parameters

@@ -5,12 +5,14 @@ No thread works behind the caller: bytes move while a method of the transport ru
 
 import time
 from collections import deque
+from collections.abc import Callable
 from itertools import islice
 
 import numpy as np
+import numpy.typing as npt
 
 from intaglio.host.protocol import ConfigMismatchError, DeviceError, DeviceTimeout
-from intaglio.host.transport.frames import MAX_WORDS, Decoder, Frame, Kind, encode
+from intaglio.host.transport.frames import MAX_WORDS, MEMORY_WORDS, Decoder, Frame, Kind, encode
 from intaglio.host.transport.session import ANSWER_SECONDS, LinkLost, LinkStatistics, Timer, begin_session
 
 __all__ = ["LinkTransport"]
@@ -45,7 +47,7 @@ class LinkTransport:
     """
 
     cycles = None  # the device must be asked
-    watch = None
+    watch: Callable[[], None] | None = None
 
     def __init__(self, channel, manifest, *, limit=ANSWER_SECONDS):
         self.channel, self.manifest, self.limit = channel, manifest, limit
@@ -61,7 +63,9 @@ class LinkTransport:
         self._queue = deque()  # commands (word, last) from number _acknowledged on
         self._acknowledged = self._next = self._highest = self._taken = self._expected = 0
         self._results = deque()
-        self._access = self._answer = None  # the frame of the register access under way, and that of its answer
+        self._access = self._answer = (
+            None  # the frame of the access under way, to a register or memory, and that of its answer
+        )
         self._owe_status = self._owe_resend = False
         self._measured = None  # a number of a command, and when the frame before it was sent
         self._went_back = (-1, 0.0)
@@ -91,7 +95,7 @@ class LinkTransport:
 
     # Frames out
 
-    def _frame(self, kind, **rest):
+    def _frame(self, kind, **rest) -> Frame:
         return Frame(kind=kind, ack=self._expected & 255, window=255, **rest)
 
     def _write(self, *frames):
@@ -183,8 +187,8 @@ class LinkTransport:
                 number != self._acknowledged or time.monotonic() - when > self._timer.seconds / 2
             ):
                 self._go_back()
-        elif frame.kind in (Kind.READ, Kind.WRITE):
-            if self._access is not None and frame.seq == self._tag and len(frame.words) == 1:
+        elif frame.kind in (Kind.READ, Kind.WRITE, Kind.MEMORY):
+            if self._access is not None and (frame.kind, frame.seq) == (self._access.kind, self._tag):
                 self._answer, self._access = frame, None
                 self._timer.progress()
             else:
@@ -274,30 +278,48 @@ class LinkTransport:
         self._wait(ready, timeout)
         return np.array(words, dtype=np.uint32), np.array(flags, dtype=bool)
 
-    def read_register(self, offset) -> int:
-        return self._register(Kind.READ, offset)
+    def read_register(self, offset: int) -> int:
+        return self._exchange(f"read of the register at 0x{offset:x}", 1, kind=Kind.READ, words=(offset,))[0]
 
-    def write_register(self, offset, value):
-        self._register(Kind.WRITE, offset, value)
+    def write_register(self, offset: int, value: int) -> None:
+        self._exchange(f"write of the register at 0x{offset:x}", 1, kind=Kind.WRITE, words=(offset, value))
 
-    def _register(self, kind, *words):
+    def write_memory(self, address: int, data: npt.NDArray[np.uint8]) -> None:
+        words = np.ascontiguousarray(data, np.uint8).view("<u4")
+        for first in range(0, len(words), MEMORY_WORDS):
+            self._memory("write", 1, address + 4 * first, words[first : first + MEMORY_WORDS].tolist(), mark=True)
+
+    def read_memory(self, address: int, length: int) -> npt.NDArray[np.uint8]:
+        words = []
+        for first in range(0, length // 4, MEMORY_WORDS):
+            count = min(MEMORY_WORDS, length // 4 - first)
+            words += self._memory("read", count, address + 4 * first, (count,))
+        return np.array(words, "<u4").view(np.uint8)
+
+    def _memory(self, verb, length, address, rest, **fields):
+        words = (address & 0xFFFFFFFF, address >> 32, *rest)
+        return self._exchange(f"{verb} of the memory at 0x{address:x}", length, kind=Kind.MEMORY, words=words, **fields)
+
+    def _exchange(self, what, length, **fields):
+        """One access: the ``length`` words of its answer."""
         self._check_open()
         self._tag = (self._tag + 1) & 255
-        self._access, self._answer = self._frame(kind, seq=self._tag, words=words), None
+        self._access, self._answer = self._frame(seq=self._tag, **fields), None
         self._write(self._access)
         began = time.monotonic()
         try:
             self._wait(lambda: self._answer is not None or time.monotonic() - began > self.limit, self.limit)
         finally:
             self._access = None
-        what = f"{kind.name.lower()} of the register at 0x{words[0]:x}"
         if self._answer is None:
             raise DeviceTimeout(
                 f"the device at {self.channel.name} must answer the {what} within {self.limit:g} s, but it did not "
                 f"({self.statistics})"
             )
         if self._answer.mark:
+            raise DeviceError(f"the bus of the device at {self.channel.name} answered the {what} with an error")
+        if len(self._answer.words) != length:
             raise DeviceError(
-                f"the register bus of the device at {self.channel.name} answered the {what} with an error"
+                f"the device at {self.channel.name} must answer the {what} with {length} words, not {len(self._answer.words)}"
             )
-        return self._answer.words[0]
+        return self._answer.words

@@ -7,6 +7,8 @@ from intaglio.host.transport.frames import LINK_MAGIC, LINK_VERSION, MAX_WORDS, 
 
 __all__ = ["Peer"]
 
+ACCESSES = {Kind.READ, Kind.WRITE, Kind.MEMORY}
+
 
 class Peer:
     """State of the device's end.
@@ -17,6 +19,8 @@ class Peer:
         First 32 bits of the manifest's digest.
     depth : int
         Words kept in each direction, at most 128.
+    memory : bool
+        Whether the device has a memory. Without one, MEMORY is a kind that it does not know.
 
     Attributes
     ----------
@@ -27,11 +31,12 @@ class Peer:
     commands : list of (word, last)
         Accepted and not taken yet; remove them with :meth:`take`.
     access : (Kind, address, value) or None
-        A register access to carry out and to answer with :meth:`answer`.
+        An access to carry out and to answer with :meth:`answer`. Of MEMORY, the value is the words to be written, a tuple, or the number of
+        words to be read, 0 if the frame had none.
     """
 
-    def __init__(self, digest, *, depth=32):
-        self.digest, self.depth, self.session, self.resets = digest, depth, None, 0
+    def __init__(self, digest: int, *, depth: int = 32, memory: bool = False):
+        self.digest, self.depth, self.memory, self.session, self.resets = digest, depth, memory, None, 0
         self._begin(None)
 
     def _begin(self, session):
@@ -56,11 +61,11 @@ class Peer:
             self._want.add(Kind.CLOSED)
         else:
             self._acknowledge(frame)
-            if frame.kind == Kind.RESEND:
+            if frame.kind == Kind.RESEND or frame.kind == Kind.MEMORY and not self.memory:
                 self._want.add(Kind.STATUS)
             elif frame.kind == Kind.DATA:
                 self._accept(frame)
-            elif frame.kind in (Kind.READ, Kind.WRITE):
+            elif frame.kind in ACCESSES:
                 self._access(frame)
 
     def _acknowledge(self, frame):
@@ -84,13 +89,18 @@ class Peer:
         if self._answered is not None and frame.seq == self._tag:
             self._want.add(frame.kind)
             return
-        address, value = (*frame.words, 0, 0)[:2]
+        if frame.kind == Kind.MEMORY:
+            low, high, value, *rest = frame.words if len(frame.words) > 2 else (0, 0, 0)
+            address = low | high << 32
+            value = (value, *rest) if frame.mark and len(frame.words) > 2 else value
+        else:
+            address, value = (*frame.words, 0, 0)[:2]
         self.access, self._answered, self._tag = (frame.kind, address, value), None, frame.seq
 
-    def answer(self, value, fault=False):
-        """The access has been carried out."""
+    def answer(self, *words: int, fault: bool = False) -> None:
+        """The access has been carried out, and gave ``words``: one, or of memory those that were read. A write or a fault gives 0."""
         kind, _, _ = self.access
-        self._answered = (kind, 0 if kind == Kind.WRITE else value, fault)
+        self._answered = (kind, (0,) if kind == Kind.WRITE else words, fault)
         self.access = None
         self._want.add(kind)
 
@@ -124,10 +134,10 @@ class Peer:
                 want.discard(kind)
                 words = (LINK_MAGIC, LINK_VERSION, self.session or 0, self.digest) if kind == Kind.HELLO else ()
                 return Frame(kind=kind, words=words, **fields)
-        if want & {Kind.READ, Kind.WRITE}:
-            want -= {Kind.READ, Kind.WRITE}
-            kind, value, fault = self._answered
-            return Frame(kind=kind, mark=fault, seq=self._tag, words=(value,), **fields)
+        if want & ACCESSES:
+            want -= ACCESSES
+            kind, words, fault = self._answered
+            return Frame(kind=kind, mark=fault, seq=self._tag, words=words, **fields)
         if self.sent < len(self.kept) and Kind.RESEND not in want:
             want.discard(Kind.STATUS)
             seq, words, mark = (self.oldest + self.sent) & 255, [], False

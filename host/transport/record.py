@@ -1,12 +1,15 @@
 """The transports ``record:FILE?target=TARGET`` and ``replay:FILE``: traffic with a device in a file, and again without the device.
 
 A recording has one JSON object a line: first what was recorded and the manifest, then each call with its arguments and what came of it,
-in order. Words are eight hexadecimal digits, a dot after the last of a packet. A replay answers as the device did, and refuses other calls.
+in order. Words are eight hexadecimal digits, a dot after the last of a packet; bytes of memory are in base 64. A replay answers as the
+device did, and refuses other calls.
 """
 
+import base64
 import json
 
 import numpy as np
+import numpy.typing as npt
 
 from intaglio.files import check_output
 from intaglio.host.protocol import ConfigMismatchError, DeviceError, DeviceTimeout
@@ -16,6 +19,7 @@ from intaglio.host.transport.session import LinkLost
 __all__ = ["FORMAT", "Recorder", "Replayer", "open_record", "open_replay"]
 
 FORMAT, FORMAT_VERSION = "intaglio-recording", 1
+ARGUMENTS = ("call", "words", "capacity", "offset", "written", "address", "bytes", "length")
 FAULTS = {kind.__name__: kind for kind in (DeviceError, DeviceTimeout, ConfigMismatchError, LinkLost)}
 
 
@@ -71,6 +75,10 @@ def _words(text):
     return np.array([int(word.rstrip("."), 16) for word in found], np.uint32), np.array(
         [word.endswith(".") for word in found], bool
     )
+
+
+def _base64(data):
+    return base64.b64encode(np.ascontiguousarray(data, np.uint8)).decode()
 
 
 class Recorder:
@@ -142,6 +150,20 @@ class Recorder:
             lambda _: {},
         )
 
+    def write_memory(self, address: int, data: npt.NDArray[np.uint8]) -> None:
+        self._call(
+            {"call": "write_memory", "address": int(address), "bytes": _base64(data)},
+            lambda: self.transport.write_memory(address, data),
+            lambda _: {},
+        )
+
+    def read_memory(self, address: int, length: int) -> npt.NDArray[np.uint8]:
+        return self._call(
+            {"call": "read_memory", "address": int(address), "length": int(length)},
+            lambda: self.transport.read_memory(address, length),
+            lambda data: {"data": _base64(data)},
+        )
+
     def reset(self):
         self._call({"call": "reset"}, self.transport.reset, lambda _: {})
 
@@ -176,7 +198,7 @@ class Replayer:
             )
         row = self._rows[self._at]
         if any(row.get(name) != value for name, value in call.items()):
-            recorded = {name: row[name] for name in ("call", "words", "capacity", "offset", "written") if name in row}
+            recorded = {name: row[name] for name in ARGUMENTS if name in row}
             raise DeviceError(
                 f"call {self._at + 1} of the recording {self._path} is {_show(recorded)}, not {_show(call)}"
             )
@@ -203,6 +225,13 @@ class Replayer:
     def write_register(self, offset, value):
         self._call(call="write", offset=int(offset), written=int(value))
 
+    def write_memory(self, address: int, data: npt.NDArray[np.uint8]) -> None:
+        self._call(call="write_memory", address=int(address), bytes=_base64(data))
+
+    def read_memory(self, address: int, length: int) -> npt.NDArray[np.uint8]:
+        data = self._call(call="read_memory", address=int(address), length=int(length))["data"]
+        return np.frombuffer(base64.b64decode(data), np.uint8).copy()
+
     def reset(self):
         self._call(call="reset")
 
@@ -211,4 +240,5 @@ class Replayer:
 
 
 def _show(call):
-    return " ".join(f"{value}" if name == "call" else f"{name}={value}" for name, value in call.items())
+    texts = {name: text if len(text := str(value)) <= 60 else f"{text[:60]}..." for name, value in call.items()}
+    return " ".join(text if name == "call" else f"{name}={text}" for name, text in texts.items())

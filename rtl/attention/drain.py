@@ -7,6 +7,8 @@ from amaranth.lib.wiring import In, Out
 from intaglio.rtl.arithmetic.attention import INVERSE
 from intaglio.rtl.arithmetic.divider import Divider
 from intaglio.rtl.arithmetic.numerics import INT16_MAX, MANTISSA
+from intaglio.rtl.attention.softmax import EXPONENT_BITS
+from intaglio.rtl.attention.states import SHIFT_BITS
 from intaglio.rtl.bus.streams import BLOCK_BITS
 from intaglio.rtl.memory.ram import index_bits
 
@@ -16,7 +18,7 @@ PIPELINE = 5
 
 
 def results(config):
-    """``drain`` results of consecutive queries in one channel: int16 with 8 fraction bits; ``last`` of a (head, query block).
+    """``drain`` results of consecutive queries in one channel: int16 in steps of ``2^exponent / 254``; ``last`` of a (head, query block).
 
     Beats of a block come row group by row group, in it channel by channel, in it by ascending query.
     """
@@ -25,6 +27,7 @@ def results(config):
             "values": data.ArrayLayout(signed(16), config.drain),
             "head": index_bits(config.group),
             "block": BLOCK_BITS,
+            "exponent": signed(EXPONENT_BITS),
             "last": 1,
         }
     )
@@ -48,7 +51,7 @@ class Drain(wiring.Component):
     start : In(1), slot, head, block : In
         Begin with a slot whose last tile has been merged. Ignored while ``busy``.
     walk : Out(1), walk_address : Out, walk_granted : In(1)
-        Asks for the sums of a row group; ``lane_valid``, ``lane_mantissa``, ``lane_top`` of
+        Asks for the sums of a row group; ``lane_valid``, ``lane_mantissa``, ``lane_shift``, ``word_exponent`` of
         :class:`~intaglio.rtl.attention.states.RowStates` then bring them.
     read : Out(1), read_address, read_channel : Out, read_granted : In(1), word : In
         Reads accumulators, see :class:`~intaglio.rtl.attention.accumulate.Accumulators`.
@@ -74,7 +77,8 @@ class Drain(wiring.Component):
                 "walk_granted": In(1),
                 "lane_valid": In(1),
                 "lane_mantissa": In(MANTISSA),
-                "lane_top": In(6),
+                "lane_shift": In(SHIFT_BITS),
+                "word_exponent": In(signed(EXPONENT_BITS)),
                 "read": Out(1),
                 "read_address": Out(index_bits(words)),
                 "read_channel": Out(index_bits(config.head_dim)),
@@ -90,21 +94,22 @@ class Drain(wiring.Component):
         m = Module()
         c = self.config
         chunks = c.columns // c.drain
-        m.submodules.divider = divider = Divider(6)
+        m.submodules.divider = divider = Divider(SHIFT_BITS)
         slot, head, block = Signal.like(self.slot), Signal.like(self.head), Signal.like(self.block)
         group, channel, chunk = (
             Signal(index_bits(c.row_groups)),
             Signal(index_bits(c.head_dim)),
             Signal(index_bits(chunks)),
         )
-        inverses, tops = Signal(c.columns * MANTISSA, reset_less=True), Signal(c.columns * 6, reset_less=True)
+        inverses = Signal(c.columns * MANTISSA, reset_less=True)
+        shifts_held = Signal(c.columns * SHIFT_BITS, reset_less=True)
         word, count = Signal(c.columns * c.value_bits, reset_less=True), Signal(range(c.columns))
         step, feed, final = Signal(), Signal(), Signal()
         m.d.comb += [
             divider.i_valid.eq(self.lane_valid & self.busy),
             divider.i_numerator.eq(INVERSE),
             divider.i_denominator.eq(self.lane_mantissa),
-            divider.i_tag.eq(self.lane_top),
+            divider.i_tag.eq(self.lane_shift),
             self.walk_address.eq(slot * c.row_groups + group),
             self.read_address.eq(self.walk_address),
             self.read_channel.eq(channel),
@@ -112,7 +117,7 @@ class Drain(wiring.Component):
         with m.If(divider.o_valid):
             m.d.sync += [
                 inverses.eq(Cat(inverses[MANTISSA:], divider.o_quotient)),
-                tops.eq(Cat(tops[6:], divider.o_tag)),
+                shifts_held.eq(Cat(shifts_held[SHIFT_BITS:], divider.o_tag)),
             ]
         last_channel, last_group, last_chunk = channel == c.head_dim - 1, group == c.row_groups - 1, chunk == chunks - 1
         m.d.comb += self.busy.eq(1)
@@ -161,6 +166,7 @@ class Drain(wiring.Component):
                     m.next = "IDLE"
 
         valid, last = ([Signal(name=f"{name}_{i}") for i in range(PIPELINE)] for name in ("valid", "last"))
+        exponents = [Signal(signed(EXPONENT_BITS), name=f"exponent_{i}", reset_less=True) for i in range(PIPELINE)]
         result = self.o.payload
         m.d.comb += [
             step.eq(~valid[-1] | self.o.ready),
@@ -168,10 +174,11 @@ class Drain(wiring.Component):
             self.done.eq(self.o.valid & self.o.ready & last[-1]),
             result.head.eq(head),
             result.block.eq(block),
+            result.exponent.eq(exponents[-1]),
             result.last.eq(last[-1]),
         ]
         with m.If(step):
-            for start, chain in ((feed, valid), (final, last)):
+            for start, chain in ((feed, valid), (final, last), (self.word_exponent, exponents)):
                 m.d.sync += [after.eq(before) for before, after in zip([start, *chain], chain, strict=False)]
         bits = c.value_bits + MANTISSA + 1
         for lane in range(c.drain):
@@ -179,7 +186,7 @@ class Drain(wiring.Component):
                 Signal(signed(c.value_bits), name=f"value_{lane}", reset_less=True),
                 Signal(MANTISSA, name=f"inverse_{lane}"),
             )
-            shifts = [Signal(6, name=f"shift_{lane}_{i}", reset_less=True) for i in range(3)]
+            shifts = [Signal(SHIFT_BITS, name=f"shift_{lane}_{i}", reset_less=True) for i in range(3)]
             product, again = (
                 Signal(signed(bits), name=f"{name}_{lane}", reset_less=True) for name in ("product", "again")
             )
@@ -187,13 +194,13 @@ class Drain(wiring.Component):
             rounded = Signal(signed(bits + 1), name=f"rounded_{lane}")
             mean = Signal(signed(16), name=f"mean_{lane}", reset_less=True)
             first = Cat(*(inverses.word_select(i + lane, MANTISSA) for i in range(0, c.columns, c.drain)))
-            tall = Cat(*(tops.word_select(i + lane, 6) for i in range(0, c.columns, c.drain)))
+            falls = Cat(*(shifts_held.word_select(i + lane, SHIFT_BITS) for i in range(0, c.columns, c.drain)))
             m.d.comb += [rounded.eq((twice + 1) >> 1), result["values"][lane].eq(mean)]
             with m.If(step):
                 m.d.sync += [
                     value.eq(word.word_select(lane, c.value_bits)),
                     inverse.eq(first.word_select(chunk, MANTISSA)),
-                    shifts[0].eq(tall.word_select(chunk, 6) + 9),
+                    shifts[0].eq(falls.word_select(chunk, SHIFT_BITS)),
                     shifts[1].eq(shifts[0]),
                     shifts[2].eq(shifts[1]),
                     product.eq(value * inverse),

@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from intaglio.rtl.arithmetic.attention import MASS_FRACTION, SCORE_BITS, WEIGHT_OFFSET
 from intaglio.rtl.attention.accumulate import Accumulators
 from intaglio.rtl.attention.drain import Drain, results
-from intaglio.rtl.attention.softmax import BASE_BITS, TileSoftmax
+from intaglio.rtl.attention.softmax import SCALE_BITS, TileSoftmax
 from intaglio.rtl.attention.states import RowStates
 from intaglio.rtl.bus.streams import Mode, mass_tag, retired, tile_command
 from intaglio.rtl.matrix.unit import add_stage
@@ -31,15 +31,13 @@ class TileEngine(wiring.Component):
 
     Members
     -------
-    base : In(signed(5))
-        Stable while not ``idle``.
     i_tile : In(stream of tile_command)
     k_read, k_row : Out
         Row ``tile * head_dim + key`` of line ``read_line``; ``k_data`` (head_dim bytes) comes one cycle later, as for all reads.
     v_read, v_row, v_data
         Values: row ``tile * head_dim + channel``, of line ``read_line`` too: keys and values are never read in the same cycle.
     x_read, x_data
-        Exponents of the keys of tile ``x_tile`` of line ``read_line``, a byte each.
+        Scale bytes of the keys of tile ``x_tile`` of line ``read_line``, then those of its values.
     q_read, q_slot, q_beat : Out, q_data : In
         Beat of a Q block. ``q_data`` is held until the next read.
     mass_valid, mass_p, mass_t, mass_key, mass_tag : Out
@@ -57,7 +55,6 @@ class TileEngine(wiring.Component):
         c, beat = config, 8 * config.head_dim
         super().__init__(
             {
-                "base": In(signed(BASE_BITS)),
                 "i_tile": In(stream.Signature(tile_command(c))),
                 "read_line": Out(index_bits(c.lines)),
                 "k_read": Out(1),
@@ -68,10 +65,10 @@ class TileEngine(wiring.Component):
                 "v_data": In(beat),
                 "x_read": Out(1),
                 "x_tile": Out(index_bits(c.tiles)),
-                "x_data": In(beat),
+                "x_data": In(2 * beat),
                 "q_read": Out(1),
                 "q_slot": Out(index_bits(c.slots)),
-                "q_beat": Out(index_bits(c.block + c.exponent_beats)),
+                "q_beat": Out(index_bits(c.block + c.scale_beats)),
                 "q_data": In(beat),
                 "mass_valid": Out(1),
                 "mass_p": Out(MASS_FRACTION).array(c.columns),
@@ -177,7 +174,6 @@ class TileEngine(wiring.Component):
         with m.If(softmax.p_valid & (softmax.key == dim - 1)):
             m.d.sync += merged.eq(out)
         m.d.comb += [
-            softmax.base.eq(self.base),
             softmax.start.eq(weighing[0]),
             softmax.mode.eq(weighed.mode),
             matrix.load_b.eq(softmax.p_valid & (out.mode == Mode.ATTEND)),
@@ -206,7 +202,9 @@ class TileEngine(wiring.Component):
             states.address.eq(Mux(states.merge, merged.state, drain.walk_address)),
             drain.lane_valid.eq(states.lane_valid),
             drain.lane_mantissa.eq(states.lane_mantissa),
-            drain.lane_top.eq(states.lane_top),
+            drain.lane_shift.eq(states.lane_shift),
+            drain.word_exponent.eq(states.word_exponent),
+            states.exponent.eq(softmax.sums_exponent),
             values.address.eq(valued.state),
             values.first.eq(valued.first),
             values.read.eq(drain.read),
@@ -223,6 +221,7 @@ class TileEngine(wiring.Component):
         pairs = (
             (softmax.log, states.log),
             (states.e, softmax.sums_e),
+            (states.f, softmax.sums_f),
             (states.sums, softmax.sums),
             (values.kept, states.kept),
             (values.added, states.added),
@@ -298,7 +297,7 @@ class TileEngine(wiring.Component):
         return offset
 
     def _matrix(self, m, matrix, softmax, values, issue_keys, reading_keys, reading_values, place, next_, bank):
-        """Rows to the matrix unit; exponents and mask of a tile at the place where its dot products leave. Returns the last channel."""
+        """Rows to the matrix unit; scales and mask of a tile at the place where its dot products leave. Returns the last channel."""
         c = self.config
         steps = matrix.latency + 1
         keys, channels, firsts, lasts = (
@@ -319,20 +318,20 @@ class TileEngine(wiring.Component):
         m.d.comb += [o.eq(dot + offset) for o, dot in zip(values.o, matrix.dot, strict=True)]
 
         limit, loads, group = Signal.like(softmax.limit), Signal(), Signal.like(next_.row_group)
-        exponents = Signal(3 * c.head_dim, reset_less=True)
-        waiting = Signal(3 * c.head_dim, reset_less=True)
-        queries = [Signal(3, name=f"exponent_{i}", reset_less=True) for i in range(c.columns)]
+        of_keys, of_values = (
+            Signal(SCALE_BITS * c.head_dim, name=f"scales_of_{name}", reset_less=True) for name in ("keys", "values")
+        )
+        queries = [Signal(SCALE_BITS, name=f"scale_{i}", reset_less=True) for i in range(c.columns)]
         with m.If(issue_keys):
             m.d.sync += [limit.eq(next_.limit), loads.eq(next_.load), group.eq(next_.row_group)]
         parts = self.q_data.word_select(group % (c.head_dim // c.columns), 8 * c.columns)
         with m.If(firsts[0]):
-            m.d.sync += waiting.eq(Cat(*(self.x_data[8 * i : 8 * i + 3] for i in range(c.head_dim))))
             with m.If(loads):
-                m.d.sync += [query.eq(parts[8 * i : 8 * i + 3]) for i, query in enumerate(queries)]
+                m.d.sync += Cat(*queries).eq(parts)
         with m.If(firsts[-2]):
-            m.d.sync += [exponents.eq(waiting), softmax.limit.eq(limit)]
+            m.d.sync += [Cat(of_keys, of_values).eq(self.x_data), softmax.limit.eq(limit)]  # read until the next tile's
             m.d.sync += [xq.eq(query) for xq, query in zip(softmax.xq, queries, strict=True)]
         with m.Elif(keys[-1]):
-            m.d.sync += exponents.eq(exponents[3:])
-        m.d.comb += softmax.xk.eq(exponents[:3])
+            m.d.sync += [scales.eq(scales[SCALE_BITS:]) for scales in (of_keys, of_values)]
+        m.d.comb += [softmax.xk.eq(of_keys[:SCALE_BITS]), softmax.xv.eq(of_values[:SCALE_BITS])]
         return lasts[-1]

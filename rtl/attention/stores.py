@@ -10,16 +10,15 @@ __all__ = ["Stores", "store_bits"]
 
 
 def store_bits(config):
-    """Bits of memory: lines of K, V and exponents, slots of queries and exponents."""
+    """Bits of memory: lines of K and V, slots of queries, all with their scale bytes."""
     beat = 8 * config.head_dim
     return beat * (
-        config.lines * (2 * config.block + config.exponent_beats)
-        + config.slots * (config.block + config.exponent_beats)
+        config.lines * 2 * (config.block + config.scale_beats) + config.slots * (config.block + config.scale_beats)
     )
 
 
 class Stores(wiring.Component):
-    """Five memories of words of a beat (``head_dim`` bytes).
+    """Six memories of words of a beat (``head_dim`` bytes).
 
     Parameters
     ----------
@@ -27,10 +26,12 @@ class Stores(wiring.Component):
 
     Members
     -------
-    key, value, query, key_exponent, query_exponent, address, exponent_address, data
+    key, value, query, key_scale, value_scale, query_scale, address, scale_address, data
         From :class:`~intaglio.rtl.kv.fetch.Fetch`.
     read_line, k_read, k_row, k_data, v_read, v_row, v_data, x_read, x_tile, x_data, q_read, q_slot, q_beat, q_data
         To :class:`~intaglio.rtl.attention.engine.TileEngine`. Latency: 1 cycle; data stay until the next read of the same kind.
+
+    ``x_data`` are the scale bytes of a tile's keys, then those of its values.
 
     Throughput: a beat written and a beat of each kind read in a cycle.
     """
@@ -41,9 +42,9 @@ class Stores(wiring.Component):
         index = index_bits(max(c.lines, c.slots))
         super().__init__(
             {
-                **{name: In(1) for name in ("key", "value", "query", "key_exponent", "query_exponent")},
+                **{name: In(1) for name in ("key", "value", "query", "key_scale", "value_scale", "query_scale")},
                 "address": In(index + c.block.bit_length() - 1),
-                "exponent_address": In(index + c.exponent_beats.bit_length() - 1),
+                "scale_address": In(index + c.scale_beats.bit_length() - 1),
                 "data": In(beat),
                 "read_line": In(index_bits(c.lines)),
                 "k_read": In(1),
@@ -54,10 +55,10 @@ class Stores(wiring.Component):
                 "v_data": Out(beat),
                 "x_read": In(1),
                 "x_tile": In(index_bits(c.tiles)),
-                "x_data": Out(beat),
+                "x_data": Out(2 * beat),
                 "q_read": In(1),
                 "q_slot": In(index_bits(c.slots)),
-                "q_beat": In(index_bits(c.block + c.exponent_beats)),
+                "q_beat": In(index_bits(c.block + c.scale_beats)),
                 "q_data": Out(beat),
             }
         )
@@ -65,10 +66,10 @@ class Stores(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         c, beat = self.config, 8 * self.config.head_dim
-        exponents = self.q_beat >= c.block
-        from_exponents = Signal()
+        scales = self.q_beat >= c.block
+        from_scales = Signal()
         with m.If(self.q_read):
-            m.d.sync += from_exponents.eq(exponents)
+            m.d.sync += from_scales.eq(scales)
         tile_bits, row_bits = c.tiles.bit_length() - 1, c.block.bit_length() - 1
         places = {
             "keys": (
@@ -85,25 +86,28 @@ class Stores(wiring.Component):
                 self.v_read,
                 Cat(self.v_row[:row_bits], self.read_line),
             ),
-            "key_exponents": (
-                c.lines * c.exponent_beats,
-                self.key_exponent,
-                self.exponent_address,
-                self.x_read,
-                Cat(self.x_tile[:tile_bits], self.read_line),
-            ),
+            **{
+                f"{name}s": (
+                    c.lines * c.scale_beats,
+                    write,
+                    self.scale_address,
+                    self.x_read,
+                    Cat(self.x_tile[:tile_bits], self.read_line),
+                )
+                for name, write in (("key_scale", self.key_scale), ("value_scale", self.value_scale))
+            },
             "queries": (
                 c.slots * c.block,
                 self.query,
                 self.address,
-                self.q_read & ~exponents,
+                self.q_read & ~scales,
                 Cat(self.q_beat[:row_bits], self.q_slot),
             ),
-            "query_exponents": (
-                c.slots * c.exponent_beats,
-                self.query_exponent,
-                self.exponent_address,
-                self.q_read & exponents,
+            "query_scales": (
+                c.slots * c.scale_beats,
+                self.query_scale,
+                self.scale_address,
+                self.q_read & scales,
                 Cat(self.q_beat[:tile_bits], self.q_slot),
             ),
         }
@@ -120,7 +124,7 @@ class Stores(wiring.Component):
         m.d.comb += [
             self.k_data.eq(rams["keys"].read_data),
             self.v_data.eq(rams["values"].read_data),
-            self.x_data.eq(rams["key_exponents"].read_data),
-            self.q_data.eq(Mux(from_exponents, rams["query_exponents"].read_data, rams["queries"].read_data)),
+            self.x_data.eq(Cat(rams["key_scales"].read_data, rams["value_scales"].read_data)),
+            self.q_data.eq(Mux(from_scales, rams["query_scales"].read_data, rams["queries"].read_data)),
         ]
         return m

@@ -36,8 +36,8 @@ class Phase(enum.IntEnum):
 
 
 class FetchKind(enum.IntEnum):
-    K = 0  # keys and exponents into a line
-    KV = 1  # keys, exponents and values into a line
+    K = 0  # keys and their scales into a line
+    KV = 1  # keys and values, with their scales, into a line
     Q = 2  # a Q block into a slot
 
 

@@ -9,7 +9,7 @@ from intaglio.rtl.arithmetic.attention import MASS_FRACTION, MERGE_SHIFT, WEIGHT
 
 __all__ = ["PrefillConfig"]
 
-FORMAT = 2  # raised when the hardware changes, so that old digests no longer match
+FORMAT = 3  # raised when the hardware changes, so that old digests no longer match
 
 
 def _power(name, value, low, high):
@@ -102,8 +102,8 @@ class PrefillConfig:
         return self.block // self.head_dim
 
     @property
-    def exponent_beats(self) -> int:
-        """X: beats that hold the exponents of a block."""
+    def scale_beats(self) -> int:
+        """X: beats that hold the scale bytes of a block of rows."""
         return self.block // self.head_dim
 
     @property
@@ -132,7 +132,7 @@ class PrefillConfig:
 
     @property
     def sum_bits(self) -> int:
-        """Unsigned bits of l: the sum of 28-bit probabilities over all tokens, which exceeds that of 8-bit weights with 4 fraction bits."""
+        """Unsigned bits of l: the sum of 28-bit probabilities over all tokens."""
         return MASS_FRACTION + self.context.bit_length()
 
     @property
@@ -142,7 +142,7 @@ class PrefillConfig:
 
     @property
     def maximum_bits(self) -> int:
-        """Signed bits of E."""
+        """Signed bits of E and F."""
         return 11
 
     def to_json(self) -> dict:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from intaglio.rtl.arithmetic.numerics import XS_BITS
 from intaglio.rtl.arithmetic.silu import SILU_BITS
+from intaglio.rtl.memory import ROM_FORMS
 
 __all__ = [
     "ACTIVATIONS",
@@ -79,6 +80,9 @@ class DecoderConfig:
     dot : str
         How a lane adds: ``"planes"`` (bitwise, fast to simulate) or ``"adders"`` (carry chains, small on an FPGA). Same results in
         as many cycles; with ``"adders"`` the vector unit's divider has shorter stages, and an operation takes three cycles more.
+    rom : str
+        What the lanes' weight ROMs are made of: ``"image"`` (memories that read a file) or ``"logic"`` (gates, see docs/rom.md). Same
+        words in the same cycles.
     vector_width : int
         Elements that the vector unit takes in a cycle; a power of 2 that divides ``head_dim`` and ``lane_width`` and is a
         multiple of ``lanes``.
@@ -124,6 +128,7 @@ class DecoderConfig:
     lane_width: int = 64
     packing: str = "2bit"
     dot: str = "planes"
+    rom: str = "image"
     vector_width: int = 16
     attention_heads: int = 1
     top_k: int = 16
@@ -188,6 +193,7 @@ class DecoderConfig:
         )
         check_packing(self.packing)
         need(self.dot in DOTS, f"dot must be one of {', '.join(DOTS)}, not {self.dot!r}")
+        need(self.rom in ROM_FORMS, f"rom must be one of {', '.join(ROM_FORMS)}, not {self.rom!r}")
         need(self.lanes % 2 == 0, f"lanes must be even, not {self.lanes}")
         for name in ("hidden", "intermediate"):
             value = getattr(self, name)

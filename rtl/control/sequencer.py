@@ -4,6 +4,8 @@ A command word is ``token[t] | run[24 - t] | top[5] | 0 | want | first`` from it
 docs/host.md describes the protocol. With adapters the reserved bit marks a word that selects one.
 """
 
+from types import SimpleNamespace
+
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -148,245 +150,285 @@ class Sequencer(wiring.Component):
         )
 
     def elaborate(self, platform):
-        m = Module()
+        m, s = Module(), SimpleNamespace()  # s: the sequencer's own signals, which its parts share
         m.submodules.program = rom = Rom("program", WORD_BITS, self.length, init=self.program)
         m.submodules.alu = alu = ScalarAlu(self.squares_bits)
-        word = Signal(Layout)  # under way; the ROM holds the one after it
-        registers = Array(Signal(ScalarLayout, name=f"register_{i}") for i in range(REGISTERS))
-        ra, rb, imm = Signal(ScalarLayout), Signal(ScalarLayout), Signal(ScalarLayout)
-        m.d.comb += [ra.eq(registers[word.ra]), rb.eq(registers[word.rb]), imm.m.eq(word.m), imm.e.eq(word.e)]
+        self._words(m, s, rom)
+        self._commands(s)
+        self._starts(m, s)
+        self._shifts(m, s)
+        self._scalars(m, s, alu)
+        self._packet(m, s)
+        with m.FSM(name="state") as fsm:
+            m.d.comb += self.active.eq(~fsm.ongoing("IDLE"))
+            self._idle_state(m, s)
+            self._begin_state(m, s)
+            self._issue_state(m, s, alu)
+            self._answer_states(m, s)
+        return m
+
+    def _words(self, m, s, rom):
+        """The word under way and what it names; the ROM's next one comes with ``s.advance``."""
+        s.word = Signal(Layout)  # under way; the ROM holds the one after it
+        s.registers = Array(Signal(ScalarLayout, name=f"register_{i}") for i in range(REGISTERS))
+        s.ra, s.rb, s.imm = Signal(ScalarLayout), Signal(ScalarLayout), Signal(ScalarLayout, name="imm")
+        word, registers = s.word, s.registers
+        m.d.comb += [s.ra.eq(registers[word.ra]), s.rb.eq(registers[word.rb]), s.imm.m.eq(word.m), s.imm.e.eq(word.e)]
         m.d.comb += [self.op.eq(word.op), self.m.eq(word.m), self.e.eq(word.e), self.rd.eq(word.rd)]
-        m.d.comb += [self.segment.eq(word.m), self.store.eq(ra), self.store_head.eq(word.m)]
+        m.d.comb += [self.segment.eq(word.m), self.store.eq(s.ra), self.store_head.eq(word.m)]
 
-        scale_register = Signal(range(REGISTERS))
-        m.d.comb += self.scale.eq(registers[scale_register])
+        s.scale_register = Signal(range(REGISTERS))
+        m.d.comb += self.scale.eq(registers[s.scale_register])
 
-        ahead, ahead_next = Signal(range(self.length + 2)), Signal(range(self.length + 2))  # address of the ROM's word
-        advance, begun, resumed = Signal(), Signal(), Signal()
-        m.d.comb += [ahead_next.eq(Mux(advance, ahead + 1, ahead)), rom.addr.eq(ahead_next)]
-        m.d.sync += ahead.eq(ahead_next)
-        coming = data.View(Layout, rom.data)
-        with m.If(advance):
-            m.d.sync += word.eq(coming)
+        length = range(self.length + 2)  # addresses of the ROM's word
+        ahead, s.ahead_next = Signal(length), Signal(length, name="ahead_next")
+        s.advance, s.begun, s.resumed = Signal(), Signal(), Signal()
+        m.d.comb += [s.ahead_next.eq(Mux(s.advance, ahead + 1, ahead)), rom.addr.eq(s.ahead_next)]
+        m.d.sync += ahead.eq(s.ahead_next)
+        s.coming = data.View(Layout, rom.data)
+        with m.If(s.advance):
+            m.d.sync += word.eq(s.coming)
 
         def of(name, ops):
             """Whether the word is one of ``ops``: a register, since starts are the longest way through the decoder."""
             signal = Signal(name=f"of_{name}")
-            with m.If(advance):
-                m.d.sync += signal.eq(Value.cast(coming.op).matches(*ops))
+            with m.If(s.advance):
+                m.d.sync += signal.eq(Value.cast(s.coming.op).matches(*ops))
             return signal
 
-        of_linear, of_attend, of_head = (of(op.name.lower(), [op]) for op in (Op.LINEAR, Op.ATTEND, Op.HEAD))
-        of_alu, of_vector = (
+        s.of_linear, s.of_attend, s.of_head = (of(op.name.lower(), [op]) for op in (Op.LINEAR, Op.ATTEND, Op.HEAD))
+        s.of_alu, s.of_vector = (
             of("alu", ALU_OPS),
             of("vector", [op for op, (unit, _) in _UNITS.items() if unit is Wait.VECTOR]),
         )
 
+    def _commands(self, s):
+        """The command word, and what is kept of it."""
         token_bits = self.config.token_bits
         layout = command_layout(token_bits)
-        command = data.View(layout, self.command_data)
-        held = Signal(
+        s.command = data.View(layout, self.command_data)
+        s.held = Signal(
             data.StructLayout({name: layout[name].shape for name in ("token", "run", "top", "want")})
         )  # run counts down
-        last_token = Signal(token_bits)
+        s.last_token = Signal(token_bits)
 
-        # -- whether the word waits is found a cycle ahead, and whether one is to be issued
-        issuing, waiting, go = Signal(), Signal(), Signal()
-        m.d.sync += waiting.eq((self.busy_next & Mux(advance, coming.wait, word.wait)).any())
+    def _starts(self, m, s):
+        """Whether the word waits is found a cycle ahead, and whether one is to be issued."""
+        s.issuing, s.waiting, s.go = Signal(), Signal(), Signal()
+        m.d.sync += s.waiting.eq((self.busy_next & Mux(s.advance, s.coming.wait, s.word.wait)).any())
         m.d.comb += [
-            go.eq(issuing & ~waiting),
-            self.start_linear.eq(go & of_linear),
-            self.start_vector.eq(go & of_vector),
-            self.start_attend.eq(go & of_attend),
-            self.start_head.eq(go & of_head),
-            advance.eq((go & ~of_alu) | begun | resumed),
+            s.go.eq(s.issuing & ~s.waiting),
+            self.start_linear.eq(s.go & s.of_linear),
+            self.start_vector.eq(s.go & s.of_vector),
+            self.start_attend.eq(s.go & s.of_attend),
+            self.start_head.eq(s.go & s.of_head),
+            s.advance.eq((s.go & ~s.of_alu) | s.begun | s.resumed),
         ]
 
-        # -- shift of the vector unit's operation: the magnitudes are one cycle behind the end of what they are of
-        shifts, of_results = Signal(), Signal()
-        m.d.comb += self.vector_shift.eq(Mux(of_results, self.r_shift, self.x_shift))
-        m.d.sync += shifts.eq(0)
-        with m.If(shifts):
+    def _shifts(self, m, s):
+        """Shift of the vector unit's operation: the magnitudes are one cycle behind the end of what they are of."""
+        s.shifts, s.of_results = Signal(), Signal(name="of_results")
+        m.d.comb += self.vector_shift.eq(Mux(s.of_results, self.r_shift, self.x_shift))
+        m.d.sync += s.shifts.eq(0)
+        with m.If(s.shifts):
             m.d.sync += [
                 self.shift.eq(self.vector_shift),
                 self.q_base.eq(self.q_scale.e + self.vector_shift + OPERAND_SHIFT),
             ]
 
-        # -- scalar ALU
+    def _scalars(self, m, s, alu):
+        """Operands of the scalar ALU."""
         twice = -(self.shift << 1)
         shift2 = Signal.like(twice, name="shift2")
-        m.d.comb += [shift2.eq(twice), alu.a.eq(ra), alu.b.eq(rb), alu.n.eq(self.m_value)]
-        with m.Switch(word.op):
+        m.d.comb += [shift2.eq(twice), alu.a.eq(s.ra), alu.b.eq(s.rb), alu.n.eq(self.m_value)]
+        with m.Switch(s.word.op):
             for op, alu_op in ALU_OPS.items():
                 with m.Case(op):
                     m.d.comb += alu.op.eq(alu_op)
                     if op is Op.LDM:
-                        m.d.comb += alu.shift.eq(Mux(word.e != 0, self.shift, 0))
+                        m.d.comb += alu.shift.eq(Mux(s.word.e != 0, self.shift, 0))
                     elif op is Op.LDS:
                         m.d.comb += alu.n.eq(self.squares)
                     elif op is Op.LDX:
-                        m.d.comb += [alu.a.eq(imm), alu.shift.eq(shift2)]
+                        m.d.comb += [alu.a.eq(s.imm), alu.shift.eq(shift2)]
                     elif op is Op.SCX:
                         m.d.comb += alu.shift.eq(shift2)
                     elif op is Op.LDR:
-                        m.d.comb += [alu.a.eq(imm), alu.shift.eq(-((self.reference + 7) << 1))]
+                        m.d.comb += [alu.a.eq(s.imm), alu.shift.eq(-((self.reference + 7) << 1))]
                     elif op is Op.MULI:
-                        m.d.comb += alu.b.eq(imm)
+                        m.d.comb += alu.b.eq(s.imm)
 
-        # -- result packet
-        rank, answer, logit, tail = Signal(5), Signal(32), Signal(32), Signal()  # a logit is kept with its token
-        logit_unit = Signal(ScalarLayout)
-        m.d.comb += [self.rank.eq(rank), self.result_data.eq(answer), self.result_last.eq(tail)]
+    def _packet(self, m, s):
+        """The result packet's words, and the sequence's place and adapter."""
+        # A logit is kept with its token.
+        s.rank, s.answer, s.logit, s.tail = Signal(5), Signal(32), Signal(32), Signal()
+        s.logit_unit = Signal(ScalarLayout)
+        m.d.comb += [self.rank.eq(s.rank), self.result_data.eq(s.answer), self.result_last.eq(s.tail)]
+        s.full = Signal()  # position == context
+        s.barred = Signal()  # the sequence's adapter is not there
+        if self.config.rank:
+            m.d.comb += self.adapted.eq(s.word.rb[0] & self.running)
+            with m.If(self.lost):
+                m.d.sync += [s.barred.eq(1), self.running.eq(0)]
 
-        def stop():
-            """The token is done: the next of a run, or the next command. Only states that look at word 0 already go on with a run."""
-            m.d.sync += [
-                self.position.eq(self.position + 1),
-                full.eq(self.position == self.config.context - 1),
-                self.phase.eq(Phase.EMBED),
-            ]
-            m.d.comb += self.finished.eq(1)
-            m.d.sync += issuing.eq(0)
-            with m.If(held.run != 0):
-                m.d.sync += [held.run.eq(held.run - 1), held.token.eq(last_token)]
+    def _idle_state(self, m, s):
+        """Waits for a command."""
+        with m.State("IDLE"):
+            m.d.comb += [self.command_ready.eq(1), s.ahead_next.eq(0)]
+            taken = self.command_valid
+            if self.config.rank:
+                taken = self.command_valid & ~s.command.reserved
+                with m.If(self.command_valid & s.command.reserved):
+                    m.d.sync += self.selected.eq(s.command.token)
+            with m.If(taken):
+                m.d.sync += [
+                    s.held.token.eq(s.command.token),
+                    s.held.run.eq(s.command.run),
+                    s.held.top.eq(s.command.top),
+                    s.held.want.eq(s.command.want | (s.command.run != 0)),
+                    self.phase.eq(Phase.EMBED),
+                ]
+                with m.If(s.command.first):
+                    m.d.sync += [self.position.eq(0), s.full.eq(0)]
+                    if self.config.rank:
+                        m.d.sync += [
+                            self.running.eq(self.ok),
+                            self.memory.eq(self.physical),
+                            s.barred.eq((self.selected != 0) & ~self.ok),
+                        ]
+                with m.If(s.command.top > self.config.top_k):
+                    m.d.sync += s.held.top.eq(self.config.top_k)
                 m.next = "BEGIN"
+
+    def _begin_state(self, m, s):
+        """A token begins, or is refused, with an answer if one is wanted."""
+        with m.State("BEGIN"):
+            m.d.comb += s.begun.eq(1)
+            m.d.sync += self.token.eq(s.held.token)
+            if self.config.rank:
+                m.d.comb += self.refused.eq(s.barred)
+            with m.If(s.full | s.barred if self.config.rank else s.full):
+                m.d.comb += self.overflow.eq(s.full & ~s.barred if self.config.rank else 1)
+                m.d.sync += [
+                    s.answer.eq(Cat(Const(-1, self.config.token_bits), self.position[: self.config.position_bits])),
+                    s.tail.eq(1),
+                    s.held.run.eq(0),
+                ]
+                with m.If(s.held.want):
+                    m.next = "REFUSE"
+                with m.Else():
+                    m.next = "IDLE"
             with m.Else():
+                m.d.comb += self.begin.eq(1)
+                m.d.sync += s.issuing.eq(1)
+                m.next = "ISSUE"
+        with m.State("REFUSE"):
+            m.d.comb += self.result_valid.eq(1)
+            with m.If(self.result_ready):
                 m.next = "IDLE"
 
-        full = Signal()  # position == context
-        barred = Signal()  # the sequence's adapter is not there
-        if self.config.rank:
-            m.d.comb += self.adapted.eq(word.rb[0] & self.running)
-            with m.If(self.lost):
-                m.d.sync += [barred.eq(1), self.running.eq(0)]
+    def _issue_state(self, m, s, alu):
+        """Issues words, and waits for the scalar ALU."""
+        with m.State("ISSUE"):
+            with m.If(~s.waiting):
+                with m.Switch(s.word.op):
+                    for op, (unit, phase) in _UNITS.items():
+                        with m.Case(op):
+                            m.d.sync += self.phase.eq(phase)
+                            if unit is Wait.LINEAR:
+                                m.d.sync += s.scale_register.eq(s.word.ra)
+                            if op in (Op.NORM8, Op.NORM16):
+                                m.d.sync += [s.of_results.eq(s.word.rd[0]), s.shifts.eq(1)]
+                            elif op is Op.ROPE:
+                                m.d.sync += [
+                                    s.of_results.eq(1),
+                                    s.shifts.eq(1),
+                                    self.q_scale.eq(s.ra),
+                                    self.layer.eq(s.word.e),
+                                ]
+                    if self.config.rank:
+                        with m.Case(Op.ADAPT):
+                            with m.If(self.running):
+                                m.d.sync += self.phase.eq(Phase.LINEAR)
+                                m.d.comb += self.start_adapt.eq(1)
+                    with m.Case(Op.LDI):
+                        m.d.sync += s.registers[s.word.rd].eq(s.imm)
+                    with m.Case(Op.STK):
+                        m.d.comb += self.store_key.eq(1)
+                    with m.Case(Op.STV):
+                        m.d.comb += self.store_value.eq(1)
+                    with m.Case(Op.SKIP):
+                        with m.If(~s.held.want):
+                            self._stop(m, s)
+                    with m.Case(Op.END):
+                        m.d.sync += [
+                            s.answer.eq(Cat(self.rank_token, self.position[: self.config.position_bits])),
+                            s.tail.eq(s.held.top == 0),
+                            s.last_token.eq(self.rank_token),
+                            s.logit_unit.eq(s.ra),
+                        ]
+                        m.d.sync += s.issuing.eq(0)
+                        m.next = "ANSWER"
+                    with m.Case(*ALU_OPS):
+                        m.d.comb += alu.start.eq(1)
+                        m.d.sync += s.issuing.eq(0)
+                        m.next = "SCALAR"
+        with m.State("SCALAR"):
+            with m.If(alu.done):
+                m.d.sync += s.registers[s.word.rd].eq(alu.o)
+                m.d.comb += s.resumed.eq(1)
+                m.d.sync += s.issuing.eq(1)
+                m.next = "ISSUE"
 
-        with m.FSM(name="state") as fsm:
-            m.d.comb += self.active.eq(~fsm.ongoing("IDLE"))
-            with m.State("IDLE"):
-                m.d.comb += [self.command_ready.eq(1), ahead_next.eq(0)]
-                taken = self.command_valid
-                if self.config.rank:
-                    taken = self.command_valid & ~command.reserved
-                    with m.If(self.command_valid & command.reserved):
-                        m.d.sync += self.selected.eq(command.token)
-                with m.If(taken):
-                    m.d.sync += [
-                        held.token.eq(command.token),
-                        held.run.eq(command.run),
-                        held.top.eq(command.top),
-                        held.want.eq(command.want | (command.run != 0)),
-                        self.phase.eq(Phase.EMBED),
-                    ]
-                    with m.If(command.first):
-                        m.d.sync += [self.position.eq(0), full.eq(0)]
-                        if self.config.rank:
-                            m.d.sync += [
-                                self.running.eq(self.ok),
-                                self.memory.eq(self.physical),
-                                barred.eq((self.selected != 0) & ~self.ok),
-                            ]
-                    with m.If(command.top > self.config.top_k):
-                        m.d.sync += held.top.eq(self.config.top_k)
-                    m.next = "BEGIN"
-            with m.State("BEGIN"):
-                m.d.comb += begun.eq(1)
-                m.d.sync += self.token.eq(held.token)
-                if self.config.rank:
-                    m.d.comb += self.refused.eq(barred)
-                with m.If(full | barred if self.config.rank else full):
-                    m.d.comb += self.overflow.eq(full & ~barred if self.config.rank else 1)
-                    m.d.sync += [
-                        answer.eq(Cat(Const(-1, token_bits), self.position[: 32 - token_bits])),
-                        tail.eq(1),
-                        held.run.eq(0),
-                    ]
-                    with m.If(held.want):
-                        m.next = "REFUSE"
-                    with m.Else():
-                        m.next = "IDLE"
+    def _answer_states(self, m, s):
+        """Words of the result packet: token and position, unit of the logits, then tokens and logits by turns."""
+        with m.State("ANSWER"):
+            m.d.comb += [self.result_valid.eq(1), s.ahead_next.eq(0)]
+            with m.If(self.result_ready):
+                m.d.sync += [
+                    s.answer.eq(Cat(s.logit_unit.m, s.logit_unit.e, s.logit_unit.e[9].replicate(6))),
+                    s.tail.eq(0),
+                ]
+                with m.If(s.tail):
+                    self._stop(m, s)
                 with m.Else():
-                    m.d.comb += self.begin.eq(1)
-                    m.d.sync += issuing.eq(1)
-                    m.next = "ISSUE"
-            with m.State("REFUSE"):
-                m.d.comb += self.result_valid.eq(1)
-                with m.If(self.result_ready):
-                    m.next = "IDLE"
-            with m.State("ISSUE"):
-                with m.If(~waiting):
-                    with m.Switch(word.op):
-                        for op, (unit, phase) in _UNITS.items():
-                            with m.Case(op):
-                                m.d.sync += self.phase.eq(phase)
-                                if unit is Wait.LINEAR:
-                                    m.d.sync += scale_register.eq(word.ra)
-                                if op in (Op.NORM8, Op.NORM16):
-                                    m.d.sync += [of_results.eq(word.rd[0]), shifts.eq(1)]
-                                elif op is Op.ROPE:
-                                    m.d.sync += [
-                                        of_results.eq(1),
-                                        shifts.eq(1),
-                                        self.q_scale.eq(ra),
-                                        self.layer.eq(word.e),
-                                    ]
-                        if self.config.rank:
-                            with m.Case(Op.ADAPT):
-                                with m.If(self.running):
-                                    m.d.sync += self.phase.eq(Phase.LINEAR)
-                                    m.d.comb += self.start_adapt.eq(1)
-                        with m.Case(Op.LDI):
-                            m.d.sync += registers[word.rd].eq(imm)
-                        with m.Case(Op.STK):
-                            m.d.comb += self.store_key.eq(1)
-                        with m.Case(Op.STV):
-                            m.d.comb += self.store_value.eq(1)
-                        with m.Case(Op.SKIP):
-                            with m.If(~held.want):
-                                stop()
-                        with m.Case(Op.END):
-                            m.d.sync += [
-                                answer.eq(Cat(self.rank_token, self.position[: 32 - token_bits])),
-                                tail.eq(held.top == 0),
-                                last_token.eq(self.rank_token),
-                                logit_unit.eq(ra),
-                            ]
-                            m.d.sync += issuing.eq(0)
-                            m.next = "ANSWER"
-                        with m.Case(*ALU_OPS):
-                            m.d.comb += alu.start.eq(1)
-                            m.d.sync += issuing.eq(0)
-                            m.next = "SCALAR"
-            with m.State("SCALAR"):
-                with m.If(alu.done):
-                    m.d.sync += registers[word.rd].eq(alu.o)
-                    m.d.comb += resumed.eq(1)
-                    m.d.sync += issuing.eq(1)
-                    m.next = "ISSUE"
-            with m.State("ANSWER"):
-                m.d.comb += [self.result_valid.eq(1), ahead_next.eq(0)]
-                with m.If(self.result_ready):
-                    m.d.sync += [answer.eq(Cat(logit_unit.m, logit_unit.e, logit_unit.e[9].replicate(6))), tail.eq(0)]
-                    with m.If(tail):
-                        stop()
-                    with m.Else():
-                        m.next = "UNIT"
-            with m.State("UNIT"):
-                m.d.comb += [self.result_valid.eq(1), ahead_next.eq(0)]
-                with m.If(self.result_ready):
-                    m.d.sync += [answer.eq(self.rank_token), logit.eq(self.rank_logit), rank.eq(1)]
+                    m.next = "UNIT"
+        with m.State("UNIT"):
+            m.d.comb += [self.result_valid.eq(1), s.ahead_next.eq(0)]
+            with m.If(self.result_ready):
+                m.d.sync += [s.answer.eq(self.rank_token), s.logit.eq(self.rank_logit), s.rank.eq(1)]
+                m.next = "TOKEN"
+        with m.State("TOKEN"):
+            m.d.comb += [self.result_valid.eq(1), s.ahead_next.eq(0)]
+            with m.If(self.result_ready):
+                m.d.sync += [s.answer.eq(s.logit), s.tail.eq(s.rank == s.held.top)]
+                m.next = "LOGIT"
+        with m.State("LOGIT"):
+            m.d.comb += [self.result_valid.eq(1), s.ahead_next.eq(0)]
+            with m.If(self.result_ready):
+                m.d.sync += [
+                    s.answer.eq(self.rank_token),
+                    s.logit.eq(self.rank_logit),
+                    s.tail.eq(0),
+                    s.rank.eq(s.rank + 1),
+                ]
+                with m.If(s.tail):
+                    m.d.sync += s.rank.eq(0)
+                    self._stop(m, s)
+                with m.Else():
                     m.next = "TOKEN"
-            with m.State("TOKEN"):
-                m.d.comb += [self.result_valid.eq(1), ahead_next.eq(0)]
-                with m.If(self.result_ready):
-                    m.d.sync += [answer.eq(logit), tail.eq(rank == held.top)]
-                    m.next = "LOGIT"
-            with m.State("LOGIT"):
-                m.d.comb += [self.result_valid.eq(1), ahead_next.eq(0)]
-                with m.If(self.result_ready):
-                    m.d.sync += [answer.eq(self.rank_token), logit.eq(self.rank_logit), tail.eq(0), rank.eq(rank + 1)]
-                    with m.If(tail):
-                        m.d.sync += rank.eq(0)
-                        stop()
-                    with m.Else():
-                        m.next = "TOKEN"
-        return m
+
+    def _stop(self, m, s):
+        """The token is done: the next of a run, or the next command. Only states that look at word 0 already go on with a run."""
+        m.d.sync += [
+            self.position.eq(self.position + 1),
+            s.full.eq(self.position == self.config.context - 1),
+            self.phase.eq(Phase.EMBED),
+        ]
+        m.d.comb += self.finished.eq(1)
+        m.d.sync += s.issuing.eq(0)
+        with m.If(s.held.run != 0):
+            m.d.sync += [s.held.run.eq(s.held.run - 1), s.held.token.eq(s.last_token)]
+            m.next = "BEGIN"
+        with m.Else():
+            m.next = "IDLE"

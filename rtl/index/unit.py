@@ -1,5 +1,7 @@
 """Index unit: which blocks each query block attends to, from the last queries and all keys (FAST-Prefill's SIGU)."""
 
+from types import SimpleNamespace
+
 from amaranth.hdl import Array, Module, Mux, Signal, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -101,238 +103,272 @@ class IndexUnit(wiring.Component):
         )
 
     def elaborate(self, platform):
-        m = Module()
+        m, c = Module(), self.config
+        s = SimpleNamespace()  # units inside, and signals that the parts below share
+        m.submodules.passes = s.passes = IndexPass(c)
+        m.submodules.masses = s.masses = BlockMasses(c)
+        m.submodules.scores = s.scores = ScoreStore(c)
+        m.submodules.selector = s.selector = Selector(c)
+        m.submodules.decision = s.decision = Decision(c)
+        s.block_bytes = 2 * c.block * c.head_dim  # of a Q block
+        s.row_bits = c.block.bit_length() - 1
+        self._place(m, s)
+        self._fetch(m, s)
+        self._passes(m, s)
+        self._masses(m, s)
+        self._decisions(m, s)
+        s.settled = Signal(range(BlockMasses.LATENCY + 2))  # the engine is idle, the masses on their way have come
+        s.quiet = self.engine_idle & ~s.scores.busy & ~s.scores.valid
+        m.d.comb += self.busy.eq(1)
+        with m.FSM(name="state"):
+            self._pass_states(m, s)
+            self._selection_states(m, s)
+            self._pooled_states(m, s)
+        return m
+
+    def _place(self, m, s):
+        """What is being done: the last queries of all heads, or pooled rows of one head."""
         c = self.config
-        m.submodules.passes = passes = IndexPass(c)
-        m.submodules.masses = masses = BlockMasses(c)
-        m.submodules.scores = scores = ScoreStore(c)
-        m.submodules.selector = selector = Selector(c)
-        m.submodules.decision = decision = Decision(c)
-        block_bytes = 2 * c.block * c.head_dim  # of a Q block
-        row_bits = c.block.bit_length() - 1
+        s.pooled = Signal()
+        s.head, s.pooled_block, s.group = (
+            Signal(range(c.group + 1)),
+            Signal(BLOCK_BITS),
+            Signal(range(c.row_groups + 1), name="group"),
+        )
+        s.batch = Signal(index_bits(c.batches))
+        s.asked, s.arrived, s.wanted = (
+            Signal(range(c.group + 1), name=name) for name in ("asked", "arrived", "wanted")
+        )
+        s.address, s.head_stride = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS, name="head_stride")
+        s.asking, s.mode = Signal(), Signal(Mode)
+        s.rows_below = Signal(BLOCK_BITS + 8)  # first row after the batch
+        s.last_batch = Signal()
+        m.d.comb += [s.rows_below.eq((s.batch + 1) * c.columns), s.last_batch.eq(s.rows_below >= self.blocks)]
 
-        # What is being done: the last queries of all heads, or pooled rows of one head.
-        pooled = Signal()
-        head, pooled_block, group = Signal(range(c.group + 1)), Signal(BLOCK_BITS), Signal(range(c.row_groups + 1))
-        batch = Signal(index_bits(c.batches))
-        asked, arrived, wanted = (Signal(range(c.group + 1), name=name) for name in ("asked", "arrived", "wanted"))
-        address, head_stride = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)
-        asking, mode = Signal(), Signal(Mode)
-        rows_below = Signal(BLOCK_BITS + 8)  # first row after the batch
-        last_batch = Signal()
-        m.d.comb += [rows_below.eq((batch + 1) * c.columns), last_batch.eq(rows_below >= self.blocks)]
-
-        # Key blocks for the pass, query blocks for this unit: never both at a time.
+    def _fetch(self, m, s):
+        """Key blocks for the pass, query blocks for this unit: never both at a time."""
         m.d.comb += [
-            self.o_fetch.valid.eq(asking | passes.o_fetch.valid),
-            self.o_fetch.payload.eq(passes.o_fetch.payload),
-            passes.o_fetch.ready.eq(self.o_fetch.ready & ~asking),
+            self.o_fetch.valid.eq(s.asking | s.passes.o_fetch.valid),
+            self.o_fetch.payload.eq(s.passes.o_fetch.payload),
+            s.passes.o_fetch.ready.eq(self.o_fetch.ready & ~s.asking),
         ]
-        with m.If(asking):
+        with m.If(s.asking):
             m.d.comb += [
                 self.o_fetch.p.kind.eq(FetchKind.Q),
-                self.o_fetch.p.address.eq(address),
-                self.o_fetch.p.index.eq(asked),
+                self.o_fetch.p.address.eq(s.address),
+                self.o_fetch.p.index.eq(s.asked),
             ]
             with m.If(self.o_fetch.ready):
-                m.d.sync += [asked.eq(asked + 1), address.eq(address + head_stride)]
-        m.d.sync += arrived.eq(arrived + self.query_arrived)
-        m.d.comb += asking.eq(asked != wanted)
+                m.d.sync += [s.asked.eq(s.asked + 1), s.address.eq(s.address + s.head_stride)]
+        m.d.sync += s.arrived.eq(s.arrived + self.query_arrived)
+        m.d.comb += s.asking.eq(s.asked != s.wanted)
 
+    def _passes(self, m, s):
+        """The pass over keys that is under way."""
+        c = self.config
         query = Signal(signed(19))
-        with m.If(pooled):
-            m.d.comb += query.eq(batch * c.columns)
+        with m.If(s.pooled):
+            m.d.comb += query.eq(s.batch * c.columns)
         with m.Else():
             m.d.comb += query.eq(self.tokens - c.block)
         m.d.comb += [
-            passes.mode.eq(mode),
-            passes.blocks.eq(Mux(pooled, pooled_block + 1, self.blocks)),
-            passes.base.eq(Mux(pooled, self.pooled_k_base, self.kv_base)),
-            passes.slot.eq(0),
-            passes.heads.eq(Mux(pooled, 1, c.group)),
-            passes.group.eq(Mux(pooled, group, 0)),
-            passes.groups.eq(Mux(pooled, 1, c.row_groups)),
-            passes.query.eq(query),
-            passes.arrived.eq(self.key_arrived),
-            passes.retired.eq(self.retired),
-            self.o_tile.valid.eq(passes.o_tile.valid),
-            self.o_tile.payload.eq(passes.o_tile.payload),
-            passes.o_tile.ready.eq(self.o_tile.ready),
+            s.passes.mode.eq(s.mode),
+            s.passes.blocks.eq(Mux(s.pooled, s.pooled_block + 1, self.blocks)),
+            s.passes.base.eq(Mux(s.pooled, self.pooled_k_base, self.kv_base)),
+            s.passes.slot.eq(0),
+            s.passes.heads.eq(Mux(s.pooled, 1, c.group)),
+            s.passes.group.eq(Mux(s.pooled, s.group, 0)),
+            s.passes.groups.eq(Mux(s.pooled, 1, c.row_groups)),
+            s.passes.query.eq(query),
+            s.passes.arrived.eq(self.key_arrived),
+            s.passes.retired.eq(self.retired),
+            self.o_tile.valid.eq(s.passes.o_tile.valid),
+            self.o_tile.payload.eq(s.passes.o_tile.payload),
+            s.passes.o_tile.ready.eq(self.o_tile.ready),
         ]
 
-        # Masses: to the block scores, or lane by lane to the memory of the selector.
-        mass_index = Signal(BLOCK_BITS + 8)
+    def _masses(self, m, s):
+        """Masses: to the block scores, or lane by lane to the memory of the selector."""
+        s.mass_index = Signal(BLOCK_BITS + 8)
         m.d.comb += [
-            masses.valid.eq(self.mass_valid & ~pooled),
-            masses.key.eq(self.mass_key),
-            masses.tag.eq(self.mass_tag),
-            masses.pad.eq((-self.tokens)[:row_bits]),
-            scores.blocks.eq(self.blocks),
-            scores.valid.eq(masses.o_valid),
-            scores.head.eq(masses.o_head),
-            scores.pool.eq(masses.o_pool),
-            selector.write_en.eq(self.mass_valid & pooled & (mass_index < selector.count)),
-            selector.write_index.eq(mass_index),
-            selector.write_lanes.eq(-1),
-            selector.gamma16.eq(self.gamma16),
-            selector.count.eq(Mux(pooled & ~last_batch, rows_below, self.blocks)),
+            s.masses.valid.eq(self.mass_valid & ~s.pooled),
+            s.masses.key.eq(self.mass_key),
+            s.masses.tag.eq(self.mass_tag),
+            s.masses.pad.eq((-self.tokens)[: s.row_bits]),
+            s.scores.blocks.eq(self.blocks),
+            s.scores.valid.eq(s.masses.o_valid),
+            s.scores.head.eq(s.masses.o_head),
+            s.scores.pool.eq(s.masses.o_pool),
+            s.selector.write_en.eq(self.mass_valid & s.pooled & (s.mass_index < s.selector.count)),
+            s.selector.write_index.eq(s.mass_index),
+            s.selector.write_lanes.eq(-1),
+            s.selector.gamma16.eq(self.gamma16),
+            s.selector.count.eq(Mux(s.pooled & ~s.last_batch, s.rows_below, self.blocks)),
         ]
-        m.d.comb += [a.eq(b) for a, b in zip(masses.p, self.mass_p, strict=True)]
-        m.d.comb += [a.eq(b) for a, b in zip(masses.t, self.mass_t, strict=True)]
-        m.d.comb += [a.eq(b) for a, b in zip(scores.mass, masses.o_mass, strict=True)]
-        m.d.comb += [a.eq(b) for a, b in zip(selector.write_data, self.mass_p, strict=True)]
-        wiring.connect(m, scores.o_add, selector.i_add)
+        m.d.comb += [a.eq(b) for a, b in zip(s.masses.p, self.mass_p, strict=True)]
+        m.d.comb += [a.eq(b) for a, b in zip(s.masses.t, self.mass_t, strict=True)]
+        m.d.comb += [a.eq(b) for a, b in zip(s.scores.mass, s.masses.o_mass, strict=True)]
+        m.d.comb += [a.eq(b) for a, b in zip(s.selector.write_data, self.mass_p, strict=True)]
+        wiring.connect(m, s.scores.o_add, s.selector.i_add)
         with m.If(self.mass_valid):
-            m.d.sync += mass_index.eq(mass_index + 1)
+            m.d.sync += s.mass_index.eq(s.mass_index + 1)
 
-        # Decision, head by head, while the selector searches in all lanes.
-        decided, selected = Signal(), Signal()
+    def _decisions(self, m, s):
+        """Decision, head by head, while the selector searches in all lanes."""
+        c = self.config
+        s.decided, s.selected = Signal(), Signal(name="selected")
         m.d.comb += [
-            decision.count.eq(self.blocks),
-            decision.inverse.eq(self.inverse),
-            decision.threshold.eq(self.threshold),
-            scores.read_head.eq(head),
-            scores.read_block.eq(decision.o_block),
-            decision.ver.eq(scores.ver),
-            decision.pool.eq(scores.pool_sum),
+            s.decision.count.eq(self.blocks),
+            s.decision.inverse.eq(self.inverse),
+            s.decision.threshold.eq(self.threshold),
+            s.scores.read_head.eq(s.head),
+            s.scores.read_block.eq(s.decision.o_block),
+            s.decision.ver.eq(s.scores.ver),
+            s.decision.pool.eq(s.scores.pool_sum),
         ]
-        picking = selector.o_valid & ~pooled
+        picking = s.selector.o_valid & ~s.pooled
         m.d.comb += [
             self.pick_en.eq(picking),
-            self.pick_index.eq(selector.o_index),
-            self.row_en.eq(selector.o_valid & pooled),
-            self.row_head.eq(head),
-            self.row_batch.eq(batch),
-            self.row_index.eq(selector.o_index),
-            self.row_mask.eq(selector.o_keep),
+            self.pick_index.eq(s.selector.o_index),
+            self.row_en.eq(s.selector.o_valid & s.pooled),
+            self.row_head.eq(s.head),
+            self.row_batch.eq(s.batch),
+            self.row_index.eq(s.selector.o_index),
+            self.row_mask.eq(s.selector.o_keep),
         ]
         for number in range(c.group):
             m.d.comb += [
-                self.pick_vertical[number].eq(selector.o_keep[2 * number]),
-                self.pick_slash[number].eq(selector.o_keep[2 * number + 1]),
+                self.pick_vertical[number].eq(s.selector.o_keep[2 * number]),
+                self.pick_slash[number].eq(s.selector.o_keep[2 * number + 1]),
             ]
-        settled = Signal(range(BlockMasses.LATENCY + 2))  # the engine is idle, the masses on their way have come
-        quiet = self.engine_idle & ~scores.busy & ~scores.valid
 
-        def begin_pass(which):
-            m.d.comb += passes.start.eq(1)
-            m.d.sync += mode.eq(which)
-            m.next = which.name
+    def _begin_pass(self, m, s, which):
+        m.d.comb += s.passes.start.eq(1)
+        m.d.sync += s.mode.eq(which)
+        m.next = which.name
 
-        m.d.comb += self.busy.eq(1)
-        with m.FSM(name="state"):
-            with m.State("IDLE"):
-                m.d.comb += [self.busy.eq(0), self.phase.eq(Phase.IDLE)]
-                m.d.sync += [
-                    pooled.eq(0),
-                    head.eq(0),
-                    asked.eq(0),
-                    arrived.eq(0),
-                    wanted.eq(0),
-                    batch.eq(0),
-                    group.eq(0),
-                ]
-                with m.If(self.start):
-                    m.d.sync += self.aware.eq(0)
-                    with m.If(self.dense):
-                        m.next = "MAP"
-                    with m.Else():
-                        m.d.sync += [wanted.eq(c.group), address.eq(self.last_base), head_stride.eq(block_bytes)]
-                        m.next = "CLEAR"
-            with m.State("CLEAR"):
-                m.d.comb += [self.phase.eq(Phase.LOAD), selector.clear.eq(1), scores.clear.eq(1)]
-                m.next = "LOAD"
-            with m.State("LOAD"):
-                m.d.comb += self.phase.eq(Mux(pooled, Phase.POOL, Phase.LOAD))
-                with m.If((arrived == wanted) & ~selector.busy):
-                    begin_pass(Mode.MAX)
-            with m.State("MAX"):
-                m.d.comb += self.phase.eq(Mux(pooled, Phase.POOL, Phase.MAX))
-                with m.If(passes.done):
-                    m.next = "MAX_END"
-            with m.State("MAX_END"):
-                m.d.comb += self.phase.eq(Mux(pooled, Phase.POOL, Phase.MAX))
-                begin_pass(Mode.NORM)
-            with m.State("NORM"):
-                m.d.comb += self.phase.eq(Mux(pooled, Phase.POOL, Phase.MAX))
-                with m.If(passes.done):
-                    m.next = "NORM_END"
-            with m.State("NORM_END"):
-                m.d.comb += self.phase.eq(Mux(pooled, Phase.POOL, Phase.MAX))
-                m.d.sync += mass_index.eq(0)
-                begin_pass(Mode.MASS)
-            with m.State("MASS"):
-                m.d.comb += self.phase.eq(Mux(pooled, Phase.POOL, Phase.MASS))
-                m.d.sync += settled.eq(0)
-                with m.If(passes.done):
-                    m.next = "SETTLE"
-            with m.State("SETTLE"):
-                m.d.comb += self.phase.eq(Mux(pooled, Phase.POOL, Phase.MASS))
-                m.d.sync += settled.eq(Mux(quiet, settled + 1, 0))
-                with m.If(quiet & (settled == BlockMasses.LATENCY + 1)):
-                    m.d.sync += [decided.eq(pooled), selected.eq(0)]
-                    m.d.comb += selector.start.eq(1)
-                    m.next = "SELECT"
-                    with m.If(~pooled):
-                        m.d.comb += decision.start.eq(1)
-            with m.State("SELECT"):
-                m.d.comb += self.phase.eq(Mux(pooled, Phase.POOL, Phase.SELECT))
-                with m.If(selector.done):
-                    m.d.sync += selected.eq(1)
-                with m.If(decision.done):
-                    m.d.sync += [self.aware.bit_select(head, 1).eq(decision.query_aware), head.eq(head + 1)]
-                    m.next = "DECIDE"
-                with m.If(decided & selected):
-                    m.next = "BATCH"
-            with m.State("DECIDE"):
-                m.d.comb += self.phase.eq(Phase.SELECT)
-                with m.If(selector.done):
-                    m.d.sync += selected.eq(1)
-                m.next = "SELECT"
-                with m.If(head == c.group):
-                    m.d.sync += decided.eq(1)
-                with m.Else():
-                    m.d.comb += decision.start.eq(1)
-            with m.State("BATCH"):  # the next pooled batch, or the first, or the next head's
-                m.d.comb += self.phase.eq(Phase.POOL)
-                m.d.sync += [asked.eq(0), arrived.eq(0), wanted.eq(0)]
-                with m.If(~pooled):
-                    m.d.sync += [pooled.eq(1), head.eq(0), address.eq(self.pooled_q_base)]
-                    m.next = "HEAD"
-                with m.Elif(last_batch):
-                    m.d.sync += [head.eq(head + 1), address.eq(address + block_bytes)]
-                    m.next = "HEAD"
-                with m.Elif(group == c.row_groups - 1):
-                    m.d.sync += [
-                        batch.eq(batch + 1),
-                        group.eq(0),
-                        pooled_block.eq(pooled_block + 1),
-                        wanted.eq(1),
-                        address.eq(address + block_bytes),
-                    ]
-                    m.next = "LOAD"
-                with m.Else():
-                    m.d.sync += [batch.eq(batch + 1), group.eq(group + 1)]
-                    m.next = "LOAD"
-            with m.State("HEAD"):
-                m.d.comb += self.phase.eq(Phase.POOL)
-                m.d.sync += [batch.eq(0), group.eq(0), pooled_block.eq(0), head_stride.eq(0)]
-                with m.If(head == c.group):
+    def _pass_states(self, m, s):
+        """From the queries to the masses: of the last queries, or of a batch of pooled rows."""
+        c = self.config
+        with m.State("IDLE"):
+            m.d.comb += [self.busy.eq(0), self.phase.eq(Phase.IDLE)]
+            m.d.sync += [
+                s.pooled.eq(0),
+                s.head.eq(0),
+                s.asked.eq(0),
+                s.arrived.eq(0),
+                s.wanted.eq(0),
+                s.batch.eq(0),
+                s.group.eq(0),
+            ]
+            with m.If(self.start):
+                m.d.sync += self.aware.eq(0)
+                with m.If(self.dense):
                     m.next = "MAP"
-                with m.Elif(Array(self.aware[i] for i in range(c.group))[head]):
-                    m.d.sync += wanted.eq(1)
-                    m.next = "LOAD"
                 with m.Else():
-                    m.d.sync += [
-                        head.eq(head + 1),
-                        address.eq(address + ((self.blocks + c.block - 1) >> row_bits) * block_bytes),
-                    ]
-            with m.State("MAP"):
-                m.d.comb += [self.phase.eq(Phase.MAP), self.map_start.eq(1)]
-                m.next = "MAP_WAIT"
-            with m.State("MAP_WAIT"):
-                m.d.comb += self.phase.eq(Phase.MAP)
-                with m.If(self.map_done):
-                    m.d.comb += self.done.eq(1)
-                    m.next = "IDLE"
-        return m
+                    m.d.sync += [s.wanted.eq(c.group), s.address.eq(self.last_base), s.head_stride.eq(s.block_bytes)]
+                    m.next = "CLEAR"
+        with m.State("CLEAR"):
+            m.d.comb += [self.phase.eq(Phase.LOAD), s.selector.clear.eq(1), s.scores.clear.eq(1)]
+            m.next = "LOAD"
+        with m.State("LOAD"):
+            m.d.comb += self.phase.eq(Mux(s.pooled, Phase.POOL, Phase.LOAD))
+            with m.If((s.arrived == s.wanted) & ~s.selector.busy):
+                self._begin_pass(m, s, Mode.MAX)
+        with m.State("MAX"):
+            m.d.comb += self.phase.eq(Mux(s.pooled, Phase.POOL, Phase.MAX))
+            with m.If(s.passes.done):
+                m.next = "MAX_END"
+        with m.State("MAX_END"):
+            m.d.comb += self.phase.eq(Mux(s.pooled, Phase.POOL, Phase.MAX))
+            self._begin_pass(m, s, Mode.NORM)
+        with m.State("NORM"):
+            m.d.comb += self.phase.eq(Mux(s.pooled, Phase.POOL, Phase.MAX))
+            with m.If(s.passes.done):
+                m.next = "NORM_END"
+        with m.State("NORM_END"):
+            m.d.comb += self.phase.eq(Mux(s.pooled, Phase.POOL, Phase.MAX))
+            m.d.sync += s.mass_index.eq(0)
+            self._begin_pass(m, s, Mode.MASS)
+        with m.State("MASS"):
+            m.d.comb += self.phase.eq(Mux(s.pooled, Phase.POOL, Phase.MASS))
+            m.d.sync += s.settled.eq(0)
+            with m.If(s.passes.done):
+                m.next = "SETTLE"
+        with m.State("SETTLE"):
+            m.d.comb += self.phase.eq(Mux(s.pooled, Phase.POOL, Phase.MASS))
+            m.d.sync += s.settled.eq(Mux(s.quiet, s.settled + 1, 0))
+            with m.If(s.quiet & (s.settled == BlockMasses.LATENCY + 1)):
+                m.d.sync += [s.decided.eq(s.pooled), s.selected.eq(0)]
+                m.d.comb += s.selector.start.eq(1)
+                m.next = "SELECT"
+                with m.If(~s.pooled):
+                    m.d.comb += s.decision.start.eq(1)
+
+    def _selection_states(self, m, s):
+        """Selection in all lanes; of the last queries the decisions too, head by head."""
+        c = self.config
+        with m.State("SELECT"):
+            m.d.comb += self.phase.eq(Mux(s.pooled, Phase.POOL, Phase.SELECT))
+            with m.If(s.selector.done):
+                m.d.sync += s.selected.eq(1)
+            with m.If(s.decision.done):
+                m.d.sync += [self.aware.bit_select(s.head, 1).eq(s.decision.query_aware), s.head.eq(s.head + 1)]
+                m.next = "DECIDE"
+            with m.If(s.decided & s.selected):
+                m.next = "BATCH"
+        with m.State("DECIDE"):
+            m.d.comb += self.phase.eq(Phase.SELECT)
+            with m.If(s.selector.done):
+                m.d.sync += s.selected.eq(1)
+            m.next = "SELECT"
+            with m.If(s.head == c.group):
+                m.d.sync += s.decided.eq(1)
+            with m.Else():
+                m.d.comb += s.decision.start.eq(1)
+
+    def _pooled_states(self, m, s):
+        """What comes next: a batch of pooled rows, a head, the map."""
+        c = self.config
+        with m.State("BATCH"):  # the next pooled batch, or the first, or the next head's
+            m.d.comb += self.phase.eq(Phase.POOL)
+            m.d.sync += [s.asked.eq(0), s.arrived.eq(0), s.wanted.eq(0)]
+            with m.If(~s.pooled):
+                m.d.sync += [s.pooled.eq(1), s.head.eq(0), s.address.eq(self.pooled_q_base)]
+                m.next = "HEAD"
+            with m.Elif(s.last_batch):
+                m.d.sync += [s.head.eq(s.head + 1), s.address.eq(s.address + s.block_bytes)]
+                m.next = "HEAD"
+            with m.Elif(s.group == c.row_groups - 1):
+                m.d.sync += [
+                    s.batch.eq(s.batch + 1),
+                    s.group.eq(0),
+                    s.pooled_block.eq(s.pooled_block + 1),
+                    s.wanted.eq(1),
+                    s.address.eq(s.address + s.block_bytes),
+                ]
+                m.next = "LOAD"
+            with m.Else():
+                m.d.sync += [s.batch.eq(s.batch + 1), s.group.eq(s.group + 1)]
+                m.next = "LOAD"
+        with m.State("HEAD"):
+            m.d.comb += self.phase.eq(Phase.POOL)
+            m.d.sync += [s.batch.eq(0), s.group.eq(0), s.pooled_block.eq(0), s.head_stride.eq(0)]
+            with m.If(s.head == c.group):
+                m.next = "MAP"
+            with m.Elif(Array(self.aware[i] for i in range(c.group))[s.head]):
+                m.d.sync += s.wanted.eq(1)
+                m.next = "LOAD"
+            with m.Else():
+                m.d.sync += [
+                    s.head.eq(s.head + 1),
+                    s.address.eq(s.address + ((self.blocks + c.block - 1) >> s.row_bits) * s.block_bytes),
+                ]
+        with m.State("MAP"):
+            m.d.comb += [self.phase.eq(Phase.MAP), self.map_start.eq(1)]
+            m.next = "MAP_WAIT"
+        with m.State("MAP_WAIT"):
+            m.d.comb += self.phase.eq(Phase.MAP)
+            with m.If(self.map_done):
+                m.d.comb += self.done.eq(1)
+                m.next = "IDLE"

@@ -135,56 +135,8 @@ class CacheControl(wiring.Component):
         with m.If(take):
             m.d.sync += offered.eq(following(offered))
 
-        # The scan: entry n is read in one cycle, judged in the next, compared with the best in the third.
-        scan, judged, compared = Signal(range(c.lines + 1)), Signal(range(c.lines)), Signal(range(c.lines))
-        reading, judging, comparing = Signal(), Signal(), Signal()
-        match, free, candidate = (Signal(name=name, reset_less=True) for name in ("match", "free", "candidate"))
-        key = Signal(1 + len(entry.next_window) + BLOCK_BITS, reset_less=True)
-        known = valid.bit_select(judged, 1)
-        m.d.sync += [judging.eq(reading), comparing.eq(judging), judged.eq(scan), compared.eq(judged)]
-        m.d.sync += [
-            match.eq(
-                known & (entry.tenant == self.tenant) & (entry.kv_head == self.kv_head) & (entry.block == now.block)
-            ),
-            free.eq(~known | ((entry.pins == 0) & (entry.remaining == 0))),
-            candidate.eq(entry.pins == 0),
-            key.eq(Cat(entry.block, entry.next_window, entry.remaining <= self.hot_threshold)),
-        ]
-        hit, has_free, has_victim = Signal(), Signal(), Signal()
-        hit_line, free_line, victim = (
-            Signal(line_bits, name=name, reset_less=True) for name in ("hit_line", "free_line", "victim")
-        )
-        best = Signal.like(key)
-        pins, judged_pins = Signal.like(entry.pins, reset_less=True), Signal.like(entry.pins, reset_less=True)
-        m.d.sync += judged_pins.eq(entry.pins)
-        with m.If(comparing):
-            with m.If(match):
-                m.d.sync += [hit.eq(1), hit_line.eq(compared), pins.eq(judged_pins)]
-            with m.If(free & ~has_free):
-                m.d.sync += [has_free.eq(1), free_line.eq(compared)]
-            with m.If(candidate & ~free & (~has_victim | (key > best))):
-                m.d.sync += [has_victim.eq(1), victim.eq(compared), best.eq(key)]
-        chosen = Signal(line_bits)
-        m.d.comb += chosen.eq(Mux(hit, hit_line, Mux(has_free, free_line, victim)))
-
-        missing, asked = Signal(range(c.lines + 1)), Signal()
-        m.d.comb += [
-            asked.eq(self.o_fetch.valid & self.o_fetch.ready),
-            self.o_fetch.p.line.eq(chosen),
-            self.o_fetch.p.block.eq(update.block),
-            update.tenant.eq(self.tenant),
-            update.kv_head.eq(self.kv_head),
-            update.block.eq(now.block),
-            update.remaining.eq(now.remaining),
-            update.next_window.eq(now.next_window),
-            update.pins.eq(Mux(hit, pins + 1, 1)),
-            entries.write_addr.eq(chosen),
-            entries.read_addr.eq(scan),
-            entries.read_en.eq(reading),
-        ]
-        m.d.sync += missing.eq(missing + asked - self.done_en)
-        with m.If(self.done_en):
-            m.d.sync += loaded.bit_select(self.done_line, 1).eq(1)
+        scan, reading, hit, has_free, has_victim, pins, chosen = self._scan(m, entry, valid)
+        missing, asked = self._lines(m, entries, update, loaded, scan, reading, hit, pins, chosen)
 
         over, running = Signal(), Signal()  # the round has ended; the consumer has not yet taken the run's last visit
         counts = {
@@ -253,3 +205,62 @@ class CacheControl(wiring.Component):
             counter = getattr(self, name)
             m.d.sync += counter.eq(Mux(self.clear, 0, counter + happens))
         return m
+
+    def _scan(self, m, entry, valid):
+        """Where a visit's block is or could go: entry n is read in one cycle, judged in the next, compared with the best in the third."""
+        c, now = self.config, self.i_visit.payload
+        line_bits = index_bits(c.lines)
+        scan, judged, compared = Signal(range(c.lines + 1)), Signal(range(c.lines)), Signal(range(c.lines))
+        reading, judging, comparing = Signal(), Signal(), Signal()
+        match, free, candidate = (Signal(name=name, reset_less=True) for name in ("match", "free", "candidate"))
+        key = Signal(1 + len(entry.next_window) + BLOCK_BITS, reset_less=True)
+        known = valid.bit_select(judged, 1)
+        m.d.sync += [judging.eq(reading), comparing.eq(judging), judged.eq(scan), compared.eq(judged)]
+        m.d.sync += [
+            match.eq(
+                known & (entry.tenant == self.tenant) & (entry.kv_head == self.kv_head) & (entry.block == now.block)
+            ),
+            free.eq(~known | ((entry.pins == 0) & (entry.remaining == 0))),
+            candidate.eq(entry.pins == 0),
+            key.eq(Cat(entry.block, entry.next_window, entry.remaining <= self.hot_threshold)),
+        ]
+        hit, has_free, has_victim = Signal(), Signal(), Signal()
+        hit_line, free_line, victim = (
+            Signal(line_bits, name=name, reset_less=True) for name in ("hit_line", "free_line", "victim")
+        )
+        best = Signal.like(key)
+        pins, judged_pins = Signal.like(entry.pins, reset_less=True), Signal.like(entry.pins, reset_less=True)
+        m.d.sync += judged_pins.eq(entry.pins)
+        with m.If(comparing):
+            with m.If(match):
+                m.d.sync += [hit.eq(1), hit_line.eq(compared), pins.eq(judged_pins)]
+            with m.If(free & ~has_free):
+                m.d.sync += [has_free.eq(1), free_line.eq(compared)]
+            with m.If(candidate & ~free & (~has_victim | (key > best))):
+                m.d.sync += [has_victim.eq(1), victim.eq(compared), best.eq(key)]
+        chosen = Signal(line_bits)
+        m.d.comb += chosen.eq(Mux(hit, hit_line, Mux(has_free, free_line, victim)))
+        return scan, reading, hit, has_free, has_victim, pins, chosen
+
+    def _lines(self, m, entries, update, loaded, scan, reading, hit, pins, chosen):
+        """The entry that a decision writes, the block that it asks for, and what has come."""
+        c, now = self.config, self.i_visit.payload
+        missing, asked = Signal(range(c.lines + 1)), Signal()
+        m.d.comb += [
+            asked.eq(self.o_fetch.valid & self.o_fetch.ready),
+            self.o_fetch.p.line.eq(chosen),
+            self.o_fetch.p.block.eq(update.block),
+            update.tenant.eq(self.tenant),
+            update.kv_head.eq(self.kv_head),
+            update.block.eq(now.block),
+            update.remaining.eq(now.remaining),
+            update.next_window.eq(now.next_window),
+            update.pins.eq(Mux(hit, pins + 1, 1)),
+            entries.write_addr.eq(chosen),
+            entries.read_addr.eq(scan),
+            entries.read_en.eq(reading),
+        ]
+        m.d.sync += missing.eq(missing + asked - self.done_en)
+        with m.If(self.done_en):
+            m.d.sync += loaded.bit_select(self.done_line, 1).eq(1)
+        return missing, asked

@@ -33,7 +33,7 @@ class FetchFault(enum.IntEnum):
 
 def request_beats(config, kind):
     """Beats of a request of a kind."""
-    return config.exponent_beats + config.block * (2 if kind == FetchKind.KV else 1)
+    return (config.scale_beats + config.block) * (2 if kind == FetchKind.KV else 1)
 
 
 class Fetch(wiring.Component):
@@ -52,13 +52,13 @@ class Fetch(wiring.Component):
         a fault only. A request counts as in flight until it is taken here; two may be in flight.
     key, value, query : Out(1)
         Write ``data`` to the keys or values of the line store or to the Q store, at ``address``.
-    key_exponent, query_exponent : Out(1)
-        Write ``data`` to the exponents of the line store or the Q store, at ``exponent_address``.
+    key_scale, value_scale, query_scale : Out(1)
+        Write ``data`` to the scale bytes of the line store or the Q store, at ``scale_address``.
     address : Out
         ``index * B + beat``: index is the line or slot of the request, beat the beat of K, of V or of the queries, 0..B-1.
-    exponent_address : Out
-        ``index * X + beat``, beat 0..X-1: the exponents of rows ``beat * D ..``, of row i in byte i % D. Both addresses are as wide as the
-        larger of the stores needs; a store takes the lower bits.
+    scale_address : Out
+        ``index * X + beat``, beat 0..X-1: the scale bytes of rows ``beat * D ..``, of row i in byte i % D. Both addresses are as wide as
+        the larger of the stores needs; a store takes the lower bits.
     data : Out(8 D)
         The beat.
     clear : In(1)
@@ -94,10 +94,11 @@ class Fetch(wiring.Component):
                 "key": Out(1),
                 "value": Out(1),
                 "query": Out(1),
-                "key_exponent": Out(1),
-                "query_exponent": Out(1),
+                "key_scale": Out(1),
+                "value_scale": Out(1),
+                "query_scale": Out(1),
                 "address": Out(index + config.block.bit_length() - 1),
-                "exponent_address": Out(index + config.exponent_beats.bit_length() - 1),
+                "scale_address": Out(index + config.scale_beats.bit_length() - 1),
                 "data": Out(8 * config.head_dim),
                 "clear": In(1),
                 "cancel": In(1),
@@ -224,11 +225,11 @@ class Fetch(wiring.Component):
         ]
         part, beat, next_place = Signal(2), Signal(range(c.block)), Signal(page_bits)
         place, part_ends, last = Signal(page_bits), Signal(), Signal()
-        exponents = part == 1
+        scales = part[0]
         m.d.comb += [
             place.eq(Mux((part == 0) & (beat == 0), begins, next_place)),
-            part_ends.eq(beat == Mux(exponents, c.exponent_beats - 1, c.block - 1)),
-            last.eq(part_ends & (part == Mux(kind == FetchKind.KV, 2, 1))),
+            part_ends.eq(beat == Mux(scales, c.scale_beats - 1, c.block - 1)),
+            last.eq(part_ends & (part == Mux(kind == FetchKind.KV, 3, 1))),
         ]
         taken, good, wrong_last, late = Signal(), Signal(), Signal(), Signal()
         quiet = Signal.like(self.timeout)
@@ -254,15 +255,16 @@ class Fetch(wiring.Component):
             m.d.sync += [beat.eq(0), part.eq(0), quiet.eq(0)]
 
         queries = kind == FetchKind.Q
-        exponent_beat = beat[: c.exponent_beats.bit_length() - 1]
+        scale_beat = beat[: c.scale_beats.bit_length() - 1]
         m.d.sync += [
             self.key.eq(good & (part == 0) & ~queries),
-            self.key_exponent.eq(good & exponents & ~queries),
+            self.key_scale.eq(good & (part == 1) & ~queries),
+            self.value_scale.eq(good & (part == 3)),
             self.value.eq(good & (part == 2)),
             self.query.eq(good & (part == 0) & queries),
-            self.query_exponent.eq(good & exponents & queries),
+            self.query_scale.eq(good & scales & queries),
             self.address.eq(Cat(beat, index)),
-            self.exponent_address.eq(Cat(exponent_beat, index)),
+            self.scale_address.eq(Cat(scale_beat, index)),
             self.data.eq(bus.rdata),
         ]
         return taken

@@ -19,7 +19,7 @@ RESET_CYCLES = 16
 
 
 class Kind(IntEnum):
-    HELLO, STATUS, RESEND, DATA, READ, WRITE, CLOSED = range(1, 8)
+    MEMORY, HELLO, STATUS, RESEND, DATA, READ, WRITE, CLOSED = range(8)
 
 
 class _Session:
@@ -274,7 +274,7 @@ class Endpoint(wiring.Component):
                     with m.If(passes | (header.kind == Kind.RESEND)):
                         m.d.sync += s.sending.eq(header.ack)
                 with m.Switch(header.kind):
-                    with m.Case(Kind.RESEND):
+                    with m.Case(Kind.RESEND, Kind.MEMORY):  # there is no memory here
                         m.d.sync += want["status"].eq(1)
                     with m.Case(Kind.DATA):
                         m.d.sync += want["status"].eq(1)

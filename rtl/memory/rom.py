@@ -1,4 +1,4 @@
-"""Read-only memories: a named ROM, an image file in the generated Verilog, an initialised memory in simulation."""
+"""Read-only memories: a named ROM, in the generated Verilog an image file or a module of gates, in simulation an initialised memory."""
 
 import numpy as np
 from amaranth.hdl import ClockSignal, Instance, Module
@@ -6,7 +6,18 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-__all__ = ["ROM_DIR", "ROM_DIR_DEFAULT", "ROM_MODULE", "ROM_VERILOG", "Rom", "hex_text", "words_to_bytes"]
+from intaglio.rtl.memory import ROM_FORMS
+
+__all__ = [
+    "ROM_DIR",
+    "ROM_DIR_DEFAULT",
+    "ROM_MODULE",
+    "ROM_VERILOG",
+    "Rom",
+    "hex_text",
+    "logic_module",
+    "words_to_bytes",
+]
 
 ROM_MODULE = "intaglio_rom"
 ROM_DIR = "INTAGLIO_ROM_DIR"  # macro: the folder of the images
@@ -41,18 +52,25 @@ endmodule
 )
 
 
+def logic_module(name):
+    """Name of the module of gates that the ROM ``name`` is in the form ``logic``."""
+    return f"intaglio_{name}"
+
+
 class Rom(wiring.Component):
     """Read-only memory, always enabled.
 
     Parameters
     ----------
     name : str
-        Names the image: ``<name>.hex``.
+        Names the image, ``<name>.hex``, or the module, :func:`logic_module`.
     width, depth : int
         Bits of a word; words. Both at least 1.
     init : sequence of int or None
-        The words (missing ones at the end are 0), for simulation. ``None`` gives an instance of ``intaglio_rom``
-        (:data:`ROM_VERILOG`), whose image the generator writes.
+        The words (missing ones at the end are 0), for simulation. ``None`` gives an instance of a module that the generator writes.
+    form : str
+        Of that module: ``image``, which is ``intaglio_rom`` (:data:`ROM_VERILOG`) with the file, or ``logic``, a module of its own with
+        the same ports, whose words are gates (:mod:`intaglio.rtl.memory.logic`). Units do not see the difference.
 
     Members
     -------
@@ -63,12 +81,14 @@ class Rom(wiring.Component):
     Raises
     ------
     ValueError
-        ``width`` or ``depth`` is less than 1, or ``init`` has too many words or one that does not fit.
+        ``width`` or ``depth`` is less than 1, the form is unknown, or ``init`` has too many words or one that does not fit.
     """
 
-    def __init__(self, name, width, depth, init=None):
+    def __init__(self, name, width, depth, init=None, form="image"):
         if width < 1 or depth < 1:
             raise ValueError(f"width and depth of ROM {name} must be at least 1, not {width} and {depth}")
+        if form not in ROM_FORMS:
+            raise ValueError(f"the form of ROM {name} must be one of {', '.join(ROM_FORMS)}, not {form!r}")
         if init is not None:
             init = [int(word) for word in init]
             if len(init) > depth:
@@ -76,7 +96,7 @@ class Rom(wiring.Component):
             for i, word in enumerate(init):
                 if not 0 <= word < 1 << width:
                     raise ValueError(f"word {i} of ROM {name} must be in 0..2^{width} - 1, not {word}")
-        self.name, self.width, self.depth, self.init = name, width, depth, init
+        self.name, self.width, self.depth, self.init, self.form = name, width, depth, init, form
         super().__init__({"addr": In(max(1, ceil_log2(depth))), "data": Out(width)})
 
     @property
@@ -87,15 +107,13 @@ class Rom(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         if self.init is None:
-            m.submodules.rom = Instance(
-                ROM_MODULE,
-                p_WIDTH=self.width,
-                p_DEPTH=self.depth,
-                p_FILE=self.file,
-                i_clk=ClockSignal(),
-                i_addr=self.addr,
-                o_data=self.data,
-            )
+            ports = {"i_clk": ClockSignal(), "i_addr": self.addr, "o_data": self.data}
+            if self.form == "logic":
+                m.submodules.rom = Instance(logic_module(self.name), **ports)
+            else:
+                m.submodules.rom = Instance(
+                    ROM_MODULE, p_WIDTH=self.width, p_DEPTH=self.depth, p_FILE=self.file, **ports
+                )
         else:
             m.submodules.memory = mem = memory.Memory(shape=self.width, depth=self.depth, init=self.init)
             port = mem.read_port()

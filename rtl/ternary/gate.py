@@ -174,7 +174,7 @@ class GatedRom(wiring.Component):
     name : str
     config : DecoderConfig
     init : sequence of int or None
-        As for ``Rom``; the images are those of :func:`bank_name`.
+        As for ``Rom``; the banks are named by :func:`bank_name`.
 
     Members
     -------
@@ -195,6 +195,7 @@ class GatedRom(wiring.Component):
                 config.weight_word_bits,
                 bank_depth(config, b),
                 None if init is None else init[b * config.gate_words : (b + 1) * config.gate_words],
+                config.rom,
             )
             for b in range(banks)
         ]

@@ -30,7 +30,7 @@ class LinearUnit(wiring.Component):
     ----------
     config : DecoderConfig
     weights : sequence of sequences of int or None
-        Words of each lane's ROM, for simulation (``packing.pack_ints``); ``None``: instances of ``intaglio_rom``.
+        Words of each lane's ROM, for simulation (``packing.pack_ints``); ``None``: instances, in the form of the configuration.
     lane_instance : bool
         Lanes and the transposition of activations are instances of ``intaglio_lane`` and ``intaglio_planes``, whose Verilog
         ``lane.lane_designs`` gives: one module for all lanes, and much faster in Verilator. Otherwise embedded.
@@ -110,7 +110,8 @@ class LinearUnit(wiring.Component):
             self.roms = [GatedRom(rom_name(i), config, init) for i, init in enumerate(inits)]
         else:
             self.roms = [
-                Rom(rom_name(i), config.weight_word_bits, config.weight_depth, init) for i, init in enumerate(inits)
+                Rom(rom_name(i), config.weight_word_bits, config.weight_depth, init, config.rom)
+                for i, init in enumerate(inits)
             ]
         depth = max(config.hidden, config.intermediate) // config.lane_width
         self.act_address_bits = max(1, ceil_log2(depth))

@@ -7,7 +7,6 @@ from amaranth.lib.wiring import In, Out
 from intaglio.rtl.attention.drain import results
 from intaglio.rtl.attention.engine import TileEngine
 from intaglio.rtl.attention.queries import QueryLoader
-from intaglio.rtl.attention.softmax import BASE_BITS
 from intaglio.rtl.attention.stores import Stores
 from intaglio.rtl.bus.streams import ADDRESS_BITS, BLOCK_BITS, FetchKind, Phase
 from intaglio.rtl.control.jobs import JobSequencer
@@ -27,7 +26,6 @@ PARAMETERS = {  # of a run: bits
     "gamma16": 17,
     "threshold": 32,
     "inverse": 17,
-    "base": BASE_BITS,
     "tenant": OWNER_BITS,
     "kv_head": OWNER_BITS,
     "hot_threshold": 16,
@@ -66,8 +64,8 @@ class PrefillCore(wiring.Component):
         Since ``start``; rows: cycles in which the matrix unit takes a row.
     monitor : Out
         Bits of :data:`MONITOR`: what happens in this cycle, for time lines.
-    arid .. rready
-        AXI4 read master, see :class:`~intaglio.rtl.kv.fetch.Fetch`.
+    memory : Out(AXI4 read master)
+        See :class:`~intaglio.rtl.kv.fetch.Fetch`.
 
     Latency: :func:`intaglio.gen.cycles.attention.run_cycles`.
     """
@@ -155,7 +153,6 @@ class PrefillCore(wiring.Component):
             fetch.clear.eq(self.start & ~self.busy),
             fetch.cancel.eq(self.cancel),
             fetch.timeout.eq(self.timeout),
-            engine.base.eq(self.base),
             queries.base.eq(self.q_base),
             self.aware.eq(index.aware),
             self.fault.eq(fetch.fault),
@@ -204,7 +201,17 @@ class PrefillCore(wiring.Component):
             cache.done_en.eq(arrived & ~is_q & attending),
             cache.done_line.eq(fetch.o_fetched.p.index),
         ]
-        for name in ("key", "value", "query", "key_exponent", "query_exponent", "address", "exponent_address", "data"):
+        for name in (
+            "key",
+            "value",
+            "query",
+            "key_scale",
+            "value_scale",
+            "query_scale",
+            "address",
+            "scale_address",
+            "data",
+        ):
             m.d.comb += getattr(stores, name).eq(getattr(fetch, name))
         for name in (
             "read_line",

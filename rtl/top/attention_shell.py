@@ -14,8 +14,9 @@ from intaglio.rtl.top.attention_registers import COUNTERS, MAP_WORDS, PHASES, RE
 
 __all__ = ["USER_BITS", "PrefillShell"]
 
-USER_BITS = 24  # of a result beat: query block in bits 13:0, head in bits 21:14, bit 23: the run ended early, no values
-HEAD_BIT, VOID_BIT = 14, 23
+# Of a result beat: query block in bits 13:0, head in bits 21:14, exponent (signed) in bits 30:24; bit 23: the run ended early, no values.
+USER_BITS = 31
+HEAD_BIT, VOID_BIT, EXPONENT_BIT = 14, 23, 24
 _FIFO = 4
 
 
@@ -35,8 +36,8 @@ class PrefillShell(wiring.Component):
     Members
     -------
     m_axis_tdata : Out(16 * drain)
-        ``drain`` signed results with 8 fraction bits, see :func:`~intaglio.rtl.attention.drain.results` for their order.
-    m_axis_tuser : Out(24)
+        ``drain`` signed results in steps of ``2^exponent / 254``, see :func:`~intaglio.rtl.attention.drain.results` for their order.
+    m_axis_tuser : Out(31)
     m_axi_ar*, m_axi_r*
         AXI4 read master, beats of ``head_dim`` bytes.
     monitor : Out
@@ -103,7 +104,8 @@ class PrefillShell(wiring.Component):
 
         m.submodules.results = fifo = SyncFIFOBuffered(width=16 * c.drain + USER_BITS + 1, depth=_FIFO)
         result = core.o.payload
-        user = Cat(result.block, result.head)
+        place = Cat(result.block, result.head)
+        user = Cat(place, Const(0, EXPONENT_BIT - len(place)), result.exponent)
         m.d.comb += [
             core.o.ready.eq(fifo.w_rdy),
             fifo.w_en.eq(core.o.valid | ending),
@@ -111,7 +113,7 @@ class PrefillShell(wiring.Component):
                 Mux(
                     ending,
                     Cat(Const(0, 16 * c.drain), Const(1 << VOID_BIT, USER_BITS), 1),
-                    Cat(result["values"], user, Const(0, USER_BITS - len(user)), result.last),
+                    Cat(result["values"], user, result.last),
                 )
             ),
             Cat(self.m_axis.tdata, self.m_axis.tuser, self.m_axis.tlast).eq(fifo.r_data),
@@ -161,5 +163,5 @@ class PrefillShell(wiring.Component):
         lite.answer(m, {offsets[name]: value for name, value in values.items()}, takes)
         with m.If(lite.read & lite.at[offsets["cycles_lo"]]):
             m.d.sync += latched.eq(cycles[32:])
-        assert len(Phase) <= 8 and len(result.head) <= VOID_BIT - 1 - HEAD_BIT
+        assert len(Phase) <= 8 and len(result.head) <= VOID_BIT - 1 - HEAD_BIT and len(user) == USER_BITS
         return m

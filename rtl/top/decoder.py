@@ -131,8 +131,24 @@ class DecoderCore(wiring.Component):
             c.result_bits * half, v // half, max(c.qkv_rows, c.hidden, c.intermediate) // v
         )
         m.submodules.activations = a = Buffer(8 * v, c.lane_width // v, max(c.hidden, c.intermediate) // c.lane_width)
+        self._waits(m, s, linear, vector, attention)
+        self._events(m, s)
+        self._starts(m, s, linear, vector, attention)
+        if c.rank:
+            self._adapters(m, s, linear)
+        self._shifts(m, s, linear, vector)
+        self._reads(m, linear, vector, attention, x, r, a)
+        to = {destination: Signal(name=f"write_{destination.name.lower()}") for destination in Destination}
+        for destination, signal in to.items():
+            m.d.comb += signal.eq(vector.w_en & (vector.w_dest == destination))
+        self._results(m, to, linear, vector, x, r)
+        self._activations(m, s, to, vector, a)
+        self._attention(m, s, to, vector, attention)
+        return m
 
-        # -- a linear starts while its last activations are written
+    def _waits(self, m, s, linear, vector, attention):
+        """What the sequencer waits for; a linear starts while its last activations are written."""
+        c = self.config
         ending, ending_next = vector.ending, vector.ending_next
         for stage in range(vector.EARLY - linear.early(c)):
             later = Signal(name=f"ending_{stage}")
@@ -148,7 +164,8 @@ class DecoderCore(wiring.Component):
             )
         )
 
-        # -- commands, results, events
+    def _events(self, m, s):
+        """Commands, results, and what is counted."""
         m.d.comb += [
             s.command_valid.eq(self.command_valid),
             s.command_data.eq(self.command_data),
@@ -164,7 +181,9 @@ class DecoderCore(wiring.Component):
             self.position.eq(s.position),
         ]
 
-        # -- starts; the angles are needed late
+    def _starts(self, m, s, linear, vector, attention):
+        """Starts of the units; the angles are needed late."""
+        c = self.config
         begun = Signal()
         m.d.sync += begun.eq(s.begin)
         m.d.comb += [
@@ -203,10 +222,9 @@ class DecoderCore(wiring.Component):
                 with m.Case(op):
                     m.d.comb += vector.kind.eq(kind)
 
-        if c.rank:
-            self._adapters(m, s, linear)
-
-        # -- magnitudes of the residual and of the results, as shifts, a cycle later
+    def _shifts(self, m, s, linear, vector):
+        """Magnitudes of the residual and of the results, as shifts, a cycle later."""
+        c = self.config
         in_vector = Signal()
         draining = Signal()
         with m.If(s.start_linear):
@@ -226,7 +244,9 @@ class DecoderCore(wiring.Component):
             s.r_shift.eq(Mux(draining, 0, shifts["results"])),
         ]
 
-        # -- buffers: the linear unit and the vector unit take turns
+    def _reads(self, m, linear, vector, attention, x, r, a):
+        """Reads of the buffers: the linear unit and the vector unit take turns."""
+        c, v = self.config, self.config.vector_width
         m.d.comb += [
             linear.act_data.eq(a.read_data),
             a.read_addr.eq(linear.act_addr),
@@ -241,9 +261,10 @@ class DecoderCore(wiring.Component):
                 vector.emb_data[i].eq(attention.emb_data[i]),
                 vector.acc_data[i].eq(attention.acc_data[i]),
             ]
-        to = {destination: Signal(name=f"write_{destination.name.lower()}") for destination in Destination}
-        for destination, signal in to.items():
-            m.d.comb += signal.eq(vector.w_en & (vector.w_dest == destination))
+
+    def _results(self, m, to, linear, vector, x, r):
+        """Writes of the residual and of the results."""
+        c, v = self.config, self.config.vector_width
         narrow = [Signal(signed(c.result_bits), name=f"result_{i}") for i in range(v)]
         m.d.comb += [signal.eq(vector.w_data[i]) for i, signal in enumerate(narrow)]
         # Registers before what decodes the address for every 16 words of a part; nothing reads a word in the two cycles after its write.
@@ -256,6 +277,10 @@ class DecoderCore(wiring.Component):
                 buffer.write_addr.eq(Mux(to[destination], vector.w_index, addr)),
                 buffer.write_data.eq(Mux(to[destination], Cat(*words), data_.replicate(v // c.lanes))),
             ]
+
+    def _activations(self, m, s, to, vector, a):
+        """Writes of the activations, part by part of a word."""
+        c, v = self.config, self.config.vector_width
         parts = c.lane_width // v
         part, word = Signal(range(parts)), Signal.like(a.write_addr)
         m.d.comb += [
@@ -270,7 +295,8 @@ class DecoderCore(wiring.Component):
             with m.If(part == parts - 1):
                 m.d.sync += [part.eq(0), word.eq(word + 1)]
 
-        # -- attention: operands, cache (scales two cycles later), accumulators, embedding
+    def _attention(self, m, s, to, vector, attention):
+        """Attention's operands, cache (scales two cycles later), accumulators, embedding."""
         stored = Signal(data.StructLayout({"key": 1, "value": 1, "head": 8, "scale": ScalarLayout}))
         m.d.sync += [
             stored.key.eq(s.store_key),
@@ -308,9 +334,8 @@ class DecoderCore(wiring.Component):
             s.rank_token.eq(attention.top_token),
             s.rank_logit.eq(attention.top_logit),
         ]
-        for i in range(v):
+        for i in range(self.config.vector_width):
             m.d.comb += [attention.op_data[i].eq(vector.w_data[i]), attention.kv_data[i].eq(vector.w_data[i])]
-        return m
 
     def _adapters(self, m, s, linear):
         """The loader between registers, sequencer and the linear unit's memories."""

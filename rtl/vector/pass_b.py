@@ -220,21 +220,7 @@ class PassB(wiring.Component):
 
         m.d.comb += [self.acc_en.eq(drain), self.emb_en.eq(embed)]
 
-        # Shifts and reciprocals of the segments, small memories read in the same cycle.
-        memories = []
-        for name, bits in (("amounts", AMOUNT_BITS), ("reciprocals", MANTISSA)):
-            memory = Memory(shape=bits, depth=1 << self.segment_bits, init=[])
-            m.submodules[name] = memory
-            memories.append((memory.write_port(), memory.read_port(domain="comb")))
-        (amount_w, amount_r), (factor_w, factor_r) = memories
-        m.d.comb += [
-            amount_w.en.eq(self.e_valid),
-            amount_w.addr.eq(self.e_segment),
-            amount_w.data.eq(self.e_amount),
-            factor_w.en.eq(self.r_valid),
-            factor_w.addr.eq(self.r_segment),
-            factor_w.data.eq(self.r_value),
-        ]
+        amount_r, factor_r = self._segments(m)
 
         # Issue: a word goes when its segment's reciprocal will be there two stages later.
         run, issue, final, last, last_in_part = Signal(), Signal(), Signal(), Signal(), Signal()
@@ -311,8 +297,33 @@ class PassB(wiring.Component):
             ]
         m.d.sync += mode.eq(mode_2)
 
+        self._lanes(m, kind, words, arrived, valid, factor, mode)
+        self._outputs(m, words, valid)
+        return m
+
+    def _segments(self, m):
+        """Shifts and reciprocals of the segments, small memories read in the same cycle; returns their read ports."""
+        memories = []
+        for name, bits in (("amounts", AMOUNT_BITS), ("reciprocals", MANTISSA)):
+            memory = Memory(shape=bits, depth=1 << self.segment_bits, init=[])
+            m.submodules[name] = memory
+            memories.append((memory.write_port(), memory.read_port(domain="comb")))
+        (amount_w, amount_r), (factor_w, factor_r) = memories
+        m.d.comb += [
+            amount_w.en.eq(self.e_valid),
+            amount_w.addr.eq(self.e_segment),
+            amount_w.data.eq(self.e_amount),
+            factor_w.en.eq(self.r_valid),
+            factor_w.addr.eq(self.r_segment),
+            factor_w.data.eq(self.r_value),
+        ]
+        return amount_r, factor_r
+
+    def _lanes(self, m, kind, words, arrived, valid, factor, mode):
+        """The elements of a word side by side, and the OR of their sizes."""
+        config = self.config
         ors = []
-        for i in range(width):
+        for i in range(config.vector_width):
             lane = LaneB(config.value_bits, config.embed_shift)
             m.submodules[f"lane_{i}"] = lane
             m.d.comb += [
@@ -334,6 +345,8 @@ class PassB(wiring.Component):
         with m.Elif(self.w_en):
             m.d.sync += self.w_or.eq(self.w_or | ors[0])
 
+    def _outputs(self, m, words, valid):
+        """The word that leaves the pipeline."""
         out = words[TS_STAGES]
         m.d.comb += [
             self.w_soon.eq(valid[TS_STAGES - 4] & words[TS_STAGES - 3].final),
@@ -345,4 +358,3 @@ class PassB(wiring.Component):
             self.w_first.eq(out.first),
             self.w_shift.eq(out.amount - MANTISSA),
         ]
-        return m

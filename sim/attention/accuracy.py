@@ -43,13 +43,13 @@ def results(q, k, v, *, block):
     z = quantise(q.numpy(), k.numpy(), v.numpy(), block=block)
     count = -(-q.shape[1] // block)
     keep = torch.ones(len(q), count, count, dtype=torch.bool).tril()
-    return torch.as_tensor(z.results(exact.attend(head_group(z), keep, block=block).numpy())).double()
+    return torch.as_tensor(z.results(*(x.numpy() for x in exact.attend(head_group(z), keep, block=block)))).double()
 
 
 def int8_bound(q, k, v, *, block):
     """Dense attention float64 [G, N, D] with an exact softmax, of what INT8 operands at their best can hold: less the mean key and with
     balanced channels (of the first block), each row rounded by its own real scale."""
-    found = calibrate(q[:, :block].numpy(), k[:block].numpy())
+    found = calibrate(q[:, :block].numpy(), k[:block].numpy(), v[:block].numpy())
     gain = 2.0 ** torch.as_tensor(found.balance)
     q, k, v = (_rounded(x) for x in (q * gain, (k - torch.as_tensor(found.key_mean)) / gain, v))
     return attention.dense(q, k[None], v[None])

@@ -44,8 +44,11 @@ def register(subparsers):
     )
     device = parser.add_argument_group("with a device")
     device.add_argument(
-        "--device", metavar="SCHEME:REST", help="for example sim:OUT, a folder of 'intaglio gen prefill'"
+        "--device",
+        metavar="SCHEME:REST",
+        help="sim:OUT, a folder of 'intaglio gen prefill'; serial:PORT?baud=N; tcp:HOST:PORT; record:FILE?target=...; replay:FILE",
     )
+    device.add_argument("--manifest", metavar="FILE", help="for devices that do not bring their manifest")
     device.add_argument(
         "--memory", metavar="NAME", help="memory of a simulation: hbm2-u280, hbm2-u280-all, ddr4 or ddr4-one"
     )
@@ -75,7 +78,7 @@ def _check(args):
             setattr(args, name, value)
         elif args.device:
             raise ValueError(f"--{name} must not be given with --device, whose own it is")
-    for name in ("memory", "timeline", "check"):
+    for name in ("memory", "timeline", "check", "manifest"):
         if getattr(args, name) and not args.device:
             raise ValueError(f"--{name} needs --device")
     if args.block not in (32, 64, 128):
@@ -235,7 +238,12 @@ def _device(args, text, layers, show):
     options = {name: value for name in ("cache", "memory") if (value := getattr(args, name))}
     times, total = [], {"sparse": 0, "dense": 0, "rows": 0, "equal": True}
     with open_attention(
-        args.device, timeout=args.timeout, progress=lambda step, _: show(step), accept=fits, **options
+        args.device,
+        timeout=args.timeout,
+        manifest=args.manifest,
+        progress=lambda step, _: show(step),
+        accept=fits,
+        **options,
     ) as device:
         config, tokens = PrefillConfig.from_json(device.manifest.config), taken[0]
         args.block, args.window, args.lines, args.lookahead = (
@@ -251,7 +259,7 @@ def _device(args, text, layers, show):
         show.clear()
         sys.stdout.write(
             f"{args.device}, {tokens} tokens, blocks of {config.block}, gamma {args.gamma:g}, tau {args.tau:g}; times at "
-            f"{config.clock_hz / 1e6:g} MHz, simulated; dense: closed form of this hardware\n"
+            f"{config.clock_hz / 1e6:g} MHz{', simulated' if simulation else ''}; dense: closed form of this hardware\n"
             f"{_HEAD}  cycles      ms  utilisation  hit rate  MB read  dense / sparse{'  equal' if args.check else ''}\n"
         )
         for layer in layers:

@@ -7,9 +7,22 @@ import torch
 from intaglio.rtl.arithmetic import attention as numerics
 from intaglio.sim.attention.selection import decide, top
 
-__all__ = ["HeadGroup", "attend", "block_map", "exp2", "index", "log2", "log_sums", "masses", "scores", "tile_merge"]
+__all__ = [
+    "HeadGroup",
+    "attend",
+    "block_map",
+    "exp2",
+    "index",
+    "log2",
+    "log_sums",
+    "masses",
+    "scores",
+    "tile_merge",
+    "weight",
+]
 
 _EXP = torch.tensor(numerics.EXP)
+_WEIGHT = torch.tensor(numerics.WEIGHT)
 _LOG = torch.tensor(numerics.LOG_TABLE)
 _NONE = -(1 << 20)  # below every score: a masked key
 _GONE = 1 << 20  # a distance of which nothing is left
@@ -18,6 +31,11 @@ _GONE = 1 << 20  # a distance of which nothing is left
 def exp2(x):
     """``2^(-x/256)`` with 28 fraction bits, for int64 ``x >= 0`` of any shape."""
     return _EXP[x & 255] << numerics.MASS_FRACTION - 16 >> (x >> 8).clamp(max=62)
+
+
+def weight(x):
+    """``254 * 2^(-x/256)``, rounded, for int64 ``x >= 0`` of any shape."""
+    return (_WEIGHT[x & 255] >> (x >> 8).clamp(max=62)) + 1 >> 1
 
 
 def log2(n):
@@ -31,10 +49,11 @@ def log2(n):
 
 @dataclass(frozen=True, kw_only=True)
 class HeadGroup:
-    """What a run reads: one KV head and its query heads, N tokens, as integers with exponents.
+    """What a run reads: one KV head and its query heads, N tokens, as integers with a scale a row.
 
-    q int8 [G, N, D], xq int8 [G, N]; k, v int8 [N, D], xk int8 [N]; base -8..15; pooled_q int8 [G, nb, D], pooled_xq [G, nb];
-    pooled_k int8 [nb, D], pooled_xk [nb]. Elements are in -127..127, exponents in 0..7. torch tensors of any integer dtype.
+    q int8 [G, N, D], xq uint8 [G, N]; k, v int8 [N, D], xk, xv uint8 [N]; pooled_q int8 [G, nb, D], pooled_xq [G, nb];
+    pooled_k int8 [nb, D], pooled_xk [nb]. Elements are in -127..127. A scale byte x stands for ``(4 + x % 4) * 2^(20 - x // 4)`` of a query
+    or key, for ``2^((x - 128) / 4)`` of a value. torch tensors of any integer dtype.
     """
 
     q: torch.Tensor
@@ -42,19 +61,22 @@ class HeadGroup:
     k: torch.Tensor
     xk: torch.Tensor
     v: torch.Tensor
-    base: int
+    xv: torch.Tensor
     pooled_q: torch.Tensor
     pooled_xq: torch.Tensor
     pooled_k: torch.Tensor
     pooled_xk: torch.Tensor
 
 
-def scores(q, xq, k, xk, base):
-    """Scores int64 [..., rows, keys] of queries [..., rows, D] and keys [keys, D] with their exponents."""
+def scores(q, xq, k, xk):
+    """Scores int64 [..., rows, keys] of queries [..., rows, D] and keys [keys, D] with their scale bytes."""
     dot = (q.float() @ k.float().transpose(-1, -2)).long()  # below 2^24, hence exact
-    shift = base + numerics.SCORE_FRACTION + xq.long()[..., :, None] + xk.long()
+    of_q, of_k = xq.long()[..., :, None], xk.long()
+    one = 1 << numerics.SCALE_FRACTION
+    product = dot * (one + of_q % one) * (one + of_k % one)
+    shift = (of_q // one + of_k // one - numerics.SHIFT_BIAS).clamp(0, numerics.SHIFT_MAX)
     half = (1 << shift) >> 1
-    return (((dot << numerics.SCORE_FRACTION) + half) >> shift).clamp(-numerics.SCORE_MAX - 1, numerics.SCORE_MAX)
+    return ((product + half) >> shift).clamp(-numerics.SCORE_MAX - 1, numerics.SCORE_MAX)
 
 
 def _shifted(x, amount):
@@ -116,7 +138,7 @@ def index(group, *, block, gamma16, threshold):
     step = 16 * block  # keys at a time: bounds memory, and is a multiple of a tile
     t = torch.cat(
         [
-            scores(queries, exponents, group.k[i : i + step], group.xk[i : i + step], group.base).int()
+            scores(queries, exponents, group.k[i : i + step], group.xk[i : i + step]).int()
             for i in range(0, tokens, step)
         ],
         -1,
@@ -133,7 +155,7 @@ def index(group, *, block, gamma16, threshold):
     aware, divergence = decide(ver, pool, block, tokens, threshold)
     rows = torch.zeros(heads, count, count, dtype=torch.bool)
     for head in torch.as_tensor(aware).nonzero().flatten().tolist():
-        t = scores(group.pooled_q[head], group.pooled_xq[head], group.pooled_k, group.pooled_xk, group.base)
+        t = scores(group.pooled_q[head], group.pooled_xq[head], group.pooled_k, group.pooled_xk)
         hidden = torch.ones(count, count, dtype=torch.bool).triu(1)
         rows[head] = torch.as_tensor(top(masses(t, log_sums(t, hidden, head_dim), hidden), gamma16)) & ~hidden
     return {
@@ -172,7 +194,7 @@ def attend(group, keep, *, block, progress=None):
 
     Returns
     -------
-    int16 [G, N, D] : weighted means of v with 8 fraction bits.
+    values int16 [G, N, D], exponents int8 [G, N] : the weighted mean of v is ``values / 254 * 2^exponents``.
     """
     heads, tokens, head_dim = group.q.shape
     count = -(-tokens // block)
@@ -181,36 +203,43 @@ def attend(group, keep, *, block, progress=None):
     if not keep.diagonal(dim1=1, dim2=2).all():
         raise ValueError("the block map must keep every block of the diagonal")
     out = torch.empty(heads, tokens, head_dim, dtype=torch.int16)
+    exponents = torch.empty(heads, tokens, dtype=torch.int8)
     for row in range(count):
         rows = torch.arange(row * block, min((row + 1) * block, tokens))
         for head in range(heads):
             blocks = keep[head, row, : row + 1].nonzero().flatten()
             keys = (blocks[:, None] * block + torch.arange(block)).flatten()
-            out[head, rows] = _attend_rows(group, head, rows, keys[keys < tokens], head_dim)
+            out[head, rows], exponents[head, rows] = _attend_rows(group, head, rows, keys[keys < tokens], head_dim)
         if progress:
             progress(row + 1, count)
-    return out
+    return out, exponents
 
 
 def _attend_rows(group, head, rows, keys, head_dim):
     pad = -len(keys) % head_dim
     keys = torch.cat([keys, keys.new_full((pad,), 1 << 40)])  # past the last token: masked
     held = keys.clamp(max=group.k.shape[0] - 1)
-    t = scores(group.q[head, rows], group.xq[head, rows], group.k[held], group.xk[held], group.base)
+    t = scores(group.q[head, rows], group.xq[head, rows], group.k[held], group.xk[held])
+    loud = group.xv[held].long().masked_fill(keys >= group.k.shape[0], 0) - numerics.VALUE_BIAS
+    scaled = t + (loud << numerics.FRACTION - numerics.VALUE_FRACTION)
     hidden = keys > rows[:, None]
     tiles = len(keys) // head_dim
-    t, hidden = (x.reshape(len(rows), tiles, head_dim) for x in (t, hidden))
-    e = (t.masked_fill(hidden, _NONE).amax(-1) >> numerics.FRACTION) + 1
-    p = exp2(((e << numerics.FRACTION)[..., None] - t).masked_fill(hidden, _GONE)) >> numerics.MASS_FRACTION - 9
-    weights = ((p + 1) >> 1).clamp(max=numerics.WEIGHT_MAX)
+    t, scaled, hidden = (x.reshape(len(rows), tiles, head_dim) for x in (t, scaled, hidden))
+    reach = ~hidden.all(-1)
+    e, f = ((x.masked_fill(hidden, _NONE).amax(-1) >> numerics.FRACTION) + 1 for x in (t, scaled))
+    p = exp2(((e << numerics.FRACTION)[..., None] - t).masked_fill(hidden, _GONE)).sum(-1)
+    weights = weight(((f << numerics.FRACTION)[..., None] - scaled).masked_fill(hidden, _GONE))
     values = group.v[held].reshape(tiles, head_dim, head_dim)
-    sums = torch.einsum("rtk,tkd->rtd", weights.float(), values.float()).long()
-    sums = torch.cat([sums, weights.sum(-1, keepdim=True)], -1) << numerics.MERGE_SHIFT  # the last column is l
-    reach, state = ~hidden.all(-1), None
+    sums = torch.einsum("rtk,tkd->rtd", weights.float(), values.float()).long() << numerics.MERGE_SHIFT
+    state, means = None, None
     for tile in range(tiles):
-        state = tile_merge(state, e[:, tile], sums[:, tile], reach[:, tile])
-    total = state[1][:, -1]
-    shift = torch.frexp(total.double())[1].long() - 17
-    mantissa = torch.where(shift >= 0, total >> shift.clamp(min=0), total << (-shift).clamp(min=0))
-    inverse, k = numerics.INVERSE // mantissa, 25 + shift
-    return ((state[1][:, :-1] * inverse[:, None] + (1 << (k - 1))[:, None]) >> k[:, None]).clamp(-32767, 32767).short()
+        state = tile_merge(state, e[:, tile], p[:, tile], reach[:, tile])
+        means = tile_merge(means, f[:, tile], sums[:, tile], reach[:, tile])
+    (maximum, total, _), (top, sums, _) = state, means
+    loudest = (loud.reshape(tiles, head_dim).amax(-1) + (1 << numerics.VALUE_FRACTION) - 1) >> numerics.VALUE_FRACTION
+    exponent = torch.where(reach, loudest, -numerics.VALUE_BIAS).amax(-1)
+    shift = torch.frexp(total.double())[1].long() - 17  # l has 28 bits at least, since its largest key has
+    inverse = numerics.INVERSE // (total >> shift)
+    k = (numerics.OUT_SHIFT + shift + maximum + exponent - top).clamp(max=60)
+    out = (sums * inverse[:, None] + (1 << (k - 1))[:, None]) >> k[:, None]
+    return out.clamp(-32767, 32767).short(), exponent.to(torch.int8)

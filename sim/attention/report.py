@@ -41,7 +41,7 @@ class GroupReport:
 
 
 def exact_run(z, *, block, gamma16, threshold, dense=False):
-    """The exact model on integers: (values int16 [G, N, D], block map, query-aware heads)."""
+    """The exact model on integers: (values int16 [G, N, D], exponents int8 [G, N], block map, query-aware heads)."""
     run = head_group(z)
     heads, tokens, _ = run.q.shape
     if dense or tokens < block:
@@ -50,7 +50,7 @@ def exact_run(z, *, block, gamma16, threshold, dense=False):
     else:
         found = exact.index(run, block=block, gamma16=gamma16, threshold=threshold)
         keep, aware = exact.block_map(found), found["query_aware"]
-    return exact.attend(run, keep, block=block), keep, aware
+    return *exact.attend(run, keep, block=block), keep, aware
 
 
 def _groups(model, text, tokens, layer):
@@ -81,8 +81,8 @@ def layer_reports(model, text, *, tokens, layer, block, gamma16, threshold):
     """Reports of the KV heads of a layer of ``model`` (a checkpoint folder, or a Checkpoint) on ``text`` (bytes), by the exact model."""
     for kv_head, queries, keys, values in _groups(model, text, tokens, layer):
         z = quantise(queries.numpy(), keys.numpy(), values.numpy(), block=block)
-        out, keep, aware = exact_run(z, block=block, gamma16=gamma16, threshold=threshold, dense=gamma16 == WHOLE)
-        got = torch.as_tensor(z.results(out.numpy()))
+        *out, keep, aware = exact_run(z, block=block, gamma16=gamma16, threshold=threshold, dense=gamma16 == WHOLE)
+        got = torch.as_tensor(z.results(*(x.numpy() for x in out)))
         yield _judged(layer, kv_head, queries, keys, values, got, keep, aware, block)
 
 
@@ -103,7 +103,8 @@ def device_reports(device, model, text, *, tokens, layer, gamma, tau, check=Fals
                 z, block=block, gamma16=gamma16, threshold=divergence_threshold(tau), dense=gamma16 == WHOLE
             )
             equal = all(
-                torch.equal(torch.as_tensor(a), b) for a, b in zip((run.values, run.map, run.aware), want, strict=True)
+                torch.equal(torch.as_tensor(a), b)
+                for a, b in zip((run.values, run.exponents, run.map, run.aware), want, strict=True)
             )
         yield _judged(layer, kv_head, queries, keys, values, torch.as_tensor(got), keep, aware, block), run, equal
 

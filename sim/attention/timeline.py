@@ -26,7 +26,7 @@ def chrome_trace(runs, monitor, clock_hz):
     Parameters
     ----------
     runs : list of (title, cycles uint64 [n], values uint64 [n])
-        Recorded changes of the monitor, see :meth:`~intaglio.sim.verilator.attention_library.PrefillSimulation.events`; a process each.
+        Recorded changes of the monitor, see :meth:`~intaglio.sim.verilator.library.Simulation.events`; a process each.
     monitor : dict
         Of the manifest: ``phases`` and ``bits``.
     clock_hz : int

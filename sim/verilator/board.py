@@ -17,7 +17,7 @@ from pathlib import Path
 from intaglio.gen.emit.link import serial_verilog
 from intaglio.host.manifest import read_json
 from intaglio.sim.verilator.build import build
-from intaglio.sim.verilator.library import SimulationError
+from intaglio.sim.verilator.library import SimulationError, load_functions
 
 __all__ = ["Fault", "SerialBoard", "build_board"]
 
@@ -93,12 +93,7 @@ class SerialBoard:
     """
 
     def __init__(self, library, *, clock_hz, baud, host_baud=None):
-        loaded = ctypes.CDLL(str(library))
-        self._functions = {}
-        for name, (result, arguments) in _SIGNATURES.items():
-            function = getattr(loaded, f"intaglio_board_{name}")
-            function.restype, function.argtypes = result, arguments
-            self._functions[name] = function
+        self._functions = load_functions(library, "intaglio_board_", _SIGNATURES)
         self._folder = tempfile.TemporaryDirectory(prefix="intaglio-board-")
         self.port = str(Path(self._folder.name) / "tty")
         self._master = self._slave = self._error = None

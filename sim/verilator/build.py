@@ -37,6 +37,8 @@ VERILATOR_FLAGS = (
     "-Wno-lint",
     "-Wno-style",
 )
+# For ROMs as logic, in short functions: otherwise each bank becomes a few expressions of megabytes, which no compiler gets through.
+LOGIC_FLAGS = ("-fno-dfg", "--output-split-cfuncs", "500")
 COMPILER_FLAGS = (
     "-std=gnu++17",
     "-fPIC",
@@ -68,9 +70,10 @@ RUNTIME = {
     "saif": ("verilated.cpp", "verilated_threads.cpp", "verilated_saif_c.cpp"),
 }
 _HERE = Path(__file__).parent
+_DEVICE = tuple(_HERE / name for name in ("device.cpp", "memory.h", "faults.h"))
 SHIMS = {  # C++ compiled with the model, by the manifest's kind
-    "decoder": (_HERE / "decoder.cpp", _HERE / "bus.h", _HERE / "faults.h"),
-    "prefill-attention": (_HERE / "attention.cpp", _HERE / "memory.h", _HERE / "bus.h", _HERE / "faults.h"),
+    "decoder": _DEVICE,
+    "prefill-attention": _DEVICE,
     "board": (_HERE / "board.cpp", _HERE / "faults.h"),  # a decoder inside a board
 }
 LIBRARY = "simulation.so"
@@ -117,7 +120,7 @@ def build(folder, *, cache=None, trace=None, rom=None, board=None, tools=None, j
     rom = None if rom is None else str(rom)
     tools = tools or find_tools()
     cache = Path(cache).absolute() if cache else default_cache()
-    flags = repr((VERILATOR_FLAGS, COMPILER_FLAGS, FAST, ONCE, TRACES[trace]))
+    flags = repr((VERILATOR_FLAGS, LOGIC_FLAGS, COMPILER_FLAGS, FAST, ONCE, TRACES[trace]))
     base = _digest(flags, tools.identity)
     entry = (
         cache
@@ -158,6 +161,7 @@ class _Source:
     verilog: dict
     rom: dict
     lint: dict
+    logic: bool
 
     def inside(self, board):
         """The board whose modules ``board`` has, with this design inside."""
@@ -182,21 +186,10 @@ class _Source:
                 for kind in ("verilog", "rom", "lint")
             }
             kind, top = manifest["kind"], manifest["top"]
+            logic = manifest["config"].get("rom") == "logic"
             if kind not in SHIMS:
                 raise BuildError(f"the manifest's kind must be one of {', '.join(SHIMS)}, not {kind!r}")
-            streams, registers = manifest["streams"], manifest["register_bus"]
-            prefixes = {"M_AXIS": streams["result"]["prefix"], "S_AXIL": registers["prefix"]}
-            ports = [f"#define CLOCK {manifest['clock']}", f"#define RESET {manifest['reset']}"]
-            if kind == "decoder":
-                prefixes["S_AXIS"] = streams["command"]["prefix"]
-            else:
-                memory = manifest["memory_bus"]
-                prefixes["M_AXI"] = memory["prefix"]
-                ports += [
-                    f"#define MONITOR {manifest['monitor']['port']}",
-                    f"#define BEAT_BYTES {memory['data_width'] // 8}",
-                    f"#define RESULT_BYTES {streams['result']['width'] // 8}",
-                ]
+            ports = _ports(manifest)
         except FileNotFoundError as fault:
             raise BuildError(f"{folder} is not a complete generated folder ({fault}): generate it again") from fault
         except OSError as fault:
@@ -211,8 +204,24 @@ class _Source:
         names = [Path(name).name for name in groups["rom"]]
         if len(set(names)) != len(names):
             raise BuildError("the names of ROM files must differ, whatever their folders")
-        ports += [f"#define {macro}(x) {prefix}_##x" for macro, prefix in prefixes.items()]
-        return cls(kind=kind, top=top, ports="\n".join(ports) + "\n", **groups)
+        return cls(kind=kind, top=top, ports=ports, logic=logic, **groups)
+
+
+def _ports(manifest):
+    """Contents of ports.h, see device.cpp."""
+    streams, memory, monitor = manifest["streams"], manifest.get("memory_bus"), manifest.get("monitor")
+    result, buses = streams["result"], {"S_AXIL": manifest["register_bus"], "M_AXIS": streams["result"]}
+    found = {"CLOCK": manifest["clock"], "RESET": manifest["reset"], "RESULT_BITS": int(result["width"])}
+    if result.get("user_width"):
+        found["RESULT_USER"] = 1
+    if "command" in streams:
+        buses["S_AXIS"] = streams["command"]
+    if memory:
+        buses["M_AXI"], found["BEAT_BYTES"] = memory, memory["data_width"] // 8
+    if monitor:
+        found["MONITOR"] = monitor["port"]
+    found |= {f"{macro}(x)": f"{bus['prefix']}_##x" for macro, bus in buses.items()}
+    return "".join(f"#define {macro} {text}\n" for macro, text in found.items())
 
 
 def _digest(*parts) -> str:
@@ -344,6 +353,7 @@ class _Work:
             [
                 self.tools.verilator,
                 *VERILATOR_FLAGS,
+                *(LOGIC_FLAGS if source.logic else ()),
                 *TRACES[self.trace],
                 "--top-module",
                 source.top,

@@ -4,12 +4,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from intaglio.files import check_output
 from intaglio.host.manifest import read_json
-from intaglio.sim.verilator.attention_transport import memory_model, open_prefill
 from intaglio.sim.verilator.build import TRACES, build
 from intaglio.sim.verilator.library import Simulation
+from intaglio.sim.verilator.memory import MemoryModel
 
 __all__ = ["SimulationTransport", "open_simulation"]
 
@@ -17,6 +18,7 @@ FIRST_CHUNK, CHUNK_SECONDS = (
     1 << 10,
     0.05,
 )  # cycles run at first, and seconds to aim at, between looks at clock and Ctrl-C
+DEFAULT_MEMORY = "hbm2-u280"
 
 
 def open_simulation(
@@ -38,9 +40,9 @@ def open_simulation(
     trace : str or Path or None
         Waveform file to write, ``.vcd`` or ``.fst``, or counts of transitions, ``.saif``.
     max_cycles : int or None
-        Give up a wait after this many cycles in which no word moved, besides the time limit. Decoders only.
+        Give up a wait after this many cycles in which no word moved, besides the time limit.
     memory : str or MemoryModel or None
-        Memory of a prefill unit, see :func:`intaglio.sim.verilator.attention_transport.open_prefill`.
+        Memory of a device that has one: a name of :data:`~intaglio.sim.verilator.memory.PRESETS`, by default ``hbm2-u280``, or its times.
 
     Raises
     ------
@@ -56,15 +58,14 @@ def open_simulation(
     described = read_json(rest)
     if accept is not None:
         accept(described)
-    prefill = isinstance(described, dict) and described.get("kind") == "prefill-attention"
-    if memory is not None and not prefill:
-        raise ValueError("only a prefill unit takes the option 'memory', not a decoder")
-    model = memory_model(described, **({} if memory is None else {"memory": memory})) if prefill else None
+    model = None
+    if isinstance(described, dict) and described.get("memory_bus"):
+        memory = DEFAULT_MEMORY if memory is None else memory
+        model = memory if isinstance(memory, MemoryModel) else MemoryModel.preset(memory, described.get("clock_hz"))
+    elif memory is not None:
+        raise ValueError("only a device with a memory, a prefill unit, takes the option 'memory'")
     library = build(rest, cache=cache, trace=kind, progress=progress)
-    if prefill:
-        opened = open_prefill(library, described, memory=model)
-    else:
-        opened = SimulationTransport(Simulation(library), described, max_cycles=max_cycles)
+    opened = SimulationTransport(Simulation(library, memory=model), described, max_cycles=max_cycles)
     if trace is not None:
         try:
             opened.simulation.trace(trace)
@@ -118,14 +119,20 @@ class SimulationTransport:
             return np.empty(0, np.uint32), np.empty(0, bool)
         return np.concatenate(words), np.concatenate(flags)
 
-    def read_register(self, offset) -> int:
+    def read_register(self, offset: int) -> int:
         return self.simulation.read(offset)
 
-    def write_register(self, offset, value):
+    def write_register(self, offset: int, value: int) -> None:
         self.simulation.write(offset, value)
 
-    def reset(self):
+    def write_memory(self, address: int, data: npt.NDArray[np.uint8]) -> None:
+        self.simulation.write_memory(address, data)
+
+    def read_memory(self, address: int, length: int) -> npt.NDArray[np.uint8]:
+        return self.simulation.read_memory(address, length)
+
+    def reset(self) -> None:
         self.simulation.reset()
 
-    def close(self):
+    def close(self) -> None:
         self.simulation.close()

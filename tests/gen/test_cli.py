@@ -20,7 +20,7 @@ MODEL = str(Path(__file__).parents[2] / "models" / "burin")
         (
             ["--model", MODEL, "--set", "colour=3"],
             (
-                "a width must be one of context, lanes, lane_width, packing, dot, vector_width, "
+                "a width must be one of context, lanes, lane_width, packing, dot, rom, vector_width, "
                 "attention_heads, top_k, clock_hz, rank, adapters, adapter_trits, adapter_targets, "
                 "gate_words, gate_wake, gate_isolation, "
                 "not 'colour'"

@@ -168,7 +168,6 @@ def test_what_does_not_fit_is_told_before_a_simulation_is_built(
             ["run", "--prompt", "a"],
             "must be a decoder, .* but it is a prefill attention unit, which `intaglio attention`",
         ),
-        (["serve", "--listen", "127.0.0.1:0"], "must be a decoder, .* but it is a prefill attention unit"),
         (
             ["attention", "--model", str(MODEL), "--text", __file__, "--tokens", "256"],
             "must be a prefill attention unit, .* but it is a decoder, which `intaglio run`",

@@ -182,5 +182,5 @@ def test_refuses_tokens(double, device):
         with pytest.raises(ValueError, match="tokens must be in 0..127, not 195"):
             small.generate("\u00e9", 1)
     with Device(double.PythonDevice(double.describe(tokenizer="none"))) as bare:
-        with pytest.raises(ValueError, match="use generate_tokens"):
+        with pytest.raises(ValueError, match="text needs a model with a tokenizer"):
             bare.generate("a", 1)

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from intaglio.host import Manifest, ManifestError
+from intaglio.host import Manifest, ManifestError, PrefillManifest
+from intaglio.host.manifest import manifest_of, read_json
 
 
 def test_reads_a_folder_and_a_file(double, tmp_path):
@@ -72,5 +73,14 @@ def test_says_what_a_device_of_another_kind_is_for(double):
     ):
         Manifest.from_dict(double.describe() | {"kind": "prefill-attention"})
     for kind in ("toaster", 3, []):
-        with pytest.raises(ManifestError, match="must be a decoder, which `intaglio run` and .* but it is of the kind"):
+        with pytest.raises(ManifestError, match="kind must be one of decoder, prefill-attention, not"):
             Manifest.from_dict(double.describe() | {"kind": kind})
+
+
+def test_one_of_any_kind(double, small_prefill):
+    raw = read_json(small_prefill)
+    assert isinstance(manifest_of(double.describe()), Manifest) and isinstance(manifest_of(raw), PrefillManifest)
+    assert manifest_of(raw) == PrefillManifest.read(small_prefill)
+    for wrong in (None, [], {}, {**raw, "kind": None}, {**raw, "config": 3}):
+        with pytest.raises(ManifestError):
+            manifest_of(wrong)

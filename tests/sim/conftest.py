@@ -44,7 +44,10 @@ class Case:
             {
                 "map": keep.numpy(),
                 "aware": aware,
-                "values": exact.attend(group, keep, block=C.block).numpy(),
+                **{
+                    name: x.numpy()
+                    for name, x in zip(("values", "exponents"), exact.attend(group, keep, block=C.block), strict=True)
+                },
                 "traffic": (traffic.hits, traffic.misses, traffic.evictions),
             },
         )
@@ -69,6 +72,7 @@ class Case:
             "map": run.map,
             "aware": run.aware.tolist(),
             "values": run.values,
+            "exponents": run.exponents,
             "traffic": tuple(run.counters[name] for name in ("hits", "misses", "evictions")),
         }
         return {name for name, value in self.expected.items() if not np.array_equal(found[name], value)}
@@ -87,7 +91,8 @@ class Case:
 
 
 def integers(tokens, *, seed=1, base=6, least=0, extreme=False):
-    """Any integers that the memory may hold: exponents from ``least`` on; ``extreme``: all elements 127 or -127."""
+    """Any integers that the memory may hold, with scales of eight powers of two (from ``least`` on), times ``2^-base``; values' of all.
+    ``extreme``: all elements 127 or -127."""
     rng, count = np.random.default_rng(seed), -(-tokens // C.block)
 
     def elements(*shape):
@@ -95,23 +100,20 @@ def integers(tokens, *, seed=1, base=6, least=0, extreme=False):
             return rng.choice(np.array([-127, 127], np.int8), shape)
         return rng.integers(-127, 128, shape).astype(np.int8)
 
-    def exponents(*shape):
-        return rng.integers(least, 8, shape).astype(np.uint8)
+    def scales(loud, *shape):
+        return rng.integers(4 * (loud + least), 4 * (loud + 8), shape).astype(np.uint8)
 
     return Quantised(
         q=elements(C.group, tokens, C.head_dim),
-        xq=exponents(C.group, tokens),
+        xq=scales(28 + base, C.group, tokens),
         k=elements(tokens, C.head_dim),
-        xk=exponents(tokens),
+        xk=scales(24, tokens),
         v=elements(tokens, C.head_dim),
-        base=base,
+        xv=rng.integers(0, 256, tokens).astype(np.uint8),
         pooled_q=elements(C.group, count, C.head_dim),
-        pooled_xq=exponents(C.group, count),
+        pooled_xq=scales(28 + base, C.group, count),
         pooled_k=elements(count, C.head_dim),
-        pooled_xk=exponents(count),
-        query_scale=1.0,
-        key_scale=1.0,
-        value_scale=np.ones(C.head_dim),
+        pooled_xk=scales(24, count),
     )
 
 
@@ -195,8 +197,8 @@ def device(shared_device, monkeypatch):
     """The simulated unit as it is after the tests before, with nothing of them left."""
     yield shared_device
     shared_device.timeout = 60.0
-    shared_device.transport.faults = {}
-    shared_device.transport.simulation.stalls(1, 0)
+    shared_device.transport.simulation.new_memory()
+    shared_device.transport.simulation.stalls(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,26 +1,24 @@
-"""Read-only memories of ternary weights as standard-cell logic.
+"""Read-only memories of ternary weights as standard-cell logic: what a :class:`~intaglio.rtl.memory.rom.Rom` of the form ``logic`` is.
 
-:func:`bank` turns words into a Verilog module with the ports and the latency of ``intaglio_rom``. ``structured`` banks are shaped for the
-cells of a library and are a netlist that can be read at all addresses at once (:meth:`Netlist.evaluate`).
+:func:`bank` turns words into a Verilog module with the ports and the latency of ``intaglio_rom``. It is shaped for the cells of a library
+and is a netlist that can be read at many addresses at once (:meth:`Netlist.evaluate`).
 """
 
+from intaglio.rtl.memory.logic.bank import Bank, bank, bits_of_words, hex_rows, module_text
 from intaglio.rtl.memory.logic.cells import GENERIC, Cell, CellSet, kind_name
-from intaglio.rtl.memory.logic.component import LogicRom
 from intaglio.rtl.memory.logic.forms import Form
 from intaglio.rtl.memory.logic.netlist import Netlist
-from intaglio.rtl.memory.logic.strategies import STRATEGIES, Bank, bank, bank_verilog, bits_of_words
 
 __all__ = [
     "GENERIC",
-    "STRATEGIES",
     "Bank",
     "Cell",
     "CellSet",
     "Form",
-    "LogicRom",
     "Netlist",
     "bank",
-    "bank_verilog",
     "bits_of_words",
+    "hex_rows",
     "kind_name",
+    "module_text",
 ]

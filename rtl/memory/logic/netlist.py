@@ -7,6 +7,7 @@ from intaglio.rtl.memory.logic.cells import INV, INVERTING, canonical, dual
 __all__ = ["ONE", "Netlist"]
 
 ONE = -1  # an output that is always 1; None is one that is always 0
+BLOCK = 4096  # addresses that a proof looks at at once, so that its memory is bounded
 
 
 class Netlist:
@@ -88,12 +89,16 @@ class Netlist:
             counts[kind] = counts.get(kind, 0) + 1
         return sum(cells.area(kind) * n for kind, n in counts.items())
 
-    def evaluate(self):
-        """Outputs at all addresses: one integer each, whose bit ``a`` is the output at address ``a``."""
-        size = 1 << self.inputs
+    def evaluate(self, start=0, count=None):
+        """Outputs at ``count`` addresses from ``start`` on, by default at all: one integer each, whose bit ``i`` is the output at address
+        ``start + i``. ``count`` is a power of 2 that divides ``start``."""
+        size = 1 << self.inputs if count is None else count
         ones = (1 << size) - 1
         values = []
         for bit in range(self.inputs):
+            if 1 << bit >= size:
+                values.append(ones if start >> bit & 1 else 0)
+                continue
             period = ((1 << (1 << bit)) - 1) << (1 << bit)
             values.append(period * (ones // ((1 << (2 << bit)) - 1)))
         for (form, groups), ins in zip(self.kinds, self.ins, strict=True):
@@ -112,12 +117,18 @@ class Netlist:
 
     def holds(self, bits):
         """Whether the outputs are ``bits [depth, width]`` at every address below ``depth``: an exhaustive proof."""
-        mask = (1 << len(bits)) - 1
-        columns = np.packbits(np.asarray(bits, bool), axis=0, bitorder="little").T
-        return len(self.outputs) == bits.shape[1] and all(
-            value & mask == int.from_bytes(column.tobytes(), "little")
-            for value, column in zip(self.evaluate(), columns, strict=True)
-        )
+        bits = np.asarray(bits, bool)
+        if len(self.outputs) != bits.shape[1]:
+            return False
+        count = min(1 << self.inputs, BLOCK)
+        for start in range(0, len(bits), count):
+            part = bits[start : start + count]
+            mask = (1 << len(part)) - 1
+            columns = np.packbits(part, axis=0, bitorder="little").T
+            for value, column in zip(self.evaluate(start, count), columns, strict=True):
+                if value & mask != int.from_bytes(column.tobytes(), "little"):
+                    return False
+        return True
 
     def names(self):
         """Names of all signals: address bits, labels, numbers."""

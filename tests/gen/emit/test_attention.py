@@ -12,7 +12,7 @@ import yaml
 from intaglio import Error
 from intaglio.gen.emit.attention import generate
 from intaglio.gen.presets.attention import PRESETS, prefill_config
-from intaglio.host.attention.manifest import PrefillManifest
+from intaglio.host.manifest import PrefillManifest
 from intaglio.sim.verilator.build import find_tools
 
 

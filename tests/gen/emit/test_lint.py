@@ -48,6 +48,7 @@ FOREIGN = {  # other widths of sums, results and addresses than the shipped mode
         {"context": 5, "lane_width": 8, "attention_heads": 2},
     ),
 }
+FOREIGN["tiny from gates"] = (*FOREIGN["tiny"][:2], {**FOREIGN["tiny"][2], "rom": "logic"})
 SHIPPED = {
     **{name: (name, {}) for name in PRESETS},
     "desk with adapters": ("desk", {"rank": 4, "adapters": 2}),

@@ -106,6 +106,7 @@ def test_liberty(tmp_path):
     [
         ("module x; endmodule\n", "must be a complete SAIF with a duration"),
         (saif()[:-8], "must be a complete SAIF with a duration"),
+        (saif().replace("(DURATION 400)", "(DURATION)"), "must be a complete SAIF with a duration"),
         (saif().replace("intaglio_decoder", "other"), "must have an instance intaglio_decoder"),
     ],
 )

@@ -13,6 +13,7 @@ from intaglio.gen.synthesis.cli import register
 from intaglio.gen.synthesis.liberty import BUILT_IN, read_liberty
 from intaglio.gen.synthesis.polish import polish
 from intaglio.gen.synthesis.rom_report import random_trits
+from intaglio.gen.synthesis.strategies import strategy_bank
 from intaglio.gen.synthesis.yosys import library_cells
 from intaglio.rtl.memory.logic import bank, bits_of_words
 from intaglio.rtl.ternary.packing import pack
@@ -123,7 +124,7 @@ def test_structured_is_smaller_than_what_the_synthesiser_finds():
     cells = read_liberty("nangate45")
     words = pack(random_trits(256, 32, 0.4), "2bit")
     areas = {
-        strategy: measure(bank(words, 64, "bank", strategy, cells=cells.gates), cells).area
+        strategy: measure(strategy_bank(words, 64, "bank", strategy, cells=cells.gates), cells).area
         for strategy in ("code", "structured")
     }
     assert areas["code"] / areas["structured"] > 1.25, areas
@@ -171,7 +172,7 @@ def test_banks_are_mapped_whole_timed_and_untimed(depth, seed, strategies, tmp_p
     timed, untimed = read_liberty(timed_library(tmp_path / "tiny.lib")), read_liberty("nangate45")
     words = pack(random_trits(depth, 8, 0.4, seed), "2bit")
     for strategy in strategies:
-        built = bank(words, 16, "bank", strategy)
+        built = strategy_bank(words, 16, "bank", strategy)
         sized = measure(built, timed, 500)
         assert sized.buffered and sized.area > 0 and sized.delay_ps > 0
     assert measure(built, timed).delay_ps > 0 and measure(built, untimed).gates > depth / 4

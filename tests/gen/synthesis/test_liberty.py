@@ -148,6 +148,7 @@ def test_several_files_and_gzip_are_one_library(tmp_path):
     [
         (b"", "must begin with a group library"),
         (b"hello", "must begin with a group library"),
+        (b"/* a library of */ cells { }", "must begin with a group library"),
         (b"library (x) { }", "must have cells with an area; none was found"),
         (b"library (x) { cell (A) { area : 1; ", "as many closing as opening braces; it is cut off or damaged"),
         (b"\x1f\x8bnot gzip", "must be Liberty text or gzip of it"),

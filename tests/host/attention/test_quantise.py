@@ -10,9 +10,16 @@ import pytest
 import torch
 
 from intaglio.host.attention import condition, quantise
+from intaglio.rtl.arithmetic import attention as numerics
 from intaglio.rtl.config.attention import PrefillConfig
 from intaglio.sim.attention import dense as attention
 from intaglio.sim.attention import exact, flexprefill
+
+IN_POWERS = math.log2(math.e) / math.sqrt(32)  # queries are in powers of two
+
+
+def step_of(scales):
+    return (4 + scales % 4) * np.exp2(20 - (scales // 4).astype(float))
 
 
 def noise(seed, heads, kv_heads, tokens, head_dim, loud=1.0):
@@ -33,7 +40,7 @@ def quantised_noise(seed=0, heads=2, tokens=200, head_dim=32, block=32, loud=1.5
 
 
 def conditioned(q, k, v, block):
-    return condition.condition(q, k, v, condition.calibrate(q[:, :block], k[:block]))
+    return condition.condition(q, k, v, condition.calibrate(q[:, :block], k[:block], v[:block]))
 
 
 def test_quantise_is_numpy_only():
@@ -50,52 +57,75 @@ def test_quantise_round_trip(loud, spread):
     q, k, v, found = quantised_noise(loud=loud, spread=spread)
     blocks = [slice(i, i + 32) for i in range(0, 200, 32)]
     pooled_q, pooled_k = np.stack([q[:, b].mean(1) for b in blocks], 1), np.stack([k[b].mean(0) for b in blocks])
-    for real, rows, exponents, scale in [
-        (q, found.q, found.xq, found.query_scale),
-        (k, found.k, found.xk, found.key_scale),
-        (pooled_q, found.pooled_q, found.pooled_xq, found.query_scale),
-        (pooled_k, found.pooled_k, found.pooled_xk, found.key_scale),
+    for real, rows, scales in [
+        (q * IN_POWERS, found.q, found.xq),
+        (k, found.k, found.xk),
+        (pooled_q * IN_POWERS, found.pooled_q, found.pooled_xq),
+        (pooled_k, found.pooled_k, found.pooled_xk),
+        (v, found.v, found.xv),
     ]:
-        assert (
-            rows.dtype == np.int8
-            and exponents.dtype == np.uint8
-            and exponents.max() <= 7
-            and np.abs(rows.astype(int)).max() <= 127
-        )
-        step = scale * 2.0 ** -exponents.astype(float)
+        assert rows.dtype == np.int8 and scales.dtype == np.uint8 and np.abs(rows.astype(int)).max() <= 127
+        step = np.exp2((scales.astype(float) - 128) / 4) if rows is found.v else step_of(scales)
         assert (np.abs(real - rows * step[..., None]) <= step[..., None] * 0.5001).all()
-        assert (np.abs(rows.astype(int)).max(-1)[exponents < 7] >= 63).all()  # no bit is given away
-    assert (np.abs(v - found.v * found.value_scale) <= found.value_scale * 0.5001).all()
-    assert math.isclose(found.key_scale, np.abs(k).max() / 127)
-    unit = found.query_scale * found.key_scale * math.log2(math.e) / math.sqrt(32) * 256
-    assert math.isclose(unit, 2.0**-found.base) and -8 <= found.base <= 15
-    assert found.query_scale * 127 >= np.abs(q).max()
-    assert found.base == 15 or found.query_scale / 2 * 127 < np.abs(q).max()  # the largest base
+        assert (np.abs(rows.astype(int)).max(-1) >= 101).all()  # no more than a mantissa's step is given away
+
+
+def test_constants_are_the_unit_s():
+    for name in ("SCALE_FRACTION", "VALUE_FRACTION", "VALUE_BIAS", "WEIGHT_MAX"):
+        assert getattr(quantise, name) == getattr(numerics, name)
+    assert 2 * quantise.SCALE_MOST + numerics.FRACTION == numerics.SHIFT_BIAS
+    assert quantise.SCALE_MOST - quantise.SCALE_LEAST == 63
+
+
+def test_no_token_waits_for_a_later_one():
+    """Integers and scales of a prompt are those of a longer one that begins with it, whatever follows."""
+    q, k, v = (np.random.default_rng(2).standard_normal(shape) for shape in ((2, 160, 32), (160, 32), (160, 32)))
+    short = quantise.quantise(q[:, :96], k[:96], v[:96], block=32)
+    for x in (q, k, v):
+        x[..., 96:, :] *= 1000
+    long = quantise.quantise(q, k, v, block=32)
+    for name in ("k", "xk", "v", "xv"):
+        assert np.array_equal(getattr(long, name)[:96], getattr(short, name))
+    for name, rows in (("q", 96), ("xq", 96), ("pooled_q", 3), ("pooled_xq", 3)):
+        assert np.array_equal(getattr(long, name)[:, :rows], getattr(short, name))
+    assert long.value_exponent == short.value_exponent == 0
+
+
+@pytest.mark.parametrize("loud", [(1e-20, 1e20, 1.0), (1e20, 1e-20, 1e-30), (1e-12, 1e9, 1e30), (1e3, 1e3, 1e6)])
+def test_any_range_of_floats(loud):
+    """A product of queries and keys that means something keeps it, and so do values, wherever their ranges lie."""
+    q, k, v = (np.random.default_rng(3).standard_normal(shape) for shape in ((1, 64, 32), (64, 32), (64, 32)))
+    real = [x * n for x, n in zip((q, k, v), loud, strict=True)]
+    found = quantise.quantise(*real, block=32)
+    scores = (found.q[0] * step_of(found.xq[0])[:, None]) @ (found.k * step_of(found.xk)[:, None]).T
+    want = real[0][0] @ real[1].T * IN_POWERS
+    assert np.abs(scores - want).max() < 0.03 * np.abs(want).max()
+    values = found.v * np.exp2((found.xv.astype(float) - 128) / 4 + found.value_exponent)[:, None]
+    assert np.abs(values @ condition.hadamard(32) - real[2]).max() < 0.02 * np.abs(real[2]).max()
+    huge = quantise.quantise(real[0] * 1e30, real[1] * 1e30, real[2], block=32)  # beyond all scales, and not refused
+    assert np.abs(huge.q.astype(int)).max() == np.abs(huge.k.astype(int)).max() == 127
 
 
 def head_group(found):
     names = {field.name for field in dataclasses.fields(exact.HeadGroup)}
     fields = {name: getattr(found, name) for name in names}
-    return exact.HeadGroup(**{name: x if name == "base" else torch.from_numpy(x) for name, x in fields.items()})
+    return exact.HeadGroup(**{name: torch.from_numpy(x) for name, x in fields.items()})
 
 
 def test_quantised_scores():
     q, k, _, found = quantised_noise(loud=1.5, spread=3.0)
     group = head_group(found)
-    t = exact.scores(group.q, group.xq, group.k, group.xk, found.base).numpy() / 256
+    t = exact.scores(group.q, group.xq, group.k, group.xk).numpy() / 256
     real = q @ k.T * math.log2(math.e) / math.sqrt(32)
     # the roundings of rows, by absolute values, and that of t
-    step_q, step_k = (
-        found.query_scale * 2.0 ** -found.xq.astype(float),
-        found.key_scale * 2.0 ** -found.xk.astype(float),
-    )
+    step_q, step_k = step_of(found.xq) / IN_POWERS, step_of(found.xk)
     bound = (
         step_q[..., None] / 2 * np.abs(k).sum(-1)
         + step_k / 2 * np.abs(q).sum(-1)[..., None]
         + 32 * step_q[..., None] * step_k / 4
     )
     assert (np.abs(t - real) <= bound * math.log2(math.e) / math.sqrt(32) + 0.51 / 256).all()
-    wrong = exact.scores(group.q, group.xq, group.k, group.xk ^ 1, found.base).numpy() / 256
+    wrong = exact.scores(group.q, group.xq, group.k, group.xk ^ 4).numpy() / 256
     assert not (np.abs(wrong - real) <= bound * math.log2(math.e) / math.sqrt(32) + 0.51 / 256).all()
 
 
@@ -121,13 +151,12 @@ def test_zero_inputs(zero):
     arrays = dict(zip("qkv", conditioned(**arrays, block=16), strict=True))
     for name in zero:
         assert not getattr(found, name).any()
-    for name, scale in (("q", found.query_scale), ("k", found.key_scale), ("v", found.value_scale)):
-        assert np.isfinite(scale).all() and np.all(scale > 0)
-        rows = (
-            getattr(found, name).astype(float)
-            * 2.0 ** -getattr(found, f"x{name}", np.zeros(40, np.uint8)).astype(float)[..., None]
-        )
-        assert np.abs(rows * scale - arrays[name]).max() <= np.abs(arrays[name]).max() / 127
+    for name, steps in (("q", step_of(found.xq)), ("k", step_of(found.xk)), ("v", np.exp2(found.xv / 4 - 32))):
+        arrays["q"] = arrays["q"] * (IN_POWERS * 2**0.5 if name == "q" else 1)
+        rows = getattr(found, name) * steps[..., None]
+        assert np.abs(rows - arrays[name]).max() <= np.abs(arrays[name]).max() / 100
+    exponents = np.zeros((1, 40), np.int8)
+    assert np.isfinite(found.results(np.full((1, 40, 16), 32258, np.int16), exponents)).all()
 
 
 def test_quantise_arguments():
@@ -184,19 +213,20 @@ def test_image_addresses(head_dim, block, columns, tokens):
         seen[address - origin] = True
         return int(memory.data[address - origin])
 
-    def q_row(base, row):  # row of the Q block at base: channels and exponent
+    def q_row(base, row):  # row of the Q block at base: channels and scale
         group, i = divmod(row, c)
         channels = [byte(base + group * c * d + ch // (d // c) * d + ch % (d // c) * c + i) for ch in range(d)]
         return channels, byte(base + b * d + row)
 
-    def same(pair, rows, exponents, index):
-        return pair == (rows[index].view(np.uint8).tolist(), int(exponents[index]))
+    def same(pair, rows, scales, index):
+        return pair == (rows[index].view(np.uint8).tolist(), int(scales[index]))
 
     for t in range(tokens):
         line, row = memory.kv_base + t // b * 4 * b * d, t % b
         assert same(([byte(line + row * d + ch) for ch in range(d)], byte(line + b * d + row)), x.k, x.xk, t)
-        values = line + (b + config.exponent_beats) * d
+        values = line + (b + config.scale_beats) * d
         assert [byte(values + (row // d * d + ch) * d + row % d) for ch in range(d)] == x.v[t].view(np.uint8).tolist()
+        assert byte(values + b * d + row) == x.xv[t]
         for h in range(3):
             assert same(q_row(memory.q_base + (h * nb + t // b) * 2 * b * d, t % b), x.q, x.xq, (h, t))
             if t >= tokens - b:
@@ -218,7 +248,7 @@ def test_image_read_back():
     shape = {"group": 2, "tokens": 150, "head_dim": 16, "block": 32, "columns": 8}
     memory = quantise.image(x, block=32, columns=8, origin=8192)
     found = quantise.read_image(memory, **shape)
-    for name in ("q", "xq", "k", "xk", "v", "pooled_q", "pooled_xq", "pooled_k", "pooled_xk"):
+    for name in ("q", "xq", "k", "xk", "v", "xv", "pooled_q", "pooled_xq", "pooled_k", "pooled_xk"):
         assert np.array_equal(found[name], getattr(x, name)), name
     assert np.array_equal(found["last_q"], x.q[:, -32:]) and np.array_equal(found["last_xq"], x.xq[:, -32:])
     assert not np.array_equal(quantise.read_image(memory, **{**shape, "columns": 16})["q"], x.q)

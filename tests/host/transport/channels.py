@@ -1,9 +1,14 @@
-"""Channels for tests: a device's end in Python, with faults on the bytes between."""
+"""Ways to a device for tests: a device's end in Python, with faults on the bytes between or behind a tty, and a server."""
 
+import os
+import pty
 import random
+import threading
 import time
+import tty
+from contextlib import contextmanager
 
-from intaglio.host.server import DeviceEnd
+from intaglio.host.server import DeviceEnd, Server
 from intaglio.host.transport.frames import FLAG
 
 
@@ -53,3 +58,58 @@ class PeerChannel:
 
     def close(self):
         self.closed = True
+
+
+class Board:
+    """A tty with the device's end of the link in Python behind it."""
+
+    def __init__(self, transport):
+        self.end, self.mutters = DeviceEnd(transport), b""
+        self.master, self.slave = pty.openpty()
+        tty.setraw(self.slave)
+        os.set_blocking(self.master, False)
+        self.port, self.stop = os.ttyname(self.slave), threading.Event()
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        while not self.stop.is_set():
+            try:
+                data = os.read(self.master, 4096)
+            except BlockingIOError:
+                data = b""
+                time.sleep(0.001)
+            except OSError:
+                return
+            self.end.feed(data)
+            if out := self.mutters + self.end.step():
+                os.write(self.master, out)
+                self.mutters = b""
+
+    def unplug(self):
+        self.stop.set()
+        self.thread.join(10)
+        os.close(self.master)
+        os.close(self.slave)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if not self.stop.is_set():
+            self.unplug()
+
+
+@contextmanager
+def served(transport):
+    """The address of a server that puts ``transport`` behind TCP, and closes it."""
+    stop = threading.Event()
+    with Server(transport, "127.0.0.1:0") as server:
+        thread = threading.Thread(target=server.run, args=(stop.is_set,))
+        thread.start()
+        try:
+            yield server.address
+        finally:
+            stop.set()
+            thread.join(60)
+            transport.close()

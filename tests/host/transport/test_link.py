@@ -271,7 +271,7 @@ def test_errors_of_the_register_bus(double):
     with (
         device,
         pytest.raises(
-            host.DeviceError, match="the register bus of the device at peer answered the read of the register at 0x10"
+            host.DeviceError, match="the bus of the device at peer answered the read of the register at 0x10"
         ),
     ):
         device.read_register("status")

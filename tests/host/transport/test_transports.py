@@ -7,7 +7,6 @@ import pty
 import socket
 import threading
 import time
-import tty
 
 import pytest
 import serial
@@ -18,12 +17,13 @@ from intaglio.cli import main
 from intaglio.host import commands
 from intaglio.host import server as server_module
 from intaglio.host.device import Device
-from intaglio.host.server import DeviceEnd, Server, is_loopback
+from intaglio.host.server import Server, is_loopback
 from intaglio.host.transport import open_transport, options_of, register
 from intaglio.host.transport import serial as serial_module
 from intaglio.host.transport.serial import Port, SerialChannel
 from intaglio.host.transport.session import LinkLost
 from intaglio.host.transport.tcp import address_of
+from tests.host.transport.channels import Board
 
 
 @pytest.fixture
@@ -31,39 +31,6 @@ def manifest(double, tmp_path):
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(double.describe()))
     return path
-
-
-class Board:
-    """A tty with the device's end of the link in Python behind it."""
-
-    def __init__(self, transport):
-        self.end, self.mutters = DeviceEnd(transport), b""
-        self.master, self.slave = pty.openpty()
-        tty.setraw(self.slave)
-        os.set_blocking(self.master, False)
-        self.port, self.stop = os.ttyname(self.slave), threading.Event()
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
-
-    def run(self):
-        while not self.stop.is_set():
-            try:
-                data = os.read(self.master, 4096)
-            except BlockingIOError:
-                data = b""
-                time.sleep(0.001)
-            except OSError:
-                return
-            self.end.feed(data)
-            if out := self.mutters + self.end.step():
-                os.write(self.master, out)
-                self.mutters = b""
-
-    def unplug(self):
-        self.stop.set()
-        self.thread.join(10)
-        os.close(self.master)
-        os.close(self.slave)
 
 
 @pytest.fixture

@@ -77,7 +77,13 @@ class Stores:
             [word_of(group.v[b * c.block + i // dim * dim :, i % dim][:dim]) for i in range(c.block)]
             for b in range(blocks)
         ]
-        self.x = [[word_of(group.xk[b * c.block + i * dim :][:dim]) for i in range(c.tiles)] for b in range(blocks)]
+        self.x = [
+            [
+                word_of(torch.cat([x[b * c.block + i * dim :][:dim] for x in (group.xk, group.xv)]))
+                for i in range(c.tiles)
+            ]
+            for b in range(blocks)
+        ]
         self.q = []
         for head, first in slots:
             rows, beats = group.q[head, first : first + c.block], []
@@ -93,8 +99,8 @@ class Stores:
                             ]
                         )
                     )
-            exponents = group.xq[head, first : first + c.block]
-            self.q.append(beats + [word_of(exponents[i * dim : (i + 1) * dim]) for i in range(c.exponent_beats)])
+            scales = group.xq[head, first : first + c.block]
+            self.q.append(beats + [word_of(scales[i * dim : (i + 1) * dim]) for i in range(c.scale_beats)])
 
     async def serve(self, ctx, dut):
         async for *_, k_en, v_en, x_en, q_en, line, k_row, v_row, x_tile, slot, beat in ctx.tick().sample(
@@ -119,12 +125,11 @@ class Stores:
                 ctx.set(dut.q_data, self.q[slot][beat])
 
 
-def run_engine(config, matrix, stores, commands, base, *, stall=0.0):
+def run_engine(config, matrix, stores, commands, *, stall=0.0):
     """Masses, results and retirements in order, and the cycles of the last command and of the end."""
     dut, picks, seen = (TileEngine(config, matrix), random.Random(9), dict(masses=[], beats=[], retired=[], taken=[]))
 
     async def bench(ctx):
-        ctx.set(dut.base, base)
         queue, cycle, waits = list(commands), 0, 0
         while queue or not ctx.get(dut.idle):
             if queue:
@@ -151,9 +156,8 @@ def run_engine(config, matrix, stores, commands, base, *, stall=0.0):
                 )
             if ctx.get(dut.o.valid) and ctx.get(dut.o.ready):
                 result = ctx.get(dut.o.payload)
-                seen["beats"].append(
-                    (int(result.head), int(result.block), [result["values"][i] for i in range(config.drain)])
-                )
+                values = [result["values"][i] for i in range(config.drain)]
+                seen["beats"].append((int(result.head), int(result.block), values, result.exponent))
             gone = ctx.get(dut.o_retired)
             if gone.visit or gone.slot:
                 seen["retired"].append((int(gone.visit), int(gone.slot), int(gone.index) if gone.slot else None))
@@ -223,16 +227,19 @@ def group_of(seed, tokens, config, base):
     random_ = torch.Generator().manual_seed(seed)
 
     def values(low, high, *shape):
-        return torch.randint(low, high + 1, shape, generator=random_, dtype=torch.int8)
+        return torch.randint(low, high + 1, shape, generator=random_, dtype=torch.int16)
+
+    def scales(least, *shape):
+        return values(4 * least, 4 * least + 31, *shape)
 
     heads, dim = config.group, config.head_dim
     return exact.HeadGroup(
         q=values(-127, 127, heads, tokens, dim),
-        xq=values(0, 7, heads, tokens),
+        xq=scales(28 + base, heads, tokens),
         k=values(-127, 127, tokens, dim),
-        xk=values(0, 7, tokens),
+        xk=scales(24, tokens),
         v=values(-127, 127, tokens, dim),
-        base=base,
+        xv=values(90, 150, tokens),
         pooled_q=None,
         pooled_xq=None,
         pooled_k=None,
@@ -241,16 +248,23 @@ def group_of(seed, tokens, config, base):
 
 
 def attended(config, seen):
-    """Results by (head, block) from beats."""
-    out, size = {}, config.columns // config.drain
-    for head, block, values in seen["beats"]:
-        out.setdefault((head, block), []).extend(values)
-    assert size
-    shape = (config.row_groups, config.head_dim, config.columns)
-    return {
-        key: torch.tensor(flat).reshape(shape).transpose(1, 2).reshape(config.block, config.head_dim)
-        for key, flat in out.items()
-    }
+    """Results by (head, block) from beats, and their exponents in the last column."""
+    out = {}
+    for head, block, values, exponent in seen["beats"]:
+        out.setdefault((head, block), []).extend((value, exponent) for value in values)
+    shape = (config.row_groups, config.head_dim, config.columns, 2)
+    found = {}
+    for key, flat in out.items():
+        both = torch.tensor(flat).reshape(shape).transpose(1, 2).reshape(config.block, config.head_dim, 2)
+        assert (both[..., 1] == both[:, :1, 1]).all()
+        found[key] = torch.cat([both[..., 0], both[:, :1, 1]], 1)
+    return found
+
+
+def wanted(group, keep, block):
+    """The same of all rows of the exact model, [G, N, D + 1]."""
+    values, exponents = exact.attend(group, keep, block=block)
+    return torch.cat([values.long(), exponents[..., None].long()], -1)
 
 
 @pytest.mark.parametrize(("c", "base", "stall"), [(SMALL, 4, 0.0), (SMALL, 0, 0.3), (SQUARE, 6, 0.0)])
@@ -258,13 +272,13 @@ def test_attend(c, base, stall):
     group = group_of(base, 2 * c.block, c, base)
     stores = Stores(c, group, [(head, c.block) for head in range(c.group)])
     commands = attend_commands(c, 1)
-    seen = run_engine(c, PlainMatrix(c.head_dim, c.columns), stores, commands, base, stall=stall)
+    seen = run_engine(c, PlainMatrix(c.head_dim, c.columns), stores, commands, stall=stall)
     keep = torch.ones(c.group, 2, 2, dtype=torch.bool).tril()
-    want = exact.attend(group, keep, block=c.block)
+    want = wanted(group, keep, c.block)
     out = attended(c, seen)
     assert sorted(out) == [(head, 1) for head in range(c.group)]
     for head in range(c.group):
-        assert torch.equal(out[head, 1], want[head, c.block :].long())
+        assert torch.equal(out[head, 1], want[head, c.block :])
     assert [x for x in seen["retired"] if x[0]] == [(1, 0, None)] * 2
     assert [x for x in seen["retired"] if x[1]] == [(0, 1, head) for head in range(c.group)]
     if not stall:
@@ -303,8 +317,8 @@ def test_index(c, base, stall):
             )
             for line, slot, g, tile in tiles
         ]
-    seen = run_engine(c, PlainMatrix(c.head_dim, c.columns), stores, commands, base, stall=stall)
-    t = exact.scores(group.q[:, c.block :], group.xq[:, c.block :], group.k, group.xk, base)
+    seen = run_engine(c, PlainMatrix(c.head_dim, c.columns), stores, commands, stall=stall)
+    t = exact.scores(group.q[:, c.block :], group.xq[:, c.block :], group.k, group.xk)
     masked = (torch.arange(2 * c.block) > torch.arange(c.block, 2 * c.block)[:, None]).expand_as(t)
     logs = exact.log_sums(t, masked, c.head_dim)
     p = exact.masses(t, logs, masked)

@@ -35,7 +35,7 @@ def score(dot, shift):
 
 
 def tile_of(picks, config, kind):
-    """Dot products [key][lane], exponents, limit, mode, L."""
+    """Dot products [key][lane], scale bytes, limit, mode, L."""
     keys, lanes = range(config.head_dim), range(config.columns)
     largest = 127 * 127 * config.head_dim
     spread = {"random": largest, "loud": largest, "quiet": 40, "negative": largest}[kind]
@@ -48,11 +48,12 @@ def tile_of(picks, config, kind):
         ]
         for _ in keys
     ]
-    high = 0 if kind == "loud" else 7
+    high = 0 if kind == "loud" else 7  # powers of two by which a row may be quieter
     return dict(
         dots=dots,
-        xq=[picks.randint(0, high) for _ in lanes],
-        xk=[picks.randint(0, high) for _ in keys],
+        xq=[4 * picks.randint(0, high) + picks.randrange(4) for _ in lanes],
+        xk=[4 * picks.randint(24, 24 + high) + picks.randrange(4) for _ in keys],
+        xv=[picks.randint(*picks.choice([(120, 136), (0, 255), (0, 0)])) for _ in keys],
         limit=picks.choice([config.head_dim, -config.columns, *range(-config.columns, config.head_dim)]),
         mode=picks.choice([Mode.MAX, Mode.MASS, Mode.ATTEND]),
         log=[
@@ -63,19 +64,32 @@ def tile_of(picks, config, kind):
 
 
 def softmax_of(tile, base, bias=1):
-    """``(e, p, weight, t, sums)``; lists over lanes, or over keys of lanes. ``bias``: rounding of the weights."""
-    e, sums, columns = [], [], []
+    """``((e, f, exponent), p, weight, t, sums)``; lists over lanes, or over keys of lanes. ``bias``: rounding of the weights.
+
+    Exponents of the queries are ``base`` more than those of the tile.
+    """
+    e, f, sums, columns = [], [], [], []
     for lane, xq in enumerate(tile["xq"]):
-        t = [score(row[lane] << 8, base + 8 + xq + xk) for row, xk in zip(tile["dots"], tile["xk"], strict=True)]
+        t = [
+            score(dot[lane] * (4 + xq % 4) * (4 + xk % 4), clamp(xq // 4 + base + xk // 4 - 48, 0, 31))
+            for dot, xk in zip(tile["dots"], tile["xk"], strict=True)
+        ]
+        scaled = [x + 64 * (xv - 128) for x, xv in zip(t, tile["xv"], strict=True)]
         masked = [key > tile["limit"] + lane for key in range(len(t))]
-        open_ = [x for x, hidden in zip(t, masked, strict=True) if not hidden]
-        e.append((max(open_) >> 8) + 1 if open_ else UNREACHED)
+        for out, values in ((e, t), (f, scaled)):
+            open_ = [x for x, hidden in zip(values, masked, strict=True) if not hidden]
+            out.append((max(open_) >> 8) + 1 if open_ else UNREACHED)
         reference = tile["log"][lane] if tile["mode"] == Mode.MASS else 256 * e[-1]
         p = [0 if hidden else numerics.mass_exp2(max(0, reference - x)) for x, hidden in zip(t, masked, strict=True)]
-        weight = [min(254, ((x >> numerics.MASS_FRACTION - 9) + bias) >> 1) for x in p]
-        sums.append(sum(weight) << 4 if tile["mode"] == Mode.ATTEND else sum(p))
-        columns.append((p, weight, t))
-    return (e, *([list(row) for row in zip(*(c[i] for c in columns), strict=True)] for i in range(3)), sums)
+        weight = [
+            0 if hidden else (numerics.WEIGHT[256 * f[-1] - x & 255] >> (256 * f[-1] - x >> 8)) + bias >> 1
+            for x, hidden in zip(scaled, masked, strict=True)
+        ]
+        sums.append(sum(p))
+        columns.append((p, weight if tile["mode"] != Mode.MASS else [0] * len(t), t))
+    exponent = -(-(max(tile["xv"]) - 128) // 4)
+    rows = ([list(row) for row in zip(*(c[i] for c in columns), strict=True)] for i in range(3))
+    return ((e, f, exponent), *rows, sums)
 
 
 def run_softmax(config, base, tiles, gap):
@@ -87,7 +101,6 @@ def run_softmax(config, base, tiles, gap):
         keys = [(n, key) for n in range(len(tiles)) for key in range(config.head_dim)]
         known, due, sums, cycle, started = 0, [], 0, 0, -config.head_dim
         rows = []
-        ctx.set(dut.base, base)
         while sums < len(tiles):
             ctx.set(dut.valid, bool(keys))
             if keys:
@@ -95,14 +108,15 @@ def run_softmax(config, base, tiles, gap):
                 if key == 0:
                     ctx.set(dut.limit, tiles[n]["limit"])
                     for port, x in zip(dut.xq, tiles[n]["xq"], strict=True):
-                        ctx.set(port, x)
+                        ctx.set(port, x + 4 * base)
                 ctx.set(dut.xk, tiles[n]["xk"][key])
+                ctx.set(dut.xv, tiles[n]["xv"][key])
                 for port, x in zip(dut.dot, tiles[n]["dots"][key], strict=True):
                     ctx.set(port, x)
                 if (n, key) == (len(tiles) - 1, config.head_dim - 1):
                     final = cycle
             if ctx.get(dut.e_valid):
-                out[known]["e"] = [ctx.get(x) for x in dut.e]
+                out[known]["e"] = *([ctx.get(x) for x in port] for port in (dut.e, dut.f)), ctx.get(dut.exponent)
                 due.append((known, cycle + gap))
                 known += 1
                 if known == len(tiles):
@@ -124,7 +138,11 @@ def run_softmax(config, base, tiles, gap):
                 assert cycle == begun[sums] + config.head_dim + dut.WEIGHT_LATENCY
                 out[sums]["sums"] = [ctx.get(x) for x in dut.sums]
                 if tiles[sums]["mode"] != Mode.MASS:
-                    assert [ctx.get(x) for x in dut.sums_e] == out[sums]["e"]
+                    of_sums = (
+                        *([ctx.get(x) for x in port] for port in (dut.sums_e, dut.sums_f)),
+                        ctx.get(dut.sums_exponent),
+                    )
+                    assert of_sums == out[sums]["e"]
                 sums += 1
             await ctx.tick()
             cycle += 1
@@ -132,12 +150,14 @@ def run_softmax(config, base, tiles, gap):
         for n, seen in enumerate(out):
             for i, name in enumerate(("p", "weight", "t")):
                 seen[name] = [row[i] for row in rows[n * config.head_dim : (n + 1) * config.head_dim]]
+            if tiles[n]["mode"] == Mode.MASS:  # weights mean nothing
+                seen["weight"] = [[0] * config.columns] * config.head_dim
 
     simulate(dut, bench)
     return [(seen["e"], seen["p"], seen["weight"], seen["t"], seen["sums"]) for seen in out]
 
 
-@pytest.mark.parametrize(("base", "gap"), [(0, 0), (3, 1), (7, 0), (15, 3), (-1, 0), (-8, 1)])
+@pytest.mark.parametrize(("base", "gap"), [(24, 0), (29, 1), (36, 0), (44, 3), (28, 0), (5, 1), (56, 0)])
 def test_softmax_lanes(base, gap):
     picks = random.Random(base)
     tiles = [tile_of(picks, SMALL, kind) for kind in ("random", "loud", "quiet", "negative") for _ in range(4)]
@@ -171,7 +191,8 @@ class Accumulating(wiring.Component):
             drain.walk_granted.eq(~states.busy),
             drain.lane_valid.eq(states.lane_valid),
             drain.lane_mantissa.eq(states.lane_mantissa),
-            drain.lane_top.eq(states.lane_top),
+            drain.lane_shift.eq(states.lane_shift),
+            drain.word_exponent.eq(states.word_exponent),
             values.address.eq(self.address),
             values.first.eq(states.first),
             values.read.eq(drain.read),
@@ -189,33 +210,32 @@ class Accumulating(wiring.Component):
 
 
 def merge_rows(tiles):
-    """(E, l, O[D]) of a lane from its tiles (e, sum << 4, [o])."""
-    state = None
-    for e, total, o in tiles:
-        if e == UNREACHED:
-            continue
-        sums = [total, *(x << 4 for x in o)]
-        if state is None:
-            state = e, sums
-        else:
-            new = max(state[0], e)
-            state = new, [(a >> new - state[0]) + (b >> new - e) for a, b in zip(state[1], sums, strict=True)]
-    return state or (UNREACHED, [0] * (len(tiles[0][2]) + 1))
+    """(E, [l]), (F, O[D]), M of a lane from its tiles (e, f, sum, [o]) and their exponents."""
+    found, exponent = {}, -32
+    for (e, f, total, o), of_tile in tiles:
+        exponent = max(exponent, of_tile)
+        for name, top, sums in (("l", e, [total]), ("o", f, [x << 4 for x in o])):
+            if top == UNREACHED:
+                continue
+            old, kept = found.get(name, (top, [0] * len(sums)))
+            new = max(old, top)
+            found[name] = new, [(a >> new - old) + (b >> new - top) for a, b in zip(kept, sums, strict=True)]
+    return (*(found.get(name, (UNREACHED, [0] * size)) for name, size in (("l", 1), ("o", len(o)))), exponent)
 
 
 def means(state):
-    _, (total, *o) = state
+    (e, (total,)), (f, o), exponent = state
     shift = total.bit_length() - 17
-    inverse = numerics.INVERSE // (total >> shift if shift >= 0 else total << -shift) if total else 0
-    k = 25 + shift
-    return [clamp((x * inverse + (1 << k - 1)) >> k, -32767, 32767) for x in o]
+    inverse = numerics.INVERSE // (total >> shift) if total else 0
+    k = 9 + shift + e + exponent - f
+    return [clamp((x * inverse + (1 << k - 1)) >> k, -32767, 32767) if k > 0 else 0 for x in o]
 
 
 def row_tiles(picks, config, count, kind):
-    """Tiles [tile][lane] of (e, sum << 4, [o]) that a row could have."""
+    """Tiles ([lane] of (e, f, sum, [o]), exponent) that a row could have: f <= e + exponent."""
     tiles = []
     for n in range(count):
-        lanes = []
+        lanes, exponent = [], picks.randint(-6, 6) if kind != "jumps" else picks.randint(-32, 32)
         for lane in range(config.columns):
             if kind == "jumps":
                 e = picks.choice([-511, -300, -40, 0, 5, 200, 512])
@@ -223,31 +243,38 @@ def row_tiles(picks, config, count, kind):
                 e = 60 - 3 * n
             else:
                 e = picks.randint(-12, 12)
+            f = e + exponent - picks.choice([0, 0, 1, 3, 20])
             if picks.random() < (0.3 if kind == "jumps" else 0.1) and (n or lane % 2):
-                lanes.append((UNREACHED, 0, [0] * config.head_dim))
+                lanes.append((UNREACHED, UNREACHED, 0, [0] * config.head_dim))
                 continue
             most = config.head_dim * 254 if kind == "full" else picks.choice([64, 127, config.head_dim * 254])
             low = most if kind == "full" else 64
-            total = picks.randint(low, most)
+            weights = picks.randint(low, most)
             lanes.append(
                 (
                     e,
-                    total << 4,
+                    f,
+                    max(1 << 27, (weights << 20) - picks.randrange(1 << 20)),
                     [
-                        picks.choice([-127, 127]) * total
+                        picks.choice([-127, 127]) * weights
                         if kind == "full"
-                        else picks.randint(-127 * total, 127 * total)
+                        else picks.randint(-127 * weights, 127 * weights)
                         for _ in range(config.head_dim)
                     ],
                 )
             )
-        tiles.append(lanes)
+        tiles.append((lanes, exponent))
     return tiles
 
 
+def lane_of(tiles, lane):
+    return [(lanes[lane], exponent) for lanes, exponent in tiles]
+
+
 def run_accumulators(config, slot, groups, stall=0.0):
-    """Results [row group][lane][channel] of tiles ``groups[row group][tile][lane]``, merged alternately, and the cycles of the drain."""
-    dut, beats, picks = Accumulating(config), [], random.Random(1)
+    """Results [row group][lane][channel] of tiles ``groups[row group][tile]``, merged alternately, their exponents [row group], and the
+    cycles of the drain."""
+    dut, beats, exponents, picks = Accumulating(config), [], [], random.Random(1)
     took = 0
 
     async def bench(ctx):
@@ -259,8 +286,11 @@ def run_accumulators(config, slot, groups, stall=0.0):
                     continue
                 ctx.set(states.first, n == 0)
                 ctx.set(dut.address, slot * config.row_groups + group)
-                for lane, (e, total, _) in enumerate(tiles[n]):
+                lanes, exponent = tiles[n]
+                ctx.set(states.exponent, exponent)
+                for lane, (e, f, total, _) in enumerate(lanes):
                     ctx.set(states.e[lane], e)
+                    ctx.set(states.f[lane], f)
                     ctx.set(states.sums[lane], total)
                 ctx.set(dut.merge, 1)
                 await ctx.tick()
@@ -268,7 +298,7 @@ def run_accumulators(config, slot, groups, stall=0.0):
                 await ctx.tick()
                 ctx.set(values.valid, 1)
                 for channel in range(config.head_dim):
-                    for lane, (_, _, o) in enumerate(tiles[n]):
+                    for lane, (*_, o) in enumerate(lanes):
                         ctx.set(values.o[lane], o[channel])
                     await ctx.tick()
                 ctx.set(values.valid, 0)
@@ -283,6 +313,7 @@ def run_accumulators(config, slot, groups, stall=0.0):
                 payload = ctx.get(drain.o.payload)
                 assert (payload.head, payload.block) == (1, 77)
                 beats.append([payload["values"][i] for i in range(config.drain)])
+                exponents.append(payload.exponent)
                 assert (
                     payload.last
                     == (len(beats) == config.block * config.head_dim // config.drain)
@@ -303,7 +334,10 @@ def run_accumulators(config, slot, groups, stall=0.0):
     for _ in range(config.row_groups):
         rows = [sum((next(flat) for _ in range(config.columns // config.drain)), []) for _ in range(config.head_dim)]
         out.append([list(lane) for lane in zip(*rows, strict=True)])
-    return out, took
+    size = len(beats) // config.row_groups
+    parts = [set(exponents[i : i + size]) for i in range(0, len(beats), size)]
+    assert all(len(part) == 1 for part in parts)
+    return out, [min(part) for part in parts], took
 
 
 @pytest.mark.parametrize(
@@ -312,20 +346,22 @@ def run_accumulators(config, slot, groups, stall=0.0):
 def test_merge_and_drain(kind, count, stall):
     picks = random.Random(count)
     groups = [row_tiles(picks, SMALL, count if group else 1, kind) for group in range(SMALL.row_groups)]
-    out, took = run_accumulators(SMALL, 5, groups, stall)
-    want = [[means(merge_rows([tile[lane] for tile in tiles])) for lane in range(SMALL.columns)] for tiles in groups]
-    assert out == want
+    out, exponents, took = run_accumulators(SMALL, 5, groups, stall)
+    want = [[merge_rows(lane_of(tiles, lane)) for lane in range(SMALL.columns)] for tiles in groups]
+    assert out == [[means(state) for state in rows] for rows in want]
+    assert exponents == [rows[0][-1] for rows in want]
     if not stall:
         assert took == drain_cycles(SMALL)
 
 
 def test_means_beyond_the_range_saturate():
     """Rows whose sums of values exceed what their weights allow, far and just so, either way: the largest of their sign."""
-    ratios = [-1000, -200, -130, -128, 128, 130, 200, 1000]  # 8 fraction bits: 128 is one too many
+    ratios = [-1000, -200, -140, -130, 130, 140, 200, 1000]  # steps of 1/254: 130 is one too many
     assert SMALL.columns == len(ratios)
-    for total in (64, 200):
-        rows = [(0, total << 4, [ratio * total] * SMALL.head_dim) for ratio in ratios]
-        out, _ = run_accumulators(SMALL, 3, [[rows]] * SMALL.row_groups)
+    for weight in (64, 200):
+        sums = (weight << 28) // 254
+        lanes = [(0, 0, sums, [ratio * weight] * SMALL.head_dim) for ratio in ratios]
+        out, *_ = run_accumulators(SMALL, 3, [[(lanes, 0)]] * SMALL.row_groups)
         want = [[-32767] * SMALL.head_dim] * 4 + [[32767] * SMALL.head_dim] * 4
         assert out == [want] * SMALL.row_groups
 
@@ -375,7 +411,7 @@ def test_norm():
     simulate(dut, bench)
 
     def log(lane, half):
-        e, (total,) = merge_rows([tile[lane] for tile in tiles])
+        (e, (total,)), *_ = merge_rows([((e, e, total, []), 0) for e, total, _ in (tile[lane] for tile in tiles)])
         return (
             256 * e + ((numerics.log2(total) + half) >> 4) - 256 * numerics.MASS_FRACTION
             if total

@@ -36,6 +36,7 @@ FIELDS = dict(
             ),
         ),
         ({"packing": "3bit"}, "packing must be one of 2bit, 5trit, not '3bit'"),
+        ({"rom": "gates"}, "rom must be one of image, logic, not 'gates'"),
         ({"lanes": 3}, "lanes must be even, not 3"),
         ({"lane_width": 100}, "lane_width must divide hidden = 192, not 100"),
         ({"lane_width": 96}, "lane_width must divide intermediate = 512, not 96"),
@@ -88,6 +89,7 @@ def test_json_round_trip_and_digest():
     again = DecoderConfig.from_json(json.loads(json.dumps(config.to_json())))
     assert again == config and again.digest() == config.digest()
     assert config.replace(lanes=8).digest() != config.digest()
+    assert config.to_json()["rom"] == "image" and config.replace(rom="logic").digest() != config.digest()
     with pytest.raises(ValueError, match="unknown field of the decoder's configuration: wide"):
         DecoderConfig.from_json(config.to_json() | {"wide": 1})
     with pytest.raises(ValueError, match="missing field of the decoder's configuration: hidden"):

@@ -13,7 +13,7 @@ from intaglio.sim.verilator.memory import MemoryModel, ReadSlave
 
 SMALL = dict(head_dim=16, group=2, block=32, columns=8, context=512, window=4, lines=6, lookahead=2, drain=4)
 SHAPES = [SMALL, SMALL | dict(block=16, lines=9), SMALL | dict(head_dim=128, block=128, columns=8)]
-STORES = ("key", "value", "query", "key_exponent", "query_exponent")
+STORES = ("key", "value", "query", "key_scale", "value_scale", "query_scale")
 BASE = 0xABC_0000_0000 - PAGE  # a page number that carries far
 IMAGE = random.Random(0).randbytes(1 << 17)
 FAST = MemoryModel(latency_cycles=20, bytes_per_cycle=256)
@@ -26,10 +26,10 @@ def expected(config, requests):
         first, queries = address - BASE, kind == FetchKind.Q
         parts = [
             ("query" if queries else "key", config.block),
-            ("query_exponent" if queries else "key_exponent", config.exponent_beats),
+            ("query_scale" if queries else "key_scale", config.scale_beats),
         ]
         if kind == FetchKind.KV:
-            parts.append(("value", config.block))
+            parts += [("value", config.block), ("value_scale", config.scale_beats)]
         for name, beats in parts:
             for beat in range(beats):
                 stores[name, index * beats + beat] = IMAGE[first : first + config.head_dim]
@@ -85,7 +85,7 @@ class Bus:
             self.beats.append(self.cycles)
         for name in STORES:
             if ctx.get(getattr(dut, name)):
-                address = ctx.get(dut.exponent_address if name.endswith("exponent") else dut.address)
+                address = ctx.get(dut.scale_address if name.endswith("scale") else dut.address)
                 self.stores[name, address] = ctx.get(dut.data).to_bytes(self.config.head_dim, "little")
         if ctx.get(dut.o_fetched.valid) and ctx.get(dut.o_fetched.ready):
             payload = ctx.get(dut.o_fetched.payload)
@@ -200,7 +200,7 @@ def test_beats_of_every_other_epoch_are_dropped():
     dut, seen = Fetch(config), []
 
     async def bench(ctx):
-        ctx.set(dut.arready, 1)
+        ctx.set(dut.memory.arready, 1)
         for _ in range(epochs + 1):
             ctx.set(dut.clear, 1)
             await ctx.tick()
@@ -209,17 +209,17 @@ def test_beats_of_every_other_epoch_are_dropped():
             ctx.set(dut.i_request.valid, 1)
             await ctx.tick()
             ctx.set(dut.i_request.valid, 0)
-            while not ctx.get(dut.arvalid):
+            while not ctx.get(dut.memory.arvalid):
                 await ctx.tick()
-            seen.append(ctx.get(dut.arid))
-            ctx.set(dut.rvalid, 1)
+            seen.append(ctx.get(dut.memory.arid))
+            ctx.set(dut.memory.rvalid, 1)
             for other in range(1, epochs):
-                ctx.set(dut.rid, seen[-1] ^ other)
+                ctx.set(dut.memory.rid, seen[-1] ^ other)
                 await ctx.tick()
                 assert not ctx.get(dut.key) and not ctx.get(dut.beats)
-            ctx.set(dut.rid, seen[-1])
+            ctx.set(dut.memory.rid, seen[-1])
             await ctx.tick()
-            ctx.set(dut.rvalid, 0)
+            ctx.set(dut.memory.rvalid, 0)
             assert ctx.get(dut.key) and ctx.get(dut.beats) == 1
 
     simulator = Simulator(dut)

@@ -32,13 +32,18 @@ def run_protocol(seed, *, steps=60, depth=16):
     def frame():
         nonlocal tag
         kind = rng.choice(
-            [Kind.DATA] * 5 + [Kind.STATUS, Kind.RESEND, Kind.READ, Kind.HELLO] * 2 + [Kind.WRITE, Kind.CLOSED]
+            [Kind.DATA] * 5
+            + [Kind.STATUS, Kind.RESEND, Kind.READ, Kind.HELLO] * 2
+            + [Kind.WRITE, Kind.CLOSED, Kind.MEMORY]
         )
         fields = {"kind": kind}
         if kind == Kind.HELLO:
             fields["words"] = (model.session or 5 if rng.random() < 0.5 else rng.getrandbits(32),)
         elif kind == Kind.DATA:
             fields = data_frame()
+        elif kind == Kind.MEMORY:  # of which the hardware has none
+            words = tuple(rng.getrandbits(32) for _ in range(rng.choice([0, 3, 15])))
+            fields |= {"mark": rng.random() < 0.5, "seq": (tag + 1) & 255, "words": words}
         elif kind in (Kind.READ, Kind.WRITE):
             tag = tag if rng.random() < 0.3 else (tag + 1) & 255
             address = rng.choice([0, 4, 0x18, 0x7FC, 0xFFC])
@@ -161,6 +166,25 @@ def test_a_full_buffer_takes_no_word_too_many():
     simulate(dut, drive, background=[source])
     words = [word for frame in bench.frames if frame.kind == Kind.DATA for word in frame.words]
     assert words == [*range(len(words))] and len(words) > 3 * depth
+
+
+def test_the_hardware_has_no_memory():
+    """A frame of memory is answered by STATUS, one that no other frame is as long as by RESEND; neither changes anything."""
+    bench = Bench(4)
+
+    async def drive(ctx):
+        ctx.set(bench.dut.o.ready, 1)
+        await bench.send(ctx, encode(Frame(kind=Kind.HELLO, words=(77,))))
+        for words in ((), (0, 0, 1), tuple(range(15)), tuple(range(16)), tuple(range(130))):
+            for mark in (False, True):
+                await bench.send(ctx, encode(Frame(kind=Kind.MEMORY, mark=mark, seq=9, words=words)))
+                for _ in range(500):
+                    await bench.tick(ctx)
+        assert not ctx.get(bench.dut.commands.valid)
+
+    simulate(bench.dut, drive, background=[bench.registers_bus])
+    assert [frame.kind for frame in bench.frames] == [Kind.HELLO] + [Kind.STATUS] * 6 + [Kind.RESEND] * 4
+    assert not bench.executed and all(frame.window == 16 and not frame.ack for frame in bench.frames)
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -1,11 +1,14 @@
 # amaranth: UnusedElaboratable=no
 """ROMs: simulated memory, images, the Verilog module."""
 
+import re
+
 import numpy as np
 import pytest
 from amaranth.back import verilog
 from amaranth.sim import Simulator
 
+from intaglio.rtl.memory.logic import bank
 from intaglio.rtl.memory.rom import Rom, hex_text, words_to_bytes
 
 
@@ -34,6 +37,14 @@ def test_instance_names_its_image(depth):
     assert "intaglio_rom" in text and '"gain.hex"' in text
 
 
+def test_logic_is_a_module_of_its_own():
+    text = verilog.convert(Rom("gain", 20, 300, form="logic"), name="top", emit_src=False)
+    assert "intaglio_gain rom (" in text and ".hex" not in text
+    ports = ("clk", "addr", "data")
+    assert all(f".{port}({port})" in text for port in ports)
+    assert all(re.search(rf"\b(input|output) .*\b{port}\b", bank([5] * 300, 20, "b").verilog) for port in ports)
+
+
 @pytest.mark.parametrize(
     "arguments, text",
     [
@@ -42,6 +53,7 @@ def test_instance_names_its_image(depth):
         ((8, 2, [1, 2, 3]), "at most depth = 2 words, not 3"),
         ((8, 2, [1, 256]), r"word 1 of ROM r must be in 0..2\^8 - 1, not 256"),
         ((8, 2, [-1]), "word 0 .* not -1"),
+        ((8, 2, None, "gates"), "the form of ROM r must be one of image, logic, not 'gates'"),
     ],
 )
 def test_refuses(arguments, text):

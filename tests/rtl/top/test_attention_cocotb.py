@@ -16,7 +16,7 @@ from intaglio.rtl.bus.streams import FetchKind
 from intaglio.rtl.control.jobs import job_tiles
 from intaglio.rtl.kv.fetch import request_beats
 from intaglio.rtl.top.attention import PARAMETERS
-from intaglio.rtl.top.attention_registers import parameter_words
+from intaglio.rtl.top.attention_registers import VERSION, parameter_words
 from intaglio.sim.attention import cache, exact
 from intaglio.sim.attention.report import head_group
 from intaglio.sim.verilator.cocotb_runner import build_bench, run_bench
@@ -62,15 +62,23 @@ def words_of(values):
     return [row.astype("<i2").tobytes()[::-1].hex() for row in values]
 
 
-def packets(values, tokens):
-    """(tuser, words, masks of what counts) of each (block, head) in the order in which they leave."""
+def packets(values, exponents, tokens):
+    """((tuser, mask) of each word, words, masks of what counts) of each (block, head) in the order in which they leave."""
     count = -(-tokens // C.block)
     padded = np.zeros((2, C.group, count * C.block, C.head_dim), np.int16)  # values, masks
     padded[0, :, :tokens], padded[1, :, :tokens] = values, -1
     parts = padded.reshape(2, C.group, count, C.row_groups, C.columns // C.drain, C.drain, C.head_dim)
     parts = parts.transpose(0, 2, 1, 3, 6, 4, 5).reshape(2, count, C.group, -1, C.drain)
+
+    def users(block, head):  # a row group has one exponent, any if none of its rows counts
+        for first in range(block * C.block, (block + 1) * C.block, C.columns):
+            known = first < tokens
+            exponent = int(exponents[head, first]) & 0x7F if known else 0
+            mark = block | head << 14 | exponent << 24, 0x7FFFFFFF if known else 0xFFFFFF
+            yield from [mark] * (C.columns // C.drain * C.head_dim)
+
     return [
-        (block | head << 14, *(words_of(part[block, head]) for part in parts))
+        (list(users(block, head)), *(words_of(part[block, head]) for part in parts))
         for block in range(count)
         for head in range(C.group)
     ]
@@ -86,10 +94,11 @@ def vectors_of(name, seed):
     if not dense:
         found = exact.index(group, block=C.block, gamma16=parameters["gamma16"], threshold=parameters["threshold"])
         keep, aware = exact.block_map(found), found["query_aware"]
-    values, keep = exact.attend(group, keep, block=C.block).numpy(), keep.numpy()
+    values, exponents = (x.numpy() for x in exact.attend(group, keep, block=C.block))
+    keep = keep.numpy()
     traffic = cache.simulate(cache.visits(keep, C.window), C.lines, C.lookahead)
     memory = image(z, block=C.block, columns=C.columns, origin=1 << 40)
-    registers = run_parameters(memory, tokens=tokens, block=C.block, base=z.base, timeout=3000, **parameters)
+    registers = run_parameters(memory, tokens=tokens, block=C.block, timeout=3000, **parameters)
     for base in ("kv_base", "q_base", "last_base", "pooled_q_base", "pooled_k_base"):
         address = getattr(memory, base) - memory.origin + ORIGIN
         registers |= {base: address & 0xFFFFFFFF, f"{base}_high": address >> 32}
@@ -111,7 +120,7 @@ def vectors_of(name, seed):
         "image": memory.data.tobytes().hex(),
         "origin": ORIGIN,
         "parameters": registers,
-        "packets": packets(values, tokens),
+        "packets": packets(values, exponents, tokens),
         "aware": sum(int(bit) << head for head, bit in enumerate(aware.tolist())),
         "map": keep.astype(int).tolist(),
         "traffic": [traffic.hits, traffic.misses, traffic.evictions],
@@ -134,7 +143,7 @@ def results(tmp_path_factory, simulation_cache):
         "latency": LATENCY,
         "identity": {
             "magic": 0x494E5447,
-            "version": 1,
+            "version": VERSION,
             "digest": int(manifest["digest"][:8], 16),
             "capabilities": C.blocks | C.group << 16,
         },

@@ -39,9 +39,7 @@ class Bench:
             base=memory.origin,
             **faults,
         )
-        values = run_parameters(
-            memory, tokens=TOKENS, block=CONFIG.block, base=z.base, gamma16=GAMMA, threshold=threshold
-        )
+        values = run_parameters(memory, tokens=TOKENS, block=CONFIG.block, gamma16=GAMMA, threshold=threshold)
         for name in PARAMETERS:
             ctx.set(getattr(core, name), values[name] | values.get(f"{name}_high", 0) << 32)
         ctx.set(core.start, 1)
@@ -51,19 +49,19 @@ class Bench:
         core, beats, busy = self.core, [], False
         for cycle in range(most):
             beat = self.slave.beat
-            ctx.set(core.rvalid, beat is not None)
+            ctx.set(core.memory.rvalid, beat is not None)
             if beat is not None:
-                ctx.set(core.rid, beat.id)
-                ctx.set(core.rdata, int.from_bytes(beat.data, "little"))
-                ctx.set(core.rresp, beat.response)
-                ctx.set(core.rlast, beat.last)
-            ctx.set(core.arready, self.slave.arready)
+                ctx.set(core.memory.rid, beat.id)
+                ctx.set(core.memory.rdata, int.from_bytes(beat.data, "little"))
+                ctx.set(core.memory.rresp, beat.response)
+                ctx.set(core.memory.rlast, beat.last)
+            ctx.set(core.memory.arready, self.slave.arready)
             ctx.set(core.o.ready, cycle % 4 != 1)
-            burst = (ctx.get(core.arid), ctx.get(core.araddr), ctx.get(core.arlen) + 1)
-            self.slave.edge(burst=burst if ctx.get(core.arvalid) else None, rready=beat is not None)
+            burst = (ctx.get(core.memory.arid), ctx.get(core.memory.araddr), ctx.get(core.memory.arlen) + 1)
+            self.slave.edge(burst=burst if ctx.get(core.memory.arvalid) else None, rready=beat is not None)
             if ctx.get(core.o.valid) and ctx.get(core.o.ready):
                 payload = ctx.get(core.o.payload)
-                beats.append((payload.block, payload.last, list(payload["values"])))
+                beats.append((payload.block, payload.last, list(payload["values"]), payload.exponent))
             phase = Phase(ctx.get(core.phase))
             if not self.phases or self.phases[-1] != phase:
                 self.phases.append(phase)
@@ -85,19 +83,22 @@ class Bench:
 
 
 def values(beats):
-    """int [tokens, D] of a run's beats, which come block by block, row group by row group, channel by channel."""
+    """int [tokens, D] of a run's beats, which come block by block, row group by row group, channel by channel, and exponents [tokens]."""
     c = CONFIG
-    order = [block for block, last, _ in beats if last]
-    rows = torch.tensor([row for _, _, row in beats]).reshape(-1, c.row_groups, c.head_dim, c.columns)
+    order = [block for block, last, *_ in beats if last]
+    rows = torch.tensor([row for _, _, row, _ in beats]).reshape(-1, c.row_groups, c.head_dim, c.columns)
     blocks = rows.transpose(2, 3).reshape(len(order), c.block, c.head_dim)
     assert sorted(order) == list(range(len(order)))
-    return torch.cat([blocks[order.index(i)] for i in range(len(order))])[:TOKENS]
+    marks = torch.tensor([exponent for *_, exponent in beats]).reshape(len(order), c.row_groups, -1)
+    assert (marks == marks[..., :1]).all()
+    marks = marks[..., 0].repeat_interleave(c.columns, 1)
+    return [torch.cat([x[order.index(i)] for i in range(len(order))])[:TOKENS] for x in (blocks, marks)]
 
 
 def test_runs_and_a_fault_between_them():
     bench, z = Bench(), case(1)
-    keep, aware = exact_run(z, block=CONFIG.block, gamma16=GAMMA, threshold=1 << 31)[1:]
-    want = exact.attend(head_group(z), torch.as_tensor(keep), block=CONFIG.block)[0]
+    keep, aware = exact_run(z, block=CONFIG.block, gamma16=GAMMA, threshold=1 << 31)[2:]
+    (want,), (exponents,) = exact.attend(head_group(z), torch.as_tensor(keep), block=CONFIG.block)
 
     async def script(ctx):
         core = bench.core
@@ -109,7 +110,8 @@ def test_runs_and_a_fault_between_them():
                 assert ctx.get(core.fault) == FetchFault.RESPONSE and not beats
                 continue
             assert ctx.get(core.fault) == FetchFault.NONE and ctx.get(core.aware) == 1 and bool(aware[0])
-            assert torch.equal(values(beats), want.long())
+            found, marks = values(beats)
+            assert torch.equal(found, want.long()) and torch.equal(marks, exponents.long())
             assert bench.phases == [Phase.IDLE, *list(Phase)[1:]]
             assert ctx.get(core.beats) == bench.slave._beats and ctx.get(core.misses) > 0
             for block in range(3):
@@ -119,3 +121,40 @@ def test_runs_and_a_fault_between_them():
                 assert ctx.get(core.map_word) & 7 == column
 
     bench.simulate(script)
+
+
+def test_keys_and_queries_take_turns():
+    """A dense run on a slow memory, in whose first window both wait from the start: neither is asked for twice in a row."""
+    config = PrefillConfig(
+        head_dim=16, group=2, block=16, columns=8, context=64, window=4, lines=6, lookahead=4, drain=8
+    )
+    core, asked = PrefillCore(config), []
+
+    async def script(ctx):
+        for name, value in {"dense": 1, "tokens": 64, "gamma16": 1, "kv_base": 0, "q_base": 1 << 20}.items():
+            ctx.set(getattr(core, name), value)
+        ctx.set(core.memory.arready, 1)
+        ctx.set(core.start, 1)
+        due, beats = [], []  # bursts and the cycle of their first beat; beats of the one under way
+        for cycle in range(600):
+            if not beats and due and due[0][0] <= cycle:
+                _, identity, length = due.pop(0)
+                beats = [(identity, i == length - 1) for i in range(length)]
+            ctx.set(core.memory.rvalid, bool(beats))
+            if beats:
+                identity, last = beats.pop(0)
+                ctx.set(core.memory.rid, identity)
+                ctx.set(core.memory.rlast, last)
+            if ctx.get(core.memory.arvalid):
+                address = ctx.get(core.memory.araddr)
+                due.append((cycle + 40, ctx.get(core.memory.arid), ctx.get(core.memory.arlen) + 1))
+                asked.append("q" if address >= 1 << 20 else "kv")  # no block crosses a page: one burst each
+            await ctx.tick()
+            ctx.set(core.start, 0)
+
+    simulator = Simulator(core)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(script)
+    simulator.run()
+    begin = asked.index("kv")  # the queries' first requests come sooner: the schedule counts first
+    assert begin <= 2 and asked[begin : begin + 7] == ["kv", "q"] * 3 + ["kv"]

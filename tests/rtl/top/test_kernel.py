@@ -211,6 +211,13 @@ def test_reset_and_faults():
     assert (taken, fault, answers) == (2, 1, [6 << 32]) and card.resets == 16
 
 
+def test_a_reset_drops_the_word_that_nobody_wanted():
+    """It has come from the decoder before, and must not be taken for an answer after it."""
+    reset, first = [(Operation.RESET, 0, 0)], [command(5, last=True)]
+    outcomes = Card(1.0).run((first, 0, 100), (reset, 0, 100), ([], 8, 100), (first, 8, 100))
+    assert [o[2] for o in outcomes] == [[], [], [], inverted(5)]
+
+
 def test_the_bench_detects_swapped_kinds(monkeypatch):
     """A mover that ends every packet where it should not."""
     monkeypatch.setattr(

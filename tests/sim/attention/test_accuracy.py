@@ -12,15 +12,14 @@ from intaglio.sim.attention.heads import ACTIVATIONS, activation_heads, mass_hea
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# What this arithmetic reaches: root mean square, worst row. Goals were 0.02 for single values and 0.05 for a sink: a sink's own value is
-# far below the scale of its channel and its weight leaves nothing of others in its tile. Another format of operands would mend both.
+# Root mean square, worst row. Goals: 0.02, for a sink 0.05, for heavy tails 1.15 times INT8 operands at their best; a row 3 times that.
 BUDGETS = {
-    "ordinary": (0.019, 0.08),
-    "outlier_channel": (0.02, 0.09),
-    "key_offset": (0.019, 0.08),
-    "sink": (1.0, 1.1),
-    "heavy": (0.042, 0.32),
-    "sparse_values": (0.027, 0.13),
+    "ordinary": (0.016, 0.05),
+    "outlier_channel": (0.02, 0.08),
+    "key_offset": (0.016, 0.05),
+    "sink": (0.02, 0.15),
+    "heavy": (0.027, 0.4),
+    "sparse_values": (0.015, 0.06),
 }
 
 
@@ -47,7 +46,7 @@ def pooled(kind, head_dim):
 def test_errors_of_activations(kind, head_dim):
     (rms, worst), (bound, _) = pooled(kind, head_dim)
     assert rms <= BUDGETS[kind][0] and worst <= BUDGETS[kind][1]
-    assert kind in ("ordinary", "key_offset", "sink", "sparse_values") or rms <= max(0.02, 1.15 * bound)
+    assert rms <= max(0.02, 1.15 * bound)
 
 
 def test_a_constant_of_the_keys_is_not_seen():
@@ -64,7 +63,7 @@ def test_what_does_not_stand_out_is_left():
     picks = torch.Generator().manual_seed(1)
     k = place + torch.randn(4096, 32, generator=picks, dtype=torch.float64) / 2
     q = place + torch.randn(1, 4096, 32, generator=picks, dtype=torch.float64) / 2
-    found = calibrate(q[:, :128].numpy(), k[:128].numpy())
+    found = calibrate(q[:, :128].numpy(), k[:128].numpy(), k[:128].numpy())
     assert not found.key_mean.any() and not found.balance.any()
 
 

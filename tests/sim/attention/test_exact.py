@@ -17,54 +17,60 @@ def group_of(seed, *, tokens, heads=2, head_dim=16, block=32, base=6, spread=127
     def elements(*shape):
         return torch.randint(-spread, spread + 1, shape, generator=random_, dtype=torch.int8)
 
-    def exponents(*shape):
-        return torch.randint(0, 8, shape, generator=random_, dtype=torch.int8)
+    def scales(least, *shape):
+        return torch.randint(4 * least, 4 * least + 32, shape, generator=random_, dtype=torch.uint8)
 
     count = -(-tokens // block)
     return exact.HeadGroup(
         q=elements(heads, tokens, head_dim),
-        xq=exponents(heads, tokens),
+        xq=scales(24 + base, heads, tokens),
         k=elements(tokens, head_dim),
-        xk=exponents(tokens),
+        xk=scales(28, tokens),
         v=elements(tokens, head_dim),
-        base=base,
+        xv=torch.randint(100, 140, (tokens,), generator=random_, dtype=torch.uint8),
         pooled_q=elements(heads, count, head_dim),
-        pooled_xq=exponents(heads, count),
+        pooled_xq=scales(24 + base, heads, count),
         pooled_k=elements(count, head_dim),
-        pooled_xk=exponents(count),
+        pooled_xk=scales(28, count),
     )
 
 
 def score(group, head, row, key):
     dot = sum(int(a) * int(b) for a, b in zip(group.q[head, row], group.k[key], strict=True))
-    s = 8 + group.base + int(group.xq[head, row]) + int(group.xk[key])
-    return max(-(1 << 17), min((1 << 17) - 1, ((dot << 8) + ((1 << s) >> 1)) >> s))
+    xq, xk = int(group.xq[head, row]), int(group.xk[key])
+    s = max(0, min(31, xq // 4 + xk // 4 - 48))
+    return max(-(1 << 17), min((1 << 17) - 1, (dot * (4 + xq % 4) * (4 + xk % 4) + ((1 << s) >> 1)) >> s))
+
+
+def merged(state, e, sums):
+    """Sums relative to ``2^e`` into a state (E, sums), or a new one."""
+    if state is None:
+        return e, sums
+    new = max(state[0], e)
+    return new, [(a >> (new - state[0])) + (b >> (new - e)) for a, b in zip(state[1], sums, strict=True)]
 
 
 def attended(group, head, row, blocks, block):
-    """One result row: tiles in order, sums rescaled by shifts."""
+    """One result row and its exponent: tiles in order, sums rescaled by shifts."""
     head_dim, tokens = group.q.shape[2], group.q.shape[1]
-    state = None
+    sums, means, exponent = None, None, -32
     for start in (b * block + t for b in blocks for t in range(0, block, head_dim)):
         keys = [key for key in range(start, start + head_dim) if key <= row and key < tokens]
         if not keys:
             continue
         t = {key: score(group, head, row, key) for key in keys}
-        e = (max(t.values()) >> 8) + 1
-        p = {key: min(254, ((numerics.mass_exp2(256 * e - t[key]) >> 19) + 1) >> 1) for key in keys}
-        sums = [sum(p[key] * int(group.v[key, d]) for key in keys) << 4 for d in range(head_dim)] + [
-            sum(p.values()) << 4
-        ]
-        if state is None:
-            state = e, sums
-        else:
-            new = max(state[0], e)
-            state = new, [(a >> (new - state[0])) + (b >> (new - e)) for a, b in zip(state[1], sums, strict=True)]
-    total = state[1].pop()
+        scaled = {key: t[key] + 64 * (int(group.xv[key]) - 128) for key in keys}
+        e, f = (max(x.values()) // 256 + 1 for x in (t, scaled))
+        weights = {key: numerics.weight(256 * f - scaled[key]) for key in keys}
+        sums = merged(sums, e, [sum(numerics.mass_exp2(256 * e - x) for x in t.values())])
+        means = merged(
+            means, f, [sum(weights[key] * int(group.v[key, d]) for key in keys) << 4 for d in range(head_dim)]
+        )
+        exponent = max(exponent, *(-(-(int(x) - 128) // 4) for x in group.xv[start : start + head_dim]))
+    (e, (total,)), (f, o) = sums, means
     shift = total.bit_length() - 17
-    inverse = numerics.INVERSE // (total >> shift if shift >= 0 else total << -shift)
-    k = 25 + shift
-    return [max(-32767, min(32767, (o * inverse + (1 << (k - 1))) >> k)) for o in state[1]]
+    inverse, k = numerics.INVERSE // (total >> shift), 9 + shift + e + exponent - f
+    return [max(-32767, min(32767, (x * inverse + (1 << (k - 1))) >> k)) for x in o], exponent
 
 
 def test_tables():
@@ -78,9 +84,12 @@ def test_tables():
         abs(numerics.mass_exp2(i) / 2**28 - 2 ** (-i / 256)) <= 2**-28 + 2 ** (-i / 256 - 16) for i in range(9000)
     )
     assert all(numerics.mass_exp2(i) >> 12 == numerics.exp2(i) for i in range(9000))
+    assert exact.weight(x).tolist() == [numerics.weight(i) for i in range(9000)]
+    assert all(abs(numerics.weight(i) - 254 * 2 ** (-i / 256)) <= 0.76 for i in range(9000))
+    assert max(map(numerics.weight, range(1, 257))) == 254 == numerics.WEIGHT_MAX
 
 
-@pytest.mark.parametrize(("tokens", "base"), [(96, 6), (70, 0), (128, 15), (33, 3), (40, -8)])
+@pytest.mark.parametrize(("tokens", "base"), [(96, 6), (70, 0), (128, 15), (33, 3), (40, -24), (64, 31)])
 def test_attention_row_by_row(tokens, base):
     group = group_of(tokens, tokens=tokens, base=base)
     count = -(-tokens // 32)
@@ -88,16 +97,18 @@ def test_attention_row_by_row(tokens, base):
     keep = torch.tensor(
         [[[c == r or c < r and picks.random() < 0.5 for c in range(count)] for r in range(count)] for _ in range(2)]
     )
-    out = exact.attend(group, keep, block=32)
+    out, exponents = exact.attend(group, keep, block=32)
     for head, row in [(0, 0), (1, tokens - 1), *((picks.randrange(2), picks.randrange(tokens)) for _ in range(25))]:
         blocks = keep[head, row // 32].nonzero().flatten().tolist()
-        assert out[head, row].tolist() == attended(group, head, row, blocks, 32), (head, row)
+        got = out[head, row].tolist(), int(exponents[head, row])
+        assert got == attended(group, head, row, blocks, 32), (head, row)
     other = keep.clone()
     other[:, -1, 0] ^= True  # a block more or less in the last rows
-    changed, head, row = exact.attend(group, other, block=32), 1, tokens - 1
+    (changed, exponents), head, row = exact.attend(group, other, block=32), 1, tokens - 1
     assert not torch.equal(changed, out)
     blocks = other[head, row // 32].nonzero().flatten().tolist()
-    assert changed[head, row].tolist() == attended(group, head, row, blocks, 32)
+    got = changed[head, row].tolist(), int(exponents[head, row])
+    assert got == attended(group, head, row, blocks, 32)
     first = row // 32 * 32  # and no other row
     assert torch.equal(changed[:, :first], out[:, :first])
 

@@ -8,13 +8,12 @@ import pytest
 from intaglio.host.attention import device as device_module
 from intaglio.host.attention.parameters import run_parameters
 from intaglio.host.attention.quantise import image
-from intaglio.host.protocol import DeviceError, DeviceTimeout
+from intaglio.host.protocol import VOID, DeviceError, DeviceTimeout
 
 pytestmark = pytest.mark.verilator
 
 AWARE = 1 << 29
 PHASES = ("load", "max", "mass", "select", "pool", "map", "attend")
-VOID = 1 << 23
 
 
 @pytest.fixture
@@ -25,7 +24,8 @@ def case(bench):
 @pytest.fixture(autouse=True)
 def the_next_request_works(bench, device, case):
     yield
-    device.transport.faults, device.timeout = {}, 60.0
+    device.transport.simulation.new_memory()
+    device.timeout = 60.0
     for good in (bench.case(17, seed=17), case):
         assert good.differences(good.run(device)) == set()
 
@@ -38,7 +38,7 @@ def last_beat(device, case):
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.35, 0.6, 0.8, 1])
 def test_a_beat_with_an_error(device, case, share):
-    device.transport.faults = {"error_beat": round(share * (last_beat(device, case) - 1))}
+    device.transport.simulation.new_memory(error_beat=round(share * (last_beat(device, case) - 1)))
     with pytest.raises(
         DeviceError,
         match=r"the run was broken off: the memory answered a read with an error \(status 0x00000110, after",
@@ -49,7 +49,7 @@ def test_a_beat_with_an_error(device, case, share):
 @pytest.mark.parametrize("burst", [0, 3, 9, 17, 24])
 def test_a_memory_that_falls_silent(device, case, burst, monkeypatch):
     monkeypatch.setattr(device_module, "MEMORY_TIMEOUT", 3000)
-    device.transport.faults = {"silent_burst": burst}
+    device.transport.simulation.new_memory(silent_burst=burst)
     with pytest.raises(DeviceError, match="the run was broken off: the memory did not answer in time"):
         case.run(device)
     assert not device.read_register("status") & 1
@@ -58,7 +58,8 @@ def test_a_memory_that_falls_silent(device, case, burst, monkeypatch):
 def test_a_device_that_stands_still(device, case, monkeypatch):
     """Neither results nor a fault: the host's own limit ends the run, and takes it back."""
     monkeypatch.setattr(device_module, "MEMORY_TIMEOUT", 0)  # never
-    device.transport.faults, device.timeout = {"silent_burst": 12}, 1.0
+    device.transport.simulation.new_memory(silent_burst=12)
+    device.timeout = 1.0
     began = time.monotonic()
     with pytest.raises(DeviceTimeout, match=r"nothing moved for 1 s in phase \w+: 0 of 1024 beats, status 0x0000000"):
         case.run(device)
@@ -93,11 +94,9 @@ def test_wrong_parameters_are_refused(device, case, wrong, monkeypatch):
 
 def begin(device, case):
     memory = image(case.z, block=32, columns=8)
-    device.transport.write_memory(memory.data, memory.origin)
+    device.write_memory(memory.origin, memory.data)
     device.write_register("control", 4)
-    values = run_parameters(
-        memory, tokens=case.tokens, block=32, base=case.z.base, gamma16=case.gamma16, threshold=case.threshold
-    )
+    values = run_parameters(memory, tokens=case.tokens, block=32, gamma16=case.gamma16, threshold=case.threshold)
     for name, value in values.items():
         device.write_register(name, value)
     device.write_register("control", 1)
@@ -112,20 +111,20 @@ def test_cancel(device, case, phase):
         for _ in range(100_000):
             if device._phase() == phase:
                 break
-            simulation.run(0, 0, 1)
+            simulation.idle(1)
         else:
             raise AssertionError(f"the run never was in phase {phase}")
-        simulation.run(0, 0, later)
+        simulation.idle(later)
         device.write_register("control", 2)
-        values, users = simulation.run(2000, VOID, 200)
-        assert users[-1] == VOID | 1 << 31 and not (users[:-1] & VOID).any() and not values[-1].any()
+        words, last = simulation.run(6000, 200, at_last=False)
+        assert words[-3:].tolist() == [0, 0, VOID] and last[-1] and not (words[2:-3:3] & VOID).any()
         assert device.read_register("status") == 1 << 8
-        assert len(simulation.run(100, 0, 500)[0]) == 0
+        assert len(simulation.run(100, 500)[0]) == 0
 
 
 def test_cancel_without_a_run(device, case):
     device.write_register("control", 2)
-    assert len(device.transport.simulation.run(100, 0, 200)[0]) == 0
+    assert len(device.transport.simulation.run(100, 200)[0]) == 0
     begin(device, case)
     device.write_register("control", 1)  # while busy: nothing
     assert case.differences(case.run(device)) == set()  # the host takes the run back that nobody waits for
@@ -144,7 +143,7 @@ def test_an_interrupted_call(bench, device):
     with pytest.raises(KeyboardInterrupt):
         device.attention(q, k[None], v[None], progress=stop)
     assert not device.read_register("status") & 1
-    assert len(device.transport.simulation.run(100, 0, 500)[0]) == 0
+    assert len(device.transport.simulation.run(100, 500)[0]) == 0
 
 
 def test_a_fault_in_the_second_head(bench, device):
@@ -153,9 +152,9 @@ def test_a_fault_in_the_second_head(bench, device):
     q, k, v = np.concatenate([p[0] for p in parts]), np.stack([p[1] for p in parts]), np.stack([p[2] for p in parts])
     write = device.transport.write_memory
 
-    def second(data, origin):
-        device.transport.faults = {"error_beat": 50} if device.runs else {}
-        write(data, origin)
+    def second(address, data):
+        device.transport.simulation.new_memory(error_beat=50 if device.runs else None)
+        write(address, data)
 
     device.transport.write_memory = second
     try:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +14,11 @@ import pytest
 import intaglio.host as host
 from bench import link as bench
 from intaglio.host.protocol import command
-from intaglio.host.server import Server
 from intaglio.host.transport import open_transport
 from intaglio.host.transport.session import LinkLost
 from intaglio.sim.verilator.board import Fault, SerialBoard, build_board
 from intaglio.sim.verilator.library import SimulationError
+from tests.host.transport.channels import served
 
 pytestmark = pytest.mark.verilator
 
@@ -47,21 +46,6 @@ def board(library):
 @pytest.fixture
 def target(board, folder):
     return f"serial:{board.port}?baud={BAUD}&manifest={folder}"
-
-
-@contextmanager
-def served(transport):
-    """The address of a server that puts ``transport`` behind TCP."""
-    stop = threading.Event()
-    with Server(transport, "127.0.0.1:0") as server:
-        thread = threading.Thread(target=server.run, args=(stop.is_set,))
-        thread.start()
-        try:
-            yield server.address
-        finally:
-            stop.set()
-            thread.join(60)
-            transport.close()
 
 
 # One suite over every transport

@@ -13,7 +13,7 @@ from intaglio.gen.emit.decoder import generate
 from intaglio.gen.presets.decoder import config_for
 from intaglio.host.transport import open_transport
 from intaglio.sim.verilator.board import SerialBoard, build_board
-from tests.sim.verilator.test_board import served
+from tests.host.transport.channels import served
 
 pytestmark = [pytest.mark.verilator, pytest.mark.slow]
 

@@ -9,6 +9,7 @@ from intaglio.gen.checkpoint.model import ModelConfig
 from intaglio.gen.checkpoint.quantised import quantise
 from intaglio.gen.checkpoint.synthetic import random_checkpoint
 from intaglio.gen.cycles.decoder import token_cycles
+from intaglio.gen.emit import logic
 from intaglio.gen.emit.attention import generate as generate_prefill
 from intaglio.gen.emit.decoder import generate
 from intaglio.gen.emit.output import described
@@ -71,16 +72,16 @@ def icarus(folder, top, out, files=()):
     return done.stderr
 
 
-def test_a_prompts_tokens_and_cycles(tmp_path):
+def answers(tmp_path, widths):
+    """The model; what Icarus says to the prompt, packets and the cycles at which they end, and the packets of the exact model."""
     checkpoint, folder = random_checkpoint(MODEL, 21), tmp_path / "out"
-    manifest = generate(checkpoint, "small", folder, **WIDTHS)
-    model = quantise(checkpoint, config_for(MODEL, "small", **WIDTHS))
+    manifest = generate(checkpoint, "small", folder, **widths)
+    model = quantise(checkpoint, config_for(MODEL, "small", **widths))
     last = len(PROMPT) - 1
     commands = [
         command(token, first=i == 0, want=i == last, top=2 * (i == last), run=MORE * (i == last))
         for i, token in enumerate(PROMPT)
     ]
-    expected = ReferenceDevice(model).run(commands)
     limit = 100 + sum(token_cycles(model, position).total for position in range(len(PROMPT) + MORE))
     (folder / "commands.hex").write_text("".join(f"{word:08x}\n" for word in commands))
     (tmp_path / "bench.v").write_text(BENCH.format(last=last, limit=limit, top=manifest["top"]))
@@ -95,12 +96,35 @@ def test_a_prompts_tokens_and_cycles(tmp_path):
         if ends == "1":
             packets.append([])
             times.append(int(cycle))
-    assert packets == [*expected, []] and len(expected) == MORE + 1, done.stdout[-1000:]
-    assert len({packet[0] for packet in expected}) == len(expected)
+    return model, packets, times, [*ReferenceDevice(model).run(commands), []]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"rom": "logic"}, {"rom": "logic", "packing": "5trit", "gate_words": 32}],
+    ids=["images", "gates", "gated banks of gates"],
+)
+def test_a_prompts_tokens_and_cycles(changes, tmp_path):
+    model, packets, times, expected = answers(tmp_path, WIDTHS | changes)
+    assert packets == expected and len(expected) == MORE + 2
+    assert len({packet[0] for packet in packets[:-1]}) == MORE + 1
     further = len(expected[0]) - 1  # words of a packet, a cycle each
     assert [after - before for before, after in zip(times, times[1:], strict=False)] == [
         token_cycles(model, position).total + further for position in range(len(PROMPT), len(PROMPT) + MORE)
     ]
+
+
+def test_a_flipped_bit_of_the_gates_is_seen(tmp_path, monkeypatch):
+    made = logic.bank
+
+    def flipped(words, width, name):
+        words = words.copy()
+        words[40, 0] ^= 1 * name.endswith("_1")  # a weight of the second lane
+        return made(words, width, name)
+
+    monkeypatch.setattr(logic, "bank", flipped)
+    _, packets, times, expected = answers(tmp_path, WIDTHS | {"rom": "logic"})
+    assert packets != expected and len(times) == MORE + 1
 
 
 @pytest.mark.slow

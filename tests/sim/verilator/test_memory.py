@@ -16,11 +16,17 @@ IMAGE = random.Random(1).randbytes(4096)
 NEVER = (1 << 64) - 1
 GLUE = """
 #include "memory.h"
+using intaglio::Contents;
 using intaglio::ReadSlave;
 extern "C" {
-ReadSlave* make(const uint8_t* image, uint64_t size, uint64_t base, uint32_t beat, uint32_t latency, uint32_t earn, uint32_t per,
-                uint32_t bursts, uint64_t error, uint64_t silent) {
-    return new ReadSlave(image, size, base, beat, latency, earn, per, bursts, error, silent);
+Contents* fill() { return new Contents; }
+void put(Contents* contents, uint64_t address, const uint8_t* bytes, uint64_t size) { contents->write(address, bytes, size); }
+void get(Contents* contents, uint64_t address, uint8_t* bytes, uint64_t size) { contents->read(address, bytes, size); }
+bool inside(Contents* contents, uint64_t address, uint64_t size) { return contents->find(address, size); }
+void spill(Contents* contents) { delete contents; }
+ReadSlave* make(const Contents* contents, uint32_t beat, uint32_t latency, uint32_t earn, uint32_t per, uint32_t bursts, uint64_t error,
+                uint64_t silent) {
+    return new ReadSlave(*contents, beat, latency, earn, per, bursts, error, silent);
 }
 void drop(ReadSlave* slave) { delete slave; }
 void edge(ReadSlave* slave, bool valid, uint32_t id, uint64_t address, uint32_t beats, bool ready) {
@@ -58,8 +64,17 @@ def library(tmp_path_factory):
     subprocess.run([str(part) for part in command], check=True)
     loaded = ctypes.CDLL(str(folder / "glue.so"))
     u8, u32, u64, flag = ctypes.c_char_p, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_bool
-    loaded.make.restype, loaded.make.argtypes = ctypes.c_void_p, [u8, u64, u64, u32, u32, u32, u32, u32, u64, u64]
-    loaded.drop.restype, loaded.drop.argtypes = None, [ctypes.c_void_p]
+    handle = ctypes.c_void_p
+    for name, result, arguments in (
+        ("fill", handle, []),
+        ("put", None, [handle, u64, u8, u64]),
+        ("get", None, [handle, u64, u8, u64]),
+        ("inside", flag, [handle, u64, u64]),
+        ("spill", None, [handle]),
+        ("make", handle, [handle, u32, u32, u32, u32, u32, u64, u64]),
+        ("drop", None, [handle]),
+    ):
+        getattr(loaded, name).restype, getattr(loaded, name).argtypes = result, arguments
     loaded.edge.restype, loaded.edge.argtypes = None, [ctypes.c_void_p, flag, u32, u64, u32, flag]
     loaded.look.restype, loaded.look.argtypes = u32, [ctypes.c_void_p, ctypes.c_char_p]
     return loaded
@@ -100,11 +115,12 @@ def test_the_class_in_cpp_is_the_same(library, seed):
     base = 1 << 40
     slave = ReadSlave(model, IMAGE, beat_bytes=beat, base=base, error_beat=error, silent_burst=silent)
 
+    contents = library.fill()
+    library.put(contents, base, IMAGE, len(IMAGE))
+
     def native(latency):
         return library.make(
-            IMAGE,
-            len(IMAGE),
-            base,
+            contents,
             beat,
             latency,
             rate.numerator,
@@ -127,6 +143,27 @@ def test_the_class_in_cpp_is_the_same(library, seed):
     assert silent == 0 or seen and differ  # a cycle more must show
     library.drop(same)
     library.drop(other)
+    library.spill(contents)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_contents_are_what_was_written(library, seed):
+    """Pieces in any order, apart, beside and over each other, against one flat array."""
+    picks, size, base = random.Random(seed), 600, (1 << 44) - 700
+    flat, known, contents = bytearray(size), bytearray(size), library.fill()
+    for _ in range(40):
+        first = picks.randrange(size)
+        piece = picks.randbytes(picks.randrange(0, min(90, size - first) + 1))
+        library.put(contents, base + first, piece, len(piece))
+        flat[first : first + len(piece)], known[first : first + len(piece)] = piece, b"\1" * len(piece)
+        whole = ctypes.create_string_buffer(size + 8)
+        library.get(contents, base, whole, size + 8)
+        assert whole.raw == bytes(flat) + bytes(8)
+        for _ in range(20):
+            at, count = picks.randrange(size), picks.randrange(1, 40)
+            assert library.inside(contents, base + at, count) == (known[at : at + count] == b"\1" * count)
+    assert not library.inside(contents, 0, 1) and not library.inside(contents, (1 << 64) - 4, 8)
+    library.spill(contents)
 
 
 def beat_times(model, bursts, beat=16, cycles=600, **faults):

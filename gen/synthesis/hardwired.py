@@ -37,7 +37,7 @@ class AdderGraph:
     widths: list
     width: int
 
-    def evaluate(self, x):
+    def evaluate(self, x: np.ndarray) -> np.ndarray:
         """``y`` of integer ``x [..., inputs]``."""
         x = np.asarray(x, np.int64)
         terms = [x[..., i] for i in range(self.inputs)]
@@ -47,14 +47,14 @@ class AdderGraph:
         return np.stack([zero if term is None else sign * terms[term] for term, sign in self.outputs], axis=-1)
 
     @property
-    def adder_bits(self):
+    def adder_bits(self) -> int:
         """Sum of the widths of the adders: about the LUTs of an FPGA with carry chains."""
         return sum(self.widths[self.inputs :]) + sum(
             self.width for term, sign in self.outputs if term is not None and sign < 0
         )
 
 
-def adder_graph(weights, bits=8):
+def adder_graph(weights: np.ndarray, bits: int = 8) -> AdderGraph:
     """The graph of ``weights [rows, inputs]``.
 
     Raises
@@ -137,7 +137,7 @@ def _width(coefficients, bits):
     return max((-least - 1).bit_length(), greatest.bit_length()) + 1
 
 
-def hardwired_verilog(graph, name):
+def hardwired_verilog(graph: AdderGraph, name: str) -> str:
     """The module."""
     rows = len(graph.outputs)
     lines = [

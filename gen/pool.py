@@ -4,23 +4,28 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Self
 
 from intaglio import Error
-from intaglio.gen.banks.job import Job, peak_kib
 
-__all__ = ["Pool"]
+__all__ = ["Pool", "check_processes", "peak_kib"]
 
 LIMIT_S = 1800  # in which at least one task must end
 
 _job = None  # of this process
 
 
+def check_processes(processes: int) -> None:
+    """Raise ``ValueError`` unless it is a number of processes."""
+    if type(processes) is not int or not 1 <= processes <= 64:
+        raise ValueError(f"processes must be an integer in 1..64, not {processes!r}")
+
+
 class Pool:
-    """``processes`` processes with a :class:`Job` each; with one, the work is done in this process.
+    """``processes`` processes, each with an object ``make(*arguments)`` of its own; with one, the work is done in this process.
 
     Members
     -------
@@ -28,13 +33,15 @@ class Pool:
         Most resident memory by process, in KiB, as far as results have come from it.
     """
 
-    def __init__(self, processes: int, *arguments: Any) -> None:
+    def __init__(self, processes: int, make: Callable, *arguments: Any) -> None:
+        check_processes(processes)
         self.peaks = {}
         self.executor = None
         if processes == 1:
-            self.job = Job(*arguments)
+            self.job = make(*arguments)
         else:
-            self.executor = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, arguments)
+            context = multiprocessing.get_context("spawn")
+            self.executor = ProcessPoolExecutor(processes, context, _begin, (make, *arguments))
 
     def __enter__(self) -> Self:
         return self
@@ -44,7 +51,7 @@ class Pool:
             self.executor.shutdown(wait=True, cancel_futures=True)
 
     def run(self, tasks: Iterable[tuple]) -> Iterator[tuple[Any, Any]]:
-        """Do ``tasks``, a list of tuples of a key, a method of :class:`Job` and its arguments; yield keys with results as they end.
+        """Do ``tasks``, a list of tuples of a key, a method of the object and its arguments; yield keys with results as they end.
 
         Raises
         ------
@@ -78,12 +85,12 @@ class Pool:
                 future.cancel()
 
 
-def _begin(*arguments):
+def _begin(make, *arguments):
     """First in a working process: its end if the parent ends, no traceback of its own on Ctrl-C, its job."""
     global _job
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
-    _job = Job(*arguments)
+    _job = make(*arguments)
 
 
 def _end_with(parent):
@@ -93,3 +100,9 @@ def _end_with(parent):
 
 def _call(method, *arguments):
     return getattr(_job, method)(*arguments), os.getpid(), peak_kib()
+
+
+def peak_kib() -> int:
+    """Most memory that this process has had resident, in KiB."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from intaglio.rtl.ternary.hardwired import adder_graph, hardwired_verilog
+from intaglio.gen.synthesis.hardwired import adder_graph, hardwired_verilog
 
 
 def trits(rows, inputs, zeros, seed=3):
