@@ -106,7 +106,7 @@ class Mlp(nn.Module):
         self.up_proj = BitLinear(config.hidden_size, config.intermediate_size)
         self.down_proj = BitLinear(config.intermediate_size, config.hidden_size)
         self.ffn_sub_norm = _sub_norm(config, config.intermediate_size)
-        self.act = _ACTIVATIONS[config.hidden_act]
+        self.act = _ACTIVATIONS[getattr(config, "hidden_act", "relu2")]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(self.ffn_sub_norm(self.act(self.gate_proj(x)) * self.up_proj(x)))
