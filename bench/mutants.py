@@ -82,6 +82,11 @@ EQUIVALENT = {
         "0x1FF -> (0x1FF) ^ 1",
     ): "until a byte is taken, which overwrites all of it, there are no bits to send, and nothing is shifted to the line",
     (
+        "rtl/arithmetic/silu.py",
+        "m.d.sync += place.eq(Mux(size[RANGE_BITS:].any(), -1, size[:RANGE_BITS]))",
+        "1 -> 2",
+    ): "where z saturates, c rounds to 0 two units from the end of its range too",
+    (
         "rtl/vector/pass_a.py",
         "fresh = Signal(init=1)",
         "1 -> (1) ^ 1",
