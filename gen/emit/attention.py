@@ -14,7 +14,7 @@ from intaglio.gen.presets.attention import prefill_config
 from intaglio.progress import silent
 from intaglio.rtl.bus.axi import port_map
 from intaglio.rtl.bus.registers import REGISTER_ADDRESS_BITS
-from intaglio.rtl.bus.streams import Phase
+from intaglio.rtl.bus.streams import RunPhase
 from intaglio.rtl.memory.ram import RAM_MODULE, RAM_VERILOG
 from intaglio.rtl.top.attention import MONITOR
 from intaglio.rtl.top.attention_registers import COUNTERS, PHASES, REGISTER_MAP
@@ -103,7 +103,7 @@ def _manifest(config, preset, top, digest, files):
         "phases": [phase.name.lower() for phase in PHASES],
         "monitor": {
             "port": "monitor",
-            "phases": [phase.name.lower() for phase in Phase],
+            "phases": [phase.name.lower() for phase in RunPhase],
             "bits": {name: 4 + number for number, name in enumerate(MONITOR)},
         },
         "config": config.to_json(),

@@ -2,6 +2,8 @@
 
 import math
 
+from intaglio.rtl.arithmetic.numerics import INVERSE, exp_table
+
 __all__ = [
     "EXP",
     "FRACTION",
@@ -40,7 +42,7 @@ SHIFT_BIAS = (
 SHIFT_MAX = 31  # leaves nothing of a product
 VALUE_FRACTION = 2  # byte n + 128 stands for the scale 2^(n / 4) of a row of values
 VALUE_BIAS = 128
-EXP = tuple(min(65535, round(65536 * 2.0 ** (-f / 256))) for f in range(256))  # 2^(-f/256), 16 fraction bits
+EXP = exp_table(16)  # of sparse attention
 LOG_FRACTION = 12
 LOG = 11  # bits of a mantissa that the table of logarithms sees: with fewer, the divergence of 32 even blocks comes out 4 % high
 LOG_TABLE = tuple(round(4096 * math.log2(1 + (m + 0.5) / (1 << LOG))) for m in range(1 << LOG))
@@ -52,7 +54,6 @@ MERGE_SHIFT = 4  # fraction bits of sums that are merged by shifting
 WEIGHT_MAX = 254  # weight of a probability of 1, relative to its tile
 WEIGHT = tuple(round(2 * WEIGHT_MAX * 2.0 ** (-f / 256)) for f in range(256))  # twice the weight of 2^(-f/256)
 WEIGHT_OFFSET = 127  # the matrix unit multiplies by weights less this, so that they are operands of 8 signed bits
-INVERSE = (1 << 33) - 1  # numerator of 1 / l
 OUT_SHIFT = 33 - (
     MASS_FRACTION - MERGE_SHIFT
 )  # of O / l, besides what l was normalised by: results come in steps of 1/254

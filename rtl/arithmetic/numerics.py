@@ -29,6 +29,7 @@ __all__ = [
     "ZERO_EXPONENT",
     "RotaryScaling",
     "Scalar",
+    "exp_table",
     "normalise",
     "rotary_increment",
     "rotary_pair",
@@ -52,7 +53,14 @@ ROW_SCALE_BITS = 16  # unsigned scale of a row of the embedding or of the head
 ZERO_EXPONENT = -128  # of a key or a value of scale 0 in the cache: below a model's own, and its square stays in range
 
 EXP_FRACTION = 8
-EXP_TABLE = tuple(min(32767, round(32768 * 2.0 ** (-f / 256))) for f in range(256))  # 2^(-f/256), 15 fraction bits
+
+
+def exp_table(bits: int) -> tuple[int, ...]:
+    """``2^(-f/256)`` for f in 0..255 with ``bits`` fraction bits, rounded, below 1 so that every entry has ``bits`` bits."""
+    return tuple(min((1 << bits) - 1, round((1 << bits) * 2.0 ** (-f / 256))) for f in range(256))
+
+
+EXP_TABLE = exp_table(15)  # of the decoder's softmax
 
 PHASE_BITS = 32  # a turn of a rotary phase is 2^32
 ROTARY_ONE = 1 << 14  # cos 0

@@ -9,7 +9,7 @@ from intaglio.rtl.attention.accumulate import Accumulators
 from intaglio.rtl.attention.drain import Drain, results
 from intaglio.rtl.attention.softmax import SCALE_BITS, TileSoftmax
 from intaglio.rtl.attention.states import RowStates
-from intaglio.rtl.bus.streams import Mode, mass_tag, retired, tile_command
+from intaglio.rtl.bus.streams import TileMode, mass_tag, retired, tile_command
 from intaglio.rtl.matrix.unit import add_stage
 from intaglio.rtl.memory.ram import index_bits
 
@@ -102,7 +102,7 @@ class TileEngine(wiring.Component):
         issue_keys, issue_values, weigh, calm = Signal(), Signal(), Signal(), Signal()
         drain_owed, free = Signal(), Signal()
         slot, head, block, draining = (Signal.like(x) for x in (drain.slot, drain.head, drain.block, drain.slot))
-        attend, keys_now = mode == Mode.ATTEND, (left != 0) & ~values_now
+        attend, keys_now = mode == TileMode.ATTEND, (left != 0) & ~values_now
 
         # Phases: at most one of the two issues may come in a cycle, values first.
         m.d.comb += [
@@ -176,24 +176,24 @@ class TileEngine(wiring.Component):
         m.d.comb += [
             softmax.start.eq(weighing[0]),
             softmax.mode.eq(weighed.mode),
-            matrix.load_b.eq(softmax.p_valid & (out.mode == Mode.ATTEND)),
-            self.mass_valid.eq(softmax.p_valid & (out.mode == Mode.MASS)),
+            matrix.load_b.eq(softmax.p_valid & (out.mode == TileMode.ATTEND)),
+            self.mass_valid.eq(softmax.p_valid & (out.mode == TileMode.MASS)),
             self.mass_key.eq(softmax.key),
             self.mass_tag.head.eq(out.head),
             self.mass_tag.row_group.eq(out.row_group),
             self.mass_tag.tile.eq(out.tile),
         ]
-        with m.If(softmax.p_valid & (out.mode == Mode.ATTEND)):
+        with m.If(softmax.p_valid & (out.mode == TileMode.ATTEND)):
             m.d.comb += [
                 data.eq(weight - WEIGHT_OFFSET) for data, weight in zip(matrix.load_b_data, softmax.weight, strict=True)
             ]
         with m.Else():
             m.d.comb += [data.eq(load) for data, load in zip(matrix.load_b_data, matrix.load_a_data, strict=True)]
             m.d.comb += matrix.load_b.eq(shift & into_b)
-        norm = self.i_tile.valid & calm & (self.i_tile.payload.mode == Mode.NORM)
-        read = weigh & (late.mode == Mode.MASS)
+        norm = self.i_tile.valid & calm & (self.i_tile.payload.mode == TileMode.NORM)
+        read = weigh & (late.mode == TileMode.MASS)
         m.d.comb += [
-            states.merge.eq(softmax.sums_valid & (merged.mode != Mode.MASS)),
+            states.merge.eq(softmax.sums_valid & (merged.mode != TileMode.MASS)),
             states.first.eq(merged.first),
             states.read.eq(read),
             states.norm.eq(norm),
@@ -250,14 +250,14 @@ class TileEngine(wiring.Component):
         c = self.config
         per_beat = c.head_dim // c.columns
         command = self.i_tile.payload
-        is_norm = command.mode == Mode.NORM
+        is_norm = command.mode == TileMode.NORM
         m.d.comb += self.i_tile.ready.eq(calm | ((~held | issue_keys) & ~is_norm & (command.mode == mode)))
         with m.If(issue_keys):
             m.d.sync += [held.eq(0), loaded.eq(0)]
         with m.If(self.i_tile.valid & self.i_tile.ready & ~is_norm):
             m.d.sync += [next_.eq(command), held.eq(1), loaded.eq(~command.load), mode.eq(command.mode)]
         count, element, shift = Signal(index_bits(c.head_dim)), Signal(index_bits(per_beat)), Signal()
-        attend = mode == Mode.ATTEND
+        attend = mode == TileMode.ATTEND
         loading = Signal()
         m.d.comb += loading.eq(held & ~loaded & ~(attend & keys_now))
         into, into_b = Signal(), Signal()

@@ -18,7 +18,7 @@ from intaglio.rtl.arithmetic.attention import (
     VALUE_FRACTION,
     WEIGHT,
 )
-from intaglio.rtl.bus.streams import Mode
+from intaglio.rtl.bus.streams import TileMode
 from intaglio.rtl.memory.ram import Ram, index_bits
 
 __all__ = ["EXPONENT_BITS", "LOG_BITS", "SCALE_BITS", "UNREACHED", "TileSoftmax", "tile_sum_bits"]
@@ -33,6 +33,12 @@ UNREACHED = -1024  # E of a row that no tile has reached: below every other, its
 def tile_sum_bits(config):
     """Unsigned bits of a tile's sum of probabilities."""
     return ((max(EXP) << MASS_FRACTION - 16) * config.head_dim).bit_length()
+
+
+def _scaled(value, mantissa):
+    """``value * (4 + mantissa)`` as a sum of shifts: a multiplier would take a DSP slice for it."""
+    terms = [Mux(mantissa[bit], value << bit, 0) for bit in range(SCALE_FRACTION)]
+    return sum(terms, value << SCALE_FRACTION)
 
 
 class TileSoftmax(wiring.Component):
@@ -148,7 +154,7 @@ class TileSoftmax(wiring.Component):
                     ((loudest_next + ceiling) >> VALUE_FRACTION) - (VALUE_BIAS >> VALUE_FRACTION)
                 )
 
-        one, most = 1 << SCALE_FRACTION, c.dot_bits + SCALE_FRACTION + 1
+        most = c.dot_bits + SCALE_FRACTION + 1
         mantissa = Signal(SCALE_FRACTION, name="key_mantissa", reset_less=True)
         m.d.sync += mantissa.eq(self.xk[:SCALE_FRACTION])
         scale_of_value = (loud[-1] << FRACTION - VALUE_FRACTION) - (VALUE_BIAS << FRACTION - VALUE_FRACTION)
@@ -169,12 +175,12 @@ class TileSoftmax(wiring.Component):
             m.d.sync += [after.eq(before) for before, after in zip(masked, masked[1:], strict=False)]
             with m.If(valid[0]):
                 m.d.sync += [
-                    dot.eq(self.dot[i] * (self.xq[i][:SCALE_FRACTION] + one)),
+                    dot.eq(_scaled(self.dot[i], self.xq[i][:SCALE_FRACTION])),
                     shift[0].eq(Mux(wanted < 0, 0, Mux(wanted > SHIFT_MAX, SHIFT_MAX, wanted))),
                     masked[0].eq(place[0] > self.limit + i),
                 ]
             with m.If(valid[1]):
-                m.d.sync += [product.eq(dot * (mantissa + one)), shift[1].eq(shift[0])]
+                m.d.sync += [product.eq(_scaled(dot, mantissa)), shift[1].eq(shift[0])]
             with m.If(valid[2]):
                 m.d.sync += twice.eq(Cat(Const(0, 1), product).as_signed() >> shift[1])
             with m.If(valid[3]):
@@ -257,7 +263,7 @@ class TileSoftmax(wiring.Component):
             for name, start, value, table, coarse, word_out, sums in (
                 (
                     "p",
-                    Mux(self.mode == Mode.MASS, self.log[i], self.e[i] << FRACTION),
+                    Mux(self.mode == TileMode.MASS, self.log[i], self.e[i] << FRACTION),
                     score,
                     EXP,
                     COARSE,

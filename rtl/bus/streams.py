@@ -7,13 +7,23 @@ from amaranth.lib import data
 
 from intaglio.rtl.memory.ram import index_bits
 
-__all__ = ["FetchKind", "Mode", "Phase", "fetch_request", "fetched", "mass_tag", "retired", "tile_command", "visit"]
+__all__ = [
+    "FetchKind",
+    "RunPhase",
+    "TileMode",
+    "fetch_request",
+    "fetched",
+    "mass_tag",
+    "retired",
+    "tile_command",
+    "visit",
+]
 
 ADDRESS_BITS = 44
 BLOCK_BITS = 14  # a block's index with room to spare
 
 
-class Mode(enum.IntEnum):
+class TileMode(enum.IntEnum):
     """What the tile engine does with a tile."""
 
     MAX = 0
@@ -22,7 +32,7 @@ class Mode(enum.IntEnum):
     NORM = 3  # no tile: turn the state of a row group into L
 
 
-class Phase(enum.IntEnum):
+class RunPhase(enum.IntEnum):
     """What a run is at; every cycle of a run belongs to one."""
 
     IDLE = 0

@@ -4,7 +4,7 @@ from amaranth.hdl import Array, Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from intaglio.rtl.bus.streams import BLOCK_BITS, Mode, tile_command, visit
+from intaglio.rtl.bus.streams import BLOCK_BITS, TileMode, tile_command, visit
 from intaglio.rtl.memory.ram import index_bits
 
 __all__ = ["JobSequencer", "job_tiles"]
@@ -90,7 +90,7 @@ class JobSequencer(wiring.Component):
         offset = Signal.like(difference, name="offset")
         m.d.comb += offset.eq(difference)
         m.d.comb += [
-            tile.mode.eq(Mode.ATTEND),
+            tile.mode.eq(TileMode.ATTEND),
             tile.slot.eq(slot),
             tile.row_group.eq(group),
             tile.line.eq(self.line),

@@ -4,7 +4,7 @@ from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from intaglio.rtl.bus.streams import ADDRESS_BITS, BLOCK_BITS, FetchKind, Mode, fetch_request, tile_command
+from intaglio.rtl.bus.streams import ADDRESS_BITS, BLOCK_BITS, FetchKind, TileMode, fetch_request, tile_command
 from intaglio.rtl.memory.ram import index_bits
 
 __all__ = ["IndexPass", "pass_tiles"]
@@ -87,7 +87,7 @@ class IndexPass(wiring.Component):
         group, key_tile = Signal.like(self.groups), Signal(index_bits(c.tiles))
         line, ask_line = Signal(index_bits(c.lines)), Signal(index_bits(c.lines))
         address, last = Signal(ADDRESS_BITS), Signal()
-        m.d.comb += norm.eq(self.mode == Mode.NORM)
+        m.d.comb += norm.eq(self.mode == TileMode.NORM)
 
         request = self.o_fetch.payload
         m.d.comb += [

@@ -11,8 +11,8 @@ from intaglio.rtl.bus.streams import (
     ADDRESS_BITS,
     BLOCK_BITS,
     FetchKind,
-    Mode,
-    Phase,
+    RunPhase,
+    TileMode,
     fetch_request,
     mass_tag,
     tile_command,
@@ -54,7 +54,7 @@ class IndexUnit(wiring.Component):
         Of :class:`~intaglio.rtl.index.block_map.BlockMap`.
     aware : Out(group)
         Query-aware heads; until the next start.
-    phase : Out(Phase)
+    phase : Out(RunPhase)
     busy, done : Out(1)
 
     Latency: :func:`intaglio.gen.cycles.attention.index_cycles`, if the memory keeps up.
@@ -96,7 +96,7 @@ class IndexUnit(wiring.Component):
                 "map_start": Out(1),
                 "map_done": In(1),
                 "aware": Out(c.group),
-                "phase": Out(Phase),
+                "phase": Out(RunPhase),
                 "busy": Out(1),
                 "done": Out(1),
             }
@@ -140,7 +140,7 @@ class IndexUnit(wiring.Component):
             Signal(range(c.group + 1), name=name) for name in ("asked", "arrived", "wanted")
         )
         s.address, s.head_stride = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS, name="head_stride")
-        s.asking, s.mode = Signal(), Signal(Mode)
+        s.asking, s.mode = Signal(), Signal(TileMode)
         s.rows_below = Signal(BLOCK_BITS + 8)  # first row after the batch
         s.last_batch = Signal()
         m.d.comb += [s.rows_below.eq((s.batch + 1) * c.columns), s.last_batch.eq(s.rows_below >= self.blocks)]
@@ -251,7 +251,7 @@ class IndexUnit(wiring.Component):
         """From the queries to the masses: of the last queries, or of a batch of pooled rows."""
         c = self.config
         with m.State("IDLE"):
-            m.d.comb += [self.busy.eq(0), self.phase.eq(Phase.IDLE)]
+            m.d.comb += [self.busy.eq(0), self.phase.eq(RunPhase.IDLE)]
             m.d.sync += [
                 s.pooled.eq(0),
                 s.head.eq(0),
@@ -269,34 +269,34 @@ class IndexUnit(wiring.Component):
                     m.d.sync += [s.wanted.eq(c.group), s.address.eq(self.last_base), s.head_stride.eq(s.block_bytes)]
                     m.next = "CLEAR"
         with m.State("CLEAR"):
-            m.d.comb += [self.phase.eq(Phase.LOAD), s.selector.clear.eq(1), s.scores.clear.eq(1)]
+            m.d.comb += [self.phase.eq(RunPhase.LOAD), s.selector.clear.eq(1), s.scores.clear.eq(1)]
             m.next = "LOAD"
         with m.State("LOAD"):
-            m.d.comb += self.phase.eq(Mux(s.pooled, Phase.POOL, Phase.LOAD))
+            m.d.comb += self.phase.eq(Mux(s.pooled, RunPhase.POOL, RunPhase.LOAD))
             with m.If((s.arrived == s.wanted) & ~s.selector.busy):
-                self._begin_pass(m, s, Mode.MAX)
+                self._begin_pass(m, s, TileMode.MAX)
         with m.State("MAX"):
-            m.d.comb += self.phase.eq(Mux(s.pooled, Phase.POOL, Phase.MAX))
+            m.d.comb += self.phase.eq(Mux(s.pooled, RunPhase.POOL, RunPhase.MAX))
             with m.If(s.passes.done):
                 m.next = "MAX_END"
         with m.State("MAX_END"):
-            m.d.comb += self.phase.eq(Mux(s.pooled, Phase.POOL, Phase.MAX))
-            self._begin_pass(m, s, Mode.NORM)
+            m.d.comb += self.phase.eq(Mux(s.pooled, RunPhase.POOL, RunPhase.MAX))
+            self._begin_pass(m, s, TileMode.NORM)
         with m.State("NORM"):
-            m.d.comb += self.phase.eq(Mux(s.pooled, Phase.POOL, Phase.MAX))
+            m.d.comb += self.phase.eq(Mux(s.pooled, RunPhase.POOL, RunPhase.MAX))
             with m.If(s.passes.done):
                 m.next = "NORM_END"
         with m.State("NORM_END"):
-            m.d.comb += self.phase.eq(Mux(s.pooled, Phase.POOL, Phase.MAX))
+            m.d.comb += self.phase.eq(Mux(s.pooled, RunPhase.POOL, RunPhase.MAX))
             m.d.sync += s.mass_index.eq(0)
-            self._begin_pass(m, s, Mode.MASS)
+            self._begin_pass(m, s, TileMode.MASS)
         with m.State("MASS"):
-            m.d.comb += self.phase.eq(Mux(s.pooled, Phase.POOL, Phase.MASS))
+            m.d.comb += self.phase.eq(Mux(s.pooled, RunPhase.POOL, RunPhase.MASS))
             m.d.sync += s.settled.eq(0)
             with m.If(s.passes.done):
                 m.next = "SETTLE"
         with m.State("SETTLE"):
-            m.d.comb += self.phase.eq(Mux(s.pooled, Phase.POOL, Phase.MASS))
+            m.d.comb += self.phase.eq(Mux(s.pooled, RunPhase.POOL, RunPhase.MASS))
             m.d.sync += s.settled.eq(Mux(s.quiet, s.settled + 1, 0))
             with m.If(s.quiet & (s.settled == BlockMasses.LATENCY + 1)):
                 m.d.sync += [s.decided.eq(s.pooled), s.selected.eq(0)]
@@ -309,7 +309,7 @@ class IndexUnit(wiring.Component):
         """Selection in all lanes; of the last queries the decisions too, head by head."""
         c = self.config
         with m.State("SELECT"):
-            m.d.comb += self.phase.eq(Mux(s.pooled, Phase.POOL, Phase.SELECT))
+            m.d.comb += self.phase.eq(Mux(s.pooled, RunPhase.POOL, RunPhase.SELECT))
             with m.If(s.selector.done):
                 m.d.sync += s.selected.eq(1)
             with m.If(s.decision.done):
@@ -318,7 +318,7 @@ class IndexUnit(wiring.Component):
             with m.If(s.decided & s.selected):
                 m.next = "BATCH"
         with m.State("DECIDE"):
-            m.d.comb += self.phase.eq(Phase.SELECT)
+            m.d.comb += self.phase.eq(RunPhase.SELECT)
             with m.If(s.selector.done):
                 m.d.sync += s.selected.eq(1)
             m.next = "SELECT"
@@ -331,7 +331,7 @@ class IndexUnit(wiring.Component):
         """What comes next: a batch of pooled rows, a head, the map."""
         c = self.config
         with m.State("BATCH"):  # the next pooled batch, or the first, or the next head's
-            m.d.comb += self.phase.eq(Phase.POOL)
+            m.d.comb += self.phase.eq(RunPhase.POOL)
             m.d.sync += [s.asked.eq(0), s.arrived.eq(0), s.wanted.eq(0)]
             with m.If(~s.pooled):
                 m.d.sync += [s.pooled.eq(1), s.head.eq(0), s.address.eq(self.pooled_q_base)]
@@ -352,7 +352,7 @@ class IndexUnit(wiring.Component):
                 m.d.sync += [s.batch.eq(s.batch + 1), s.group.eq(s.group + 1)]
                 m.next = "LOAD"
         with m.State("HEAD"):
-            m.d.comb += self.phase.eq(Phase.POOL)
+            m.d.comb += self.phase.eq(RunPhase.POOL)
             m.d.sync += [s.batch.eq(0), s.group.eq(0), s.pooled_block.eq(0), s.head_stride.eq(0)]
             with m.If(s.head == c.group):
                 m.next = "MAP"
@@ -365,10 +365,10 @@ class IndexUnit(wiring.Component):
                     s.address.eq(s.address + ((self.blocks + c.block - 1) >> s.row_bits) * s.block_bytes),
                 ]
         with m.State("MAP"):
-            m.d.comb += [self.phase.eq(Phase.MAP), self.map_start.eq(1)]
+            m.d.comb += [self.phase.eq(RunPhase.MAP), self.map_start.eq(1)]
             m.next = "MAP_WAIT"
         with m.State("MAP_WAIT"):
-            m.d.comb += self.phase.eq(Phase.MAP)
+            m.d.comb += self.phase.eq(RunPhase.MAP)
             with m.If(self.map_done):
                 m.d.comb += self.done.eq(1)
                 m.next = "IDLE"

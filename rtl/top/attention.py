@@ -8,7 +8,7 @@ from intaglio.rtl.attention.drain import results
 from intaglio.rtl.attention.engine import TileEngine
 from intaglio.rtl.attention.queries import QueryLoader
 from intaglio.rtl.attention.stores import Stores
-from intaglio.rtl.bus.streams import ADDRESS_BITS, BLOCK_BITS, FetchKind, Phase
+from intaglio.rtl.bus.streams import ADDRESS_BITS, BLOCK_BITS, FetchKind, RunPhase
 from intaglio.rtl.control.jobs import JobSequencer
 from intaglio.rtl.control.schedule import Schedule
 from intaglio.rtl.index.block_map import BlockMap
@@ -55,7 +55,7 @@ class PrefillCore(wiring.Component):
         The memory behind the blocks on chip has changed. Ignored while ``busy``; a run that is not dense forgets them itself.
     busy : Out(1); done : Out(1)
         High for a cycle at the end of a run, with ``failed`` if it was a fault or ``cancel``. fault : Out(FetchFault), of the last run.
-    phase : Out(Phase), aware : Out(group)
+    phase : Out(RunPhase), aware : Out(group)
     o : Out(stream of :func:`~intaglio.rtl.attention.drain.results`)
         Broken off by a fault or ``cancel``.
     map_head, map_batch, map_block : In; map_word : Out(columns)
@@ -83,7 +83,7 @@ class PrefillCore(wiring.Component):
                 "done": Out(1),
                 "failed": Out(1),
                 "fault": Out(FetchFault),
-                "phase": Out(Phase),
+                "phase": Out(RunPhase),
                 "aware": Out(config.group),
                 "o": Out(stream.Signature(results(config))),
                 "map_head": In(index_bits(config.group)),
@@ -126,7 +126,7 @@ class PrefillCore(wiring.Component):
             m.submodules[name] = ResetInserter(restart)(unit)
         index, block_map, schedule, cache, jobs, queries, engine, stores = units.values()
         m.submodules.fetch = fetch = Fetch(c)
-        attending = self.phase == Phase.ATTEND
+        attending = self.phase == RunPhase.ATTEND
         m.d.comb += blocks.eq((self.tokens + (c.block - 1))[c.block.bit_length() - 1 :])
 
         # Parameters and counters.
@@ -253,7 +253,7 @@ class PrefillCore(wiring.Component):
                 with m.If(self.start):
                     m.next = "BEGIN"
             with m.State("BEGIN"):
-                m.d.comb += [self.phase.eq(Phase.LOAD), index.start.eq(1)]
+                m.d.comb += [self.phase.eq(RunPhase.LOAD), index.start.eq(1)]
                 m.d.sync += left.eq(blocks * c.group)
                 m.next = "INDEX"
             with m.State("INDEX"):
@@ -264,7 +264,7 @@ class PrefillCore(wiring.Component):
                     m.d.comb += [schedule.start.eq(1), queries.start.eq(1)]
                     m.next = "ATTEND"
             with m.State("ATTEND"):
-                m.d.comb += self.phase.eq(Phase.ATTEND)
+                m.d.comb += self.phase.eq(RunPhase.ATTEND)
                 with m.If(broken):
                     m.next = "STOP"
                 with m.Elif((left == 0) & cache.idle):

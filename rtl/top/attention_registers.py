@@ -1,14 +1,14 @@
 """The register map of the prefill unit. Offsets are in bytes; every register has 32 bits."""
 
 from intaglio.rtl.bus.registers import Register
-from intaglio.rtl.bus.streams import Phase
+from intaglio.rtl.bus.streams import RunPhase
 from intaglio.rtl.top.attention import MONITOR, PARAMETERS
 
 __all__ = ["COUNTERS", "MAP_WORDS", "PHASES", "REGISTER_MAP", "VERSION", "parameter_words"]
 
 VERSION = 2
 MAP_WORDS = 4  # of 32 rows: a word of the map
-PHASES = tuple(phase for phase in Phase if phase != Phase.IDLE)
+PHASES = tuple(phase for phase in RunPhase if phase != RunPhase.IDLE)
 COUNTERS = {
     "hits": "visits whose block was on chip",
     "misses": "blocks of K and V read for visits",

@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.bus.axi import axi4_lite, axi4_stream
 from intaglio.rtl.bus.registers import MAGIC, REGISTER_ADDRESS_BITS, AxiLite, writable
-from intaglio.rtl.bus.streams import BLOCK_BITS, Phase
+from intaglio.rtl.bus.streams import BLOCK_BITS, RunPhase
 from intaglio.rtl.kv.fetch import memory_port
 from intaglio.rtl.top.attention import MONITOR, PARAMETERS, PrefillCore
 from intaglio.rtl.top.attention_registers import COUNTERS, MAP_WORDS, PHASES, REGISTER_MAP, VERSION, parameter_words
@@ -41,7 +41,7 @@ class PrefillShell(wiring.Component):
     m_axi_ar*, m_axi_r*
         AXI4 read master, beats of ``head_dim`` bytes.
     monitor : Out
-        Phase in bits 3:0, then :data:`~intaglio.rtl.top.attention.MONITOR`: for time lines; leave it open in hardware.
+        RunPhase in bits 3:0, then :data:`~intaglio.rtl.top.attention.MONITOR`: for time lines; leave it open in hardware.
     """
 
     def __init__(self, config, digest):
@@ -163,5 +163,5 @@ class PrefillShell(wiring.Component):
         lite.answer(m, {offsets[name]: value for name, value in values.items()}, takes)
         with m.If(lite.read & lite.at[offsets["cycles_lo"]]):
             m.d.sync += latched.eq(cycles[32:])
-        assert len(Phase) <= 8 and len(result.head) <= VOID_BIT - 1 - HEAD_BIT and len(user) == USER_BITS
+        assert len(RunPhase) <= 8 and len(result.head) <= VOID_BIT - 1 - HEAD_BIT and len(user) == USER_BITS
         return m

@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
 
 from intaglio.rtl.attention.engine import TileEngine
-from intaglio.rtl.bus.streams import Mode
+from intaglio.rtl.bus.streams import TileMode
 from intaglio.rtl.config.attention import PrefillConfig
 from intaglio.sim.attention import exact
 
@@ -207,7 +207,7 @@ def attend_commands(config, block):
                     out.append(
                         command(
                             config,
-                            Mode.ATTEND,
+                            TileMode.ATTEND,
                             slot,
                             row_group,
                             line,
@@ -298,8 +298,8 @@ def test_index(c, base, stall):
         for tile in range(c.tiles)
     ]
     commands = []
-    for mode in (Mode.MAX, Mode.NORM, Mode.MASS):
-        if mode == Mode.NORM:
+    for mode in (TileMode.MAX, TileMode.NORM, TileMode.MASS):
+        if mode == TileMode.NORM:
             commands += [command(c, mode, slot, g, 0, 0, 0) for slot in range(c.group) for g in range(c.row_groups)]
             continue
         commands += [

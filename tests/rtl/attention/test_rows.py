@@ -12,7 +12,7 @@ from intaglio.rtl.attention.accumulate import Accumulators
 from intaglio.rtl.attention.drain import Drain, drain_cycles
 from intaglio.rtl.attention.softmax import UNREACHED, TileSoftmax
 from intaglio.rtl.attention.states import RowStates
-from intaglio.rtl.bus.streams import Mode
+from intaglio.rtl.bus.streams import TileMode
 from intaglio.rtl.config.attention import PrefillConfig
 
 SMALL = PrefillConfig(head_dim=16, group=2, block=32, columns=8, context=512, window=4, lines=6, lookahead=2, drain=4)
@@ -55,7 +55,7 @@ def tile_of(picks, config, kind):
         xk=[4 * picks.randint(24, 24 + high) + picks.randrange(4) for _ in keys],
         xv=[picks.randint(*picks.choice([(120, 136), (0, 255), (0, 0)])) for _ in keys],
         limit=picks.choice([config.head_dim, -config.columns, *range(-config.columns, config.head_dim)]),
-        mode=picks.choice([Mode.MAX, Mode.MASS, Mode.ATTEND]),
+        mode=picks.choice([TileMode.MAX, TileMode.MASS, TileMode.ATTEND]),
         log=[
             picks.choice([numerics.MASKED_L, picks.randint(-2000, 20000), picks.randint(-134912, 131071)])
             for _ in lanes
@@ -79,14 +79,14 @@ def softmax_of(tile, base, bias=1):
         for out, values in ((e, t), (f, scaled)):
             open_ = [x for x, hidden in zip(values, masked, strict=True) if not hidden]
             out.append((max(open_) >> 8) + 1 if open_ else UNREACHED)
-        reference = tile["log"][lane] if tile["mode"] == Mode.MASS else 256 * e[-1]
+        reference = tile["log"][lane] if tile["mode"] == TileMode.MASS else 256 * e[-1]
         p = [0 if hidden else numerics.mass_exp2(max(0, reference - x)) for x, hidden in zip(t, masked, strict=True)]
         weight = [
             0 if hidden else (numerics.WEIGHT[256 * f[-1] - x & 255] >> (256 * f[-1] - x >> 8)) + bias >> 1
             for x, hidden in zip(scaled, masked, strict=True)
         ]
         sums.append(sum(p))
-        columns.append((p, weight if tile["mode"] != Mode.MASS else [0] * len(t), t))
+        columns.append((p, weight if tile["mode"] != TileMode.MASS else [0] * len(t), t))
     exponent = -(-(max(tile["xv"]) - 128) // 4)
     rows = ([list(row) for row in zip(*(c[i] for c in columns), strict=True)] for i in range(3))
     return ((e, f, exponent), *rows, sums)
@@ -137,7 +137,7 @@ def run_softmax(config, base, tiles, gap):
             if ctx.get(dut.sums_valid):
                 assert cycle == begun[sums] + config.head_dim + dut.WEIGHT_LATENCY
                 out[sums]["sums"] = [ctx.get(x) for x in dut.sums]
-                if tiles[sums]["mode"] != Mode.MASS:
+                if tiles[sums]["mode"] != TileMode.MASS:
                     of_sums = (
                         *([ctx.get(x) for x in port] for port in (dut.sums_e, dut.sums_f)),
                         ctx.get(dut.sums_exponent),
@@ -150,7 +150,7 @@ def run_softmax(config, base, tiles, gap):
         for n, seen in enumerate(out):
             for i, name in enumerate(("p", "weight", "t")):
                 seen[name] = [row[i] for row in rows[n * config.head_dim : (n + 1) * config.head_dim]]
-            if tiles[n]["mode"] == Mode.MASS:  # weights mean nothing
+            if tiles[n]["mode"] == TileMode.MASS:  # weights mean nothing
                 seen["weight"] = [[0] * config.columns] * config.head_dim
 
     simulate(dut, bench)
@@ -161,7 +161,7 @@ def run_softmax(config, base, tiles, gap):
 def test_softmax_lanes(base, gap):
     picks = random.Random(base)
     tiles = [tile_of(picks, SMALL, kind) for kind in ("random", "loud", "quiet", "negative") for _ in range(4)]
-    tiles[0] |= dict(mode=Mode.ATTEND, limit=SMALL.head_dim)
+    tiles[0] |= dict(mode=TileMode.ATTEND, limit=SMALL.head_dim)
     out = run_softmax(SMALL, base, tiles, gap)
     assert out == [softmax_of(tile, base) for tile in tiles]
 

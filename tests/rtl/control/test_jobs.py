@@ -5,7 +5,7 @@ import random
 import pytest
 from amaranth.sim import Simulator
 
-from intaglio.rtl.bus.streams import Mode
+from intaglio.rtl.bus.streams import TileMode
 from intaglio.rtl.config.attention import PrefillConfig
 from intaglio.rtl.control.jobs import JobSequencer, job_tiles
 
@@ -53,7 +53,7 @@ def expected(config, visits):
                 final = (group, tile) == tiles[-1]
                 out.append(
                     dict(
-                        mode=Mode.ATTEND,
+                        mode=TileMode.ATTEND,
                         slot=slot,
                         row_group=group,
                         line=seen["line"],

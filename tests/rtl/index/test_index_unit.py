@@ -7,7 +7,7 @@ import pytest
 from amaranth.sim import Simulator
 
 from intaglio.gen.cycles.attention import Memory, index_cycles
-from intaglio.rtl.bus.streams import FetchKind, Mode, Phase
+from intaglio.rtl.bus.streams import FetchKind, RunPhase, TileMode
 from intaglio.rtl.config.attention import PrefillConfig
 from intaglio.rtl.index.decide import decide_cycles
 from intaglio.rtl.index.select import select_cycles
@@ -55,7 +55,7 @@ class Scores:
 
 def pass_commands(config, mode, *, blocks, heads, group, groups, query):
     """Tile commands of a pass, written from docs/prefill.md, Order of the work."""
-    c, norm, out = config, mode == Mode.NORM, []
+    c, norm, out = config, mode == TileMode.NORM, []
     for block in range(1 if norm else blocks):
         for head in range(heads):
             for g in range(groups):
@@ -77,9 +77,9 @@ def expected(scores, aware):
     commands = []
 
     def one(base, blocks, **fields):
-        for mode in (Mode.MAX, Mode.NORM, Mode.MASS):
+        for mode in (TileMode.MAX, TileMode.NORM, TileMode.MASS):
             commands.extend(pass_commands(c, mode, blocks=blocks, **fields))
-            if mode != Mode.NORM:
+            if mode != TileMode.NORM:
                 requests.extend((FetchKind.K, base + b * 2 * bytes_, b % c.lines) for b in range(blocks))
 
     one(BASES["kv_base"], count, heads=c.group, group=0, groups=c.row_groups, query=tokens - c.block)
@@ -118,7 +118,7 @@ class Bench:
         """Everything that the unit asks and says in a run."""
         dut, c, picks = self.dut, self.config, self.picks
         found = {name: [] for name in ("requests", "commands", "picks", "rows")}
-        found["phases"] = dict.fromkeys(Phase, 0)
+        found["phases"] = dict.fromkeys(RunPhase, 0)
         for name, value in BASES.items():
             ctx.set(getattr(dut, name), value)
         ctx.set(dut.blocks, scores.count)
@@ -155,12 +155,12 @@ class Bench:
             if ctx.get(dut.o_tile.valid) and ctx.get(dut.o_tile.ready):
                 tile = ctx.get(dut.o_tile.payload)
                 found["commands"].append(tuple(int(getattr(tile, name)) for name in FIELDS))
-                pooled = ctx.get(dut.phase) == Phase.POOL
+                pooled = ctx.get(dut.phase) == RunPhase.POOL
                 if pooled:
                     heads = np.flatnonzero([ctx.get(dut.aware) >> h & 1 for h in range(c.group)])
                     self.query = ctx.get(dut.row_batch) * c.columns
-                free = cycle + (1 if tile.mode == Mode.NORM else self.speed + tile.load)
-                if tile.mode == Mode.MASS:
+                free = cycle + (1 if tile.mode == TileMode.NORM else self.speed + tile.load)
+                if tile.mode == TileMode.MASS:
                     # As many keys as cycles, at least: the masses of a tile follow those of the one before.
                     begin = max(cycle, masses[-1][0] + 1 - DEPTH if masses else 0)
                     tag = {name: getattr(tile, name) for name in ("head", "row_group", "tile")}
@@ -181,7 +181,7 @@ class Bench:
             if ctx.get(dut.map_start):
                 assert map_at is None
                 map_at = cycle + map_time
-            found["phases"][Phase(ctx.get(dut.phase))] += 1
+            found["phases"][RunPhase(ctx.get(dut.phase))] += 1
             assert ctx.get(dut.busy) == (cycle > 0)
             done = ctx.get(dut.done)
             assert done == (cycle == map_at)
@@ -271,7 +271,7 @@ def test_runs_one_after_another():
             found = await bench.run(ctx, scores, gamma16=gamma16, threshold=threshold, dense=True, map_time=1)
             assert found["aware"] == [0] * SMALL.group
             assert not any(found[name] for name in ("requests", "commands", "picks", "rows"))
-            assert {phase for phase, cycles in found["phases"].items() if cycles} == {Phase.IDLE, Phase.MAP}
+            assert {phase for phase, cycles in found["phases"].items() if cycles} == {RunPhase.IDLE, RunPhase.MAP}
 
     bench.simulate(script)
 
@@ -286,14 +286,14 @@ def test_cycles_are_the_closed_forms():
         found = (await bench.run(ctx, scores, gamma16=50_000, threshold=threshold))["phases"]
         want = index_cycles(SMALL, scores.count, int(aware.sum()), Memory(latency=latency - 5, rate=1e9))
         # The engine that is played has neither the true one's pipeline nor its logarithms: a few dozen cycles a pass less.
-        assert found[Phase.LOAD] <= want["load"] + 2 * 50
+        assert found[RunPhase.LOAD] <= want["load"] + 2 * 50
         passes = 2 * scores.count * SMALL.group * SMALL.row_groups * (SMALL.head_dim + 1)
-        assert passes <= found[Phase.MAX] + found[Phase.MASS] <= want["max"] + want["mass"]
+        assert passes <= found[RunPhase.MAX] + found[RunPhase.MASS] <= want["max"] + want["mass"]
         ver, sla, _ = scores.blocks()  # the closed form takes scores of as many bits as they may have
         search = select_cycles(scores.count, int(max(ver.max(), sla.max())).bit_length())
         decisions = SMALL.group * (decide_cycles(scores.count) + 2)
-        assert found[Phase.SELECT] - max(search, decisions) in range(3) and found[Phase.SELECT] <= want["select"]
-        assert found[Phase.MAP] == 8
+        assert found[RunPhase.SELECT] - max(search, decisions) in range(3) and found[RunPhase.SELECT] <= want["select"]
+        assert found[RunPhase.MAP] == 8
 
     bench.simulate(script)
 
@@ -315,12 +315,12 @@ def test_a_query_that_never_comes_leaves_the_unit_loading():
             asked += ctx.get(dut.o_fetch.valid)
             ctx.set(dut.query_arrived, cycle in (50, 60))  # two of three
             await ctx.tick()
-            assert ctx.get(dut.phase) == Phase.LOAD and not ctx.get(dut.o_tile.valid)
+            assert ctx.get(dut.phase) == RunPhase.LOAD and not ctx.get(dut.o_tile.valid)
         assert asked == SMALL.group
         ctx.set(dut.query_arrived, 1)
         await ctx.tick()
         ctx.set(dut.query_arrived, 0)
         await ctx.tick()
-        assert ctx.get(dut.phase) == Phase.MAX
+        assert ctx.get(dut.phase) == RunPhase.MAX
 
     bench.simulate(script)

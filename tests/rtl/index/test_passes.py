@@ -5,7 +5,7 @@ import random
 import pytest
 from amaranth.sim import Simulator
 
-from intaglio.rtl.bus.streams import FetchKind, Mode
+from intaglio.rtl.bus.streams import FetchKind, TileMode
 from intaglio.rtl.config.attention import PrefillConfig
 from intaglio.rtl.index.passes import IndexPass, pass_tiles
 
@@ -28,7 +28,7 @@ FIELDS = (
 
 
 def expected(config, mode, *, blocks, slot, heads, group, groups, query):
-    out, norm = [], mode == Mode.NORM
+    out, norm = [], mode == TileMode.NORM
     for block in range(1 if norm else blocks):
         for head in range(heads):
             for g in range(groups):
@@ -113,15 +113,21 @@ POOLED = dict(blocks=1, slot=1, heads=1, group=2, groups=1, query=8)
 @pytest.mark.parametrize("timing", [{}, dict(latency=70, stall=0.3, retire_after=25), dict(latency=1, retire_after=90)])
 def test_commands_and_requests(timing):
     config = PrefillConfig(**SMALL)
-    passes = [(Mode.MAX, FULL), (Mode.NORM, FULL), (Mode.MASS, FULL), (Mode.MAX, POOLED), (Mode.NORM, POOLED)]
+    passes = [
+        (TileMode.MAX, FULL),
+        (TileMode.NORM, FULL),
+        (TileMode.MASS, FULL),
+        (TileMode.MAX, POOLED),
+        (TileMode.NORM, POOLED),
+    ]
     for (mode, fields), (out, asked, cycles) in zip(passes, run(config, passes, **timing), strict=True):
         assert out == expected(config, mode, **fields)
-        blocks = 0 if mode == Mode.NORM else fields["blocks"]
+        blocks = 0 if mode == TileMode.NORM else fields["blocks"]
         assert asked == [(FetchKind.K, 4096 + b * 4 * 32 * 16, b % config.lines) for b in range(blocks)]
         if not timing:
             tiles = (
                 len(out)
-                if mode == Mode.NORM
+                if mode == TileMode.NORM
                 else pass_tiles(config, blocks=blocks, heads=fields["heads"], groups=fields["groups"])
             )
             assert tiles == len(out) and cycles <= tiles + 4

@@ -6,7 +6,7 @@ from amaranth.sim import Simulator
 
 from intaglio.host.attention.parameters import run_parameters
 from intaglio.host.attention.quantise import image, quantise
-from intaglio.rtl.bus.streams import Phase
+from intaglio.rtl.bus.streams import RunPhase
 from intaglio.rtl.config.attention import PrefillConfig
 from intaglio.rtl.kv.fetch import FetchFault
 from intaglio.rtl.top.attention import PARAMETERS, PrefillCore
@@ -62,7 +62,7 @@ class Bench:
             if ctx.get(core.o.valid) and ctx.get(core.o.ready):
                 payload = ctx.get(core.o.payload)
                 beats.append((payload.block, payload.last, list(payload["values"]), payload.exponent))
-            phase = Phase(ctx.get(core.phase))
+            phase = RunPhase(ctx.get(core.phase))
             if not self.phases or self.phases[-1] != phase:
                 self.phases.append(phase)
             done = ctx.get(core.done)
@@ -112,7 +112,7 @@ def test_runs_and_a_fault_between_them():
             assert ctx.get(core.fault) == FetchFault.NONE and ctx.get(core.aware) == 1 and bool(aware[0])
             found, marks = values(beats)
             assert torch.equal(found, want.long()) and torch.equal(marks, exponents.long())
-            assert bench.phases == [Phase.IDLE, *list(Phase)[1:]]
+            assert bench.phases == [RunPhase.IDLE, *list(RunPhase)[1:]]
             assert ctx.get(core.beats) == bench.slave._beats and ctx.get(core.misses) > 0
             for block in range(3):
                 ctx.set(core.map_block, block)
