@@ -13,6 +13,7 @@ import torch
 from bench import (
     adapter,
     attention,
+    checkpoint,
     decoder,
     gating,
     generator,
@@ -80,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             *adapter.figures(job),
             *gating.figures(job, args.preset),
             *generator.figures(progress),
+            *checkpoint.figures(args.build, progress),
             *verilog.figures(job.checkpoint, progress),
             *matrix.figures(progress),
             *link.figures(args.build, progress),

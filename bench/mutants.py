@@ -35,6 +35,7 @@ SLACK = 60.0  # seconds that tests may take beyond three times their own
 TESTS = {
     "arithmetic/divider": ["arithmetic/test_divider.py", "attention/test_rows.py"],
     "arithmetic/logarithm": ["index/test_selection.py"],
+    "arithmetic/silu": ["arithmetic/test_silu.py"],
     "arithmetic/scalar": ["arithmetic/test_scalar.py", "control/test_sequencer.py"],
     "attention": ["attention/test_rows.py", "attention/test_engine.py"],
     "attention/engine": ["attention/test_engine.py"],
@@ -80,6 +81,11 @@ EQUIVALENT = {
         "timer, bits, shift = Signal(range(self.divisor)), Signal(range(11)), Signal(9, init=0x1FF)",
         "0x1FF -> (0x1FF) ^ 1",
     ): "until a byte is taken, which overwrites all of it, there are no bits to send, and nothing is shifted to the line",
+    (
+        "rtl/arithmetic/silu.py",
+        "m.d.sync += place.eq(Mux(size[RANGE_BITS:].any(), -1, size[:RANGE_BITS]))",
+        "1 -> 2",
+    ): "where z saturates, c rounds to 0 two units from the end of its range too",
     (
         "rtl/vector/pass_a.py",
         "fresh = Signal(init=1)",

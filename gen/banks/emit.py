@@ -37,7 +37,6 @@ from intaglio.rtl.memory.rom import hex_text
 __all__ = ["FORMAT", "emit", "matrix_shapes"]
 
 FORMAT = "intaglio-banks"
-GAINS = ("input", "attn_sub", "post_attention", "ffn_sub")  # in the order of the program
 
 
 def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -87,6 +86,10 @@ def emit(
     reader = CheckpointReader(model)
     config = reader.config
     everything = layers is None
+    if everything and not config.tie_word_embeddings:
+        raise Error(
+            "the head must be tied to the embedding where banks of all are written: name the layers, or use 'gen decoder'"
+        )
     layers = list(range(config.num_hidden_layers)) if layers is None else sorted(set(layers))
     if not layers or not 0 <= layers[0] <= layers[-1] < config.num_hidden_layers:
         raise ValueError(f"layers must be in 0..{config.num_hidden_layers - 1}, not {layers}")
@@ -310,14 +313,15 @@ class _Run:
             files |= digests
             scales |= of_matrix
             zeros, weights = zeros + zero, weights + count
-        gains, constants = layer_constants(index, scales, self.reader.norms(index), self.reader.config.head_dim)
+        config = self.reader.config
+        gains, constants = layer_constants(index, scales, self.reader.norms(index), config.head_dim, config.hidden_act)
         return (
             {
                 "files": files,
                 "constants": {name: [scalar.m, scalar.e] for name, scalar in constants.items()},
                 "zero_weight_share": round(zeros / weights, 6),
             },
-            {"gains.hex": self._gains([gains[name] for name in GAINS])},
+            {"gains.hex": self._gains([gains[name] for name in config.norm_sizes])},
         )
 
     def _embedding(self, results):

@@ -1,4 +1,4 @@
-"""Model configuration: the dimensions of a BitNet b1.58 decoder, read from and written as Hugging Face's ``config.json``.
+"""Model configuration: the dimensions of a ternary decoder, BitNet's or Llama's, read from and written as Hugging Face's ``config.json``.
 
 Whatever the generator cannot build is refused here, by name, before any weight is read.
 """
@@ -10,10 +10,28 @@ from pathlib import Path
 from typing import Any, Self
 
 from intaglio import Error
+from intaglio.rtl.arithmetic.numerics import RotaryScaling
 
 __all__ = ["CheckpointError", "ModelConfig"]
 
-_ARCHITECTURE = "BitNetForCausalLM"
+ACTIVATIONS = ("relu2", "silu")
+
+
+@dataclass(frozen=True)
+class _Family:
+    """What transformers takes for granted of a ``model_type``."""
+
+    architecture: str
+    hidden_act: str
+    sub_norms: bool
+    rms_norm_eps: float
+    rope_theta: float
+
+
+_FAMILIES = {
+    "bitnet": _Family("BitNetForCausalLM", "relu2", True, 1e-5, 500000.0),
+    "llama": _Family("LlamaForCausalLM", "silu", False, 1e-6, 10000.0),
+}
 _DIMENSIONS = (
     "vocab_size",
     "hidden_size",
@@ -36,13 +54,18 @@ class ModelConfig:
 
     Parameters
     ----------
+    model_type : str
+        ``bitnet`` (``BitNetForCausalLM``: norms before the output and the down projection) or ``llama`` (``LlamaForCausalLM``: none there).
+    hidden_act : str
+        ``relu2`` or ``silu``.
     vocab_size, hidden_size, intermediate_size, num_hidden_layers, max_position_embeddings : int
     num_attention_heads, num_key_value_heads, head_dim : int
         ``hidden_size == num_attention_heads * head_dim``; key/value heads divide the attention heads; ``head_dim`` is even.
         Every matrix has a multiple of 4 rows, as the packed format needs.
     rms_norm_eps, rope_theta : float
+    rope_scaling : RotaryScaling or None
     tie_word_embeddings : bool
-        Must be true: the generated head reads the embedding's memory.
+        Whether the head is the embedding; otherwise it has a memory of its own.
     bos_token_id : int or None
     eos_token_id : int, tuple of int, or None
         Any of several ends a text.
@@ -72,6 +95,9 @@ class ModelConfig:
     eos_token_id: int | tuple | None = None
     linear_class: str = "bitlinear"
     quantization_mode: str = "offline"
+    model_type: str = "bitnet"
+    hidden_act: str = "relu2"
+    rope_scaling: RotaryScaling | None = None
 
     def __post_init__(self) -> None:
         for name in _DIMENSIONS:
@@ -108,11 +134,11 @@ class ModelConfig:
         ):
             if rows % 4:
                 raise CheckpointError(f"{name} must be a multiple of 4 (four rows share a packed byte), not {rows}")
-        if self.tie_word_embeddings is not True:
-            raise CheckpointError(
-                "tie_word_embeddings must be true (the head reads the embedding's memory), "
-                f"not {self.tie_word_embeddings!r}"
-            )
+        if type(self.tie_word_embeddings) is not bool:
+            raise CheckpointError(f"tie_word_embeddings must be true or false, not {self.tie_word_embeddings!r}")
+        for name, known in (("model_type", tuple(_FAMILIES)), ("hidden_act", ACTIVATIONS)):
+            if getattr(self, name) not in known:
+                raise CheckpointError(f"{name} must be {' or '.join(map(repr, known))}, not {getattr(self, name)!r}")
         if self.linear_class not in ("bitlinear", "autobitlinear"):
             raise CheckpointError(f"linear_class must be 'bitlinear' or 'autobitlinear', not {self.linear_class!r}")
         if self.quantization_mode not in ("offline", "online"):
@@ -132,9 +158,16 @@ class ModelConfig:
         return {"q": (h, h), "k": (kv, h), "v": (kv, h), "o": (h, h), "gate": (m, h), "up": (m, h), "down": (h, m)}
 
     @property
+    def sub_norms(self) -> bool:
+        """Whether the output and the down projection have norms before them."""
+        return _FAMILIES[self.model_type].sub_norms
+
+    @property
     def norm_sizes(self) -> dict[str, int]:
-        """``{name: features}`` of one layer's four norms."""
+        """``{name: features}`` of one layer's norms, in the order of their use."""
         h = self.hidden_size
+        if not self.sub_norms:
+            return {"input": h, "post_attention": h}
         return {"input": h, "attn_sub": h, "post_attention": h, "ffn_sub": self.intermediate_size}
 
     @classmethod
@@ -152,9 +185,13 @@ class ModelConfig:
             The file is missing or is no JSON object, or describes a model that cannot be built.
         """
         data = source if isinstance(source, dict) else _read_object(Path(source))
-        _require(data, "model_type", "bitnet", optional=False)
-        for key, required in (("architectures", [_ARCHITECTURE]), ("hidden_act", "relu2"), ("attention_bias", False)):
-            _require(data, key, required)
+        if data.get("model_type") not in tuple(_FAMILIES):
+            found = repr(data["model_type"]) if "model_type" in data else "absent"
+            raise CheckpointError(f"model_type must be {' or '.join(map(repr, _FAMILIES))}, not {found}")
+        family = _FAMILIES[data["model_type"]]
+        _require(data, "architectures", [family.architecture])
+        for key in ("attention_bias", "mlp_bias"):
+            _require(data, key, False)
         quantization = data.get("quantization_config")
         if not isinstance(quantization, dict):
             raise CheckpointError(
@@ -162,11 +199,15 @@ class ModelConfig:
                 f"ternary, not {quantization!r}"
             )
         _require(quantization, "quant_method", "bitnet", optional=False)
-        _require(quantization, "use_rms_norm", False)
+        if quantization.get("use_rms_norm", False) is not False:
+            raise CheckpointError(
+                "use_rms_norm must be False (queries, keys and values share one quantised input, and would each have a norm of their own), "
+                f"not {quantization['use_rms_norm']!r}"
+            )
         kept = quantization.get("modules_to_not_convert")
         if kept not in (None, [], ["lm_head"]):
             raise CheckpointError(
-                f"modules_to_not_convert must be null or ['lm_head'] (every matrix is ternary), not {kept!r}"
+                f"modules_to_not_convert must be null or ['lm_head'] (every other matrix is ternary), not {kept!r}"
             )
         fields = {name: data[name] for name in _DIMENSIONS[:5] if name in data}
         missing = [name for name in _DIMENSIONS[:5] if name not in data]
@@ -184,14 +225,21 @@ class ModelConfig:
                     f"hidden_size must be a multiple of num_attention_heads = {heads!r}, not {hidden!r}"
                 )
             fields["head_dim"] = hidden // heads
-        for name in ("rms_norm_eps", "max_position_embeddings"):
-            if name in data:
-                fields[name] = data[name]
+        defaults = {
+            "rms_norm_eps": family.rms_norm_eps,
+            "hidden_act": family.hidden_act,
+            "max_position_embeddings": 2048,
+        }
+        for name, default in defaults.items():
+            fields[name] = data.get(name, default)
         for name in ("bos_token_id", "eos_token_id"):
             value = data.get(name)
             fields[name] = value if not isinstance(value, list) else value[0] if len(value) == 1 else tuple(value)
+        theta, scaling = _rope(data, family.rope_theta, fields["max_position_embeddings"])
         return cls(
-            rope_theta=_rope_theta(data),
+            model_type=data["model_type"],
+            rope_theta=theta,
+            rope_scaling=scaling,
             tie_word_embeddings=data.get("tie_word_embeddings", False),
             linear_class=quantization.get("linear_class", "bitlinear"),
             quantization_mode=quantization.get("quantization_mode", "offline"),
@@ -207,10 +255,14 @@ class ModelConfig:
             "quantization_mode": fields.pop("quantization_mode"),
             "modules_to_not_convert": None,
         }
+        model_type, act, scaling = (fields.pop(name) for name in ("model_type", "hidden_act", "rope_scaling"))
+        if scaling is not None:
+            kind = scaling["kind"]
+            fields["rope_scaling"] = {"rope_type": kind} | {name: scaling[name] for name in _ROPE_KEYS[kind]}
         return {
-            "architectures": [_ARCHITECTURE],
-            "model_type": "bitnet",
-            "hidden_act": "relu2",
+            "architectures": [_FAMILIES[model_type].architecture],
+            "model_type": model_type,
+            "hidden_act": act,
             "attention_bias": False,
             "dtype": "float32",
             **fields,
@@ -237,19 +289,50 @@ def _require(data, key, required, optional=True):
         raise CheckpointError(f"{key} must be {required!r}, not {data[key]!r}")
 
 
-def _rope_theta(data):
-    """The rotary base, from transformers 4's ``rope_theta`` or transformers 5's ``rope_parameters``."""
-    theta = data.get("rope_theta", 500000.0)
+_ROPE_KEYS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+_ROPE_REASONS = {
+    "dynamic": "its frequencies change as the text grows, and keys in the cache are turned once",
+    "yarn": "it scales the attention besides",
+    "longrope": "its frequencies change with the length of the text",
+}
+
+
+def _rope(data, theta, positions):
+    """The rotary base and its scaling, as transformers 4 (``rope_theta``, ``rope_scaling``) or 5 (``rope_parameters``) gives them."""
+    theta, scaling = data.get("rope_theta", theta), None
     for key in ("rope_scaling", "rope_parameters"):
         rope = data.get(key)
         if rope is None:
             continue
         if not isinstance(rope, dict):
             raise CheckpointError(f"{key} must be null or an object, not {rope!r}")
-        extra = {
-            k: v for k, v in rope.items() if k != "rope_theta" and not (k in ("rope_type", "type") and v == "default")
+        rope = dict(rope)
+        theta = rope.pop("rope_theta", theta)
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if not isinstance(kind, str) or kind not in _ROPE_KEYS:
+            reason = f" ({_ROPE_REASONS[kind]})" if str(kind) in _ROPE_REASONS else ""
+            raise CheckpointError(f"{key}'s rope_type must be 'default', 'linear' or 'llama3', not {kind!r}{reason}")
+        values = {
+            k: v for k, v in rope.items() if k not in ("rope_type", "type") and (k, v) != ("partial_rotary_factor", 1)
         }
-        if extra:
-            raise CheckpointError(f"{key} must be plain rotary embedding (rope_type 'default'), not {extra!r}")
-        theta = rope.get("rope_theta", theta)
-    return theta
+        if extra := sorted(set(values) - set(_ROPE_KEYS[kind])):
+            raise CheckpointError(f"{key} of type {kind!r} must not give {', '.join(extra)}")
+        if kind == "llama3":
+            values.setdefault("original_max_position_embeddings", positions)
+        if missing := [name for name in _ROPE_KEYS[kind] if name not in values]:
+            raise CheckpointError(f"{key} of type {kind!r} must give {', '.join(missing)}")
+        for name, value in values.items():
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise CheckpointError(f"{key}'s {name} must be a finite number above 0, not {value!r}")
+        if kind == "llama3" and values["low_freq_factor"] >= values["high_freq_factor"]:
+            raise CheckpointError(
+                f"{key}'s low_freq_factor must be less than high_freq_factor = {values['high_freq_factor']}, "
+                f"not {values['low_freq_factor']}"
+            )
+        if kind != "default":
+            scaling = RotaryScaling(kind=kind, **values)
+    return theta, scaling

@@ -28,7 +28,46 @@ BITNET_2B4T = {
     "quantization_config": {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"},
 }
 
-MODELS = {"bitnet-2b4t": BITNET_2B4T}
+_LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "rope_scaling": None,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 8192,
+    "torch_dtype": "bfloat16",
+    "quantization_config": {"quant_method": "bitnet", "modules_to_not_convert": None},
+}
+# tiiuae/Falcon3-1B-Instruct-1.58bit: 1,132,462,080 ternary weights, heads of 256.
+FALCON3_1B = _LLAMA | {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 18,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "vocab_size": 131072,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000042,
+    "eos_token_id": 11,
+}
+# HF1BitLLM/Llama3-8B-1.58-100B-tokens: 6,979,321,856 ternary weights.
+LLAMA3_8B = _LLAMA | {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 500000.0,
+    "bos_token_id": 128000,
+    "eos_token_id": 128009,
+}
+
+MODELS = {"bitnet-2b4t": BITNET_2B4T, "falcon3-1b": FALCON3_1B, "llama3-8b": LLAMA3_8B}
 
 
 def model_config(name: str) -> ModelConfig:

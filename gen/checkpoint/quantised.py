@@ -15,6 +15,7 @@ from intaglio.gen.checkpoint.model import ModelConfig
 from intaglio.gen.checkpoint.weights import Checkpoint, Layer
 from intaglio.rtl.arithmetic import numerics
 from intaglio.rtl.arithmetic.numerics import Scalar
+from intaglio.rtl.arithmetic.silu import SILU_FRACTION
 from intaglio.rtl.config.decoder import DecoderConfig
 
 __all__ = [
@@ -38,13 +39,15 @@ _NORM_OF = {
     "gate": "post_attention",
     "up": "post_attention",
     "down": "ffn_sub",
-}  # the norm that a matrix's input comes from
+}  # the norm that a matrix's input comes from, if the model has it
+
+_ROW_SCALE_MAX = (1 << numerics.ROW_SCALE_BITS) - 1
 
 
 @dataclass(frozen=True)
 class QuantisedLayer:
     """One layer: ``matrices`` int8 ``[rows, inputs]`` by name (q, k with rows interleaved for the rotation), ``gains`` int16 by
-    norm (input, attn_sub, post_attention, ffn_sub), ``constants`` :class:`Scalar` by matrix."""
+    norm (input, attn_sub, post_attention, ffn_sub, as far as the model has them), ``constants`` :class:`Scalar` by matrix."""
 
     matrices: dict
     gains: dict
@@ -53,11 +56,16 @@ class QuantisedLayer:
 
 @dataclass(frozen=True)
 class QuantisedModel:
-    """The whole model as integers; ``increments`` are the rotary phases per position, uint32 ``[head_dim / 2]``."""
+    """The whole model as integers; ``increments`` are the rotary phases per position, uint32 ``[head_dim / 2]``.
+
+    ``head`` is the embedding, where the model ties them. Where rows have scales of their own, ``row_scales`` has those of ``embedding``
+    and, if it is another, ``head``, uint16 ``[vocab]``; else ``embed_scale`` is that of the whole embedding.
+    """
 
     config: DecoderConfig
     embedding: np.ndarray
     embed_scale: int
+    head: np.ndarray
     layers: tuple
     final_gains: np.ndarray
     logit_constant: Scalar
@@ -65,10 +73,15 @@ class QuantisedModel:
     attention_epsilon: Scalar
     gated_epsilon: Scalar
     increments: tuple
+    row_scales: Mapping[str, np.ndarray]
 
 
 def decoder_config(model: ModelConfig, **hardware: Any) -> DecoderConfig:
-    """The :class:`DecoderConfig` for a :class:`~intaglio.gen.checkpoint.model.ModelConfig` and the widths of the units."""
+    """The :class:`DecoderConfig` for a :class:`~intaglio.gen.checkpoint.model.ModelConfig` and the widths of the units.
+
+    Rows of embedding and head have scales of their own unless ``row_scales`` says otherwise; those of a BitNet only if it says so, since
+    the shipped ones were trained with one INT8 scale.
+    """
     return DecoderConfig(
         hidden=model.hidden_size,
         intermediate=model.intermediate_size,
@@ -77,7 +90,10 @@ def decoder_config(model: ModelConfig, **hardware: Any) -> DecoderConfig:
         kv_heads=model.num_key_value_heads,
         head_dim=model.head_dim,
         vocab=model.vocab_size,
-        **hardware,
+        activation=model.hidden_act,
+        sub_norms=int(model.sub_norms),
+        tied_head=int(model.tie_word_embeddings),
+        **({"row_scales": int(model.model_type != "bitnet")} | hardware),
     )
 
 
@@ -130,15 +146,26 @@ def quantise_embedding(rows: np.ndarray, scale: float) -> np.ndarray:
     return np.round(np.asarray(rows, np.float64) / scale).astype(np.int8)
 
 
+def quantise_rows(rows: np.ndarray, unit: float) -> tuple[np.ndarray, np.ndarray]:
+    """INT8 of float32 ``rows``, each by a scale of its own that is a 16-bit multiple of ``unit``: int8, and uint16 ``[rows]``."""
+    rows = np.asarray(rows, np.float64)
+    scales = np.ceil(np.abs(rows).max(1) / 127 / unit * (1 - 1e-12)).clip(0, _ROW_SCALE_MAX)
+    values = np.round(rows / (np.maximum(scales, 1) * unit)[:, None]).clip(-127, 127)
+    return values.astype(np.int8), scales.astype(np.uint16)
+
+
 def hardware_order(name: str, weights: np.ndarray, head_dim: int) -> np.ndarray:
     """Rows of the matrix ``name`` as the hardware has them: those of q and k interleaved for the rotation."""
     return _interleave(weights, head_dim) if name in ("q", "k") else weights
 
 
 def layer_constants(
-    index: int, scales: Mapping[str, float], norms: Mapping[str, np.ndarray], head_dim: int
+    index: int, scales: Mapping[str, float], norms: Mapping[str, np.ndarray], head_dim: int, activation: str = "relu2"
 ) -> tuple[dict[str, np.ndarray], dict[str, Scalar]]:
     """Gains, and the scalar of each matrix, of layer ``index``.
+
+    A matrix without a norm before it has its input multiplied by ``GAIN_MAX``, which stands for 1. With ``activation`` "silu" the constant
+    of up is that of the gated product, whose other factor has ``SILU_FRACTION`` fraction bits.
 
     Parameters
     ----------
@@ -154,25 +181,24 @@ def layer_constants(
     gains, gamma, constants = {}, {}, {}
     for name, values in norms.items():
         gains[name], gamma[name] = _gains(values)
+    up = 2.0**-SILU_FRACTION if activation == "silu" else 1.0
     for name, norm in _NORM_OF.items():
-        factor = {"q": score, "k": key, "v": key}.get(name, 1.0)
-        constants[name] = _constant(
-            f"the scale of layer {index}'s {name}",
-            scales[name] * gamma[norm] * math.sqrt(len(norms[norm])) / 127 * factor,
-        )
+        factor = {"q": score, "k": key, "v": key, "up": up}.get(name, 1.0)
+        of_norm = gamma[norm] * math.sqrt(len(norms[norm])) if norm in norms else 1 / numerics.GAIN_MAX
+        constants[name] = _constant(f"the scale of layer {index}'s {name}", scales[name] * of_norm / 127 * factor)
     return gains, constants
 
 
-def quantise_layer(index: int, layer: Layer, head_dim: int) -> QuantisedLayer:
+def quantise_layer(index: int, layer: Layer, head_dim: int, activation: str = "relu2") -> QuantisedLayer:
     """Round one :class:`~intaglio.gen.checkpoint.weights.Layer` to a :class:`QuantisedLayer`; ``index`` names it in errors."""
     scales = {name: ternary.scale for name, ternary in layer.matrices.items()}
-    gains, constants = layer_constants(index, scales, layer.norms, head_dim)
+    gains, constants = layer_constants(index, scales, layer.norms, head_dim, activation)
     matrices = {name: hardware_order(name, layer.matrices[name].weights, head_dim) for name in _NORM_OF}
     return QuantisedLayer(matrices, gains, constants)
 
 
 def head_constants(final_norm: np.ndarray, scale: float, logit_shift: int) -> tuple[np.ndarray, Scalar]:
-    """Gains of the final norm, and the logits' unit, from the embedding's INT8 ``scale``."""
+    """Gains of the final norm, and the logits' unit, from the INT8 ``scale`` of the head's matrix."""
     gains, gamma = _gains(final_norm)
     return gains, _constant("the logits' unit", gamma * math.sqrt(len(final_norm)) / 32767 * scale * 2.0**logit_shift)
 
@@ -189,18 +215,39 @@ def quantise(checkpoint: Checkpoint, config: DecoderConfig) -> QuantisedModel:
     Raises
     ------
     ValueError
-        The embedding is zero, or too small or too large for the residual stream, or a constant leaves the exponent range.
+        The embedding or the head is zero, the embedding too small or too large for the residual stream, or a constant leaves the
+        exponent range.
     """
     model = checkpoint.config
     scale, embed_scale, embed_shift = embedding_scales(float(np.abs(checkpoint.embed).max()))
     config = config.replace(embed_shift=embed_shift)
-    layers = tuple(quantise_layer(index, layer, config.head_dim) for index, layer in enumerate(checkpoint.layers))
+    layers = tuple(
+        quantise_layer(index, layer, config.head_dim, config.activation)
+        for index, layer in enumerate(checkpoint.layers)
+    )
+    head_scale = scale if checkpoint.head is None else float(np.abs(checkpoint.head).max()) / 127
+    if not head_scale:
+        raise ValueError("the head must not be all zero")
+    row_scales = {}
+    if config.row_scales:
+        unit = 2.0 ** -(numerics.RESIDUAL_FRACTION + embed_shift)
+        embedding, row_scales["embedding"] = head, _ = quantise_rows(checkpoint.embed, unit)
+        if checkpoint.head is not None:
+            unit = head_scale / _ROW_SCALE_MAX
+            head, row_scales["head"] = quantise_rows(checkpoint.head, unit)
+        scale = unit * 2.0**numerics.ROW_SCALE_BITS
+    else:
+        embedding = head = quantise_embedding(checkpoint.embed, scale)
+        if checkpoint.head is not None:
+            head = quantise_embedding(checkpoint.head, head_scale)
+        scale = head_scale
     final_gains, logit_constant = head_constants(checkpoint.final_norm, scale, config.logit_shift)
     epsilon = model.rms_norm_eps
     return QuantisedModel(
         config=config,
-        embedding=quantise_embedding(checkpoint.embed, scale),
+        embedding=embedding,
         embed_scale=embed_scale,
+        head=head,
         layers=layers,
         final_gains=final_gains,
         logit_constant=logit_constant,
@@ -208,6 +255,8 @@ def quantise(checkpoint: Checkpoint, config: DecoderConfig) -> QuantisedModel:
         attention_epsilon=_constant("rms_norm_eps", epsilon * config.hidden),
         gated_epsilon=_constant("rms_norm_eps", epsilon * config.intermediate),
         increments=tuple(
-            numerics.rotary_increment(i, config.head_dim, model.rope_theta) for i in range(config.head_dim // 2)
+            numerics.rotary_increment(i, config.head_dim, model.rope_theta, model.rope_scaling)
+            for i in range(config.head_dim // 2)
         ),
+        row_scales=row_scales,
     )

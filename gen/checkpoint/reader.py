@@ -1,4 +1,4 @@
-"""Checkpoints: a BitNet decoder's weights from a Hugging Face folder (``config.json`` and safetensors) and back.
+"""Checkpoints: a ternary decoder's weights from a Hugging Face folder (``config.json`` and safetensors) and back.
 
 Nothing is ever unpickled. Both of Hugging Face's scale conventions are normalised on loading to one multiplier a matrix. A folder may be
 larger than memory: :class:`CheckpointReader` opens it by its headers and scales and reads a layer at a time.
@@ -65,8 +65,8 @@ class CheckpointReader:
     folder : path
         Holds ``config.json`` and either ``model.safetensors`` or ``model.safetensors.index.json`` with its shards.
         A matrix is stored packed (uint8 ``weight``) or, for ``autobitlinear``, as floats: ternary ones with a ``weight_scale``
-        (mode ``offline``) or latent ones without (mode ``online``), which are rounded here. A stored ``lm_head.weight`` must equal the
-        embedding, whose memory the head reads.
+        (mode ``offline``) or latent ones without (mode ``online``), which are rounded here. Where ``tie_word_embeddings`` is true, a
+        stored ``lm_head.weight`` must equal the embedding, whose memory the head reads; where it is false, there must be one, of floats.
 
     Members
     -------
@@ -89,7 +89,11 @@ class CheckpointReader:
         c, left = self.config, dict(self._files.entries)
         self._expect(left, EMBEDDING, (c.vocab_size, c.hidden_size))
         self._expect(left, FINAL_NORM, (c.hidden_size,))
-        if HEAD in left:
+        if HEAD in left and left[HEAD].dtype == "U8":
+            raise CheckpointError(
+                f"tensor {HEAD} must be {_either(FLOATS)}, not U8 (the head is INT8 in hardware; a ternary one is not built)"
+            )
+        if HEAD in left or not c.tie_word_embeddings:
             self._expect(left, HEAD, (c.vocab_size, c.hidden_size))
         self.scales = {}
         for index in range(c.num_hidden_layers):
@@ -200,9 +204,13 @@ class CheckpointReader:
         for start in range(0, self.config.vocab_size, EMBED_ROWS):
             yield start, self.embed(start, min(start + EMBED_ROWS, self.config.vocab_size))
 
+    def head(self) -> np.ndarray | None:
+        """The head, float32, of a model that does not tie it to the embedding; else None."""
+        return None if self.config.tie_word_embeddings else self._floats(HEAD)
+
     def check_head(self) -> None:
-        """Raise unless a stored head equals the embedding."""
-        if HEAD not in self._files.entries:
+        """Raise unless a stored head of a tied model equals the embedding."""
+        if HEAD not in self._files.entries or not self.config.tie_word_embeddings:
             return
         different = 0
         for start, rows in self.embed_blocks():
@@ -210,7 +218,7 @@ class CheckpointReader:
         if different:
             raise CheckpointError(
                 f"tensor {HEAD} must equal {EMBEDDING}, whose memory the head reads, but {different} values differ: "
-                "the model is not tied, whatever tie_word_embeddings says"
+                "the model is not tied, whatever tie_word_embeddings says; set it to false for a head of its own"
             )
 
     def final_norm(self) -> np.ndarray:
@@ -256,11 +264,13 @@ def load_checkpoint(folder: Path | str, *, allow_constant: bool = False) -> Chec
     """
     reader = CheckpointReader(folder)
     text = read_text(folder, reader.config)
-    embed, final_norm = reader.embed(), reader.final_norm()
+    embed, final_norm, head = reader.embed(), reader.final_norm(), reader.head()
     reader.check_head()
     layers = tuple(reader.layer(index) for index in range(reader.config.num_hidden_layers))
     if not allow_constant:
         suspect = end_constants(only_value(embed), final_norm)
+        if head is not None and (value := only_value(head)) is not None:
+            suspect[HEAD] = value
         for index, layer in enumerate(layers):
             suspect |= layer_constants(index, layer)
         refuse_constant(suspect)
@@ -269,12 +279,15 @@ def load_checkpoint(folder: Path | str, *, allow_constant: bool = False) -> Chec
         embed=embed,
         layers=layers,
         final_norm=final_norm,
+        head=head,
         text=text,
     )
 
 
-def save_checkpoint(folder: Path | str, checkpoint: Checkpoint, embedding_dtype: str = "F32") -> None:
-    """Write a checkpoint as Hugging Face's packed layout; equal checkpoints give equal bytes.
+def save_checkpoint(
+    folder: Path | str, checkpoint: Checkpoint, embedding_dtype: str = "F32", *, storage: str = "packed"
+) -> None:
+    """Write a checkpoint as Hugging Face lays it out; equal checkpoints give equal bytes.
 
     Parameters
     ----------
@@ -282,30 +295,48 @@ def save_checkpoint(folder: Path | str, checkpoint: Checkpoint, embedding_dtype:
         Made if it does not exist; ``config.json``, ``model.safetensors`` and the tokenizer's files in it are replaced.
     checkpoint : Checkpoint
     embedding_dtype : str
-        ``F32``, or ``BF16`` or ``F16``, which round the embedding. Norm gains and scales are F32.
+        ``F32``, or ``BF16`` or ``F16``, which round embedding and head. Norm gains and scales are F32.
+    storage : str
+        How matrices are stored: ``packed``; or, for ``autobitlinear``, ``floats`` (-1, 0 and 1) or ``latent`` (mode ``online``: floats
+        that are rounded to these weights, to a scale that is equal but for the rounding of a float32 mean).
 
     Raises
     ------
     CheckpointError
-        An embedding value is outside the range of its stored type.
+        An embedding value is outside the range of its stored type, or ``storage`` is not one of the linear class.
     """
     c = checkpoint.config
+    allowed = ("packed", "floats", "latent") if c.linear_class == "autobitlinear" else ("packed",)
+    if storage not in allowed:
+        raise CheckpointError(
+            f"storage must be {_either(allowed)} for linear_class {c.linear_class!r}, not {storage!r}"
+        )
     tensors = {
         EMBEDDING: tensorfile.Tensor.from_float32(checkpoint.embed, embedding_dtype),
         FINAL_NORM: tensorfile.Tensor.from_float32(checkpoint.final_norm, "F32"),
     }
+    if checkpoint.head is not None:
+        tensors[HEAD] = tensorfile.Tensor.from_float32(checkpoint.head, embedding_dtype)
     for index, layer in enumerate(checkpoint.layers):
         prefix = f"model.layers.{index}."
         for name, matrix in layer.matrices.items():
             stem = prefix + MATRIX_TENSORS[name]
+            if storage == "packed":
+                tensors[f"{stem}.weight"] = tensorfile.Tensor.from_uint8(pack(matrix.weights))
+            else:
+                floats = matrix.weights.astype(np.float32)
+                if storage == "latent":
+                    floats *= np.float32(matrix.scale / np.abs(floats).mean(dtype=np.float64).clip(1 / floats.size))
+                tensors[f"{stem}.weight"] = tensorfile.Tensor.from_float32(floats, "F32")
+            if storage == "latent":
+                continue
             scale = stored_scale(matrix.scale, c.linear_class)
-            tensors[f"{stem}.weight"] = tensorfile.Tensor.from_uint8(pack(matrix.weights))
             tensors[f"{stem}.weight_scale"] = tensorfile.Tensor.from_float32(np.array([scale], np.float32), "F32")
         for name, gains in layer.norms.items():
             tensors[f"{prefix}{NORM_TENSORS[name]}.weight"] = tensorfile.Tensor.from_float32(gains, "F32")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = dataclasses.replace(c, quantization_mode="offline").to_json()
+    config = dataclasses.replace(c, quantization_mode="online" if storage == "latent" else "offline").to_json()
     (folder / "config.json").write_bytes(json.dumps(config, indent=2).encode() + b"\n")
     (folder / "model.safetensors").write_bytes(tensorfile.to_bytes(tensors))
     for name, data in checkpoint.text.items():

@@ -12,7 +12,7 @@ from intaglio import Error
 from intaglio.gen.checkpoint import tensorfile
 from intaglio.gen.checkpoint.codes import ROWS_PER_BYTE
 from intaglio.gen.checkpoint.model import ModelConfig
-from intaglio.gen.checkpoint.reader import EMBEDDING, FINAL_NORM, Checkpoint, Layer, Ternary, stored_scale
+from intaglio.gen.checkpoint.reader import EMBEDDING, FINAL_NORM, HEAD, Checkpoint, Layer, Ternary, stored_scale
 from intaglio.gen.checkpoint.tensorfile import Tensor
 from intaglio.gen.checkpoint.weights import MATRIX_TENSORS, NORM_TENSORS
 
@@ -53,8 +53,13 @@ def random_checkpoint(config: ModelConfig, seed: int = 0, zeros: float = 1 / 3) 
         )
         for _ in range(config.num_hidden_layers)
     )
-    embed = rng.normal(size=(config.vocab_size, config.hidden_size)).astype(np.float32)
-    return Checkpoint(config=config, embed=embed, layers=layers, final_norm=gains(config.hidden_size))
+
+    def rows():
+        return rng.normal(size=(config.vocab_size, config.hidden_size)).astype(np.float32)
+
+    embed, final_norm = rows(), gains(config.hidden_size)
+    head = None if config.tie_word_embeddings else rows()
+    return Checkpoint(config=config, embed=embed, layers=layers, final_norm=final_norm, head=head)
 
 
 def write_random_checkpoint(
@@ -64,8 +69,8 @@ def write_random_checkpoint(
     zeros: float = 0.4,
     progress: Callable[[str, float], None] | None = None,
 ) -> None:
-    """Write a random checkpoint a tensor at a time, in the layout of the published BitNet b1.58 2B4T: one file; matrices packed in bytes;
-    scales, norms and embedding in bfloat16.
+    """Write a random checkpoint a tensor at a time, in the layout of the published models (BitNet b1.58 2B4T, Falcon3): one file;
+    matrices packed in bytes; scales, norms, embedding and head in bfloat16.
 
     Parameters
     ----------
@@ -87,6 +92,8 @@ def write_random_checkpoint(
     _check_share(zeros)
     model = ModelConfig.from_json(config)
     shapes = {EMBEDDING: ("BF16", (model.vocab_size, model.hidden_size)), FINAL_NORM: ("BF16", (model.hidden_size,))}
+    if not model.tie_word_embeddings:
+        shapes[HEAD] = shapes[EMBEDDING]
     scales = {}
     for index in range(model.num_hidden_layers):
         prefix = f"model.layers.{index}."
@@ -114,7 +121,7 @@ def write_random_checkpoint(
                 file.write(table[rng.integers(0, 1 << 16, shape, np.uint16)])
             elif name in scales:
                 file.write(Tensor.from_float32(np.array([scales[name]], np.float32), "BF16").data)
-            elif name == EMBEDDING:
+            elif name in (EMBEDDING, HEAD):
                 for start in range(0, shape[0], _ROWS):
                     drawn = rng.standard_normal((min(_ROWS, shape[0] - start), shape[1]), np.float32)
                     file.write(Tensor.from_float32(drawn, "BF16").data)

@@ -1,4 +1,4 @@
-"""Weights of a BitNet decoder in memory: ternary matrices with one multiplier each, norm gains, embedding."""
+"""Weights of a ternary decoder in memory: ternary matrices with one multiplier each, norm gains, embedding."""
 
 import hashlib
 from collections.abc import Mapping
@@ -73,7 +73,7 @@ class Layer:
     matrices : dict of Ternary
         q, k, v, o, gate, up, down.
     norms : dict of float32 arrays ``[features]``
-        Gains of input, attn_sub, post_attention, ffn_sub.
+        Gains of input, attn_sub, post_attention, ffn_sub; without sub-norms of input and post_attention.
     """
 
     matrices: dict
@@ -88,9 +88,11 @@ class Checkpoint:
     ----------
     config : ModelConfig
     embed : float32 array ``[vocab_size, hidden_size]``
-        Embedding, and the head too.
+        Embedding; the head too, where there is no other.
     layers : tuple of Layer
     final_norm : float32 array ``[hidden_size]``
+    head : float32 array ``[vocab_size, hidden_size]`` or None
+        The head of a model whose ``tie_word_embeddings`` is false.
     text : dict of bytes
         Files of the tokenizer by name (:mod:`intaglio.gen.checkpoint.text`).
 
@@ -104,12 +106,17 @@ class Checkpoint:
     embed: np.ndarray
     layers: tuple
     final_norm: np.ndarray
+    head: np.ndarray | None = None
     text: Mapping[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         c = self.config
         _check_floats("embed", self.embed, (c.vocab_size, c.hidden_size))
         _check_floats("final_norm", self.final_norm, (c.hidden_size,))
+        if (self.head is None) != c.tie_word_embeddings:
+            raise CheckpointError(f"head must be {'None' if c.tie_word_embeddings else 'there'} (tie_word_embeddings)")
+        if self.head is not None:
+            _check_floats("head", self.head, (c.vocab_size, c.hidden_size))
         if len(self.layers) != c.num_hidden_layers:
             raise CheckpointError(
                 f"layers must be num_hidden_layers = {c.num_hidden_layers} long, not {len(self.layers)}"

@@ -17,7 +17,7 @@ from intaglio.rtl.control.program import PHASES, Instruction, Op, Wait
 from intaglio.rtl.control.sequencer import ALU_OPS
 from intaglio.rtl.ternary.adapter.intermediate import Intermediate
 from intaglio.rtl.ternary.gate import BankGate
-from intaglio.rtl.ternary.linear import LinearUnit
+from intaglio.rtl.ternary.linear import LinearUnit, PostMode
 from intaglio.rtl.vector.pass_a import LOAD_STAGES, PassA
 from intaglio.rtl.vector.unit import VectorOp, VectorUnit
 
@@ -82,7 +82,8 @@ class Timing:
         config = self.config
         if word.op is Op.ADAPT:
             return word.m * word.e * config.adapter_trits + LinearUnit.ADAPT_FILL + word.m + Intermediate.LATENCY
-        return word.m * (word.e + (config.adapter_trits if word.rb and adapter else 0)) + LinearUnit.fill(config)
+        words = word.m * (word.e + (config.adapter_trits if word.rb and adapter else 0))
+        return words + LinearUnit.fill(config, PostMode(word.rd))
 
     def attend(self, position: int) -> int:
         return attend_cycles(self.config, position)

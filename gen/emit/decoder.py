@@ -181,6 +181,7 @@ def _inputs_digest(checkpoint, preset, prefix, config):
         for name, gains in layer.norms.items():
             key.update(name.encode() + gains.tobytes())
     key.update(checkpoint.embed.tobytes() + checkpoint.final_norm.tobytes())
+    key.update(b"" if checkpoint.head is None else checkpoint.head.tobytes())
     for name, data in sorted(checkpoint.text.items()):
         key.update(f"{name} {len(data)}".encode() + data)
     return key.hexdigest()

@@ -7,6 +7,7 @@ import numpy as np
 from intaglio.gen.checkpoint.quantised import QuantisedModel
 from intaglio.gen.emit.program import layer_program, ordered_gains
 from intaglio.rtl.arithmetic import numerics
+from intaglio.rtl.arithmetic.silu import SILU_WORD_BITS, SILU_WORDS
 from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.control.program import WORD_BITS
 from intaglio.rtl.memory.rom import words_to_bytes
@@ -60,6 +61,12 @@ def images(model: QuantisedModel, progress: Callable[[str, float], None] | None 
         else:
             out[rom_name(i)] = words
     out["embedding"] = model.embedding.reshape(-1, c.array).view(np.uint8)
+    if not c.tied_head:
+        out["head"] = model.head.reshape(-1, c.array).view(np.uint8)
+    for name, scales in model.row_scales.items():
+        out[f"{name}_scales"] = scales.astype("<u2").reshape(-1, 1).view(np.uint8)
+    if c.activation == "silu":
+        out["silu"] = words_to_bytes(SILU_WORDS, SILU_WORD_BITS)
     gains = np.concatenate(ordered_gains(model)).reshape(-1, c.vector_width)
     out["gains"] = gains.astype("<i2").view(np.uint8)
     out["rotary"] = words_to_bytes(model.increments, numerics.PHASE_BITS)

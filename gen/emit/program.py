@@ -3,6 +3,7 @@
 import numpy as np
 
 from intaglio.gen.checkpoint.quantised import QuantisedModel
+from intaglio.rtl.arithmetic.numerics import GAIN_MAX, Scalar
 from intaglio.rtl.control.program import Instruction, Op, Wait
 from intaglio.rtl.ternary.adapter.intermediate import MATRIX_GROUP
 from intaglio.rtl.ternary.linear import PostMode
@@ -13,9 +14,14 @@ _SCALE, _DEVIATION, _Q, _K, _V, _WORK, _UNIT, _OUT = range(8)  # scalar register
 
 
 def ordered_gains(model: QuantisedModel) -> list[np.ndarray]:
-    """Gains in the order of the program, a list of int16 arrays: per layer input, attn_sub, post_attention, ffn_sub; then final."""
-    order = ("input", "attn_sub", "post_attention", "ffn_sub")
-    return [layer.gains[name] for layer in model.layers for name in order] + [model.final_gains]
+    """Gains in the order of the program, a list of int16 arrays: per layer input, attn_sub, post_attention, ffn_sub; then final.
+
+    Without sub-norms the list ends with gains of 1, for vectors that are quantised as they are.
+    """
+    c = model.config
+    order = ("input", "attn_sub", "post_attention", "ffn_sub") if c.sub_norms else ("input", "post_attention")
+    ones = [] if c.sub_norms else [np.full(max(c.hidden, c.intermediate), GAIN_MAX, np.int16)]
+    return [layer.gains[name] for layer in model.layers for name in order] + [model.final_gains] + ones
 
 
 def _words(elements, width):
@@ -34,7 +40,10 @@ def layer_program(model: QuantisedModel) -> list[Instruction]:
     c = model.config
     v = c.vector_width
     gains = _GainAddress(v)
-    out = [Instruction(op=Op.EMBED, m=model.embed_scale, e=_words(c.hidden, v), wait=Wait.VECTOR)]
+    embed = Instruction(
+        op=Op.EMBED, m=0 if c.row_scales else model.embed_scale, e=_words(c.hidden, v), wait=Wait.VECTOR
+    )
+    out = [*[Instruction(op=Op.NOP)] * c.row_scales, embed]  # a cycle in which the scale of the token's row is read
 
     def deviation(epsilon):
         """Scale of the vector just quantised, ``M / sqrt(SS + E)``, into _SCALE; the epsilon is in _DEVIATION already or given."""
@@ -52,6 +61,15 @@ def layer_program(model: QuantisedModel) -> list[Instruction]:
 
     def norm(elements, source, op=Op.NORM8, wait=Wait.VECTOR | Wait.LINEAR):
         out.append(Instruction(op=op, rd=source, m=gains.take(elements), e=_words(elements, v), wait=wait))
+
+    ones = (2 * c.layers + 1) * _words(c.hidden, v)
+
+    def plain(elements):
+        """Quantise results without a norm; their scale, in the unit of the results, is the maximum alone, into _SCALE."""
+        out.append(Instruction(op=Op.NORM8, rd=1, m=ones, e=_words(elements, v), wait=Wait.VECTOR | Wait.LINEAR))
+
+    def maximum():
+        out.append(Instruction(op=Op.LDM, rd=_SCALE, m=0, e=1, wait=Wait.PASS_A))
 
     def linear(mode, rows, inputs, scale=0, names=()):
         chunks = _words(inputs, c.lane_width)
@@ -102,29 +120,43 @@ def layer_program(model: QuantisedModel) -> list[Instruction]:
         for group in range(c.head_groups):
             out.append(Instruction(op=Op.ATTEND, m=group, wait=Wait.VECTOR | Wait.ATTENTION))
             out.append(Instruction(op=Op.DRAIN, m=group, wait=Wait.ATTENTION | Wait.VECTOR))
-        norm(c.hidden, 1)
-        out.append(Instruction.with_scalar(Op.LDR, model.attention_epsilon, rd=_DEVIATION))
-        deviation(None)
+        if c.sub_norms:
+            norm(c.hidden, 1)
+            out.append(Instruction.with_scalar(Op.LDR, model.attention_epsilon, rd=_DEVIATION))
+            deviation(None)
+        else:
+            plain(c.hidden)
+            out.append(Instruction.with_scalar(Op.LDR, Scalar.of_float(1.0), rd=_WORK))
+            out.append(Instruction(op=Op.SQRT, rd=_WORK, ra=_WORK))  # 2^-(Eref + 7): one over the unit
+            maximum()
+            out.append(Instruction(op=Op.DIV, rd=_SCALE, ra=_SCALE, rb=_WORK))
         linear(PostMode.RESIDUAL, c.hidden, c.hidden, _OUT, names=("o",))
         times(_OUT, "o")  # in time: the first row needs its scale after the dot product's stages
 
         norm(c.hidden, 0)
-        linear(PostMode.GATED, 2 * c.intermediate, c.hidden, names=("gate", "up"))
-        deviation(model.residual_epsilon)
-        times(_WORK, "gate")
-        times(_UNIT, "up")
-        out.extend(
-            [
-                Instruction(op=Op.MUL, rd=_WORK, ra=_WORK, rb=_WORK),
-                Instruction(op=Op.MUL, rd=_UNIT, ra=_WORK, rb=_UNIT),
-                Instruction(op=Op.MUL, rd=_UNIT, ra=_UNIT, rb=_UNIT),
-                Instruction.with_scalar(Op.LDI, model.gated_epsilon, rd=_DEVIATION),
-                Instruction(op=Op.DIV, rd=_DEVIATION, ra=_DEVIATION, rb=_UNIT),
-            ]
-        )
-        norm(c.intermediate, 1)
-        out.append(Instruction(op=Op.SCX, rd=_DEVIATION, ra=_DEVIATION))
-        deviation(None)
+        if c.activation == "silu":  # needs the gate's scale with the first row, as RESIDUAL does
+            deviation(model.residual_epsilon)
+            linear(PostMode.GATED, 2 * c.intermediate, c.hidden, _OUT, names=("gate", "up"))
+            times(_OUT, "gate")
+            times(_UNIT, "up")
+        else:
+            linear(PostMode.GATED, 2 * c.intermediate, c.hidden, names=("gate", "up"))
+            deviation(model.residual_epsilon)
+            times(_WORK, "gate")
+            times(_UNIT, "up")
+            out.append(Instruction(op=Op.MUL, rd=_WORK, ra=_WORK, rb=_WORK))
+            out.append(Instruction(op=Op.MUL, rd=_UNIT, ra=_WORK, rb=_UNIT))
+        if c.sub_norms:
+            out.append(Instruction(op=Op.MUL, rd=_UNIT, ra=_UNIT, rb=_UNIT))
+            out.append(Instruction.with_scalar(Op.LDI, model.gated_epsilon, rd=_DEVIATION))
+            out.append(Instruction(op=Op.DIV, rd=_DEVIATION, ra=_DEVIATION, rb=_UNIT))
+            norm(c.intermediate, 1)
+            out.append(Instruction(op=Op.SCX, rd=_DEVIATION, ra=_DEVIATION))
+            deviation(None)
+        else:
+            plain(c.intermediate)
+            maximum()
+            out.append(Instruction(op=Op.MUL, rd=_SCALE, ra=_SCALE, rb=_UNIT))
         linear(PostMode.RESIDUAL, c.hidden, c.intermediate, _OUT, names=("down",))
         times(_OUT, "down")
 

@@ -31,7 +31,10 @@ def _add_decoder(kinds):
         ),
     )
     decoder.add_argument(
-        "--model", required=True, metavar="NAME|DIR", help="a published model (bitnet-2b4t) or a checkpoint folder"
+        "--model",
+        required=True,
+        metavar="NAME|DIR",
+        help="a published model (bitnet-2b4t, falcon3-1b, llama3-8b) or a checkpoint folder",
     )
     decoder.add_argument(
         "--preset",

@@ -88,7 +88,7 @@ def _storage(m):
     scales = 2 * m.kv_heads * SCALE_BITS
     return {
         "weights": _words(m) * m.lane_width * BITS,
-        "embedding": m.vocab * m.hidden * EMBEDDING_BITS,
+        "embedding": m.vocab * m.hidden * EMBEDDING_BITS * (1 if m.model.tie_word_embeddings else 2),  # and the head
         "kv_cache": m.context * m.layers * (2 * m.kv_dim * KV_BITS + scales),
     }
 

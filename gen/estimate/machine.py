@@ -19,7 +19,7 @@ from intaglio.gen.emit.program import layer_program
 from intaglio.gen.presets.decoder import PRESETS, widths_of
 from intaglio.rtl.arithmetic.numerics import Scalar
 from intaglio.rtl.attention.narrow.array import tree_stages
-from intaglio.rtl.attention.narrow.unit import HEAD_DRAIN, KEY_DRAIN, VALUE_DRAIN
+from intaglio.rtl.attention.narrow.unit import HEAD_DRAIN, KEY_DRAIN, SCALE_STAGES, VALUE_DRAIN
 from intaglio.rtl.config.decoder import DOTS, DecoderConfig
 from intaglio.rtl.control.program import Instruction
 
@@ -114,6 +114,9 @@ class Machine:
     kv_dim = property(lambda self: self.kv_heads * self.head_dim)
     qkv_rows = property(lambda self: self.hidden + 2 * self.kv_dim)
     divider_bits = DecoderConfig.divider_bits
+    activation = property(lambda self: self.model.hidden_act)
+    sub_norms = property(lambda self: int(self.model.sub_norms))
+    row_scales = property(lambda self: int(self.model.model_type != "bitnet"))  # as decoder_config has it
     rank, adapted = property(lambda self: 0), property(lambda self: ())  # no adapters
 
     @property
@@ -201,6 +204,7 @@ class WideTiming(Timing):
             + HEAD_DRAIN
             + tree_stages(c.head_dim)
             + tree_stages(c.attention_heads * c.attention_units)
+            + SCALE_STAGES * c.row_scales
             + merge
             + c.reach
         )

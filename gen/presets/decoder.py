@@ -94,6 +94,7 @@ def config_for(model: ModelConfig, preset: str, **changes: int | str) -> Decoder
         "gate_words",
         "gate_wake",
         "gate_isolation",
+        "row_scales",
     )
     widths = widths_of(model, preset, **changes)
     if unknown := sorted(set(changes) - set(allowed)):

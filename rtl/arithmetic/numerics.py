@@ -22,10 +22,12 @@ __all__ = [
     "PHASE_BITS",
     "RESIDUAL_FRACTION",
     "ROTARY_ONE",
+    "ROW_SCALE_BITS",
     "SINE_TABLE",
     "T_BITS",
     "XS_BITS",
     "ZERO_EXPONENT",
+    "RotaryScaling",
     "Scalar",
     "exp_table",
     "normalise",
@@ -46,6 +48,8 @@ INT16_NUMERATOR, INT16_SHIFT = INT16_MAX << 18, 18
 OPERAND_SHIFT = 18  # for queries: element * 16-bit mantissa of their scale
 INVERSE = (1 << 33) - 1  # numerator of 1/sum of the softmax
 
+ROW_SCALE_BITS = 16  # unsigned scale of a row of the embedding or of the head
+
 ZERO_EXPONENT = -128  # of a key or a value of scale 0 in the cache: below a model's own, and its square stays in range
 
 EXP_FRACTION = 8
@@ -64,9 +68,40 @@ ROTARY_ONE = 1 << 14  # cos 0
 SINE_TABLE = tuple(round(ROTARY_ONE * math.sin((i + 0.5) * math.pi / 2048)) for i in range(1024))
 
 
-def rotary_increment(index, head_dim, theta):
-    """Phase that position adds for pair ``index``: turns of ``theta^(-2 index / head_dim) / 2 pi``, in units of 2^-32 turn."""
-    return round(theta ** (-2 * index / head_dim) / (2 * math.pi) * 2**PHASE_BITS) % 2**PHASE_BITS
+@dataclass(frozen=True, kw_only=True)
+class RotaryScaling:
+    """How a model that was trained on for longer texts turns more slowly; names are Hugging Face's.
+
+    ``linear``: every frequency divided by ``factor``. ``llama3``: those that turn less than ``low_freq_factor`` times in
+    ``original_max_position_embeddings`` positions divided by it, those that turn more than ``high_freq_factor`` times as they are, between
+    them a mean of both, linear in the frequency.
+    """
+
+    kind: str
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+    def ratio(self, frequency: float) -> float:
+        """What ``frequency``, in radians a position, is multiplied by."""
+        if self.kind == "linear":
+            return 1 / self.factor
+        turns = self.original_max_position_embeddings * frequency / (2 * math.pi)
+        kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        kept = min(max(kept, 0.0), 1.0)
+        return kept + (1 - kept) / self.factor
+
+
+def rotary_increment(index, head_dim, theta, scaling=None):
+    """Phase that position adds for pair ``index``: turns of ``theta^(-2 index / head_dim) / 2 pi``, in units of 2^-32 turn.
+
+    ``scaling``, a :class:`RotaryScaling`, multiplies the frequency.
+    """
+    frequency = theta ** (-2 * index / head_dim)
+    if scaling is not None:
+        frequency *= scaling.ratio(frequency)
+    return round(frequency / (2 * math.pi) * 2**PHASE_BITS) % 2**PHASE_BITS
 
 
 def rotary_pair(phase):

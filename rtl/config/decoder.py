@@ -6,12 +6,23 @@ import json
 from dataclasses import dataclass
 
 from intaglio.rtl.arithmetic.numerics import XS_BITS
+from intaglio.rtl.arithmetic.silu import SILU_BITS
 from intaglio.rtl.memory import ROM_FORMS
 
-__all__ = ["ADAPTED_OPERATIONS", "DOTS", "PACKINGS", "DecoderConfig", "check_packing", "logit_shift", "word_bits"]
+__all__ = [
+    "ACTIVATIONS",
+    "ADAPTED_OPERATIONS",
+    "DOTS",
+    "PACKINGS",
+    "DecoderConfig",
+    "check_packing",
+    "logit_shift",
+    "word_bits",
+]
 
 PACKINGS = ("2bit", "5trit")
 DOTS = ("planes", "adders")
+ACTIVATIONS = ("relu2", "silu")
 ADAPTED_OPERATIONS = (
     ("q", "k", "v"),
     ("o",),
@@ -19,6 +30,7 @@ ADAPTED_OPERATIONS = (
     ("down",),
 )  # matrices that one linear operation computes together
 _ADAPTER_FIELDS = ("rank", "adapters", "adapter_trits", "adapter_targets")
+_MODEL_FIELDS = {"activation": "relu2", "sub_norms": 1, "tied_head": 1, "row_scales": 0}  # told only where they differ
 _GATE_FIELDS = ("gate_words", "gate_wake", "gate_isolation")
 MOST_BANKS = 128
 FORMAT = 2  # raised when the hardware or its program changes, so that old digests no longer match
@@ -49,6 +61,14 @@ class DecoderConfig:
     ----------
     hidden, intermediate, layers, heads, kv_heads, head_dim, vocab : int
         The model: ``hidden = heads * head_dim``; ``kv_heads`` divides ``heads``.
+    activation : str
+        Of the gate: ``"relu2"`` or ``"silu"``.
+    sub_norms : int
+        1: norms before the output and the down projection; 0: none, their inputs are quantised as they are.
+    tied_head : int
+        1: the head reads the embedding's memory; 0: it has one of its own.
+    row_scales : int
+        1: each row (token) of the embedding and of the head has a scale of its own; 0: each matrix has one.
     context : int
         Tokens that the KV cache holds.
     lanes : int
@@ -121,6 +141,10 @@ class DecoderConfig:
     gate_words: int = 0
     gate_wake: int = 8
     gate_isolation: int = 1
+    activation: str = "relu2"
+    sub_norms: int = 1
+    tied_head: int = 1
+    row_scales: int = 0
 
     def __post_init__(self):
         def need(ok, text):
@@ -149,6 +173,13 @@ class DecoderConfig:
             self.hidden == self.heads * self.head_dim,
             f"hidden must be heads * head_dim = {self.heads * self.head_dim}, not {self.hidden}",
         )
+        need(
+            self.activation in ACTIVATIONS,
+            f"activation must be one of {', '.join(ACTIVATIONS)}, not {self.activation!r}",
+        )
+        for name in ("sub_norms", "tied_head", "row_scales"):
+            value = getattr(self, name)
+            need(type(value) is int and value in (0, 1), f"{name} must be 0 or 1, not {value!r}")
         need(self.heads % self.kv_heads == 0, f"kv_heads must divide heads = {self.heads}, not {self.kv_heads}")
         need(
             isinstance(self.context, int) and 2 <= self.context <= 65535,
@@ -204,7 +235,9 @@ class DecoderConfig:
             ("max(hidden, intermediate) / lane_width", widest // self.lane_width, 1023),
             ("max(qkv_rows, 2 * intermediate) / lanes", max(self.qkv_rows, 2 * self.intermediate) // self.lanes, 65535),
             (
-                "words of norm gains, (layers * (3 * hidden + intermediate) + hidden) / vector_width",
+                "words of norm gains, (layers * (3 * hidden + intermediate) + hidden) / vector_width"
+                if self.sub_norms
+                else "words of norm gains, ((2 * layers + 1) * hidden + max(hidden, intermediate)) / vector_width",
                 self.gain_words,
                 65536,
             ),
@@ -294,8 +327,13 @@ class DecoderConfig:
 
     @property
     def gain_words(self):
-        """Words of the ROM of norm gains: the four norms of each layer and the final norm."""
-        return (self.layers * (3 * self.hidden + self.intermediate) + self.hidden) // self.vector_width
+        """Words of the ROM of norm gains: the four norms of each layer and the final norm.
+
+        Without sub-norms two of each layer, and gains of 1 for the longest vector that has none.
+        """
+        if self.sub_norms:
+            return (self.layers * (3 * self.hidden + self.intermediate) + self.hidden) // self.vector_width
+        return ((2 * self.layers + 1) * self.hidden + max(self.hidden, self.intermediate)) // self.vector_width
 
     @property
     def head_groups(self):
@@ -314,8 +352,10 @@ class DecoderConfig:
 
     @property
     def result_bits(self):
-        """Signed bits of an element of the result buffer; the widest is ``relu(gate)^2 * up``."""
-        return max((127 * self.hidden) ** 3, (1 << 18) - 1).bit_length() + 1
+        """Signed bits of an element of the result buffer; the widest is ``relu(gate)^2 * up`` or ``silu(gate) * up``."""
+        largest = 127 * self.hidden
+        widest = largest**3 if self.activation == "relu2" else largest << (SILU_BITS - 1)
+        return max(widest, (1 << 18) - 1).bit_length() + 1
 
     @property
     def shift_bits(self):
@@ -411,6 +451,7 @@ class DecoderConfig:
     def to_json(self):
         """Without the fields of what is not there, so that digests do not depend on them."""
         absent = (() if self.rank else _ADAPTER_FIELDS) + (() if self.gate_words else _GATE_FIELDS)
+        absent += tuple(name for name, usual in _MODEL_FIELDS.items() if getattr(self, name) == usual)
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in absent}
 
     @classmethod

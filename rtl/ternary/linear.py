@@ -43,9 +43,11 @@ class LinearUnit(wiring.Component):
     restart : In(1)
         Strobe, while not busy, at the latest with ``start``: weights from word 0.
     scale_m : In(16), scale_e : In(signed(10))
-        Scale of RESIDUAL; stable from four cycles after ``start`` (the first row's sum comes later) until not busy.
+        Scale of RESIDUAL, and of the gate in GATED with SiLU; stable from four cycles after ``start`` (the first row's sum comes later)
+        until not busy.
     busy, busy_next : Out(1)
-        ``busy`` from the cycle after ``start``, for ``groups * chunks + FILL`` cycles; low when its buffer has been given the last result.
+        ``busy`` from the cycle after ``start``, for ``groups * chunks + fill(config, mode)`` cycles; low when its buffer has been given
+        the last result.
         ``busy_next`` is what it is in the next cycle; combinational.
     act_addr : Out, act_data : In(8 * lane_width)
         Buffer A, element ``i`` of a word in bits ``8 i ..``; latency 1.
@@ -94,9 +96,9 @@ class LinearUnit(wiring.Component):
         return 1 + _lead(config)
 
     @classmethod
-    def fill(cls, config):
+    def fill(cls, config, mode=PostMode.RAW):
         """Cycles that ``busy`` exceeds the words of an operation."""
-        return cls.FILL + (AdapterPath.JOIN_LATENCY if config.rank else 0)
+        return cls.FILL + (AdapterPath.JOIN_LATENCY if config.rank else 0) + Post.extra(config, mode)
 
     def __init__(self, config, weights=None, lane_instance=False):
         if weights is not None and len(weights) != config.lanes:
@@ -160,7 +162,7 @@ class LinearUnit(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self.config
-        m.submodules.post = post = Post(config)
+        m.submodules.post = post = Post(config, external=self.weights is None)
         path = None
         activations = self.act_data
         if config.rank:
@@ -255,6 +257,11 @@ class LinearUnit(wiring.Component):
         valid = _delay(m, last, "row_valid") if path is None else path.o_valid
         for stage in range(Post.LATENCY + 1 + (path.JOIN_LATENCY if path is not None else 0)):
             final = _delay(m, final, f"row_final_{stage}")
+        if extra := Post.extra(config, PostMode.GATED):
+            late = final & (mode == PostMode.GATED)
+            for stage in range(extra):
+                late = _delay(m, late, f"gated_final_{stage}")
+            final = Mux(mode == PostMode.GATED, late, final)
         m.d.comb += self.busy_next.eq(begin | (self.busy & ~(final if path is None else final | path.done)))
         m.d.sync += self.busy.eq(self.busy_next)
 

@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from intaglio.rtl.arithmetic.numerics import RESIDUAL_FRACTION
+from intaglio.rtl.arithmetic.silu import SILU_BITS, SILU_WORDS, Silu
 from intaglio.rtl.memory.copies import COPY
 
 __all__ = ["RESIDUAL_BITS", "Post", "PostMode", "r_address_bits", "x_address_bits"]
@@ -18,7 +19,7 @@ class PostMode(enum.Enum, shape=2):
     """What becomes of the row sums ``a_0 .. a_lanes-1`` of a group."""
 
     RAW = 0  # a_i to R
-    GATED = 1  # relu(a_2j)^2 * a_2j+1 to R
+    GATED = 1  # relu(a_2j)^2 * a_2j+1, or silu(a_2j * m * 2^e) * a_2j+1, to R
     RESIDUAL = 2  # X + ((a_i * m + (1 << (rs - 1))) >> rs), saturated, to X
 
 
@@ -35,24 +36,36 @@ def r_address_bits(config):
 class Post(wiring.Component):
     """Results of one group of rows a cycle.
 
+    Parameters
+    ----------
+    config : DecoderConfig
+    external : bool
+        The ROM of the SiLU, if there is one, is an external image.
+
     Members
     -------
     clear : In(1)
         Start of an operation: results count from element 0, magnitudes from 0.
     mode : In(PostMode), scale_m : In(16), scale_e : In(signed(10))
-        Stable from the cycle before the first ``valid`` until the operation's last write; the scale counts for RESIDUAL only.
+        Stable from the cycle before the first ``valid`` until the operation's last write; the scale counts for RESIDUAL, and for GATED
+        with SiLU, where it is the gate's.
     valid : In(1), sums : In(signed(accumulator_bits)) [lanes]
         Row sums of the next group.
     x_*, r_*, x_or, r_or
         As of :class:`~intaglio.rtl.ternary.linear.LinearUnit`.
     write : Out(1)
-        The results of a group are being written in this cycle, ``LATENCY`` = 3 cycles after ``valid``.
+        The results of a group are being written in this cycle, ``LATENCY + extra(config, mode)`` cycles after ``valid``.
     """
 
     LATENCY = 3
 
-    def __init__(self, config):
-        self.config = config
+    @staticmethod
+    def extra(config, mode):
+        """Cycles that a mode takes more than ``LATENCY``: SiLU, its argument before it and the product with its result after it."""
+        return Silu.LATENCY + 3 if config.activation == "silu" and mode == PostMode.GATED else 0
+
+    def __init__(self, config, external=True):
+        self.config, self.external = config, external
         width, lanes = config.vector_width, config.lanes
         x_bits, r_bits = x_address_bits(config), r_address_bits(config)
         super().__init__(
@@ -89,7 +102,10 @@ class Post(wiring.Component):
                 m.d.sync += signal.eq(value)
             return signal
 
+        with_silu = config.activation == "silu"
         valid = [self.valid, Signal(name="valid_1"), Signal(name="valid_2"), self.write]
+        if with_silu:
+            valid[3] = Signal(name="valid_3")
         group = [Signal(max(x_address_bits(config), r_address_bits(config)) + place_bits + 1, name="group_1")]
         m.d.sync += [stage.eq(previous) for stage, previous in zip(valid[1:], valid[:-1], strict=True)]
         with m.If(self.clear):
@@ -111,12 +127,12 @@ class Post(wiring.Component):
             register(f"shift_{i}", 6, Mux(less < 0, 0, Mux(less > 39, 39, less[:6])), attrs=COPY) for i in range(lanes)
         ]
         half = config.gate_bits - 1
-        factor_bits = max(17, half + 1)
+        factor_bits = 17 if with_silu else max(17, half + 1)
         m.d.comb += self.x_rd_addr.eq(group[0] >> place_bits)
         place_2 = group[1][:place_bits]
         old_group = self.x_rd_data.word_select(place_2, lanes * RESIDUAL_BITS) if copies > 1 else self.x_rd_data
         raw, new, combined = [], [], []
-        square = None  # of the even lane before
+        square = gate = None  # of the even lane before
         for i in range(lanes):
             total = self.sums[i]
             raw_1 = register(f"raw_1_{i}", total.shape(), total, valid[0])
@@ -125,7 +141,9 @@ class Post(wiring.Component):
             left = Signal(signed(config.accumulator_bits), name=f"left_{i}")
             right = Signal(signed(factor_bits), name=f"right_{i}")
             product = Signal(signed(config.accumulator_bits + factor_bits), name=f"product_{i}", reset_less=True)
-            if i % 2:
+            if with_silu:
+                enable, other_left, other_right = valid[0], total, scale_m
+            elif i % 2:
                 enable = Mux(gated, valid[1], valid[0])
                 other_left, other_right = (
                     register(f"up_{i // 2}", signed(config.gate_bits), total, valid[0]),
@@ -138,7 +156,7 @@ class Post(wiring.Component):
             m.d.comb += [left.eq(Mux(gated, other_left, total)), right.eq(Mux(gated, other_right, scale_m))]
             with m.If(enable):
                 m.d.sync += product.eq(left * right)
-            if i % 2:
+            if i % 2 and not with_silu:
                 high = register(
                     f"high_{i // 2}", signed(config.result_bits - SPLIT), square[SPLIT:] * other_left, valid[1]
                 )
@@ -146,6 +164,9 @@ class Post(wiring.Component):
                 m.d.comb += gated_value.eq(product + (high << SPLIT))
                 combined.append(gated_value)
             shifted = register(f"shifted_{i}", signed(config.accumulator_bits + 16), product >> shift[i], valid[1])
+            if with_silu and i % 2:
+                combined.append(self._silu_gate(m, register, i // 2, gate, raw_1[: config.gate_bits].as_signed()))
+            gate = shifted
             old = Signal(signed(RESIDUAL_BITS), name=f"old_{i}")
             m.d.comb += old.eq(old_group[i * RESIDUAL_BITS : (i + 1) * RESIDUAL_BITS])
             # old + ((shifted + 1) >> 1) as one addition
@@ -164,22 +185,38 @@ class Post(wiring.Component):
             )
             new.append(value)
 
+        store, r_group = valid[2], group[2]
+        if with_silu:  # GATED takes longer, and its results are counted as they are written
+            late = valid[2] & gated
+            for stage in range(3, 3 + self.extra(config, PostMode.GATED)):
+                later = Signal(name=f"gated_{stage}")
+                m.d.sync += later.eq(late)
+                late = later
+            store = Mux(gated, late, valid[2])
+            m.d.sync += self.write.eq(store)
+            written = Signal.like(group[0], name="written")
+            with m.If(self.clear):
+                m.d.sync += written.eq(0)
+            with m.Elif(self.write & gated):
+                m.d.sync += written.eq(written + 1)
+            r_group = Mux(gated, written, group[2])
+
         results = []
         for i in range(lanes):
             value = Signal(signed(config.result_bits), name=f"result_{i}")
             m.d.comb += value.eq(Mux(gated, combined[i % (lanes // 2)], raw[i]))
             results.append(value)
         x_data = register("x_data", lanes * RESIDUAL_BITS, Cat(new), valid[2])
-        r_data = register("r_data", lanes * config.result_bits, Cat(results), valid[2])
+        r_data = register("r_data", lanes * config.result_bits, Cat(results), store)
 
         # Writes. A RAW group fills two granules of R.
         m.d.comb += [
             self.x_wr_data.eq(x_data),
             self.r_wr_data.eq(r_data),
             self.x_wr_addr.eq(group[2] >> place_bits),
-            self.r_wr_addr.eq(Mux(gated, group[2] >> gated_copies_bits, group[2] >> place_bits)),
+            self.r_wr_addr.eq(Mux(gated, r_group >> gated_copies_bits, group[2] >> place_bits)),
         ]
-        place, gated_place = group[2][:place_bits], group[2][:gated_copies_bits]
+        place, gated_place = group[2][:place_bits], r_group[:gated_copies_bits]
         with m.If(self.write):
             with m.If(residual):
                 m.d.comb += self.x_wr_en.eq(1 << place)
@@ -203,3 +240,17 @@ class Post(wiring.Component):
         with m.Elif(self.write):
             m.d.sync += self.r_or.eq(self.r_or | magnitude(r_data, lanes, config.result_bits))
         return m
+
+    def _silu_gate(self, m, register, pair, shifted, up):
+        """``silu(z) * up`` of a pair of lanes, from the gate's shifted product (of stage 2) and the up sum (of stage 1)."""
+        config = self.config
+        m.submodules[f"silu_{pair}"] = unit = Silu(None if self.external else SILU_WORDS)
+        rounded = Signal(signed(len(shifted)), name=f"rounded_{pair}")
+        m.d.comb += rounded.eq((shifted + 1) >> 1)
+        top, most = rounded[SILU_BITS - 1 :], 1 << (SILU_BITS - 1)
+        z = Mux(top.all() | ~top.any(), rounded[:SILU_BITS], Mux(rounded[-1], most, most - 1))
+        m.d.comb += unit.z.eq(register(f"z_{pair}", SILU_BITS, z))
+        for stage in range(2, 4 + Silu.LATENCY):
+            up = register(f"up_{pair}_{stage}", signed(config.gate_bits), up)
+        product = register(f"gated_product_{pair}", signed(config.result_bits), unit.o * up)
+        return register(f"gated_value_{pair}", signed(config.result_bits), product)

@@ -199,7 +199,7 @@ class DecoderCore(wiring.Component):
             vector.gain_base.eq(s.m),
             vector.words.eq(s.e),
             vector.group.eq(s.m),
-            vector.embed_scale.eq(s.m),
+            vector.embed_scale.eq(attention.emb_scale if c.row_scales else s.m),
             vector.q_mantissa.eq(s.q_scale.m),
             vector.shift.eq(s.vector_shift),
             vector.rotary_start.eq(begun),

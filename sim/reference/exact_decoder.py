@@ -7,11 +7,13 @@ any number of tokens to the cache.
 from collections.abc import Sequence
 from typing import overload
 
+import numpy as np
 import torch
 
 from intaglio.gen.checkpoint.quantised import QuantisedModel
 from intaglio.host.adapter.files import QuantisedAdapter
 from intaglio.rtl.arithmetic import numerics
+from intaglio.rtl.arithmetic.silu import SILU_BITS, SILU_FRACTION, SILU_SLOPES, SILU_TABLE, silu
 from intaglio.sim.reference.scalars import Scalars, bit_length, clamp, normalise, shift_right
 
 __all__ = ["ExactDecoder"]
@@ -55,13 +57,15 @@ class ExactDecoder:
     def __init__(self, model: QuantisedModel, adapter: QuantisedAdapter | None = None) -> None:
         self.model, self.config = model, model.config
         self.adapt(adapter)
-        self.embedding = _tensor(model.embedding)
+        self.embedding, self.head = _tensor(model.embedding), _tensor(model.head)
         self.layers = []
         for layer in model.layers:
             weights = {name: torch.as_tensor(w).double() for name, w in layer.matrices.items()}
             self.layers.append((weights, {name: _tensor(g) for name, g in layer.gains.items()}, layer.constants))
+        self.row_scales = {name: _tensor(scales.astype(np.int64)) for name, scales in model.row_scales.items()}
         self.final_gains = _tensor(model.final_gains)
         self.exp_table = _tensor(numerics.EXP_TABLE)
+        self.silu_tables = _tensor(SILU_TABLE), _tensor(SILU_SLOPES)
         self.reset()
 
     def adapt(self, adapter: QuantisedAdapter | None) -> None:
@@ -114,7 +118,8 @@ class ExactDecoder:
                 f"position must stay below the context of {c.context} tokens, not reach {self.position + len(tokens)}"
             )
         half = 1 << c.embed_shift >> 1
-        x = (self.embedding[tokens] * self.model.embed_scale + half) >> c.embed_shift
+        scales = self.row_scales["embedding"][tokens, None] if c.row_scales else self.model.embed_scale
+        x = (self.embedding[tokens] * scales + half) >> c.embed_shift
         rotary = self._rotary(len(tokens))
         for index in range(c.layers):
             x = self._layer(x, index, rotary)
@@ -129,7 +134,10 @@ class ExactDecoder:
             numerics.INT16_MAX,
             self.model.residual_epsilon,
         )
-        out = (q.double() @ self.embedding.double().T).long() >> c.logit_shift
+        out = (q.double() @ self.head.double().T).long()
+        if c.row_scales:
+            out = out * self.row_scales["embedding" if c.tied_head else "head"] >> numerics.ROW_SCALE_BITS
+        out = out >> c.logit_shift
         return out, (scale * Scalars.full(self.model.logit_constant, scale.m.shape)).double()
 
     def generate(self, prompt: Sequence[int], count: int, stop: int | None = None) -> list[int]:
@@ -170,6 +178,14 @@ class ExactDecoder:
         deviation = (Scalars.of_int(squares) + epsilon.scaled(-2 * sh)).sqrt()
         return self._quantise(t, largest, numerator, shift, limit), Scalars.of_int(largest) / deviation, sh
 
+    def _plain(self, source):
+        """Rows quantised without a norm, and their scale in the unit of ``source``."""
+        sh = _shift_for_vector(source)
+        t = (source >> sh[:, None]) * numerics.GAIN_MAX
+        largest = t.abs().amax(1)
+        q = self._quantise(t, largest, numerics.INT8_NUMERATOR, numerics.INT8_SHIFT, numerics.INT8_MAX)
+        return q, Scalars.of_int(largest).scaled(sh)
+
     def _quantise(self, t, largest, numerator, shift, limit):
         mantissa, en = normalise(largest)
         ts = shift_right(t, en[..., None].expand_as(t))
@@ -189,10 +205,21 @@ class ExactDecoder:
         c = self.config
         return clamp(acc + added, 127 * (c.hidden if name in ("gate", "up") else max(c.hidden, c.intermediate)))
 
+    def _fixed(self, acc, scale, fraction):
+        """Real values of a matrix's results, in units of ``2^-fraction``."""
+        rs = (-(scale.e + fraction)).clamp(1, 40)[:, None]
+        return (acc * scale.m[:, None] + (1 << (rs - 1))) >> rs
+
     def _add(self, x, acc, scale):
-        rs = (-(scale.e + numerics.RESIDUAL_FRACTION)).clamp(1, 40)[:, None]
-        y = (acc * scale.m[:, None] + (1 << (rs - 1))) >> rs
-        return (x + y).clamp(-(1 << 31), (1 << 31) - 1)
+        return (x + self._fixed(acc, scale, numerics.RESIDUAL_FRACTION)).clamp(-(1 << 31), (1 << 31) - 1)
+
+    def _gated(self, gate, up, gate_scale, up_scale):
+        """The gated product and its unit; the constant of up has the unit of a SiLU in it."""
+        if self.config.activation == "silu":
+            most = 1 << (SILU_BITS - 1)
+            z = self._fixed(gate, gate_scale, SILU_FRACTION).clamp(-most, most - 1)
+            return silu(z, *self.silu_tables) * up, up_scale
+        return gate.clamp(min=0) ** 2 * up, gate_scale * gate_scale * up_scale
 
     def _layer(self, x, index, rotary):
         weights, gains, constants = self.layers[index]
@@ -209,17 +236,23 @@ class ExactDecoder:
         q8, scale, _ = norm8(x, "input", self.model.residual_epsilon)
         qkv = torch.cat([self._linear(q8, weights, index, name) for name in "qkv"], 1)
         output, reference = self._attention(index, qkv, rotary, *(scaled(scale, name) for name in "qkv"))
-        epsilon = Scalars.full(self.model.attention_epsilon, (n,)).scaled(-2 * (reference + 7))
-        q8, scale, _ = norm8(output, "attn_sub", epsilon)
+        if self.config.sub_norms:
+            epsilon = Scalars.full(self.model.attention_epsilon, (n,)).scaled(-2 * (reference + 7))
+            q8, scale, _ = norm8(output, "attn_sub", epsilon)
+        else:
+            q8, scale = self._plain(output)
+            scale = scale.scaled(reference + 7)
         x = self._add(x, self._linear(q8, weights, index, "o"), scaled(scale, "o"))
 
         q8, scale, _ = norm8(x, "post_attention", self.model.residual_epsilon)
         gate, up = (self._linear(q8, weights, index, name) for name in ("gate", "up"))
-        hidden = gate.clamp(min=0) ** 2 * up
-        gate_scale = scaled(scale, "gate")
-        unit = gate_scale * gate_scale * scaled(scale, "up")
-        epsilon = Scalars.full(self.model.gated_epsilon, (n,)) / (unit * unit)
-        q8, scale, _ = norm8(hidden, "ffn_sub", epsilon)
+        hidden, unit = self._gated(gate, up, scaled(scale, "gate"), scaled(scale, "up"))
+        if self.config.sub_norms:
+            epsilon = Scalars.full(self.model.gated_epsilon, (n,)) / (unit * unit)
+            q8, scale, _ = norm8(hidden, "ffn_sub", epsilon)
+        else:
+            q8, scale = self._plain(hidden)
+            scale = scale * unit
         return self._add(x, self._linear(q8, weights, index, "down"), scaled(scale, "down"))
 
     def _attention(self, index, qkv, rotary, q_scale, k_scale, v_scale):

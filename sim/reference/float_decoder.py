@@ -1,8 +1,8 @@
-"""Float model: the published BitNet b1.58 decoder in plain torch, trainable by straight-through estimation.
+"""Float model: the published ternary decoders, BitNet b1.58's and Llama's, in plain torch, trainable by straight-through estimation.
 
-Shapes are ``[batch, time, features]``. Parameter names are those of Hugging Face's ``BitNetForCausalLM``. Sources:
-arXiv 2402.17764 (ternary weights by absmean, activations by absmax per token) and transformers' ``modular_bitnet.py`` (block
-structure, sub-norms, gated squared ReLU, tied head).
+Shapes are ``[batch, time, features]``. Parameter names are those of Hugging Face's ``BitNetForCausalLM`` and ``LlamaForCausalLM``.
+Sources: arXiv 2402.17764 (ternary weights by absmean, activations by absmax per token) and transformers' ``modular_bitnet.py`` (block
+structure, sub-norms, gated squared ReLU, tied head) and ``modeling_llama.py`` (no sub-norms, gated SiLU).
 """
 
 from typing import Any
@@ -62,6 +62,13 @@ def rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
+_ACTIVATIONS = {"relu2": lambda x: F.relu(x).square(), "silu": F.silu}
+
+
+def _sub_norm(config, size):
+    return RMSNorm(size, config.rms_norm_eps) if config.model_type == "bitnet" else nn.Identity()
+
+
 class Attention(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -70,7 +77,7 @@ class Attention(nn.Module):
         self.k_proj = BitLinear(c.hidden_size, c.num_key_value_heads * c.head_dim)
         self.v_proj = BitLinear(c.hidden_size, c.num_key_value_heads * c.head_dim)
         self.o_proj = BitLinear(c.num_attention_heads * c.head_dim, c.hidden_size)
-        self.attn_sub_norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.attn_sub_norm = _sub_norm(c, c.hidden_size)
 
     def forward(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, bias: torch.Tensor | None = None
@@ -98,10 +105,11 @@ class Mlp(nn.Module):
         self.gate_proj = BitLinear(config.hidden_size, config.intermediate_size)
         self.up_proj = BitLinear(config.hidden_size, config.intermediate_size)
         self.down_proj = BitLinear(config.intermediate_size, config.hidden_size)
-        self.ffn_sub_norm = RMSNorm(config.intermediate_size, config.rms_norm_eps)
+        self.ffn_sub_norm = _sub_norm(config, config.intermediate_size)
+        self.act = _ACTIVATIONS[getattr(config, "hidden_act", "relu2")]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.ffn_sub_norm(F.relu(self.gate_proj(x)).square() * self.up_proj(x)))
+        return self.down_proj(self.ffn_sub_norm(self.act(self.gate_proj(x)) * self.up_proj(x)))
 
 
 class Block(nn.Module):
@@ -124,7 +132,7 @@ class FloatDecoder(nn.Module):
 
     Parameters
     ----------
-    config : object with the fields of Hugging Face's ``BitNetConfig`` (``hidden_size``, ``head_dim`` and so on).
+    config : object with the fields of :class:`~intaglio.gen.checkpoint.model.ModelConfig`.
 
     Returns (forward)
     -----------------
@@ -139,9 +147,11 @@ class FloatDecoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def table(self) -> torch.Tensor:
-        """The matrix ``[vocab_size, hidden_size]`` that embeds tokens and, transposed, is the head."""
+        """The matrix ``[vocab_size, hidden_size]`` that embeds tokens and, transposed, is the head where it has none of its own."""
         return quantise_embedding(self.embed_tokens.weight)
 
     def forward(
@@ -149,6 +159,8 @@ class FloatDecoder(nn.Module):
     ) -> torch.Tensor:
         c = self.config
         frequency = c.rope_theta ** (-torch.arange(0, c.head_dim, 2, device=tokens.device) / c.head_dim)
+        if (scaling := getattr(c, "rope_scaling", None)) is not None:
+            frequency = frequency * torch.tensor([scaling.ratio(f) for f in frequency.tolist()], device=tokens.device)
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
         angle = positions[:, None] * frequency
@@ -157,4 +169,4 @@ class FloatDecoder(nn.Module):
         x = F.embedding(tokens, table)
         for layer in self.layers:
             x = layer(x, cos, sin, bias)
-        return F.linear(self.norm(x), table).float()
+        return F.linear(self.norm(x), table if c.tie_word_embeddings else self.lm_head.weight).float()

@@ -72,11 +72,13 @@ def float_decoder(checkpoint: Checkpoint) -> LoadedDecoder:
     model = LoadedDecoder(checkpoint.config)
     _set(model.embed_tokens, checkpoint.embed)
     _set(model.norm, checkpoint.final_norm)
+    if checkpoint.head is not None:
+        _set(model.lm_head, checkpoint.head)
     for block, layer in zip(model.layers, checkpoint.layers, strict=True):
         for name, path in MATRIX_TENSORS.items():
             block.set_submodule(path, FrozenBitLinear(layer.matrices[name]))
-        for name, path in NORM_TENSORS.items():
-            _set(block.get_submodule(path), layer.norms[name])
+        for name, gains in layer.norms.items():
+            _set(block.get_submodule(NORM_TENSORS[name]), gains)
     return model.eval().requires_grad_(False)
 
 
@@ -100,11 +102,13 @@ def latent_decoder(checkpoint: Checkpoint) -> FloatDecoder:
     with torch.no_grad():
         model.embed_tokens.weight.copy_(torch.from_numpy(checkpoint.embed))
         model.norm.weight.copy_(torch.from_numpy(checkpoint.final_norm))
+        if checkpoint.head is not None:
+            model.lm_head.weight.copy_(torch.from_numpy(checkpoint.head))
         for block, layer in zip(model.layers, checkpoint.layers, strict=True):
             for name, path in MATRIX_TENSORS.items():
                 block.get_parameter(f"{path}.weight").copy_(_latent(layer.matrices[name]))
-            for name, path in NORM_TENSORS.items():
-                block.get_parameter(f"{path}.weight").copy_(torch.from_numpy(layer.norms[name]))
+            for name, gains in layer.norms.items():
+                block.get_parameter(f"{NORM_TENSORS[name]}.weight").copy_(torch.from_numpy(gains))
     return model
 
 
@@ -151,7 +155,7 @@ def export(model: FloatDecoder, config: ModelConfig | Mapping[str, Any]) -> Chec
     layers = [
         Layer(
             matrices={name: _round(block.get_submodule(path).weight, config) for name, path in MATRIX_TENSORS.items()},
-            norms={name: _numpy(block.get_submodule(path).weight) for name, path in NORM_TENSORS.items()},
+            norms={name: _numpy(block.get_submodule(NORM_TENSORS[name]).weight) for name in config.norm_sizes},
         )
         for block in model.layers
     ]
@@ -162,6 +166,7 @@ def export(model: FloatDecoder, config: ModelConfig | Mapping[str, Any]) -> Chec
         embed=_numpy((embed / step).round() * step),
         layers=tuple(layers),
         final_norm=_numpy(model.norm.weight),
+        head=None if config.tie_word_embeddings else _numpy(model.lm_head.weight),
     )
 
 

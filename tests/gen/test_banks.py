@@ -121,6 +121,21 @@ def assert_gains(part, sizes, expected):
     np.testing.assert_array_equal(np.concatenate(found), expected)
 
 
+def test_layers_of_a_llama(tmp_path):
+    llama = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu"}
+    write_random_checkpoint(tmp_path / "model", CONFIG | llama | {"tie_word_embeddings": False}, seed=4)
+    emit(tmp_path / "model", tmp_path / "out", layout=ODD, layers=[1], processes=1)
+    checkpoint = load_checkpoint(tmp_path / "model")
+    widths = {"lanes": 2, "lane_width": 16, "vector_width": 4, "context": 8}
+    layer = quantise(checkpoint, config_for(checkpoint.config, "small", **widths)).layers[1]
+    part = tmp_path / "out" / "layer_01"
+    described = json.loads((part / "banks.json").read_text())
+    assert described["constants"] == {name: [scalar.m, scalar.e] for name, scalar in layer.constants.items()}
+    assert_gains(part, [32, 32], np.concatenate([layer.gains[name] for name in ("input", "post_attention")]))
+    with pytest.raises(Error, match="the head must be tied to the embedding where banks of all are written"):
+        emit(tmp_path / "model", tmp_path / "all", layout=ODD, processes=1)
+
+
 @pytest.mark.parametrize("packing", ["2bit", "5trit"])
 def test_banks_of_one_unit_a_lane_are_the_decoders_roms(model, tmp_path, packing):
     checkpoint = load_checkpoint(model)

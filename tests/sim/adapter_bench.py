@@ -50,7 +50,7 @@ CASES = {
         },
     ),
     "three trits, some matrices": (
-        _model(40, 16, 32, 2, 2, 1),
+        _model(40, 16, 32, 2, 2, 1) | {"model_type": "llama", "hidden_act": "silu", "tie_word_embeddings": False},
         {
             "context": 9,
             "lanes": 4,

@@ -4,6 +4,7 @@ from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from intaglio.rtl.arithmetic.numerics import ROW_SCALE_BITS
 from intaglio.rtl.attention.narrow.array import MacArray, add_tree, product_bits, tree_stages
 from intaglio.rtl.attention.narrow.cache import KvCache
 from intaglio.rtl.attention.narrow.softmax import EXPONENT_BITS, SCORE_BITS, Scaler, Scores, Weights
@@ -18,6 +19,7 @@ LOGIT_BITS = 32
 KEY_DRAIN = 6  # cycles between the last key and the first score of the second phase, without the adder tree
 VALUE_DRAIN = 8  # cycles between the last score's address and the end
 HEAD_DRAIN = 5
+SCALE_STAGES = 2  # of a logit's product with it
 
 
 def attend_cycles(config, position):
@@ -26,12 +28,13 @@ def attend_cycles(config, position):
 
 
 def head_cycles(config):
-    """Cycles that HEAD is busy: one for each embedding word and a fill of 5 + the stages of the two adder trees."""
+    """Cycles that HEAD is busy: one for each embedding word and a fill of 5 (7 with scales of rows) + the stages of two adder trees."""
     return (
         config.vocab * config.head_groups
         + HEAD_DRAIN
         + tree_stages(config.head_dim)
         + tree_stages(config.attention_heads)
+        + SCALE_STAGES * config.row_scales
     )
 
 
@@ -45,10 +48,13 @@ class AttentionUnit(wiring.Component):
     Parameters
     ----------
     config : DecoderConfig
-    embedding : list of int or None
+    embedding, head : list of int or None
         Words of the embedding ROM for Amaranth's simulator: word ``token * head_groups + c`` holds elements
         ``c * array ..`` of the token's row, signed bytes, the first in the lowest bits. None for Verilog: the ROM
-        (``embedding``) and the memories are then instances (``intaglio_rom``, ``intaglio_ram``).
+        (``embedding``) and the memories are then instances (``intaglio_rom``, ``intaglio_ram``). Likewise of the ROM ``head``, which
+        there is if the head is not tied.
+    scales : pair of lists of int or None
+        Likewise of the ROMs ``embedding_scales`` and, of a head of its own, ``head_scales``, which there are if rows have scales.
 
     Members
     -------
@@ -76,9 +82,14 @@ class AttentionUnit(wiring.Component):
         before. ``emb_token`` must be stable one cycle before the first index. Not while HEAD is busy.
     top_index : In, top_token, top_logit, top_count : Out
         An entry of the list of the last HEAD, a cycle later, and how many there are.
+
+    With scales of rows also:
+
+    emb_scale : Out
+        That of the row ``emb_token``, a cycle later. Not while busy.
     """
 
-    def __init__(self, config, embedding=None):
+    def __init__(self, config, embedding=None, head=None, scales=(None, None)):
         self.config = config
         heads, width = config.attention_heads, config.vector_width
         self.array = MacArray(config)
@@ -90,6 +101,14 @@ class AttentionUnit(wiring.Component):
         self.score_ram = Ram(heads * SCORE_BITS, config.context)
         self.operand_rams = [Ram(16 * width, config.head_groups) for _ in range(config.array // width)]
         self.rom = Rom("embedding", 8 * config.array, config.vocab * config.head_groups, init=embedding)
+        self.head_rom = self.rom
+        if not config.tied_head:
+            self.head_rom = Rom("head", 8 * config.array, config.vocab * config.head_groups, init=head)
+        self.scale_roms = [
+            Rom(f"{name}_scales", ROW_SCALE_BITS, config.vocab, init=words)
+            for name, words in zip(("embedding", "head"), scales, strict=True)
+            if config.row_scales and not (name == "head" and config.tied_head)
+        ]
         cache = {
             name: In(getattr(self.cache, name).shape())
             for name in (
@@ -108,6 +127,7 @@ class AttentionUnit(wiring.Component):
         }
         super().__init__(
             cache
+            | ({"emb_scale": Out(ROW_SCALE_BITS)} if config.row_scales else {})
             | {
                 "kv_data": In(signed(8)).array(width),
                 "eref": Out(signed(10)),
@@ -143,6 +163,8 @@ class AttentionUnit(wiring.Component):
         m.submodules.array, m.submodules.cache = self.array, self.cache
         m.submodules.scores, m.submodules.weights, m.submodules.scaler = self.scores, self.weights, self.scaler
         m.submodules.topk, m.submodules.embedding = self.topk, self.rom
+        if not self.config.tied_head:
+            m.submodules.head_rom = self.head_rom
         m.submodules.score_ram = self.score_ram
         self._control(m)
         self._operands(m)
@@ -159,7 +181,7 @@ class AttentionUnit(wiring.Component):
         self.clear, self.heading = Signal(), Signal()
         self.operand_addr = Signal(index_bits(config.head_groups))
         self.word_addr = Signal(index_bits(words))
-        left, wait = Signal.like(self.position), Signal(4)
+        left, wait = Signal.like(self.position), Signal(4 + config.row_scales)
         kv_head = Array(g * config.attention_heads // config.group for g in range(config.head_groups))
         group = Signal.like(self.group)
         fresh = Signal()  # the first cycle of HEAD
@@ -198,7 +220,8 @@ class AttentionUnit(wiring.Component):
                 m.d.sync += [self.word_addr.eq(self.word_addr + 1), self.operand_addr.eq(self.operand_addr + 1)]
                 with m.If(self.operand_addr == config.head_groups - 1):
                     m.d.sync += self.operand_addr.eq(0)
-                m.d.sync += wait.eq(HEAD_DRAIN + tree + tree_stages(config.attention_heads) - 1)
+                scaling = SCALE_STAGES * config.row_scales
+                m.d.sync += wait.eq(HEAD_DRAIN + tree + tree_stages(config.attention_heads) + scaling - 1)
                 with m.If(self.word_addr == words - 1):
                     m.next = "DRAIN"
             with m.State("DRAIN"):
@@ -329,8 +352,12 @@ class AttentionUnit(wiring.Component):
             m.d.sync += self.word_addr.eq(first + word)
         elements = [Signal(signed(8), name=f"embedding_{i}") for i in range(config.array)]
         m.d.comb += self.rom.addr.eq(self.word_addr)
+        if not config.tied_head:
+            m.d.comb += self.head_rom.addr.eq(self.word_addr)
         for i, element in enumerate(elements):
-            m.d.comb += [element.eq(self.rom.data[8 * i : 8 * i + 8].as_signed()), self.array.embedding[i].eq(element)]
+            m.d.comb += element.eq(self.rom.data[8 * i : 8 * i + 8].as_signed())
+            of_head = element if config.tied_head else self.head_rom.data[8 * i : 8 * i + 8].as_signed()
+            m.d.comb += self.array.embedding[i].eq(of_head)
         for j in range(width):  # four parts to one, then what is left
             column = elements[j::width]
             few = [Signal(signed(8), name=f"embedding_{j}_{i}", reset_less=True) for i in range(-(-parts // 4))]
@@ -348,7 +375,8 @@ class AttentionUnit(wiring.Component):
         word = Signal.like(self.operand_addr)
         last = Signal()
         m.d.comb += last.eq(word == config.head_groups - 1)
-        m.d.sync += topk.valid.eq(valid[-1] & last)
+        if not config.row_scales:
+            m.d.sync += topk.valid.eq(valid[-1] & last)
         with m.If(valid[-1]):
             m.d.sync += [total.eq(total + dot), word.eq(word + 1)]
             with m.If(word == 0):
@@ -360,11 +388,40 @@ class AttentionUnit(wiring.Component):
         with m.Elif(topk.valid):
             m.d.sync += topk.token.eq(topk.token + 1)
         m.d.comb += [
-            topk.logit.eq(total >> config.logit_shift),
+            topk.logit.eq(self._scaled(m, total, valid[-1] & last) >> config.logit_shift),
             topk.index.eq(self.top_index),
             self.top_count.eq(topk.count),
         ]
         m.d.sync += [self.top_token.eq(topk.top_token), self.top_logit.eq(topk.top_logit)]
+
+    def _scaled(self, m, total, complete):
+        """A row's sum, which ``complete`` precedes by a cycle, times the row's scale; tells the list when it is there."""
+        if not self.config.row_scales:
+            return total
+        for rom in self.scale_roms:
+            m.submodules[rom.name] = rom
+        done, row, row_next = Signal(), Signal.like(self.topk.token), Signal.like(self.topk.token)
+        m.d.comb += row_next.eq(Mux(self.topk.clear, 0, row + done))
+        m.d.sync += [done.eq(complete), row.eq(row_next)]
+        first, own = self.scale_roms[0], self.scale_roms[-1]
+        if first is own:
+            m.d.comb += own.addr.eq(Mux(self.idle, self.emb_token, row_next))
+        else:
+            m.d.comb += [first.addr.eq(self.emb_token), own.addr.eq(row_next)]
+        m.d.comb += self.emb_scale.eq(first.data)
+        value = total * own.data
+        for stage in range(SCALE_STAGES):
+            product, valid = (
+                Signal(value.shape(), name=f"scaled_{stage}", reset_less=True),
+                Signal(name=f"scaled_valid_{stage}"),
+            )
+            m.d.sync += product.eq(value)
+            if stage < SCALE_STAGES - 1:
+                m.d.sync += valid.eq(done)
+                done = valid
+            value = product
+        m.d.sync += self.topk.valid.eq(done)
+        return value >> ROW_SCALE_BITS
 
 
 def _split(m, name, index, count, divisor):

@@ -28,6 +28,50 @@ BIG = {  # the shape of the published 2-billion-parameter model
 }
 
 
+LLAMA3 = {  # of Llama 3.1
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+FALCON = {  # the shape of Falcon3-1B-Instruct-1.58bit
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 18,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "vocab_size": 131072,
+    "rope_theta": 1000042,
+    "rope_scaling": None,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 8192,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "eos_token_id": 11,
+    "quantization_config": {"quant_method": "bitnet", "modules_to_not_convert": None},
+}
+
+
+def test_llama():
+    config = ModelConfig.from_json(FALCON)
+    assert (config.sub_norms, config.hidden_act, config.tie_word_embeddings) == (False, "silu", False)
+    assert sum(rows * columns for rows, columns in config.matrix_shapes.values()) * 18 == 1_132_462_080
+    assert config.norm_sizes == {"input": 2048, "post_attention": 2048}
+    bare = {k: v for k, v in FALCON.items() if k not in ("hidden_act", "rope_theta", "rms_norm_eps", "head_dim")}
+    assert ModelConfig.from_json(bare) == replace(config, rope_theta=10000.0, head_dim=256)
+    for scaling in (None, LLAMA3, {"type": "linear", "factor": 4.0}):
+        scaled = ModelConfig.from_json(FALCON | {"rope_scaling": scaling})
+        assert scaled == ModelConfig.from_json(json.loads(json.dumps(scaled.to_json())))
+        five = FALCON | {"rope_parameters": (scaling or {}) | {"rope_theta": 1000042}}
+        assert ModelConfig.from_json(five) == scaled
+    assert scaled.rope_scaling.ratio(1.0) == 0.25
+
+
 def test_published_model():
     config = ModelConfig.from_json(BIG)
     assert (config.head_dim, config.linear_class, config.max_position_embeddings) == (128, "autobitlinear", 4096)
@@ -68,9 +112,12 @@ def test_defaults():
     ("change", "message"),
     [
         ({"architectures": ["LlamaForCausalLM"]}, r"architectures must be \['BitNetForCausalLM'\]"),
-        ({"model_type": "llama"}, "model_type must be 'bitnet', not 'llama'"),
-        ({"model_type": ...}, "model_type must be 'bitnet', not absent"),
-        ({"hidden_act": "silu"}, "hidden_act must be 'relu2', not 'silu'"),
+        ({"model_type": "llama"}, r"architectures must be \['LlamaForCausalLM'\], not \['BitNetForCausalLM'\]"),
+        ({"model_type": "qwen3"}, "model_type must be 'bitnet' or 'llama', not 'qwen3'"),
+        ({"model_type": ...}, "model_type must be 'bitnet' or 'llama', not absent"),
+        ({"model_type": ["llama"]}, r"model_type must be 'bitnet' or 'llama', not \['llama'\]"),
+        ({"hidden_act": "gelu"}, "hidden_act must be 'relu2' or 'silu', not 'gelu'"),
+        ({"mlp_bias": True}, "mlp_bias must be False, not True"),
         ({"attention_bias": True}, "attention_bias must be False, not True"),
         ({"hidden_size": ...}, "config must give hidden_size"),
         ({"head_dim": 64}, r"hidden_size must be num_attention_heads \* head_dim = 20 \* 64 = 1280, not 2560"),
@@ -81,8 +128,7 @@ def test_defaults():
         ({"intermediate_size": 6914}, "intermediate_size must be a multiple of 4 .*, not 6914"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be a positive integer, not 0"),
         ({"vocab_size": True}, "vocab_size must be a positive integer, not True"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings must be true"),
-        ({"tie_word_embeddings": ...}, "tie_word_embeddings must be true"),
+        ({"tie_word_embeddings": None}, "tie_word_embeddings must be true or false, not None"),
         ({"bos_token_id": 128256}, "bos_token_id must be null or one token id in 0..128255"),
         ({"bos_token_id": [1, 2]}, r"bos_token_id must be null or one token id in .*not \(1, 2\)"),
         (
@@ -93,10 +139,16 @@ def test_defaults():
         ({"eos_token_id": [True]}, "eos_token_id must be null or one"),
         ({"rms_norm_eps": 0}, "rms_norm_eps must be a finite number above 0"),
         ({"rope_theta": float("nan")}, "rope_theta must be a finite number above 0"),
-        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling must be plain rotary embedding"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling of type 'linear' must give factor"),
+        ({"rope_scaling": {"type": "linear", "factor": -2}}, "rope_scaling's factor must be a finite number above 0"),
+        ({"rope_scaling": {"type": "linear", "factor": 2, "base": 3}}, "of type 'linear' must not give base"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "not 'dynamic' .its frequencies change as the text grows"),
+        ({"rope_scaling": {"rope_type": ["x"]}}, r"must be 'default', 'linear' or 'llama3', not \['x'\]"),
+        ({"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}}, "low_freq_factor must be less than high_freq_factor = 4"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "must not give partial_rotary_factor"),
         (
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
-            "rope_parameters must be plain rotary embedding",
+            "rope_parameters's rope_type must be 'default', 'linear' or 'llama3', not 'yarn'",
         ),
         ({"rope_parameters": 3}, "rope_parameters must be null or an object"),
         ({"quantization_config": ...}, "quantization_config must be present"),

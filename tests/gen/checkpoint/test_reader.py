@@ -272,6 +272,42 @@ def test_a_stored_head_must_be_the_embedding(tmp_path, dtype):
     assert not (tmp_path / "more").exists()
 
 
+def test_an_untied_head_is_read_as_it_is(tmp_path):
+    checkpoint = random_checkpoint(dataclasses.replace(CONFIG, model_type="llama", tie_word_embeddings=False))
+    save_checkpoint(tmp_path, checkpoint)
+    loaded = load_checkpoint(tmp_path)
+    assert_equal(loaded, checkpoint)
+    np.testing.assert_array_equal(loaded.head, checkpoint.head)
+    for tensor, message in (
+        (None, r"tensor lm_head.weight \[20, 16\] is missing"),
+        (
+            Tensor.from_uint8(np.zeros((5, 16), np.uint8)),
+            "lm_head.weight must be F32, BF16 or F16, not U8 .*ternary one",
+        ),
+        (Tensor.from_float32(np.ones((20, 16), np.float32), "F32"), r"unlike lm_head.weight \(all 1\)"),
+        (
+            Tensor.from_float32(np.ones((20, 15), np.float32), "F32"),
+            r"lm_head.weight must have shape \[20, 16\], not \[20, 15\]",
+        ),
+    ):
+        rewrite(tmp_path, **{"lm_head.weight": tensor})
+        with pytest.raises(CheckpointError, match=message):
+            load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("storage", ["packed", "floats", "latent"])
+def test_every_storage_is_read_alike(tmp_path, storage):
+    checkpoint = random_checkpoint(dataclasses.replace(CONFIG, model_type="llama", linear_class="autobitlinear"))
+    save_checkpoint(tmp_path, checkpoint, storage=storage)
+    loaded = load_checkpoint(tmp_path)
+    for one, two in zip(checkpoint.layers, loaded.layers, strict=True):
+        for name, matrix in one.matrices.items():
+            np.testing.assert_array_equal(two.matrices[name].weights, matrix.weights)
+            assert abs(two.matrices[name].scale / matrix.scale - 1) < 1e-6
+    with pytest.raises(CheckpointError, match="storage must be packed for linear_class 'bitlinear', not 'latent'"):
+        save_checkpoint(tmp_path, random_checkpoint(CONFIG), storage="latent")
+
+
 K, V = "model.layers.0.self_attn.k_proj.weight", "model.layers.1.self_attn.v_proj.weight"
 CONSTANT = {  # tensors, and how they are named
     "zeros, packed": (

@@ -59,10 +59,17 @@ def test_the_shipped_models_estimate_is_the_closed_form_of_the_rtl(shipped, monk
 
 
 @pytest.mark.parametrize(
-    ("preset", "widths"),
-    [("small", {}), ("small", {"attention_heads": 2, "vector_width": 8}), ("small", {"dot": "adders"}), ("desk", {})],
+    ("preset", "widths", "family"),
+    [
+        ("small", {}, {}),
+        ("small", {"attention_heads": 2, "vector_width": 8}, {}),
+        ("small", {"dot": "adders"}, {}),
+        ("desk", {}, {}),
+        ("small", {}, {"model_type": "llama", "hidden_act": "silu", "tie_word_embeddings": False}),
+        ("desk", {}, {"hidden_act": "silu"}),
+    ],
 )
-def test_other_machines_of_the_rtl(preset, widths):
+def test_other_machines_of_the_rtl(preset, widths, family):
     config = ModelConfig(
         vocab_size=300,
         hidden_size=128,
@@ -71,6 +78,7 @@ def test_other_machines_of_the_rtl(preset, widths):
         num_attention_heads=8,
         num_key_value_heads=2,
         head_dim=16,
+        **family,
     )
     context = {"context": 64}
     model = quantise(random_checkpoint(config), config_for(config, preset, **widths, **context))
@@ -100,6 +108,15 @@ def test_what_is_given_is_checked_and_not_what_it_replaces():
     )
     with pytest.raises(ValueError, match=re.escape("top_k must be an integer in 1..12, not 13")):
         machine_for(config, "desk", context=256, vector_width=8, top_k=13)
+
+
+@pytest.mark.parametrize(("name", "weights"), [("falcon3-1b", 1_132_462_080), ("llama3-8b", 6_979_321_856)])
+def test_published_llamas(name, weights):
+    machine = machine_for(model_config(name), "tom")
+    assert machine.layers * machine.layer_weights == weights
+    estimate = estimate_decoder(machine, COSTS)
+    assert estimate.storage["embedding"] == 2 * machine.vocab * machine.hidden * 8
+    assert 0 < estimate.tokens_per_second < estimate.tokens_per_second_arrays
 
 
 def test_tom_by_hand():
@@ -200,7 +217,10 @@ def test_help_lists_every_preset_that_is_taken(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "bitnet-3b"], "the model must be a checkpoint folder or one of bitnet-2b4t, not 'bitnet-3b'"),
+        (
+            ["--model", "bitnet-3b"],
+            "the model must be a checkpoint folder or one of bitnet-2b4t, falcon3-1b, llama3-8b, not",
+        ),
         (["--preset", "dick"], f"the preset must be one of {', '.join([*MACHINES, *PRESETS])}, not 'dick'"),
         (["--context", "5000"], "context must be an integer in 2..4096, not 5000"),
         (["--set", "lanes=many"], "--set must be NAME=NUMBER, not 'lanes=many'"),

@@ -97,22 +97,29 @@ class Model:
             sums.append(total)
         return accumulators, sums
 
-    def head(self, operand, embedding):
-        logits = [sum(a * b for a, b in zip(operand, row, strict=True)) >> self.config.logit_shift for row in embedding]
+    def head(self, operand, embedding, scales=None):
+        sums = [sum(a * b for a, b in zip(operand, row, strict=True)) for row in embedding]
+        if scales:
+            sums = [value * scale >> 16 for value, scale in zip(sums, scales, strict=True)]
+        logits = [value >> self.config.logit_shift for value in sums]
         return sorted(enumerate(logits), key=lambda c: (-c[1], c[0]))[: self.config.top_k]
 
 
 class Bench:
     """Drives the unit's ports and keeps a :class:`Model` beside it."""
 
-    def __init__(self, config, embedding=None):
+    def __init__(self, config, embedding=None, head=None, scales=(None, None)):
         self.config, self.model = config, Model(config)
         self.embedding = embedding or [[0] * config.hidden for _ in range(config.vocab)]
+        self.dut = AttentionUnit(config, self.words(self.embedding), head and self.words(head), scales)
+
+    def words(self, rows):
+        """Words of a ROM of rows."""
         words = []
-        for row in self.embedding:
-            for c in range(0, config.hidden, config.array):
-                words.append(sum((e & 255) << 8 * i for i, e in enumerate(row[c : c + config.array])))
-        self.dut = AttentionUnit(config, words)
+        for row in rows:
+            for c in range(0, self.config.hidden, self.config.array):
+                words.append(sum((e & 255) << 8 * i for i, e in enumerate(row[c : c + self.config.array])))
+        return words
 
     def run(self, script):
         """Runs ``await script(self)``."""
@@ -460,3 +467,24 @@ def test_converts_and_lints(tmp_path):
         text=True,
     )
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("tied", [0, 1])
+@pytest.mark.parametrize("name", ["two heads", "all heads at once"])
+def test_head_with_scales_of_rows(name, tied):
+    """A scale for each row of embedding and head, which may be the same; twice, with the scale of the embedding read between."""
+    config, rng = CONFIGS[name].replace(row_scales=1, tied_head=tied), random.Random(name)
+    embedding, head = ([int8s(rng, config.hidden) for _ in range(config.vocab)] for _ in range(2))
+    scales = [[rng.choice((0, 1, 65535, rng.randint(0, 65535))) for _ in range(config.vocab)] for _ in range(2)]
+    rows, own = (embedding, scales[0]) if tied else (head, scales[1])
+
+    async def script(bench):
+        for token in (3, config.vocab - 1):
+            operand = int8s(rng, config.hidden, 32767)
+            bench.ctx.set(bench.dut.emb_token, token)
+            await bench.operand(operand)
+            await bench.ctx.tick()
+            assert bench.ctx.get(bench.dut.emb_scale) == scales[0][token]
+            assert await bench.head() == bench.model.head(operand, rows, own)
+
+    Bench(config, embedding, head, scales).run(script)

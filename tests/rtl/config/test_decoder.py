@@ -66,6 +66,16 @@ FIELDS = dict(
                 "must be at most 65536, not 272048"
             ),
         ),
+        (
+            {"layers": 1000, "vector_width": 4, "sub_norms": 0},
+            (
+                "words of norm gains, ((2 * layers + 1) * hidden + max(hidden, intermediate)) / vector_width "
+                "must be at most 65536, not 96176"
+            ),
+        ),
+        ({"activation": "gelu"}, "activation must be one of relu2, silu, not 'gelu'"),
+        ({"sub_norms": True}, "sub_norms must be 0 or 1, not True"),
+        ({"tied_head": 2}, "tied_head must be 0 or 1, not 2"),
     ],
 )
 def test_errors_say_what_must_hold_and_what_was_given(change, message):
@@ -104,3 +114,11 @@ def test_instructions_check_their_fields():
     ):
         with pytest.raises(ValueError, match=message):
             Instruction(op=Op.MUL, **fields)
+
+
+def test_fields_of_the_usual_model_are_no_part_of_the_digest():
+    usual = DecoderConfig(**FIELDS)
+    assert not {"activation", "sub_norms", "tied_head"} & set(usual.to_json())
+    other = usual.replace(activation="silu", sub_norms=0, tied_head=0)
+    assert DecoderConfig.from_json(other.to_json()) == other and other.digest() != usual.digest()
+    assert (127 * other.hidden) << 26 < 1 << (other.result_bits - 1)

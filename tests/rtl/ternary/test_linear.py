@@ -7,6 +7,7 @@ import pytest
 from amaranth.back import verilog
 from amaranth.sim import Simulator
 
+from intaglio.rtl.arithmetic.silu import SILU_BITS, SILU_FRACTION, silu
 from intaglio.rtl.config.decoder import DecoderConfig, word_bits
 from intaglio.rtl.ternary import packing
 from intaglio.rtl.ternary.adders import AdderDot
@@ -211,7 +212,7 @@ class Bench:
                 break
             cycles += 1
             assert cycles < 20000
-        assert cycles == rows // lanes * (inputs // config.lane_width) + LinearUnit.FILL
+        assert cycles == rows // lanes * (inputs // config.lane_width) + LinearUnit.fill(config, mode)
         return cycles
 
 
@@ -227,11 +228,19 @@ def residual(x, acc, m, e):
     return min(max(x + ((acc * m + (1 << (rs - 1))) >> rs), -(2**31)), 2**31 - 1)
 
 
+def gate_argument(acc, m, e):
+    rs = min(max(-(e + SILU_FRACTION), 1), 40)
+    most = 1 << (SILU_BITS - 1)
+    return min(max((acc * m + (1 << (rs - 1))) >> rs, -most), most - 1)
+
+
 def expect(bench, matrix, mode, scale, x_before):
     """Expected (buffer, values) of an operation."""
     acc = [int(v) for v in matrix.astype(np.int64) @ bench.a[: matrix.shape[1]]]
     if mode == PostMode.RAW:
         return "r", acc
+    if mode == PostMode.GATED and bench.config.activation == "silu":
+        return "r", [silu(gate_argument(gate, *scale)) * up for gate, up in zip(acc[::2], acc[1::2], strict=True)]
     if mode == PostMode.GATED:
         return "r", [max(gate, 0) ** 2 * up for gate, up in zip(acc[::2], acc[1::2], strict=True)]
     return "x", [residual(x, a, *scale) for x, a in zip(x_before, acc, strict=True)]
@@ -266,6 +275,8 @@ def layer(config, rng):
         dict(lanes=8, lane_width=8, packing="5trit"),
         dict(lanes=4, lane_width=8),
         dict(hidden=64, kv_heads=4, head_dim=16, intermediate=192, lanes=8, lane_width=64),
+        dict(activation="silu"),
+        dict(activation="silu", lanes=8, lane_width=8, packing="5trit"),
     ],
 )
 def test_layer_in_every_mode(changes):
@@ -314,6 +325,28 @@ def test_extremes(name):
             bench.x = list(before)
             await bench.operate(ctx, *matrix.shape, PostMode.RESIDUAL, (40001, e), restart=True)
             check(bench, matrix, PostMode.RESIDUAL, (40001, e), before, ctx)
+
+    run(bench.dut, testbench)
+
+
+def test_extremes_of_silu():
+    """The gated product at its bounds, arguments beyond theirs, and every shift."""
+    config = make_config(activation="silu")
+    rows = 2 * config.intermediate
+    matrix = np.ones((rows, config.hidden), np.int8)
+    matrix[1::4] = -1
+    matrix[2::8, ::2] = 0
+    bench = Bench(config, [matrix])
+
+    async def testbench(ctx):
+        for e in [511, 0, -15, -16, -17, -18, *range(-58, -19, 6), -512]:
+            bench.a = np.full(len(bench.a), 127 if e % 2 else -127)
+            await bench.operate(ctx, *matrix.shape, PostMode.GATED, (65535, e), restart=True)
+            check(bench, matrix, PostMode.GATED, (65535, e), None, ctx)
+            if e == -17:
+                assert max(abs(v) for v in bench.r[: config.intermediate]) == 127 * config.hidden * (
+                    (1 << (SILU_BITS - 1)) - 1
+                )
 
     run(bench.dut, testbench)
 

@@ -1,5 +1,7 @@
 """The decoder's core alone, in Amaranth's simulator: the smallest shapes, every word of every answer and every cycle."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from amaranth.sim import Simulator
@@ -11,10 +13,20 @@ from intaglio.gen.cycles.decoder import token_cycles
 from intaglio.gen.emit.images import images, program_words
 from intaglio.gen.presets.decoder import config_for
 from intaglio.host.protocol import command
+from intaglio.rtl.arithmetic.numerics import RotaryScaling
 from intaglio.rtl.memory.rom import Rom
 from intaglio.rtl.top.decoder import DecoderCore
 from intaglio.sim.reference.device import ReferenceDevice
 
+LLAMA3 = RotaryScaling(kind="llama3", factor=4.0, original_max_position_embeddings=16)
+FAMILIES = {
+    "llama": {"model_type": "llama", "hidden_act": "silu", "rope_scaling": LLAMA3, "rms_norm_eps": 1e-6},
+    "llama untied": {"model_type": "llama", "tie_word_embeddings": False},
+    "bitnet silu": {
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+    },  # one scale for the embedding, one for the head
+}
 MODEL = ModelConfig(
     vocab_size=11,
     hidden_size=16,
@@ -54,11 +66,14 @@ def filled(monkeypatch):
     return fill
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_tokens_are_the_exact_models(shape, filled):
+@pytest.mark.parametrize(
+    ("shape", "family"), [*((shape, None) for shape in SHAPES), *(("wide", name) for name in FAMILIES)]
+)
+def test_tokens_are_the_exact_models(shape, family, filled):
     """A prompt, a burst into a full context, a token too many, a second sequence; a host that does not always take a word."""
-    checkpoint = random_checkpoint(MODEL, 3)
-    model = quantise(checkpoint, config_for(MODEL, "small", context=3, top_k=3, **SHAPES[shape]))
+    described = replace(MODEL, **FAMILIES.get(family, {}))
+    checkpoint = random_checkpoint(described, 3)
+    model = quantise(checkpoint, config_for(described, "small", context=3, top_k=3, **SHAPES[shape]))
     program = program_words(model)
     filled(images(model))
     core = DecoderCore(model.config, len(program), lane_instance=False)

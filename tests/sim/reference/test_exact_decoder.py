@@ -13,6 +13,7 @@ from intaglio.gen.checkpoint.quantised import quantise
 from intaglio.gen.checkpoint.reader import load_checkpoint
 from intaglio.gen.checkpoint.synthetic import random_checkpoint
 from intaglio.gen.presets.decoder import config_for
+from intaglio.rtl.arithmetic.numerics import RotaryScaling
 from intaglio.sim.reference.exact_decoder import ExactDecoder
 from intaglio.sim.reference.loading import float_decoder
 from intaglio.sim.train.corpus import Corpus
@@ -79,7 +80,20 @@ def test_a_wrong_constant_breaks_the_budget(shipped):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"num_key_value_heads": 1}, {"num_key_value_heads": 4, "num_hidden_layers": 1}]
+    "changes",
+    [
+        {},
+        {"num_key_value_heads": 1},
+        {"num_key_value_heads": 4, "num_hidden_layers": 1},
+        {"hidden_act": "silu", "tie_word_embeddings": False},
+        {"model_type": "llama", "hidden_act": "silu"},
+        {"model_type": "llama", "tie_word_embeddings": False},
+        {
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "rope_scaling": RotaryScaling(kind="llama3", factor=8.0, original_max_position_embeddings=24),
+        },
+    ],
 )
 def test_random_checkpoints_follow_the_float_model(changes):
     checkpoint = random_checkpoint(small(**changes), seed=3)

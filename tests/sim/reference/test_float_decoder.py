@@ -1,10 +1,12 @@
-"""Float model: equal to transformers' ``BitNetForCausalLM`` on saved checkpoints, and to itself across export and loading.
+"""Float model: equal to transformers' ``BitNetForCausalLM`` and ``LlamaForCausalLM`` on saved checkpoints, and to itself across export
+and loading.
 
 Activations are rounded to INT8, so that near a tie a difference of one float rounding becomes one INT8 step, which every later
 token of the row sees. Rows are therefore short and many: most tokens must agree to float accuracy, all to a few such steps.
 """
 
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +17,7 @@ import transformers
 from intaglio.gen.checkpoint.model import CheckpointError, ModelConfig
 from intaglio.gen.checkpoint.reader import Layer, Ternary, load_checkpoint, save_checkpoint
 from intaglio.gen.checkpoint.synthetic import random_checkpoint
+from intaglio.rtl.arithmetic.numerics import RotaryScaling
 from intaglio.sim.reference.float_decoder import FloatDecoder
 from intaglio.sim.reference.loading import export, float_decoder
 from intaglio.sim.train import export as export_module
@@ -30,7 +33,7 @@ SHAPES = {  # heads, key/value heads, head_dim, intermediate, layers, vocabulary
 
 def config_of(name, linear_class="bitlinear", **changes):
     heads, kv, head_dim, intermediate, layers, vocab = SHAPES[name]
-    return ModelConfig(
+    fields = dict(
         vocab_size=vocab,
         hidden_size=heads * head_dim,
         intermediate_size=intermediate,
@@ -43,8 +46,8 @@ def config_of(name, linear_class="bitlinear", **changes):
         max_position_embeddings=128,
         bos_token_id=0,
         eos_token_id=1,
-        **changes,
     )
+    return ModelConfig(**(fields | changes))
 
 
 def tokens_of(config, time=8, batch=24, seed=0):
@@ -65,7 +68,8 @@ def hf_logits():
 
     def run(folder, tokens):
         with torch.compiler.set_stance("force_eager"), torch.no_grad():
-            model = transformers.BitNetForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+            kind = getattr(transformers, json.loads((folder / "config.json").read_bytes())["architectures"][0])
+            model = kind.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
             return model.eval()(tokens, use_cache=False).logits
 
     return run
@@ -77,6 +81,32 @@ def test_equals_transformers(tmp_path, hf_logits, shape, linear_class):
     config = config_of(shape, linear_class)
     save_checkpoint(tmp_path, random_checkpoint(config, seed=len(shape)))
     tokens = tokens_of(config)
+    assert_close(float_decoder(load_checkpoint(tmp_path))(tokens), hf_logits(tmp_path, tokens))
+
+
+LLAMA3 = RotaryScaling(kind="llama3", factor=8.0, original_max_position_embeddings=32)
+FAMILIES = {  # linear class, how matrices are stored, changes of the configuration
+    "llama": ("bitlinear", "packed", {}),
+    "llama3 untied": ("autobitlinear", "packed", {"tie_word_embeddings": False, "rope_scaling": LLAMA3}),
+    "llama linear": ("autobitlinear", "floats", {"rope_scaling": RotaryScaling(kind="linear", factor=4.0)}),
+    "llama online": ("autobitlinear", "latent", {"tie_word_embeddings": False, "rms_norm_eps": 1e-6}),
+    "llama relu2": ("bitlinear", "packed", {"hidden_act": "relu2", "rope_theta": 1000042.0}),
+    "bitnet silu": ("autobitlinear", "packed", {"model_type": "bitnet"}),
+    "bitnet untied": (
+        "bitlinear",
+        "packed",
+        {"model_type": "bitnet", "hidden_act": "relu2", "tie_word_embeddings": False},
+    ),
+    "bitnet online": ("autobitlinear", "latent", {"model_type": "bitnet", "hidden_act": "relu2"}),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_equal_transformers(tmp_path, hf_logits, family):
+    linear_class, storage, changes = FAMILIES[family]
+    config = config_of("gqa2", linear_class, **({"model_type": "llama", "hidden_act": "silu"} | changes))
+    save_checkpoint(tmp_path, random_checkpoint(config, seed=4), storage=storage)
+    tokens = tokens_of(config, time=24, batch=8)
     assert_close(float_decoder(load_checkpoint(tmp_path))(tokens), hf_logits(tmp_path, tokens))
 
 
