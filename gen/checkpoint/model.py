@@ -3,8 +3,10 @@
 Whatever the generator cannot build is refused here, by name, before any weight is read.
 """
 
+import dataclasses
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -100,51 +102,58 @@ class ModelConfig:
     rope_scaling: RotaryScaling | None = None
 
     def __post_init__(self) -> None:
+        for text in self._problems():
+            raise CheckpointError(text)
+
+    def _problems(self) -> Iterator[str]:
+        """What stands in the way, one after the other; dimensions that are none hide what follows from them."""
+        whole = True
         for name in _DIMENSIONS:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
-                raise CheckpointError(f"{name} must be a positive integer, not {value!r}")
+                whole = False
+                yield f"{name} must be a positive integer, not {value!r}"
+        if not whole:
+            return
         for name in ("rms_norm_eps", "rope_theta"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 < value < math.inf:
-                raise CheckpointError(f"{name} must be a finite number above 0, not {value!r}")
+                yield f"{name} must be a finite number above 0, not {value!r}"
         for name, many in (("bos_token_id", ""), ("eos_token_id", ", or several,")):
             value = getattr(self, name)
             tokens = value if many and type(value) is tuple and value else (value,)
             if value is not None and not all(type(token) is int and 0 <= token < self.vocab_size for token in tokens):
-                raise CheckpointError(
-                    f"{name} must be null or one token id{many} in 0..{self.vocab_size - 1}, not {value!r}"
-                )
+                yield (f"{name} must be null or one token id{many} in 0..{self.vocab_size - 1}, not {value!r}")
         if self.num_attention_heads * self.head_dim != self.hidden_size:
-            raise CheckpointError(
+            yield (
                 f"hidden_size must be num_attention_heads * head_dim = {self.num_attention_heads} * "
                 f"{self.head_dim} = {self.num_attention_heads * self.head_dim}, not {self.hidden_size}"
             )
         if self.num_attention_heads % self.num_key_value_heads:
-            raise CheckpointError(
+            yield (
                 f"num_key_value_heads must divide num_attention_heads = {self.num_attention_heads}, "
                 f"not be {self.num_key_value_heads}"
             )
         if self.head_dim % 2:
-            raise CheckpointError(f"head_dim must be even (rotary embedding turns pairs), not {self.head_dim}")
+            yield f"head_dim must be even (rotary embedding turns pairs), not {self.head_dim}"
         for name, rows in (
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
             ("num_key_value_heads * head_dim", self.key_value_size),
         ):
             if rows % 4:
-                raise CheckpointError(f"{name} must be a multiple of 4 (four rows share a packed byte), not {rows}")
+                yield f"{name} must be a multiple of 4 (four rows share a packed byte), not {rows}"
         if type(self.tie_word_embeddings) is not bool:
-            raise CheckpointError(f"tie_word_embeddings must be true or false, not {self.tie_word_embeddings!r}")
+            yield f"tie_word_embeddings must be true or false, not {self.tie_word_embeddings!r}"
         for name, known in (("model_type", tuple(_FAMILIES)), ("hidden_act", ACTIVATIONS)):
             if getattr(self, name) not in known:
-                raise CheckpointError(f"{name} must be {' or '.join(map(repr, known))}, not {getattr(self, name)!r}")
+                yield f"{name} must be {' or '.join(map(repr, known))}, not {getattr(self, name)!r}"
         if self.linear_class not in ("bitlinear", "autobitlinear"):
-            raise CheckpointError(f"linear_class must be 'bitlinear' or 'autobitlinear', not {self.linear_class!r}")
+            yield f"linear_class must be 'bitlinear' or 'autobitlinear', not {self.linear_class!r}"
         if self.quantization_mode not in ("offline", "online"):
-            raise CheckpointError(f"quantization_mode must be 'offline' or 'online', not {self.quantization_mode!r}")
+            yield f"quantization_mode must be 'offline' or 'online', not {self.quantization_mode!r}"
         if self.quantization_mode == "online" and self.linear_class != "autobitlinear":
-            raise CheckpointError("quantization_mode 'online' needs linear_class 'autobitlinear', not 'bitlinear'")
+            yield "quantization_mode 'online' needs linear_class 'autobitlinear', not 'bitlinear'"
 
     @property
     def key_value_size(self) -> int:
@@ -184,67 +193,29 @@ class ModelConfig:
         CheckpointError
             The file is missing or is no JSON object, or describes a model that cannot be built.
         """
-        data = source if isinstance(source, dict) else _read_object(Path(source))
-        if data.get("model_type") not in tuple(_FAMILIES):
-            found = repr(data["model_type"]) if "model_type" in data else "absent"
-            raise CheckpointError(f"model_type must be {' or '.join(map(repr, _FAMILIES))}, not {found}")
-        family = _FAMILIES[data["model_type"]]
-        _require(data, "architectures", [family.architecture])
-        for key in ("attention_bias", "mlp_bias"):
-            _require(data, key, False)
-        quantization = data.get("quantization_config")
-        if not isinstance(quantization, dict):
-            raise CheckpointError(
-                "quantization_config must be present with quant_method 'bitnet': the weights must be "
-                f"ternary, not {quantization!r}"
-            )
-        _require(quantization, "quant_method", "bitnet", optional=False)
-        if quantization.get("use_rms_norm", False) is not False:
-            raise CheckpointError(
-                "use_rms_norm must be False (queries, keys and values share one quantised input, and would each have a norm of their own), "
-                f"not {quantization['use_rms_norm']!r}"
-            )
-        kept = quantization.get("modules_to_not_convert")
-        if kept not in (None, [], ["lm_head"]):
-            raise CheckpointError(
-                f"modules_to_not_convert must be null or ['lm_head'] (every other matrix is ternary), not {kept!r}"
-            )
-        fields = {name: data[name] for name in _DIMENSIONS[:5] if name in data}
-        missing = [name for name in _DIMENSIONS[:5] if name not in data]
-        if missing:
-            raise CheckpointError(f"config must give {', '.join(missing)}")
-        heads = fields["num_attention_heads"]
-        fields["num_key_value_heads"] = (
-            data["num_key_value_heads"] if data.get("num_key_value_heads") is not None else heads
-        )
-        fields["head_dim"] = data.get("head_dim")
-        if fields["head_dim"] is None:
-            hidden = fields["hidden_size"]
-            if type(hidden) is not int or type(heads) is not int or heads < 1 or hidden % heads:
-                raise CheckpointError(
-                    f"hidden_size must be a multiple of num_attention_heads = {heads!r}, not {hidden!r}"
-                )
-            fields["head_dim"] = hidden // heads
-        defaults = {
-            "rms_norm_eps": family.rms_norm_eps,
-            "hidden_act": family.hidden_act,
-            "max_position_embeddings": 2048,
-        }
-        for name, default in defaults.items():
-            fields[name] = data.get(name, default)
-        for name in ("bos_token_id", "eos_token_id"):
-            value = data.get(name)
-            fields[name] = value if not isinstance(value, list) else value[0] if len(value) == 1 else tuple(value)
-        theta, scaling = _rope(data, family.rope_theta, fields["max_position_embeddings"])
-        return cls(
-            model_type=data["model_type"],
-            rope_theta=theta,
-            rope_scaling=scaling,
-            tie_word_embeddings=data.get("tie_word_embeddings", False),
-            linear_class=quantization.get("linear_class", "bitlinear"),
-            quantization_mode=quantization.get("quantization_mode", "offline"),
-            **fields,
-        )
+        fields, found = _fields(source if isinstance(source, dict) else _read_object(Path(source)))
+        for text in found:
+            raise CheckpointError(text)
+        return cls(**fields)
+
+    @classmethod
+    def problems(cls, source: Path | str | dict[str, Any]) -> list[str]:
+        """All that :meth:`from_json` would refuse, not only the first; none for a model that can be built.
+
+        Raises
+        ------
+        CheckpointError
+            The file is missing or is no JSON object.
+        """
+        fields, found = _fields(source if isinstance(source, dict) else _read_object(Path(source)))
+        if fields:
+            one = object.__new__(cls)
+            for field in dataclasses.fields(cls):
+                default = None if field.default is dataclasses.MISSING else field.default
+                object.__setattr__(one, field.name, fields.get(field.name, default))
+            told = {f"{name} must be a positive integer, not None" for name in _DIMENSIONS}  # it is in `found` why
+            found += [text for text in one._problems() if text not in told]
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """The content of an equivalent ``config.json``, as a dict of plain values."""
@@ -280,6 +251,73 @@ def _read_object(path):
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not {type(data).__name__}")
     return data
+
+
+def _fields(data):
+    """Fields of a :class:`ModelConfig`, as far as they can be told, and what stands in the way of the others."""
+    found: list[str] = []
+
+    def attempt(judge, *arguments):
+        try:
+            return judge(*arguments)
+        except CheckpointError as error:
+            found.append(str(error))
+
+    if data.get("model_type") not in tuple(_FAMILIES):
+        what = repr(data["model_type"]) if "model_type" in data else "absent"
+        return {}, [f"model_type must be {' or '.join(map(repr, _FAMILIES))}, not {what}"]
+    family = _FAMILIES[data["model_type"]]
+    attempt(_require, data, "architectures", [family.architecture])
+    for key in ("attention_bias", "mlp_bias"):
+        attempt(_require, data, key, False)
+    quantization = data.get("quantization_config")
+    if not isinstance(quantization, dict):
+        found.append(
+            "quantization_config must be present with quant_method 'bitnet': the weights must be "
+            f"ternary, not {quantization!r}"
+        )
+        quantization = {}
+    else:
+        attempt(_require, quantization, "quant_method", "bitnet", False)
+    if quantization.get("use_rms_norm", False) is not False:
+        found.append(
+            "use_rms_norm must be False (queries, keys and values share one quantised input, and would each have a norm of their own), "
+            f"not {quantization['use_rms_norm']!r}"
+        )
+    kept = quantization.get("modules_to_not_convert")
+    if kept not in (None, [], ["lm_head"]):
+        found.append(
+            f"modules_to_not_convert must be null or ['lm_head'] (every other matrix is ternary), not {kept!r}"
+        )
+    fields = {name: data[name] for name in _DIMENSIONS[:5] if name in data}
+    if missing := [name for name in _DIMENSIONS[:5] if name not in data]:
+        found.append(f"config must give {', '.join(missing)}")
+    heads, hidden = fields.get("num_attention_heads"), fields.get("hidden_size")
+    fields["num_key_value_heads"] = (
+        data["num_key_value_heads"] if data.get("num_key_value_heads") is not None else heads
+    )
+    fields["head_dim"] = data.get("head_dim")
+    if fields["head_dim"] is None and not missing:
+        if type(hidden) is not int or type(heads) is not int or heads < 1 or hidden % heads:
+            found.append(f"hidden_size must be a multiple of num_attention_heads = {heads!r}, not {hidden!r}")
+            fields.pop("head_dim")
+        else:
+            fields["head_dim"] = hidden // heads
+    defaults = {"rms_norm_eps": family.rms_norm_eps, "hidden_act": family.hidden_act, "max_position_embeddings": 2048}
+    for name, default in defaults.items():
+        fields[name] = data.get(name, default)
+    for name in ("bos_token_id", "eos_token_id"):
+        value = data.get(name)
+        fields[name] = value if not isinstance(value, list) else value[0] if len(value) == 1 else tuple(value)
+    fields["rope_theta"], fields["rope_scaling"] = attempt(
+        _rope, data, family.rope_theta, fields["max_position_embeddings"]
+    ) or (family.rope_theta, None)
+    return fields | {
+        "model_type": data["model_type"],
+        "tie_word_embeddings": data.get("tie_word_embeddings", False),
+        "linear_class": quantization.get("linear_class", "bitlinear"),
+        "quantization_mode": quantization.get("quantization_mode", "offline"),
+    }, found
 
 
 def _require(data, key, required, optional=True):

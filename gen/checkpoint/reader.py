@@ -67,6 +67,8 @@ class CheckpointReader:
         A matrix is stored packed (uint8 ``weight``) or, for ``autobitlinear``, as floats: ternary ones with a ``weight_scale``
         (mode ``offline``) or latent ones without (mode ``online``), which are rounded here. Where ``tie_word_embeddings`` is true, a
         stored ``lm_head.weight`` must equal the embedding, whose memory the head reads; where it is false, there must be one, of floats.
+    problems : list or None
+        Takes what is wrong with tensors, all of it, in place of the first one's exception; nothing may then be read if it has any.
 
     Members
     -------
@@ -82,20 +84,21 @@ class CheckpointReader:
         of the matrix that was rounded, and its inverse is what the other convention stores. Magnitudes of 1/16 to 16 fit both.
     """
 
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path | str, *, problems: list[str] | None = None) -> None:
+        self.folder, self._problems = Path(folder), problems
         self.config = ModelConfig.from_json(self.folder / "config.json")
         self._files = tensorfile.TensorFolder(self.folder)
         c, left = self.config, dict(self._files.entries)
         self._expect(left, EMBEDDING, (c.vocab_size, c.hidden_size))
         self._expect(left, FINAL_NORM, (c.hidden_size,))
         if HEAD in left and left[HEAD].dtype == "U8":
-            raise CheckpointError(
+            self._refuse(
                 f"tensor {HEAD} must be {_either(FLOATS)}, not U8 (the head is INT8 in hardware; a ternary one is not built)"
             )
-        if HEAD in left or not c.tie_word_embeddings:
+            left.pop(HEAD)
+        elif HEAD in left or not c.tie_word_embeddings:
             self._expect(left, HEAD, (c.vocab_size, c.hidden_size))
-        self.scales = {}
+        self.scales: dict[str, float] = {}
         for index in range(c.num_hidden_layers):
             prefix = f"model.layers.{index}."
             for name, shape in c.matrix_shapes.items():
@@ -103,43 +106,53 @@ class CheckpointReader:
             for name, size in c.norm_sizes.items():
                 self._expect(left, f"{prefix}{NORM_TENSORS[name]}.weight", (size,))
         if left:
-            raise CheckpointError(
+            self._refuse(
                 f"{folder} must hold no other tensors than the decoder's, not {', '.join(sorted(left)[:8])} "
                 f"({len(left)} unexpected)"
             )
         if self.scales and (median := statistics.median(self.scales.values())) > LARGEST_SCALE:
             other = "autobitlinear" if c.linear_class == "bitlinear" else "bitlinear"
-            raise CheckpointError(
+            self._refuse(
                 f"weight_scale must be meant as linear_class {c.linear_class!r} says, but then half of the matrices "
                 f"are multiplied by more than {median:.4g}; as {other!r} by less than {1 / median:.4g}"
             )
 
+    def _refuse(self, text):
+        if self._problems is None:
+            raise CheckpointError(text)
+        self._problems.append(text)
+
     def _expect(self, left, name, shape, kinds=FLOATS):
-        """Check and cross off one tensor."""
-        if name not in left:
-            raise CheckpointError(f"tensor {name} {list(shape)} is missing")
-        entry = left.pop(name)
-        if entry.shape != tuple(shape):
-            raise CheckpointError(f"tensor {name} must have shape {list(shape)}, not {list(entry.shape)}")
-        if entry.dtype not in kinds:
-            raise CheckpointError(f"tensor {name} must be {_either(kinds)}, not {entry.dtype}")
+        """Check and cross off one tensor; whether it is as it must be."""
+        entry = left.pop(name, None)
+        if entry is None:
+            self._refuse(f"tensor {name} {list(shape)} is missing")
+        elif entry.shape != tuple(shape):
+            self._refuse(f"tensor {name} must have shape {list(shape)}, not {list(entry.shape)}")
+        elif entry.dtype not in kinds:
+            self._refuse(f"tensor {name} must be {_either(kinds)}, not {entry.dtype}")
+        else:
+            return True
+        return False
 
     def _expect_matrix(self, left, stem, shape):
         name, scale_name = f"{stem}.weight", f"{stem}.weight_scale"
         if name not in left or left[name].dtype == "U8":
             self._expect(left, name, (shape[0] // ROWS_PER_BYTE, shape[1]), ("U8",))
         elif self.config.linear_class == "bitlinear":
-            raise CheckpointError(
-                f"tensor {name} must be U8 (linear_class 'bitlinear' stores packed weights), not {left[name].dtype}"
+            self._refuse(
+                f"tensor {name} must be U8 (linear_class 'bitlinear' stores packed weights), not {left.pop(name).dtype}"
             )
         else:
             self._expect(left, name, shape)
             if self.config.quantization_mode == "online":
                 return
-        self._expect(left, scale_name, (1,))
+        if not self._expect(left, scale_name, (1,)):
+            return
         stored = float(self._floats(scale_name)[0])
         if not 2.0**-126 <= stored <= 2.0**126:
-            raise CheckpointError(f"tensor {scale_name} must be above 0 and in 2^-126 .. 2^126, not {stored}")
+            self._refuse(f"tensor {scale_name} must be above 0 and in 2^-126 .. 2^126, not {stored}")
+            return
         self.scales[stem] = loaded_scale(stored, self.config.linear_class)
 
     def _floats(self, name, start=0, stop=None):
