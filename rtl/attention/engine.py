@@ -4,12 +4,12 @@ from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from intaglio.rtl.arithmetic.attention import MASS_FRACTION, SCORE_BITS, WEIGHT_OFFSET
+from intaglio.rtl.arithmetic.attention import WEIGHT_OFFSET
 from intaglio.rtl.attention.accumulate import Accumulators
 from intaglio.rtl.attention.drain import Drain, results
 from intaglio.rtl.attention.softmax import SCALE_BITS, TileSoftmax
 from intaglio.rtl.attention.states import RowStates
-from intaglio.rtl.bus.streams import TileMode, mass_tag, retired, tile_command
+from intaglio.rtl.bus.streams import TileMode, masses, retired, store_read, tile_command
 from intaglio.rtl.matrix.unit import add_stage
 from intaglio.rtl.memory.ram import index_bits
 
@@ -32,15 +32,16 @@ class TileEngine(wiring.Component):
     Members
     -------
     i_tile : In(stream of tile_command)
-    k_read, k_row : Out
+    store : Out(:func:`~intaglio.rtl.bus.streams.store_read`), of which
+    k_read, k_row
         Row ``tile * head_dim + key`` of line ``read_line``; ``k_data`` (head_dim bytes) comes one cycle later, as for all reads.
     v_read, v_row, v_data
         Values: row ``tile * head_dim + channel``, of line ``read_line`` too: keys and values are never read in the same cycle.
     x_read, x_data
         Scale bytes of the keys of tile ``x_tile`` of line ``read_line``, then those of its values.
-    q_read, q_slot, q_beat : Out, q_data : In
+    q_read, q_slot, q_beat, q_data
         Beat of a Q block. ``q_data`` is held until the next read.
-    mass_valid, mass_p, mass_t, mass_key, mass_tag : Out
+    masses : Out(:func:`~intaglio.rtl.bus.streams.masses`)
         Probabilities and scores of a key in MASS.
     o : Out(stream of :func:`~intaglio.rtl.attention.drain.results`)
     o_retired : Out(retired)
@@ -52,29 +53,12 @@ class TileEngine(wiring.Component):
 
     def __init__(self, config, matrix):
         self.config, self.matrix = config, matrix
-        c, beat = config, 8 * config.head_dim
+        c = config
         super().__init__(
             {
                 "i_tile": In(stream.Signature(tile_command(c))),
-                "read_line": Out(index_bits(c.lines)),
-                "k_read": Out(1),
-                "k_row": Out(index_bits(c.block)),
-                "k_data": In(beat),
-                "v_read": Out(1),
-                "v_row": Out(index_bits(c.block)),
-                "v_data": In(beat),
-                "x_read": Out(1),
-                "x_tile": Out(index_bits(c.tiles)),
-                "x_data": In(2 * beat),
-                "q_read": Out(1),
-                "q_slot": Out(index_bits(c.slots)),
-                "q_beat": Out(index_bits(c.block + c.scale_beats)),
-                "q_data": In(beat),
-                "mass_valid": Out(1),
-                "mass_p": Out(MASS_FRACTION).array(c.columns),
-                "mass_t": Out(signed(SCORE_BITS)).array(c.columns),
-                "mass_key": Out(index_bits(c.head_dim)),
-                "mass_tag": Out(mass_tag(c)),
+                "store": Out(store_read(c)),
+                "masses": Out(masses(c)),
                 "o": Out(stream.Signature(results(c))),
                 "o_retired": Out(retired(c)),
                 "idle": Out(1),
@@ -123,13 +107,13 @@ class TileEngine(wiring.Component):
                     Mux(issue_values, weighed, Mux(values_now, valued, Mux(scored == 2, early, late))),
                 )
             ),
-            self.read_line.eq(tile_now.line),
-            self.k_read.eq(reading_keys),
-            self.v_read.eq(reading_values),
-            self.k_row.eq(tile_now.tile * dim + place_now),
-            self.v_row.eq(self.k_row),
-            self.x_read.eq(issue_keys),
-            self.x_tile.eq(tile_now.tile),
+            self.store.read_line.eq(tile_now.line),
+            self.store.k_read.eq(reading_keys),
+            self.store.v_read.eq(reading_values),
+            self.store.k_row.eq(tile_now.tile * dim + place_now),
+            self.store.v_row.eq(self.store.k_row),
+            self.store.x_read.eq(issue_keys),
+            self.store.x_tile.eq(tile_now.tile),
             self.o_retired.visit.eq(
                 (place_now == dim - 1) & tile_now.retire & Mux(attend, reading_values, reading_keys)
             ),
@@ -177,11 +161,11 @@ class TileEngine(wiring.Component):
             softmax.start.eq(weighing[0]),
             softmax.mode.eq(weighed.mode),
             matrix.load_b.eq(softmax.p_valid & (out.mode == TileMode.ATTEND)),
-            self.mass_valid.eq(softmax.p_valid & (out.mode == TileMode.MASS)),
-            self.mass_key.eq(softmax.key),
-            self.mass_tag.head.eq(out.head),
-            self.mass_tag.row_group.eq(out.row_group),
-            self.mass_tag.tile.eq(out.tile),
+            self.masses.valid.eq(softmax.p_valid & (out.mode == TileMode.MASS)),
+            self.masses.key.eq(softmax.key),
+            self.masses.tag.head.eq(out.head),
+            self.masses.tag.row_group.eq(out.row_group),
+            self.masses.tag.tile.eq(out.tile),
         ]
         with m.If(softmax.p_valid & (out.mode == TileMode.ATTEND)):
             m.d.comb += [
@@ -226,8 +210,8 @@ class TileEngine(wiring.Component):
             (values.kept, states.kept),
             (values.added, states.added),
             (drain.word, values.word),
-            (self.mass_p, softmax.p),
-            (self.mass_t, softmax.t),
+            (self.masses.p, softmax.p),
+            (self.masses.t, softmax.t),
             (softmax.dot, matrix.dot),
         )
         m.d.comb += [a.eq(b) for left_, right in pairs for a, b in zip(left_, right, strict=True)]
@@ -265,26 +249,26 @@ class TileEngine(wiring.Component):
         beats = next_.row_group * c.columns + count // per_beat
         with m.If(issue_keys):
             m.d.comb += [
-                self.q_read.eq(next_.load),
-                self.q_beat.eq(c.block + next_.row_group * c.columns // c.head_dim),
+                self.store.q_read.eq(next_.load),
+                self.store.q_beat.eq(c.block + next_.row_group * c.columns // c.head_dim),
             ]
         with m.Else():
-            m.d.comb += [self.q_read.eq(loading & (count % per_beat == 0)), self.q_beat.eq(beats)]
-        m.d.comb += self.q_slot.eq(next_.slot)
+            m.d.comb += [self.store.q_read.eq(loading & (count % per_beat == 0)), self.store.q_beat.eq(beats)]
+        m.d.comb += self.store.q_slot.eq(next_.slot)
         m.d.sync += [shift.eq(loading), element.eq(count % per_beat), into_b.eq(into)]
         with m.If(loading):
             m.d.sync += [count.eq(count + 1), loaded.eq(count == c.head_dim - 1)]
         with m.If(issue_keys & next_.load):
             m.d.sync += bank.eq(into)
         m.d.comb += self.matrix.load_a.eq(shift & ~into_b)
-        elements = self.q_data.word_select(element, 8 * c.columns)
+        elements = self.store.q_data.word_select(element, 8 * c.columns)
         m.d.comb += [data.eq(elements[8 * i : 8 * i + 8]) for i, data in enumerate(self.matrix.load_a_data)]
         return shift, into_b
 
     def _offset(self, m, channels):
         """What sums of weights less 127 lack: 127 times the sum of a channel's values, the same in all lanes."""
         dim = self.config.head_dim
-        terms, largest, stage = [self.v_data[8 * i : 8 * i + 8].as_signed() for i in range(dim)], 127, 0
+        terms, largest, stage = [self.store.v_data[8 * i : 8 * i + 8].as_signed() for i in range(dim)], 127, 0
         while len(terms) > 1:
             largest *= 4
             terms = add_stage(m, terms, 4, channels[stage], largest=largest, name=f"values_{stage}")
@@ -312,7 +296,7 @@ class TileEngine(wiring.Component):
             softmax.valid.eq(keys[-1]),
             values.valid.eq(channels[-1]),
         ]
-        row = Mux(channels[0], self.v_data, self.k_data)
+        row = Mux(channels[0], self.store.v_data, self.store.k_data)
         m.d.comb += [data.eq(row[8 * i : 8 * i + 8]) for i, data in enumerate(matrix.row)]
         offset = self._offset(m, channels)
         m.d.comb += [o.eq(dot + offset) for o, dot in zip(values.o, matrix.dot, strict=True)]
@@ -324,12 +308,15 @@ class TileEngine(wiring.Component):
         queries = [Signal(SCALE_BITS, name=f"scale_{i}", reset_less=True) for i in range(c.columns)]
         with m.If(issue_keys):
             m.d.sync += [limit.eq(next_.limit), loads.eq(next_.load), group.eq(next_.row_group)]
-        parts = self.q_data.word_select(group % (c.head_dim // c.columns), 8 * c.columns)
+        parts = self.store.q_data.word_select(group % (c.head_dim // c.columns), 8 * c.columns)
         with m.If(firsts[0]):
             with m.If(loads):
                 m.d.sync += Cat(*queries).eq(parts)
         with m.If(firsts[-2]):
-            m.d.sync += [Cat(of_keys, of_values).eq(self.x_data), softmax.limit.eq(limit)]  # read until the next tile's
+            m.d.sync += [
+                Cat(of_keys, of_values).eq(self.store.x_data),
+                softmax.limit.eq(limit),
+            ]  # read until the next tile's
             m.d.sync += [xq.eq(query) for xq, query in zip(softmax.xq, queries, strict=True)]
         with m.Elif(keys[-1]):
             m.d.sync += [scales.eq(scales[SCALE_BITS:]) for scales in (of_keys, of_values)]

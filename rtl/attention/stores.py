@@ -2,9 +2,10 @@
 
 from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In
 
-from intaglio.rtl.memory.ram import Ram, index_bits
+from intaglio.rtl.bus.streams import store_read, store_write
+from intaglio.rtl.memory.ram import Ram
 
 __all__ = ["Stores", "store_bits"]
 
@@ -26,89 +27,66 @@ class Stores(wiring.Component):
 
     Members
     -------
-    key, value, query, key_scale, value_scale, query_scale, address, scale_address, data
+    write : In(:func:`~intaglio.rtl.bus.streams.store_write`)
         From :class:`~intaglio.rtl.kv.fetch.Fetch`.
-    read_line, k_read, k_row, k_data, v_read, v_row, v_data, x_read, x_tile, x_data, q_read, q_slot, q_beat, q_data
+    read : In(:func:`~intaglio.rtl.bus.streams.store_read`)
         To :class:`~intaglio.rtl.attention.engine.TileEngine`. Latency: 1 cycle; data stay until the next read of the same kind.
 
-    ``x_data`` are the scale bytes of a tile's keys, then those of its values.
+    ``read.x_data`` are the scale bytes of a tile's keys, then those of its values.
 
     Throughput: a beat written and a beat of each kind read in a cycle.
     """
 
     def __init__(self, config):
         self.config = config
-        c, beat = config, 8 * config.head_dim
-        index = index_bits(max(c.lines, c.slots))
-        super().__init__(
-            {
-                **{name: In(1) for name in ("key", "value", "query", "key_scale", "value_scale", "query_scale")},
-                "address": In(index + c.block.bit_length() - 1),
-                "scale_address": In(index + c.scale_beats.bit_length() - 1),
-                "data": In(beat),
-                "read_line": In(index_bits(c.lines)),
-                "k_read": In(1),
-                "k_row": In(index_bits(c.block)),
-                "k_data": Out(beat),
-                "v_read": In(1),
-                "v_row": In(index_bits(c.block)),
-                "v_data": Out(beat),
-                "x_read": In(1),
-                "x_tile": In(index_bits(c.tiles)),
-                "x_data": Out(2 * beat),
-                "q_read": In(1),
-                "q_slot": In(index_bits(c.slots)),
-                "q_beat": In(index_bits(c.block + c.scale_beats)),
-                "q_data": Out(beat),
-            }
-        )
+        super().__init__({"write": In(store_write(config)), "read": In(store_read(config))})
 
     def elaborate(self, platform):
         m = Module()
         c, beat = self.config, 8 * self.config.head_dim
-        scales = self.q_beat >= c.block
+        scales = self.read.q_beat >= c.block
         from_scales = Signal()
-        with m.If(self.q_read):
+        with m.If(self.read.q_read):
             m.d.sync += from_scales.eq(scales)
         tile_bits, row_bits = c.tiles.bit_length() - 1, c.block.bit_length() - 1
         places = {
             "keys": (
                 c.lines * c.block,
-                self.key,
-                self.address,
-                self.k_read,
-                Cat(self.k_row[:row_bits], self.read_line),
+                self.write.key,
+                self.write.address,
+                self.read.k_read,
+                Cat(self.read.k_row[:row_bits], self.read.read_line),
             ),
             "values": (
                 c.lines * c.block,
-                self.value,
-                self.address,
-                self.v_read,
-                Cat(self.v_row[:row_bits], self.read_line),
+                self.write.value,
+                self.write.address,
+                self.read.v_read,
+                Cat(self.read.v_row[:row_bits], self.read.read_line),
             ),
             **{
                 f"{name}s": (
                     c.lines * c.scale_beats,
                     write,
-                    self.scale_address,
-                    self.x_read,
-                    Cat(self.x_tile[:tile_bits], self.read_line),
+                    self.write.scale_address,
+                    self.read.x_read,
+                    Cat(self.read.x_tile[:tile_bits], self.read.read_line),
                 )
-                for name, write in (("key_scale", self.key_scale), ("value_scale", self.value_scale))
+                for name, write in (("key_scale", self.write.key_scale), ("value_scale", self.write.value_scale))
             },
             "queries": (
                 c.slots * c.block,
-                self.query,
-                self.address,
-                self.q_read & ~scales,
-                Cat(self.q_beat[:row_bits], self.q_slot),
+                self.write.query,
+                self.write.address,
+                self.read.q_read & ~scales,
+                Cat(self.read.q_beat[:row_bits], self.read.q_slot),
             ),
             "query_scales": (
                 c.slots * c.scale_beats,
-                self.query_scale,
-                self.scale_address,
-                self.q_read & scales,
-                Cat(self.q_beat[:tile_bits], self.q_slot),
+                self.write.query_scale,
+                self.write.scale_address,
+                self.read.q_read & scales,
+                Cat(self.read.q_beat[:tile_bits], self.read.q_slot),
             ),
         }
         rams = {}
@@ -117,14 +95,14 @@ class Stores(wiring.Component):
             m.d.comb += [
                 ram.write_en.eq(write),
                 ram.write_addr.eq(write_at),
-                ram.write_data.eq(self.data),
+                ram.write_data.eq(self.write.data),
                 ram.read_en.eq(read),
                 ram.read_addr.eq(read_at),
             ]
         m.d.comb += [
-            self.k_data.eq(rams["keys"].read_data),
-            self.v_data.eq(rams["values"].read_data),
-            self.x_data.eq(Cat(rams["key_scales"].read_data, rams["value_scales"].read_data)),
-            self.q_data.eq(Mux(from_scales, rams["query_scales"].read_data, rams["queries"].read_data)),
+            self.read.k_data.eq(rams["keys"].read_data),
+            self.read.v_data.eq(rams["values"].read_data),
+            self.read.x_data.eq(Cat(rams["key_scales"].read_data, rams["value_scales"].read_data)),
+            self.read.q_data.eq(Mux(from_scales, rams["query_scales"].read_data, rams["queries"].read_data)),
         ]
         return m

@@ -3,8 +3,10 @@
 import enum
 
 from amaranth.hdl import signed
-from amaranth.lib import data
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
 
+from intaglio.rtl.arithmetic.attention import MASS_FRACTION, SCORE_BITS
 from intaglio.rtl.memory.ram import index_bits
 
 __all__ = [
@@ -14,7 +16,10 @@ __all__ = [
     "fetch_request",
     "fetched",
     "mass_tag",
+    "masses",
     "retired",
+    "store_read",
+    "store_write",
     "tile_command",
     "visit",
 ]
@@ -118,5 +123,58 @@ def visit(config):
             "next_window": index_bits(config.windows),
             "remaining": (config.windows).bit_length(),
             "last": 1,
+        }
+    )
+
+
+def masses(config):
+    """From the engine to the index: the probabilities ``p`` of one key of a MASS tile, a lane each, their scores ``t``, and whose they are.
+
+    valid; key : place in the tile; tag : :func:`mass_tag`.
+    """
+    return wiring.Signature(
+        {
+            "valid": Out(1),
+            "p": Out(MASS_FRACTION).array(config.columns),
+            "t": Out(signed(SCORE_BITS)).array(config.columns),
+            "key": Out(index_bits(config.head_dim)),
+            "tag": Out(mass_tag(config)),
+        }
+    )
+
+
+def store_write(config):
+    """A beat from memory into a store of keys, values, queries or their scales, whose strobe is high; ``scale_address`` is of the last."""
+    index = index_bits(max(config.lines, config.slots))
+    return wiring.Signature(
+        {
+            **{name: Out(1) for name in ("key", "value", "query", "key_scale", "value_scale", "query_scale")},
+            "address": Out(index + config.block.bit_length() - 1),
+            "scale_address": Out(index + config.scale_beats.bit_length() - 1),
+            "data": Out(8 * config.head_dim),
+        }
+    )
+
+
+def store_read(config):
+    """Reads of the stores by the engine, one cycle late: a row of keys (k) and of values (v), the scales of a key tile (x), all of
+    ``read_line``, and a beat of a query block (q)."""
+    beat = 8 * config.head_dim
+    return wiring.Signature(
+        {
+            "read_line": Out(index_bits(config.lines)),
+            "k_read": Out(1),
+            "k_row": Out(index_bits(config.block)),
+            "k_data": In(beat),
+            "v_read": Out(1),
+            "v_row": Out(index_bits(config.block)),
+            "v_data": In(beat),
+            "x_read": Out(1),
+            "x_tile": Out(index_bits(config.tiles)),
+            "x_data": In(2 * beat),
+            "q_read": Out(1),
+            "q_slot": Out(index_bits(config.slots)),
+            "q_beat": Out(index_bits(config.block + config.scale_beats)),
+            "q_data": In(beat),
         }
     )

@@ -6,7 +6,6 @@ from amaranth.hdl import Array, Module, Mux, Signal, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from intaglio.rtl.arithmetic.attention import MASS_FRACTION, SCORE_BITS
 from intaglio.rtl.bus.streams import (
     ADDRESS_BITS,
     BLOCK_BITS,
@@ -14,7 +13,7 @@ from intaglio.rtl.bus.streams import (
     RunPhase,
     TileMode,
     fetch_request,
-    mass_tag,
+    masses,
     tile_command,
 )
 from intaglio.rtl.index.decide import Decision
@@ -48,7 +47,7 @@ class IndexUnit(wiring.Component):
     o_fetch : Out(stream of fetch_request); query_arrived, key_arrived : In(1)
         A block of queries, of keys has come.
     o_tile : Out(stream of tile_command); retired : In(1); engine_idle : In(1)
-    mass_valid, mass_p, mass_t, mass_key, mass_tag : In
+    masses : In(:func:`~intaglio.rtl.bus.streams.masses`)
         Of the tile engine.
     pick_en, pick_index, pick_vertical, pick_slash, row_en, row_head, row_batch, row_index, row_mask, map_start : Out; map_done : In(1)
         Of :class:`~intaglio.rtl.index.block_map.BlockMap`.
@@ -79,11 +78,7 @@ class IndexUnit(wiring.Component):
                 "o_tile": Out(stream.Signature(tile_command(c))),
                 "retired": In(1),
                 "engine_idle": In(1),
-                "mass_valid": In(1),
-                "mass_p": In(MASS_FRACTION).array(c.columns),
-                "mass_t": In(signed(SCORE_BITS)).array(c.columns),
-                "mass_key": In(index_bits(c.head_dim)),
-                "mass_tag": In(mass_tag(c)),
+                "masses": In(masses(c)),
                 "pick_en": Out(1),
                 "pick_index": Out(block),
                 "pick_vertical": Out(c.group),
@@ -191,26 +186,26 @@ class IndexUnit(wiring.Component):
         """Masses: to the block scores, or lane by lane to the memory of the selector."""
         s.mass_index = Signal(BLOCK_BITS + 8)
         m.d.comb += [
-            s.masses.valid.eq(self.mass_valid & ~s.pooled),
-            s.masses.key.eq(self.mass_key),
-            s.masses.tag.eq(self.mass_tag),
+            s.masses.valid.eq(self.masses.valid & ~s.pooled),
+            s.masses.key.eq(self.masses.key),
+            s.masses.tag.eq(self.masses.tag),
             s.masses.pad.eq((-self.tokens)[: s.row_bits]),
             s.scores.blocks.eq(self.blocks),
             s.scores.valid.eq(s.masses.o_valid),
             s.scores.head.eq(s.masses.o_head),
             s.scores.pool.eq(s.masses.o_pool),
-            s.selector.write_en.eq(self.mass_valid & s.pooled & (s.mass_index < s.selector.count)),
+            s.selector.write_en.eq(self.masses.valid & s.pooled & (s.mass_index < s.selector.count)),
             s.selector.write_index.eq(s.mass_index),
             s.selector.write_lanes.eq(-1),
             s.selector.gamma16.eq(self.gamma16),
             s.selector.count.eq(Mux(s.pooled & ~s.last_batch, s.rows_below, self.blocks)),
         ]
-        m.d.comb += [a.eq(b) for a, b in zip(s.masses.p, self.mass_p, strict=True)]
-        m.d.comb += [a.eq(b) for a, b in zip(s.masses.t, self.mass_t, strict=True)]
+        m.d.comb += [a.eq(b) for a, b in zip(s.masses.p, self.masses.p, strict=True)]
+        m.d.comb += [a.eq(b) for a, b in zip(s.masses.t, self.masses.t, strict=True)]
         m.d.comb += [a.eq(b) for a, b in zip(s.scores.mass, s.masses.o_mass, strict=True)]
-        m.d.comb += [a.eq(b) for a, b in zip(s.selector.write_data, self.mass_p, strict=True)]
+        m.d.comb += [a.eq(b) for a, b in zip(s.selector.write_data, self.masses.p, strict=True)]
         wiring.connect(m, s.scores.o_add, s.selector.i_add)
-        with m.If(self.mass_valid):
+        with m.If(self.masses.valid):
             m.d.sync += s.mass_index.eq(s.mass_index + 1)
 
     def _decisions(self, m, s):

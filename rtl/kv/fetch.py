@@ -7,8 +7,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from intaglio.rtl.bus.axi import axi4_read
-from intaglio.rtl.bus.streams import ADDRESS_BITS, FetchKind, fetch_request, fetched
-from intaglio.rtl.memory.ram import index_bits
+from intaglio.rtl.bus.streams import ADDRESS_BITS, FetchKind, fetch_request, fetched, store_write
 
 __all__ = ["EPOCH_BITS", "PAGE", "Fetch", "FetchFault", "memory_port", "request_beats"]
 
@@ -50,16 +49,17 @@ class Fetch(wiring.Component):
     o_fetched : Out(stream of :func:`~intaglio.rtl.bus.streams.fetched`)
         Requests whose last beat has been written in a cycle before, in order of requests. Withdrawn untaken by ``cancel``, ``clear`` and
         a fault only. A request counts as in flight until it is taken here; two may be in flight.
-    key, value, query : Out(1)
+    store : Out(:func:`~intaglio.rtl.bus.streams.store_write`), of which
+    key, value, query
         Write ``data`` to the keys or values of the line store or to the Q store, at ``address``.
-    key_scale, value_scale, query_scale : Out(1)
+    key_scale, value_scale, query_scale
         Write ``data`` to the scale bytes of the line store or the Q store, at ``scale_address``.
-    address : Out
+    address
         ``index * B + beat``: index is the line or slot of the request, beat the beat of K, of V or of the queries, 0..B-1.
-    scale_address : Out
+    scale_address
         ``index * X + beat``, beat 0..X-1: the scale bytes of rows ``beat * D ..``, of row i in byte i % D. Both addresses are as wide as
         the larger of the stores needs; a store takes the lower bits.
-    data : Out(8 D)
+    data
         The beat.
     clear : In(1)
         One cycle before each run: drops everything under way, a fault and the counters, and begins an epoch.
@@ -86,20 +86,11 @@ class Fetch(wiring.Component):
 
     def __init__(self, config):
         self.config = config
-        index = index_bits(max(config.lines, config.slots))
         super().__init__(
             {
                 "i_request": In(stream.Signature(fetch_request(config))),
                 "o_fetched": Out(stream.Signature(fetched(config))),
-                "key": Out(1),
-                "value": Out(1),
-                "query": Out(1),
-                "key_scale": Out(1),
-                "value_scale": Out(1),
-                "query_scale": Out(1),
-                "address": Out(index + config.block.bit_length() - 1),
-                "scale_address": Out(index + config.scale_beats.bit_length() - 1),
-                "data": Out(8 * config.head_dim),
+                "store": Out(store_write(config)),
                 "clear": In(1),
                 "cancel": In(1),
                 "timeout": In(24),
@@ -257,14 +248,14 @@ class Fetch(wiring.Component):
         queries = kind == FetchKind.Q
         scale_beat = beat[: c.scale_beats.bit_length() - 1]
         m.d.sync += [
-            self.key.eq(good & (part == 0) & ~queries),
-            self.key_scale.eq(good & (part == 1) & ~queries),
-            self.value_scale.eq(good & (part == 3)),
-            self.value.eq(good & (part == 2)),
-            self.query.eq(good & (part == 0) & queries),
-            self.query_scale.eq(good & scales & queries),
-            self.address.eq(Cat(beat, index)),
-            self.scale_address.eq(Cat(scale_beat, index)),
-            self.data.eq(bus.rdata),
+            self.store.key.eq(good & (part == 0) & ~queries),
+            self.store.key_scale.eq(good & (part == 1) & ~queries),
+            self.store.value_scale.eq(good & (part == 3)),
+            self.store.value.eq(good & (part == 2)),
+            self.store.query.eq(good & (part == 0) & queries),
+            self.store.query_scale.eq(good & scales & queries),
+            self.store.address.eq(Cat(beat, index)),
+            self.store.scale_address.eq(Cat(scale_beat, index)),
+            self.store.data.eq(bus.rdata),
         ]
         return taken

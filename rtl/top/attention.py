@@ -201,33 +201,8 @@ class PrefillCore(wiring.Component):
             cache.done_en.eq(arrived & ~is_q & attending),
             cache.done_line.eq(fetch.o_fetched.p.index),
         ]
-        for name in (
-            "key",
-            "value",
-            "query",
-            "key_scale",
-            "value_scale",
-            "query_scale",
-            "address",
-            "scale_address",
-            "data",
-        ):
-            m.d.comb += getattr(stores, name).eq(getattr(fetch, name))
-        for name in (
-            "read_line",
-            "k_read",
-            "k_row",
-            "v_read",
-            "v_row",
-            "x_read",
-            "x_tile",
-            "q_read",
-            "q_slot",
-            "q_beat",
-        ):
-            m.d.comb += getattr(stores, name).eq(getattr(engine, name))
-        for name in ("k_data", "v_data", "x_data", "q_data"):
-            m.d.comb += getattr(engine, name).eq(getattr(stores, name))
+        wiring.connect(m, fetch.store, stores.write)
+        wiring.connect(m, engine.store, stores.read)
         wiring.connect(m, fetch.memory, wiring.flipped(self.memory))
 
         self._tiles(m, index, jobs, engine, queries, cache, attending)
@@ -238,7 +213,12 @@ class PrefillCore(wiring.Component):
         wiring.connect(m, wiring.flipped(self.o), engine.o)
         m.d.comb += self.monitor.eq(
             Cat(
-                engine.k_read, engine.v_read, engine.o.valid, fetch.busy, attending & ~cache.o_visit.valid, jobs.waiting
+                engine.store.k_read,
+                engine.store.v_read,
+                engine.o.valid,
+                fetch.busy,
+                attending & ~cache.o_visit.valid,
+                jobs.waiting,
             )
         )
 
@@ -297,12 +277,8 @@ class PrefillCore(wiring.Component):
             queries.drained_slot.eq(engine.o_retired.index),
             queries.spent.eq(jobs.o_tile.valid & jobs.o_tile.ready & jobs.o_tile.p.finish),
             queries.spent_slot.eq(jobs.o_tile.p.slot),
-            index.mass_valid.eq(engine.mass_valid),
-            index.mass_key.eq(engine.mass_key),
-            index.mass_tag.eq(engine.mass_tag),
         ]
-        for name in ("mass_p", "mass_t"):
-            m.d.comb += [a.eq(b) for a, b in zip(getattr(index, name), getattr(engine, name), strict=True)]
+        wiring.connect(m, engine.masses, index.masses)
 
     def _map(self, m, index, block_map, schedule):
         """Writes of the map from the index; reads by the schedule, or from outside between runs."""

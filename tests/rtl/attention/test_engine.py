@@ -104,25 +104,25 @@ class Stores:
 
     async def serve(self, ctx, dut):
         async for *_, k_en, v_en, x_en, q_en, line, k_row, v_row, x_tile, slot, beat in ctx.tick().sample(
-            dut.k_read,
-            dut.v_read,
-            dut.x_read,
-            dut.q_read,
-            dut.read_line,
-            dut.k_row,
-            dut.v_row,
-            dut.x_tile,
-            dut.q_slot,
-            dut.q_beat,
+            dut.store.k_read,
+            dut.store.v_read,
+            dut.store.x_read,
+            dut.store.q_read,
+            dut.store.read_line,
+            dut.store.k_row,
+            dut.store.v_row,
+            dut.store.x_tile,
+            dut.store.q_slot,
+            dut.store.q_beat,
         ):
             if k_en:
-                ctx.set(dut.k_data, self.k[line][k_row])
+                ctx.set(dut.store.k_data, self.k[line][k_row])
             if v_en:
-                ctx.set(dut.v_data, self.v[line][v_row])
+                ctx.set(dut.store.v_data, self.v[line][v_row])
             if x_en:
-                ctx.set(dut.x_data, self.x[line][x_tile])
+                ctx.set(dut.store.x_data, self.x[line][x_tile])
             if q_en:
-                ctx.set(dut.q_data, self.q[slot][beat])
+                ctx.set(dut.store.q_data, self.q[slot][beat])
 
 
 def run_engine(config, matrix, stores, commands, *, stall=0.0):
@@ -142,16 +142,16 @@ def run_engine(config, matrix, stores, commands, *, stall=0.0):
                 waits = picks.randrange(60) if picks.random() < stall else 0
             else:
                 waits = max(0, waits - 1)
-            if ctx.get(dut.mass_valid):
-                tag = ctx.get(dut.mass_tag)
+            if ctx.get(dut.masses.valid):
+                tag = ctx.get(dut.masses.tag)
                 seen["masses"].append(
                     (
                         int(tag.head),
                         int(tag.row_group),
                         int(tag.tile),
-                        ctx.get(dut.mass_key),
-                        [ctx.get(x) for x in dut.mass_p],
-                        [ctx.get(x) for x in dut.mass_t],
+                        ctx.get(dut.masses.key),
+                        [ctx.get(x) for x in dut.masses.p],
+                        [ctx.get(x) for x in dut.masses.t],
                     )
                 )
             if ctx.get(dut.o.valid) and ctx.get(dut.o.ready):

@@ -46,10 +46,10 @@ def store_reads(shape, cycles=200, seed=0):
     async def bench(ctx):
         def write(name, place):
             for other in sizes:
-                ctx.set(getattr(dut, other), other == name)
-            ctx.set(dut.scale_address if name.endswith("scale") else dut.address, place)
+                ctx.set(getattr(dut.write, other), other == name)
+            ctx.set(dut.write.scale_address if name.endswith("scale") else dut.write.address, place)
             word = picks.getrandbits(8 * c.head_dim)
-            ctx.set(dut.data, word)
+            ctx.set(dut.write.data, word)
             return word
 
         for name, size in sizes.items():
@@ -65,7 +65,7 @@ def store_reads(shape, cycles=200, seed=0):
             row, other_row, tile, beat = (
                 picks.randrange(n) for n in (c.block, c.block, c.tiles, c.block + c.scale_beats)
             )
-            ctx.set(dut.read_line, line)
+            ctx.set(dut.read.read_line, line)
             reads = {
                 "k": ("key", line * c.block + row),
                 "v": ("value", line * c.block + other_row),
@@ -82,18 +82,18 @@ def store_reads(shape, cycles=200, seed=0):
                 ("q_slot", slot),
                 ("q_beat", beat),
             ):
-                ctx.set(getattr(dut, port), value)
+                ctx.set(getattr(dut.read, port), value)
             for kind, where in reads.items():
                 if kind != "y":  # read together with x
                     asked = picks.random() < 0.8 and (name, place) not in (where, reads["y"])
-                    ctx.set(getattr(dut, f"{kind}_read"), asked)
+                    ctx.set(getattr(dut.read, f"{kind}_read"), asked)
                 if asked:
                     shown[kind] = held[where[0]][where[1]]
             await ctx.tick()
             held[name][place] = word
-            both, size = ctx.get(dut.x_data), 8 * c.head_dim
+            both, size = ctx.get(dut.read.x_data), 8 * c.head_dim
             found = {"x": both & (1 << size) - 1, "y": both >> size}
-            found |= {kind: ctx.get(getattr(dut, f"{kind}_data")) for kind in "kvq"}
+            found |= {kind: ctx.get(getattr(dut.read, f"{kind}_data")) for kind in "kvq"}
             pairs.extend((found[kind], word) for kind, word in shown.items() if word is not None)
 
     simulate(dut, bench)

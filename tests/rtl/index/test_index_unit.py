@@ -136,14 +136,14 @@ class Bench:
             ctx.set(dut.key_arrived, arrived == FetchKind.K)
             ctx.set(dut.retired, bool(retire) and retire[0] <= cycle and bool(retire.pop(0)))
             mass = masses.pop(0) if masses and masses[0][0] <= cycle else None
-            ctx.set(dut.mass_valid, mass is not None)
+            ctx.set(dut.masses.valid, mass is not None)
             if mass:
                 _, key, p, t, tag = mass
-                ctx.set(dut.mass_key, key)
-                ctx.set(dut.mass_tag, tag)
+                ctx.set(dut.masses.key, key)
+                ctx.set(dut.masses.tag, tag)
                 for lane in range(c.columns):
-                    ctx.set(dut.mass_p[lane], p[lane])
-                    ctx.set(dut.mass_t[lane], t[lane])
+                    ctx.set(dut.masses.p[lane], p[lane])
+                    ctx.set(dut.masses.t[lane], t[lane])
             ctx.set(dut.engine_idle, cycle > free + DEPTH and not masses and not mass)
             ctx.set(dut.o_fetch.ready, picks.random() >= self.stall)
             ctx.set(dut.o_tile.ready, cycle >= free and picks.random() >= self.stall)

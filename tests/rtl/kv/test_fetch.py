@@ -84,9 +84,9 @@ class Bus:
             assert ctx.get(dut.memory.rready)
             self.beats.append(self.cycles)
         for name in STORES:
-            if ctx.get(getattr(dut, name)):
-                address = ctx.get(dut.scale_address if name.endswith("scale") else dut.address)
-                self.stores[name, address] = ctx.get(dut.data).to_bytes(self.config.head_dim, "little")
+            if ctx.get(getattr(dut.store, name)):
+                address = ctx.get(dut.store.scale_address if name.endswith("scale") else dut.store.address)
+                self.stores[name, address] = ctx.get(dut.store.data).to_bytes(self.config.head_dim, "little")
         if ctx.get(dut.o_fetched.valid) and ctx.get(dut.o_fetched.ready):
             payload = ctx.get(dut.o_fetched.payload)
             self.fetched.append((payload.kind, payload.index))
@@ -216,11 +216,11 @@ def test_beats_of_every_other_epoch_are_dropped():
             for other in range(1, epochs):
                 ctx.set(dut.memory.rid, seen[-1] ^ other)
                 await ctx.tick()
-                assert not ctx.get(dut.key) and not ctx.get(dut.beats)
+                assert not ctx.get(dut.store.key) and not ctx.get(dut.beats)
             ctx.set(dut.memory.rid, seen[-1])
             await ctx.tick()
             ctx.set(dut.memory.rvalid, 0)
-            assert ctx.get(dut.key) and ctx.get(dut.beats) == 1
+            assert ctx.get(dut.store.key) and ctx.get(dut.beats) == 1
 
     simulator = Simulator(dut)
     simulator.add_clock(1e-6)
