@@ -22,7 +22,7 @@ MODEL = str(Path(__file__).parents[2] / "models" / "burin")
             (
                 "a width must be one of context, lanes, lane_width, packing, dot, rom, vector_width, "
                 "attention_heads, top_k, clock_hz, rank, adapters, adapter_trits, adapter_targets, "
-                "gate_words, gate_wake, gate_isolation, "
+                "gate_words, gate_wake, gate_isolation, row_scales, "
                 "not 'colour'"
             ),
         ),
