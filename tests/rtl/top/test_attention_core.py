@@ -101,8 +101,8 @@ def test_runs_and_a_fault_between_them():
     (want,), (exponents,) = exact.attend(head_group(z), torch.as_tensor(keep), block=CONFIG.block)
 
     async def script(ctx):
-        core = bench.core
-        for threshold, faults in ((1 << 31, {}), (0, {"error_beat": 40}), (1 << 31, {})):
+        core, visits = bench.core, set()
+        for threshold, faults in ((1 << 31, {}), (1 << 31, {}), (0, {"error_beat": 40}), (1 << 31, {})):
             bench.phases.clear()
             await bench.start(ctx, z, threshold, **faults)
             beats = await bench.finish(ctx)
@@ -114,11 +114,13 @@ def test_runs_and_a_fault_between_them():
             assert torch.equal(found, want.long()) and torch.equal(marks, exponents.long())
             assert bench.phases == [RunPhase.IDLE, *list(RunPhase)[1:]]
             assert ctx.get(core.beats) == bench.slave._beats and ctx.get(core.misses) > 0
+            visits.add(ctx.get(core.hits) + ctx.get(core.misses))  # of this run alone
             for block in range(3):
                 ctx.set(core.map_block, block)
                 await ctx.tick()
                 column = sum(int(keep[0][row][block]) << row for row in range(3))
                 assert ctx.get(core.map_word) & 7 == column
+        assert len(visits) == 1
 
     bench.simulate(script)
 
