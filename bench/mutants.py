@@ -61,7 +61,7 @@ TESTS = {
     "memory": ["memory/test_rom.py", "memory/test_logic.py", "attention/test_narrow_cache.py"],
     "ternary": ["ternary/test_linear.py"],
     "ternary/gate": ["ternary/test_gate.py"],
-    "ternary/adapter": ["ternary/test_adapter.py", "ternary/test_linear.py"],
+    "ternary/adapter": ["ternary/test_adapter.py", "ternary/test_linear.py", "../sim/verilator/test_adapter.py"],
     "top/attention": ["top/test_attention_core.py"],
     "top/attention_shell": ["top/test_attention_cocotb.py"],
     "top/decoder": ["top/test_decoder_core.py"],
@@ -106,7 +106,7 @@ def concerning(path: str) -> list[str]:
     fitting = [begin for begin in TESTS if name == begin or name.startswith(begin + "/")]
     if not fitting:
         raise ValueError(f"bench/mutants.py must name tests that concern {path}")
-    return [f"tests/rtl/{test}" for test in TESTS[max(fitting, key=len)]]
+    return [os.path.normpath(f"tests/rtl/{test}") for test in TESTS[max(fitting, key=len)]]
 
 
 class Workshop:
