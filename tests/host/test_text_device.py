@@ -47,8 +47,11 @@ def scheme(double, folder):
     manifest["content"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     following = dict(zip([PIECES.index("a"), *ANSWER], ANSWER, strict=False))
-    device = lambda rest, **_: double.PythonDevice(manifest, next_tokens=[following.get(n, 0) for n in range(256)])  # noqa: E731
-    register("spoken", device)
+
+    def opened(rest, **_):
+        return double.PythonDevice(manifest, next_tokens=[following.get(n, 0) for n in range(256)])
+
+    register("spoken", opened)
     yield "spoken:any"
     register("spoken", None)
 
