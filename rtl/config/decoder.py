@@ -201,7 +201,7 @@ class DecoderConfig:
         for name, most in (("sequences", 256), ("batch", 32)):
             value = getattr(self, name)
             need(type(value) is int and 1 <= value <= most, f"{name} must be an integer in 1..{most}, not {value!r}")
-        need(not (self.rank and self.batch > 1), f"batch must be 1 where there are adapters, not {self.batch}")
+            need(not (self.rank and value > 1), f"{name} must be 1 where there are adapters, not {value}")
         need(2 <= self.vocab < 1 << 20, f"vocab must be in 2..{(1 << 20) - 1}, not {self.vocab}")
         need(
             self.context < 1 << self.position_bits,
