@@ -192,8 +192,8 @@ class DecoderCore(wiring.Component):
             linear.groups.eq(s.m),
             linear.chunks.eq(s.e),
             linear.mode.eq(s.rd),
-            linear.scale_m.eq(s.scale.m),
-            linear.scale_e.eq(s.scale.e),
+            linear.scale_m[0].eq(s.scale.m),
+            linear.scale_e[0].eq(s.scale.e),
             vector.start.eq(s.start_vector),
             vector.source.eq(s.rd[0]),
             vector.gain_base.eq(s.m),
@@ -236,7 +236,7 @@ class DecoderCore(wiring.Component):
         with m.If(s.start_linear):
             m.d.sync += draining.eq(0)
         shifts = {}
-        for name, ors in (("vector", vector.w_or), ("linear", linear.x_or), ("results", linear.r_or)):
+        for name, ors in (("vector", vector.w_or), ("linear", linear.x_or[0]), ("results", linear.r_or[0])):
             shifts[name] = Signal(c.shift_bits, name=f"{name}_shift")
             m.d.sync += shifts[name].eq(bit_length(m, ors[XS_BITS - 1 :], f"{name}_bits"))
         m.d.comb += [
@@ -248,9 +248,9 @@ class DecoderCore(wiring.Component):
         """Reads of the buffers: the linear unit and the vector unit take turns."""
         c, v = self.config, self.config.vector_width
         m.d.comb += [
-            linear.act_data.eq(a.read_data),
+            linear.act_data[0].eq(a.read_data),
             a.read_addr.eq(linear.act_addr),
-            linear.x_rd_data.eq(x.read_data),
+            linear.x_rd_data[0].eq(x.read_data),
             x.read_addr.eq(Mux(linear.busy, linear.x_rd_addr, vector.src_addr)),
             r.read_addr.eq(vector.src_addr),
         ]
@@ -269,8 +269,8 @@ class DecoderCore(wiring.Component):
         m.d.comb += [signal.eq(vector.w_data[i]) for i, signal in enumerate(narrow)]
         # Registers before what decodes the address for every 16 words of a part; nothing reads a word in the two cycles after its write.
         for buffer, destination, words, en, addr, data_ in (
-            (x, Destination.RESIDUAL, vector.w_data, linear.x_wr_en, linear.x_wr_addr, linear.x_wr_data),
-            (r, Destination.RESULT, narrow, linear.r_wr_en, linear.r_wr_addr, linear.r_wr_data),
+            (x, Destination.RESIDUAL, vector.w_data, linear.x_wr_en, linear.x_wr_addr, linear.x_wr_data[0]),
+            (r, Destination.RESULT, narrow, linear.r_wr_en, linear.r_wr_addr, linear.r_wr_data[0]),
         ):
             m.d.sync += [
                 buffer.write_en.eq(Mux(to[destination], -1, en)),
