@@ -209,6 +209,7 @@ class DecoderCore(wiring.Component):
             attention.group.eq(s.m),
             attention.layer.eq(s.layer),
             attention.position.eq(s.position),
+            attention.at_position.eq(s.position),
         ]
         if c.gate_words:
             m.d.comb += [
@@ -329,7 +330,7 @@ class DecoderCore(wiring.Component):
             s.m_value.eq(vector.m_value),
             vector.m_segment.eq(s.segment),
             s.squares.eq(vector.ss),
-            s.reference.eq(attention.eref),
+            s.reference.eq(attention.at_eref),
             attention.top_index.eq(s.rank),
             s.rank_token.eq(attention.top_token),
             s.rank_logit.eq(attention.top_logit),
