@@ -13,7 +13,7 @@ from intaglio.host.text import Pieces, check_stops, prompt_tokens
 if TYPE_CHECKING:
     from intaglio.host.device import Device
 
-__all__ = ["generate_many", "generate_tokens_many", "text_events"]
+__all__ = ["generate_many", "generate_tokens_many", "text_events", "token_events"]
 
 
 def _each(name, value, count):
@@ -97,8 +97,16 @@ def generate_tokens_many(
         Conversations have all sequences of the device; or a later generation has taken these.
     DeviceTimeout, DeviceError
     """
+    events = token_events(device, prompts, max_tokens, **sampling)
+    return ((index, token) for index, token, _ in events if token is not None)
+
+
+def token_events(
+    device: Device, prompts: Iterable[Iterable[int]], max_tokens: int | Sequence[int], **sampling: Any
+) -> Iterator[tuple[int, int | None, str | None]]:
+    """As :func:`generate_tokens_many`, but yields (index, token, None), and (index, None, finish) when a prompt's tokens end."""
     scheduler = _schedule(device, _listed(prompts), max_tokens, **sampling)
-    return ((request.index, token) for request, token in scheduler.run() if token is not None)
+    return ((request.index, token, request.finish if token is None else None) for request, token in scheduler.run())
 
 
 def generate_many(

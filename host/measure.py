@@ -153,6 +153,7 @@ class Totals:
         device.drain()
         device.clear_counters()
         self.began = self.latest = time.monotonic()
+        device.last = self._row(None)
 
     def seconds(self) -> float | None:
         """Seconds of the device's work until now, when it rests."""

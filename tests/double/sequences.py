@@ -79,8 +79,11 @@ class HistoryTransport:
         return len(words)
 
     def receive(self, capacity, timeout):
-        words = np.array(self.packets.pop(0) if self.packets else [], np.uint32)
-        return words, np.arange(len(words)) == len(words) - 1
+        packet = self.packets.pop(0) if self.packets else []
+        if len(packet) > capacity:
+            self.packets.insert(0, packet[capacity:])
+        words = np.array(packet[:capacity], np.uint32)
+        return words, np.arange(len(words)) == len(packet) - 1
 
     def read_register(self, offset):
         name = next(name for name, at in OFFSETS.items() if at == offset)
