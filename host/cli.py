@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from intaglio.host.report import note, report, report_counters, report_many
@@ -118,7 +119,8 @@ def run(args: argparse.Namespace) -> None:
         use = args.use if args.use is not None else min(1, len(slots))
         sampling["adapter"] = slots[use - 1] if use else None
         if len(prompts) == 1:
-            _generate(device, show, *prompts.values(), args, sampling)
+            [prompt] = prompts.values()
+            _generate(device, show, prompt, args, sampling)
             report(device)
         else:
             _generate_many(device, show, prompts, args, sampling)
@@ -214,6 +216,7 @@ def _generate_many(device, show, prompts, args, sampling):
     count = sum(map(len, tokens))
     show(f"{len(names)} prompts of {count} tokens")
     sampling |= {"progress": lambda taken: show(f"prompts, {taken} of {count} tokens", taken / count)}
+    events: Iterator[tuple[int, str, str | None]]
     if text is None:
         events = (
             (index, "" if token is None else f"{token} ", finish)

@@ -258,3 +258,78 @@ def test_generations_side_by_side():
         with pytest.raises(host.SequenceError, match="the device was reset"):
             next(tokens)
         assert len(device.pool.take(9)) == 2
+
+
+def test_progress_through_groups():
+    """Words that are no tokens, and tokens that are no prompt's, are not counted."""
+
+    class Slow(HistoryTransport):
+        """Takes a word at each look."""
+
+        def send(self, words, last, timeout):
+            self.pending = len(words)
+            for at in range(len(words)):
+                self.watch and self.watch()
+                self.pending -= 1
+                super().send(words[at : at + 1], last[at : at + 1], timeout)
+            return len(words)
+
+    with Device(Slow(batch=3, sequences=2)) as device:
+        told = []
+        list(device.generate_tokens([1] * 7, 4, progress=told.append))
+        assert sorted(set(told)) == list(range(8)) and told == sorted(told)
+        told = []
+        together(device, [[1] * 4, [2] * 5, [3] * 2], 3, progress=told.append)
+        assert sorted(set(told)) == list(range(12)) and told == sorted(told)
+
+
+class Someone:
+    """What somebody does with the device, a token at a time, and what it must give."""
+
+    def __init__(self, pick, device, alone):
+        self.found, self.expected, self.talk = [], [], None
+        kind = pick.choice(["one", "many", "talk"])
+        options = {"temperature": pick.choice([0.0, 1.0]), "seed": pick.randrange(9)}
+        prompts = [[pick.randrange(40) for _ in range(pick.randint(1, 6))] for _ in range(2)]
+        if kind == "one":
+            self.tokens = device.generate_tokens(prompts[0], 9, **options)
+            self.expected = list(alone.generate_tokens(prompts[0], 9, **options))
+        elif kind == "many":
+            self.tokens = device.generate_tokens_many(prompts, 7, **options)
+            self.expected = [list(alone.generate_tokens(prompt, 7, **options)) for prompt in prompts]
+        else:
+            self.talk, said = device.sequence(), []
+            for prompt in prompts:
+                self.expected.append(list(alone.generate_tokens([*said, *prompt], 5, **options)))
+                said += prompt + self.expected[-1]
+            self.tokens = (token for prompt in prompts for token in self.talk.generate_tokens(prompt, 5, **options))
+            self.expected = sum(self.expected, [])
+        self.kind = kind
+
+    def step(self):
+        """Whether there was another token."""
+        for token in self.tokens:
+            self.found.append(token)
+            return True
+        if self.kind == "many":
+            self.found = [[token for at, token in self.found if at == index] for index in range(2)]
+        assert self.found == self.expected
+        if self.talk is not None:
+            self.talk.close()
+        return False
+
+
+@pytest.mark.parametrize("batch, sequences", [(4, 4), (1, 3), (2, 6)])
+def test_everybody_at_once(batch, sequences):
+    """Generations, several at once and conversations that take turns at random: each has its sequences and loses nothing of a burst."""
+    for seed in range(8):
+        pick = random.Random(seed)
+        with opened(batch, sequences) as device, opened(1, 1) as alone:
+            active, finished = [], 0
+            while finished < 8:
+                if device.pool.count - sum(2 if someone.kind == "many" else 1 for someone in active) >= 2:
+                    active.append(Someone(pick, device, alone))
+                someone = pick.choice(active)
+                if not someone.step():
+                    active.remove(someone)
+                    finished += 1
