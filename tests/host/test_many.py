@@ -6,6 +6,7 @@ import pytest
 
 import intaglio.host as host
 from intaglio.host.device import Device
+from intaglio.host.protocol import selection
 from tests.double.sequences import GROUP_CYCLES, TOKEN_CYCLES, HistoryTransport
 
 
@@ -91,6 +92,11 @@ def test_texts_and_stops(batch, sequences):
                 assert "".join(alone.generate(prompt, 25, stop=stop, burst=4)) == text
                 assert alone.last["finish"] == end
             assert stop is None or isinstance(stop, str) or ends.count("stop") > 3
+        for count in range(1, 6):  # a stop in the last token that there may be
+            stop = "".join(alone.generate(prompts[0], count))[-1]
+            found = "".join(piece for _, piece in device.generate_many(prompts[:1], count, stop=stop))
+            assert found == "".join(alone.generate(prompts[0], count, stop=stop))
+            assert device.last["requests"][0]["finish"] == alone.last["finish"] == "stop"
 
 
 def test_slots_are_filled():
@@ -219,6 +225,15 @@ def test_a_device_that_fails_ends_them_all(monkeypatch):
         with pytest.raises(host.DeviceTimeout):
             list(tokens)
         assert device.last["finish"] == "error" and len(device.pool.take(9)) == 4
+
+
+def test_every_prompt_begins_with_its_adapter(monkeypatch):
+    with opened(batch=4, sequences=2) as device:
+        monkeypatch.setattr(device, "selection", lambda adapter: [selection(adapter)])
+        together(device, [[1] * 5, [2] * 2, [3]], 3, adapter=1)
+        commands = device.transport.commands
+        assert [commands[at - 1] for at, word in enumerate(commands) if word >> 31] == [selection(1)] * 3
+        assert commands.count(selection(1)) == 3
 
 
 def test_prompts_in_groups():

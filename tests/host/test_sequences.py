@@ -60,6 +60,7 @@ def test_a_turn_that_ends_early():
             ValueError, match="at most 4 tokens, the device's context less the 8 that the sequence holds"
         ):
             talk.generate_tokens([1] * 5, 1)
+        assert len(list(talk.generate_tokens([1] * 3, 9))) == 2 and device.last["finish"] == "context"
 
 
 def test_several_take_turns():
