@@ -57,13 +57,13 @@ class HistoryDevice(ReferenceDevice):
 
 
 class HistoryTransport:
-    """The device behind the host's transport; ``commands`` has every word that it was sent."""
+    """The device, or another ReferenceDevice, behind the host's transport; ``commands`` has every word that it was sent."""
 
     watch = None
 
-    def __init__(self, *, batch, sequences, eos=None, bos=None, tokenizer="none", **shape):
+    def __init__(self, *, batch, sequences, eos=None, bos=None, tokenizer="none", device=None, **shape):
         self.model = model(batch=batch, sequences=sequences, **shape)
-        self.device, c = HistoryDevice(self.model), self.model.config
+        self.device, c = device or HistoryDevice(self.model), self.model.config
         self.manifest = describe(
             vocab_size=c.vocab, context=c.context, top_k=c.top_k, batch=batch, sequences=sequences, eos=eos, bos=bos
         )
@@ -79,12 +79,15 @@ class HistoryTransport:
         return len(words)
 
     def receive(self, capacity, timeout):
-        words = np.array(self.packets.pop(0) if self.packets else [], np.uint32)
-        return words, np.arange(len(words)) == len(words) - 1
+        packet = self.packets.pop(0) if self.packets else []
+        if len(packet) > capacity:
+            self.packets.insert(0, packet[capacity:])
+        words = np.array(packet[:capacity], np.uint32)
+        return words, np.arange(len(words)) == len(packet) - 1
 
     def read_register(self, offset):
         name = next(name for name, at in OFFSETS.items() if at == offset)
-        cycles = self.device.rounds * GROUP_CYCLES + self.model.tokens * TOKEN_CYCLES
+        cycles = getattr(self.device, "rounds", 0) * GROUP_CYCLES + self.model.tokens * TOKEN_CYCLES
         counters = {"cycles_lo": cycles, "phase_busy": cycles, "tokens": self.model.tokens}
         return counters[name] if name in counters else self.registers.get(name, 0)
 

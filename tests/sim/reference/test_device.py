@@ -8,9 +8,11 @@ import pytest
 from intaglio.gen.checkpoint.quantised import quantise
 from intaglio.gen.checkpoint.synthetic import random_checkpoint
 from intaglio.gen.presets.decoder import config_for
+from intaglio.host.device import Device
 from intaglio.host.protocol import command, group, sequence
 from intaglio.sim.reference.device import ReferenceDevice
 from intaglio.sim.reference.exact_decoder import ExactDecoder
+from tests.double.sequences import HistoryTransport
 from tests.sim.reference.test_exact_decoder import small
 
 BATCH, SEQUENCES, CONTEXT = 3, 4, 10
@@ -120,3 +122,18 @@ def test_the_manifest_tells_the_batch(one):
     plain = told(one)
     assert Manifest.from_dict(plain).batch == Manifest.from_dict(plain).sequences == 1
     assert not {"batch", "sequences"} & plain["model"].keys() and "kind" not in plain["streams"]["command"]["fields"]
+
+
+def test_the_host_on_the_exact_model(one):
+    """Several prompts at once: the tokens are those of the exact decoder alone."""
+    shape = dict(vocab=50, context=CONTEXT, top_k=4)
+    transport = HistoryTransport(batch=BATCH, sequences=SEQUENCES, device=many(one), **shape)
+    prompts = [[1, 2, 3, 4], [5], [6, 7], [8] * 8, [9], [1, 2]]
+    with Device(transport) as device:
+        found = [[] for _ in prompts]
+        for index, token in device.generate_tokens_many(prompts, 5):
+            found[index].append(token)
+        assert found == [ExactDecoder(one).generate(prompt, 5) for prompt in prompts]
+        with device.sequence() as talk:
+            answer = list(talk.generate_tokens([1, 2], 2))
+            assert list(talk.generate_tokens([3], 3)) == ExactDecoder(one).generate([1, 2, *answer, 3], 3)
