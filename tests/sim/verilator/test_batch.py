@@ -39,6 +39,7 @@ def machine(request, tmp_path_factory):
     generate(checkpoint, "small", out, **widths)
     model = quantise(checkpoint, config_for(described, "small", **widths))
     with intaglio.host.open(f"sim:{out}", cache=CACHE) as device:
+        device.timeout = 10.0
         yield device, model
 
 
@@ -85,5 +86,4 @@ def test_every_cycle(machine):
     device._packet()
     for phase, cycles in group_cycles(model, [so_far[number]], program=program).phases.items():
         spent[phase] += cycles
-    counters = device.counters()
-    assert {phase: counters[f"phase_{phase}"] for phase in PHASES} == spent
+    assert device.counters()["phases"] == spent
