@@ -1,6 +1,6 @@
 """Decoder core: the slots of the tokens, the units that they share, and the sequencer."""
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -28,7 +28,7 @@ _KINDS = {
 
 
 class DecoderCore(wiring.Component):
-    """Commands in, results out; the counters' events beside them.
+    """Commands in, results out; the counters' events beside them: ``computed`` is the number of tokens of the group that has ``finished``.
 
     Parameters
     ----------
@@ -78,6 +78,7 @@ class DecoderCore(wiring.Component):
                 "phase": Out(Phase),
                 "overflow": Out(1),
                 "finished": Out(1),
+                "computed": Out(range(config.batch + 1)),
                 "position": Out(16),
             }
         )
@@ -142,6 +143,7 @@ class DecoderCore(wiring.Component):
             self.phase.eq(s.phase),
             self.overflow.eq(s.overflow),
             self.finished.eq(s.finished),
+            self.computed.eq(sum(s.live, Const(0, 1))),
             self.position.eq(s.position),
         ]
 
