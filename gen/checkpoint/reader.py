@@ -54,7 +54,8 @@ __all__ = [
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 FLOATS = ("F32", "BF16", "F16")
 LARGEST_SCALE = 16.0  # of the median matrix; see CheckpointReader
-EMBED_ROWS = 4096  # rows of the embedding that are looked at together
+TABLES = {"embedding": EMBEDDING, "head": HEAD}
+TABLE_ROWS = 4096  # rows of embedding and head that are looked at together
 
 
 class CheckpointReader:
@@ -187,20 +188,27 @@ class CheckpointReader:
             matrices={name: self.matrix(index, name) for name in self.config.matrix_shapes}, norms=self.norms(index)
         )
 
-    def check_layer(self, index: int) -> dict[str, float]:
-        """Raise what reading layer ``index`` would raise; returns its suspect tensors, as ``{tensor: its only value}``."""
-        found = {}
+    @property
+    def layers(self) -> Iterator[Layer]:
+        """The layers one after the other, each read when it is asked for."""
+        return (self.layer(index) for index in range(self.config.num_hidden_layers))
+
+    def check_layer(self, index: int) -> tuple[dict[str, float], dict[str, float]]:
+        """Raise what reading layer ``index`` would raise; its multipliers by matrix, and its suspect tensors with their only value."""
+        scales, found = {}, {}
         for name in self.config.matrix_shapes:
-            tensor = f"model.layers.{index}.{MATRIX_TENSORS[name]}.weight"
+            stem = f"model.layers.{index}.{MATRIX_TENSORS[name]}"
+            tensor = f"{stem}.weight"
             if self._files.entries[tensor].dtype == "U8":  # not unpacked, which takes four times the memory
                 packed = self._files.read(tensor).to_uint8()
                 check_codes(packed, f"tensor {tensor}")
-                value = only_packed_value(packed)
+                scales[name], value = self.scales[stem], only_packed_value(packed)
             else:
-                value = only_value(self.matrix(index, name).weights)
+                matrix = self.matrix(index, name)
+                scales[name], value = matrix.scale, only_value(matrix.weights)
             if value is not None:
                 found[tensor] = value
-        return found | norm_constants(index, self.norms(index))
+        return scales, found | norm_constants(index, self.norms(index))
 
     def norms(self, index: int) -> dict[str, np.ndarray]:
         """Gains of layer ``index`` by norm, float32."""
@@ -208,26 +216,22 @@ class CheckpointReader:
             name: self._floats(f"model.layers.{index}.{NORM_TENSORS[name]}.weight") for name in self.config.norm_sizes
         }
 
-    def embed(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows ``start .. stop - 1`` of the embedding, float32."""
-        return self._floats(EMBEDDING, start, stop)
+    def table(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows ``start .. stop - 1`` of "embedding" or "head", float32."""
+        return self._floats(TABLES[name], start, stop)
 
-    def embed_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """The embedding in blocks of rows, as pairs of the first row and float32 ``[rows, hidden]``."""
-        for start in range(0, self.config.vocab_size, EMBED_ROWS):
-            yield start, self.embed(start, min(start + EMBED_ROWS, self.config.vocab_size))
-
-    def head(self) -> np.ndarray | None:
-        """The head, float32, of a model that does not tie it to the embedding; else None."""
-        return None if self.config.tie_word_embeddings else self._floats(HEAD)
+    def table_blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        """The table in blocks of rows, as pairs of the first row and float32 ``[rows, hidden]``."""
+        for start in range(0, self.config.vocab_size, TABLE_ROWS):
+            yield start, self.table(name, start, min(start + TABLE_ROWS, self.config.vocab_size))
 
     def check_head(self) -> None:
         """Raise unless a stored head of a tied model equals the embedding."""
         if HEAD not in self._files.entries or not self.config.tie_word_embeddings:
             return
         different = 0
-        for start, rows in self.embed_blocks():
-            different += int(np.count_nonzero(rows != self._floats(HEAD, start, start + len(rows))))
+        for start, rows in self.table_blocks("embedding"):
+            different += int(np.count_nonzero(rows != self.table("head", start, start + len(rows))))
         if different:
             raise CheckpointError(
                 f"tensor {HEAD} must equal {EMBEDDING}, whose memory the head reads, but {different} values differ: "
@@ -246,9 +250,9 @@ class CheckpointReader:
                 yield name, self._files.read(name).data
 
 
-def end_constants(embedding: float | None, final_norm: np.ndarray) -> dict[str, float]:
-    """The suspect ones of embedding (``embedding`` is its only value, or None) and final norm, as ``{tensor: its only value}``."""
-    return ({} if embedding is None else {EMBEDDING: embedding}) | ({} if final_norm.any() else {FINAL_NORM: 0})
+def end_constants(table: str, value: float | None, final_norm: np.ndarray) -> dict[str, float]:
+    """The suspect ones of "embedding" or "head" (``value`` is its only value, or None) and final norm, as ``{tensor: its only value}``."""
+    return ({} if value is None else {TABLES[table]: value}) | ({} if final_norm.any() else {FINAL_NORM: 0})
 
 
 def _either(kinds):
@@ -277,13 +281,14 @@ def load_checkpoint(folder: Path | str, *, allow_constant: bool = False) -> Chec
     """
     reader = CheckpointReader(folder)
     text = read_text(folder, reader.config)
-    embed, final_norm, head = reader.embed(), reader.final_norm(), reader.head()
+    embed, final_norm = reader.table("embedding"), reader.final_norm()
+    head = None if reader.config.tie_word_embeddings else reader.table("head")
     reader.check_head()
     layers = tuple(reader.layer(index) for index in range(reader.config.num_hidden_layers))
     if not allow_constant:
-        suspect = end_constants(only_value(embed), final_norm)
-        if head is not None and (value := only_value(head)) is not None:
-            suspect[HEAD] = value
+        suspect = end_constants("embedding", only_value(embed), final_norm)
+        if head is not None:
+            suspect |= end_constants("head", only_value(head), final_norm)
         for index, layer in enumerate(layers):
             suspect |= layer_constants(index, layer)
         refuse_constant(suspect)

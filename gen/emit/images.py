@@ -1,4 +1,8 @@
-"""Contents of every ROM of a decoder, as little-endian byte matrices ``[depth, bytes]``."""
+"""Contents of every ROM of a decoder, as little-endian byte matrices ``[depth, bytes]``.
+
+:func:`images` makes all of them in memory, for simulations of a model that is there already; generators write those of weights and tables
+(embedding, head) a piece at a time (:mod:`intaglio.gen.emit.stream`).
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -15,7 +19,7 @@ from intaglio.rtl.ternary.gate import bank_name
 from intaglio.rtl.ternary.linear import rom_name
 from intaglio.rtl.ternary.packing import execution_order, pack
 
-__all__ = ["EXECUTION", "execution_matrix", "images", "program_words", "weight_names"]
+__all__ = ["EXECUTION", "execution_matrix", "images", "program_words", "small_images", "weight_names"]
 
 EXECUTION = {
     "qkv": ("q", "k", "v"),
@@ -36,8 +40,22 @@ def weight_names(config: DecoderConfig) -> list[str]:
     return [bank_name(name, b) for name in names for b in range(config.gate_banks)] if config.gate_words else names
 
 
+def small_images(model: QuantisedModel) -> dict[str, np.ndarray]:
+    """Images of the ROMs that hold neither weights nor tables, by name."""
+    c = model.config
+    out = {}
+    if c.activation == "silu":
+        out["silu"] = words_to_bytes(SILU_WORDS, SILU_WORD_BITS)
+    gains = np.concatenate(ordered_gains(model)).reshape(-1, c.vector_width)
+    out["gains"] = gains.astype("<i2").view(np.uint8)
+    out["rotary"] = words_to_bytes(model.increments, numerics.PHASE_BITS)
+    out["sine"] = words_to_bytes(numerics.SINE_TABLE, numerics.ROTARY_ONE.bit_length())
+    out["program"] = words_to_bytes(program_words(model), WORD_BITS)
+    return out
+
+
 def images(model: QuantisedModel, progress: Callable[[str, float], None] | None = None) -> dict[str, np.ndarray]:
-    """ROM images of a :class:`~intaglio.gen.checkpoint.quantised.QuantisedModel` by name.
+    """ROM images of a :class:`~intaglio.gen.checkpoint.quantised.QuantisedModel` by name, all of them in memory.
 
     Parameters
     ----------
@@ -65,14 +83,7 @@ def images(model: QuantisedModel, progress: Callable[[str, float], None] | None 
         out["head"] = model.head.reshape(-1, c.array).view(np.uint8)
     for name, scales in model.row_scales.items():
         out[f"{name}_scales"] = scales.astype("<u2").reshape(-1, 1).view(np.uint8)
-    if c.activation == "silu":
-        out["silu"] = words_to_bytes(SILU_WORDS, SILU_WORD_BITS)
-    gains = np.concatenate(ordered_gains(model)).reshape(-1, c.vector_width)
-    out["gains"] = gains.astype("<i2").view(np.uint8)
-    out["rotary"] = words_to_bytes(model.increments, numerics.PHASE_BITS)
-    out["sine"] = words_to_bytes(numerics.SINE_TABLE, numerics.ROTARY_ONE.bit_length())
-    out["program"] = words_to_bytes(program_words(model), WORD_BITS)
-    return out
+    return out | small_images(model)
 
 
 def execution_matrix(name: str, matrices: Mapping[str, np.ndarray]) -> np.ndarray:

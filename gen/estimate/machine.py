@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from intaglio.gen.checkpoint.model import ModelConfig
-from intaglio.gen.checkpoint.quantised import QuantisedModel
+from intaglio.gen.checkpoint.quantised import QuantisedModel, default_row_scales
 from intaglio.gen.cycles.decoder import Timing, TokenCycles, token_cycles
 from intaglio.gen.emit.program import layer_program
 from intaglio.gen.presets.decoder import PRESETS, widths_of
@@ -116,7 +116,7 @@ class Machine:
     divider_bits = DecoderConfig.divider_bits
     activation = property(lambda self: self.model.hidden_act)
     sub_norms = property(lambda self: int(self.model.sub_norms))
-    row_scales = property(lambda self: int(self.model.model_type != "bitnet"))  # as decoder_config has it
+    row_scales = property(lambda self: default_row_scales(self.model))
     rank, adapted = property(lambda self: 0), property(lambda self: ())  # no adapters
 
     @property
