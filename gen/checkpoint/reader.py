@@ -22,6 +22,7 @@ from intaglio.gen.checkpoint.constant import (
     refuse_constant,
 )
 from intaglio.gen.checkpoint.model import CheckpointError, ModelConfig
+from intaglio.gen.checkpoint.ternary import Distance, measure
 from intaglio.gen.checkpoint.text import read_text
 from intaglio.gen.checkpoint.weights import (
     MATRIX_TENSORS,
@@ -47,6 +48,7 @@ __all__ = [
     "end_constants",
     "load_checkpoint",
     "loaded_scale",
+    "refusal",
     "save_checkpoint",
     "stored_scale",
 ]
@@ -55,6 +57,7 @@ EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", 
 FLOATS = ("F32", "BF16", "F16")
 LARGEST_SCALE = 16.0  # of the median matrix; see CheckpointReader
 TABLES = {"embedding": EMBEDDING, "head": HEAD}
+BLOCK = 1 << 22  # floats of a matrix that are looked at together
 TABLE_ROWS = 4096  # rows of embedding and head that are looked at together
 
 
@@ -66,7 +69,8 @@ class CheckpointReader:
     folder : path
         Holds ``config.json`` and either ``model.safetensors`` or ``model.safetensors.index.json`` with its shards.
         A matrix is stored packed (uint8 ``weight``) or, for ``autobitlinear``, as floats: ternary ones with a ``weight_scale``
-        (mode ``offline``) or latent ones without (mode ``online``), which are rounded here. Where ``tie_word_embeddings`` is true, a
+        (mode ``offline``) or latent ones without (mode ``online``), which are rounded here; or, without a ``quantization_config`` (mode
+        ``floats``), ternary ones times one scale. Where ``tie_word_embeddings`` is true, a
         stored ``lm_head.weight`` must equal the embedding, whose memory the head reads; where it is false, there must be one, of floats.
     problems : list or None
         Takes what is wrong with tensors, all of it, in place of the first one's exception; nothing may then be read if it has any.
@@ -140,13 +144,17 @@ class CheckpointReader:
         name, scale_name = f"{stem}.weight", f"{stem}.weight_scale"
         if name not in left or left[name].dtype == "U8":
             self._expect(left, name, (shape[0] // ROWS_PER_BYTE, shape[1]), ("U8",))
+            if name in self._files.entries and self.config.quantization_mode == "floats":
+                self._refuse(
+                    f"tensor {name} must be {_either(FLOATS)}, not U8: packed weights need a quantization_config of quant_method 'bitnet'"
+                )
         elif self.config.linear_class == "bitlinear":
             self._refuse(
                 f"tensor {name} must be U8 (linear_class 'bitlinear' stores packed weights), not {left.pop(name).dtype}"
             )
         else:
             self._expect(left, name, shape)
-            if self.config.quantization_mode == "online":
+            if self.config.quantization_mode != "offline":
                 return
         if not self._expect(left, scale_name, (1,)):
             return
@@ -170,6 +178,8 @@ class CheckpointReader:
         name = f"{stem}.weight"
         if self._files.entries[name].dtype == "U8":
             weights = unpack(self._files.read(name).to_uint8(), f"tensor {name}")
+        elif self.config.quantization_mode == "floats":
+            return self._scaled(index, stem)
         else:
             values = self._floats(name)
             if self.config.quantization_mode == "online":
@@ -181,6 +191,48 @@ class CheckpointReader:
                 )
             weights = values.astype(np.int8)
         return Ternary(weights=weights, scale=self.scales[stem])
+
+    def _scaled(self, index, stem):
+        """A matrix of floats that is ternary times one scale."""
+        found = self.distance(stem)
+        if not found.ternary:
+            raise CheckpointError(refusal(stem, found))
+        shape = self._files.entries[f"{stem}.weight"].shape
+        weights, start = np.empty(shape, np.int8), 0
+        for block in self._blocks(stem):
+            weights[start : start + len(block)] = np.sign(block) * (np.abs(block) > found.scale / 2)
+            start += len(block)
+        return Ternary(weights=weights, scale=found.scale)
+
+    def _blocks(self, stem, rows=None):
+        """Float32 blocks of rows of a matrix, or of its first ``rows``."""
+        name = f"{stem}.weight"
+        height, width = self._files.entries[name].shape
+        step = max(1, BLOCK // width)
+        stop = height if rows is None else min(rows, height)
+        for start in range(0, stop, step):
+            yield self._floats(name, start, min(start + step, stop))
+
+    def stems(self) -> Iterator[str]:
+        """The matrices by the stems of their names, in the order of their use."""
+        for index in range(self.config.num_hidden_layers):
+            for name in self.config.matrix_shapes:
+                yield f"model.layers.{index}.{MATRIX_TENSORS[name]}"
+
+    def distance(self, stem: str, rows: int | None = None) -> Distance:
+        """How far a matrix stored as floats, or its first ``rows``, is from ternary times a scale, by the stem of its name."""
+        return measure(lambda: self._blocks(stem, rows))
+
+    def stored_floats(self, stem: str) -> bool:
+        """Whether a matrix is stored as floats; otherwise it is packed."""
+        return self._files.entries[f"{stem}.weight"].dtype != "U8"
+
+    def zeros(self, stem: str) -> float:
+        """Share of zeros of a packed matrix; raises what reading it would raise."""
+        packed = self._files.read(f"{stem}.weight").to_uint8()
+        check_codes(packed, f"tensor {stem}.weight")
+        zeros = sum(int(np.count_nonzero(packed >> np.uint8(2 * k) & 3 == 1)) for k in range(ROWS_PER_BYTE))
+        return zeros / (ROWS_PER_BYTE * packed.size)
 
     def layer(self, index: int) -> Layer:
         """Read layer ``index`` as :class:`Layer`."""
@@ -253,6 +305,18 @@ class CheckpointReader:
 def end_constants(table: str, value: float | None, final_norm: np.ndarray) -> dict[str, float]:
     """The suspect ones of "embedding" or "head" (``value`` is its only value, or None) and final norm, as ``{tensor: its only value}``."""
     return ({} if value is None else {TABLES[table]: value}) | ({} if final_norm.any() else {FINAL_NORM: 0})
+
+
+def refusal(stem: str, found: Distance) -> str:
+    """Why a matrix of floats is refused, and what would make it acceptable."""
+    if found.of_parts:
+        way = "a matrix has one scale in hardware; train it with one, or have it rounded to one as below"
+    else:
+        way = "the model must be trained with ternary weights"
+    return (
+        f"tensor {stem}.weight must be ternary times one scale, and is {found.text}: {way} (master weights of such a training are rounded "
+        "where config.json has the quantization_config of quant_method 'bitnet', linear_class 'autobitlinear', quantization_mode 'online')"
+    )
 
 
 def _either(kinds):
