@@ -131,8 +131,8 @@ def _need(fault):
 
 def run_banks(args: argparse.Namespace) -> None:
     try:
-        from intaglio.gen.banks.emit import emit
         from intaglio.gen.banks.layout import layout_for
+        from intaglio.gen.emit.banks import emit
     except ModuleNotFoundError as fault:
         raise _need(fault) from fault
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 
 from intaglio import Error
-from intaglio.gen.emit.output import sources_digest
 from intaglio.gen.pool import LIMIT_S, peak_kib
+from intaglio.gen.sources import sources_digest
 
 __all__ = ["Cluster", "check_scheduler"]
 

@@ -1,7 +1,4 @@
-"""Processes that work on one job: tasks out, results in as they come, every wait with a limit.
-
-The executor of all independent work: :func:`workers` gives local processes, or the workers of a Dask cluster, behind the same methods.
-"""
+"""Processes that work on one job: tasks out, results in as they come, every wait with a limit."""
 
 import multiprocessing
 import os
@@ -10,14 +7,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from intaglio import Error
 
-if TYPE_CHECKING:
-    from intaglio.gen.cluster import Cluster
-
-__all__ = ["Pool", "check_processes", "peak_kib", "workers"]
+__all__ = ["Pool", "check_processes", "peak_kib"]
 
 LIMIT_S = 1800  # in which at least one task must end
 
@@ -28,21 +22,6 @@ def check_processes(processes: int) -> None:
     """Raise ``ValueError`` unless it is a number of processes."""
     if type(processes) is not int or not 1 <= processes <= 64:
         raise ValueError(f"processes must be an integer in 1..64, not {processes!r}")
-
-
-def workers(processes: int, scheduler: str | None, make: Callable, *arguments: Any) -> "Pool | Cluster":
-    """What runs tasks: a :class:`Pool` of ``processes`` here or, given a scheduler's address, a :class:`~intaglio.gen.cluster.Cluster`.
-
-    Parameters
-    ----------
-    make : callable
-        A module's function or class, which makes the object whose methods the tasks are, of ``arguments``.
-    """
-    if scheduler is None:
-        return Pool(processes, make, *arguments)
-    from intaglio.gen.cluster import Cluster
-
-    return Cluster(scheduler, make, *arguments)
 
 
 class Pool:

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from intaglio.gen.banks.execution import EXECUTION, execution_matrix
 from intaglio.gen.banks.forms import FORMS
 from intaglio.gen.banks.layout import Bank, Placement, byte_banks, matrix_banks, scale_bank
 from intaglio.gen.checkpoint.constant import only_value
@@ -18,8 +19,7 @@ from intaglio.gen.checkpoint.quantised import TableScales, hardware_order
 from intaglio.gen.checkpoint.reader import end_constants
 from intaglio.gen.checkpoint.source import open_source
 from intaglio.gen.checkpoint.weights import Checkpoint
-from intaglio.gen.emit.images import EXECUTION, execution_matrix
-from intaglio.gen.emit.output import sources_digest
+from intaglio.gen.sources import sources_digest
 from intaglio.rtl.memory.rom import hex_text
 
 __all__ = ["Job"]

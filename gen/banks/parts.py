@@ -19,24 +19,17 @@ from typing import Any
 import numpy as np
 
 from intaglio import Error
+from intaglio.gen.banks.execution import matrix_shapes
 from intaglio.gen.banks.layout import Placement
 from intaglio.gen.checkpoint.constant import refuse_constant
-from intaglio.gen.checkpoint.model import ModelConfig
 from intaglio.gen.checkpoint.quantised import QuantisedLayer, TableScales, head_constants, layer_constants
 from intaglio.gen.checkpoint.reader import CheckpointReader
 from intaglio.gen.checkpoint.source import MemoryReader
-from intaglio.gen.emit.images import EXECUTION
-from intaglio.gen.emit.output import json_text
+from intaglio.gen.sources import json_text
 from intaglio.rtl.config.decoder import logit_shift
 from intaglio.rtl.memory.rom import hex_text
 
-__all__ = ["Parts", "layer_part", "locked", "matrix_shapes", "replace"]
-
-
-def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """Rows and inputs of each of EXECUTION's matrices."""
-    shapes = config.matrix_shapes
-    return {name: (sum(shapes[part][0] for part in parts), shapes[parts[0]][1]) for name, parts in EXECUTION.items()}
+__all__ = ["Parts", "layer_part", "locked", "replace"]
 
 
 def layer_part(index: int) -> str:

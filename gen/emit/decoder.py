@@ -22,8 +22,9 @@ from intaglio.gen.emit.naming import checked_prefix, renamed, top_name
 from intaglio.gen.emit.power_intent import power_intent
 from intaglio.gen.emit.stream import FOLDER, FORM, placement_of, staging, streamed_images
 from intaglio.gen.emit.verilog import convert
-from intaglio.gen.pool import workers
+from intaglio.gen.executor import workers
 from intaglio.gen.presets.decoder import config_for
+from intaglio.gen.sources import sources_digest
 from intaglio.progress import silent
 from intaglio.rtl.bus.axi import port_map
 from intaglio.rtl.memory.ram import RAM_MODULE, RAM_VERILOG
@@ -223,7 +224,7 @@ def _modules(config, program_words, digest_word, tell):
 
 
 def _inputs_digest(parts, text, preset, prefix, config):
-    key = output.sources_digest(config.digest(), preset, prefix, parts.source.config, collateral.tools())
+    key = sources_digest(config.digest(), preset, prefix, parts.source.config, collateral.tools())
     for part, digest in sorted(parts.inputs.items()):
         key.update(f"{part} {digest}".encode())
     for name, data in sorted(text.items()):

@@ -4,10 +4,11 @@
 (embedding, head) a piece at a time (:mod:`intaglio.gen.emit.stream`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
+from intaglio.gen.banks.execution import EXECUTION, execution_matrix
 from intaglio.gen.checkpoint.quantised import QuantisedModel
 from intaglio.gen.emit.program import layer_program, ordered_gains
 from intaglio.rtl.arithmetic import numerics
@@ -19,14 +20,7 @@ from intaglio.rtl.ternary.gate import bank_name
 from intaglio.rtl.ternary.linear import rom_name
 from intaglio.rtl.ternary.packing import execution_order, pack
 
-__all__ = ["EXECUTION", "execution_matrix", "images", "program_words", "small_images", "weight_names"]
-
-EXECUTION = {
-    "qkv": ("q", "k", "v"),
-    "o": ("o",),
-    "gate_up": ("gate", "up"),
-    "down": ("down",),
-}  # in the order of the program
+__all__ = ["images", "program_words", "small_images", "weight_names"]
 
 
 def program_words(model: QuantisedModel) -> list[int]:
@@ -84,11 +78,3 @@ def images(model: QuantisedModel, progress: Callable[[str, float], None] | None 
     for name, scales in model.row_scales.items():
         out[f"{name}_scales"] = scales.astype("<u2").reshape(-1, 1).view(np.uint8)
     return out | small_images(model)
-
-
-def execution_matrix(name: str, matrices: Mapping[str, np.ndarray]) -> np.ndarray:
-    """One of :data:`EXECUTION` as its rows are computed: one matrix under the other, gate and up rows alternating."""
-    parts = [matrices[part] for part in EXECUTION[name]]
-    if name == "gate_up":
-        return np.stack(parts, axis=1).reshape(-1, parts[0].shape[1])
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -6,7 +6,6 @@ killed run leaves does not look whole, and the next run cleans it up. Everything
 
 import contextlib
 import fcntl
-import functools
 import hashlib
 import json
 import os
@@ -15,20 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from intaglio import Error, gen, rtl
+from intaglio import Error
+from intaglio.gen.sources import json_text
 
-__all__ = [
-    "FORMAT",
-    "UNFINISHED",
-    "Staged",
-    "check_folder",
-    "described",
-    "json_text",
-    "kept",
-    "mark",
-    "sources_digest",
-    "write",
-]
+__all__ = ["FORMAT", "UNFINISHED", "Staged", "check_folder", "described", "kept", "mark", "write"]
 
 FORMAT = "intaglio-manifest"
 UNFINISHED = "intaglio-unfinished"  # format of the manifest of an output that is being written
@@ -56,10 +45,6 @@ class Staged:
 
     path: Path
     sha256: str
-
-
-def json_text(value: Any) -> str:
-    return json.dumps(value, indent=2, sort_keys=True) + "\n"
 
 
 def described(folder: Path | str) -> dict[str, Any] | None:
@@ -139,22 +124,6 @@ def _inside(out, names):
             raise Error(f"the files of {out} must be inside the folder, not {name!r} at {path.parent.resolve()}")
         if path.is_dir() and not path.is_symlink():
             raise Error(f"{path} must be a file, and a folder is in the way")
-
-
-def sources_digest(*texts: Any) -> "hashlib._Hash":
-    """SHA-256 state of texts and of the sources of the generator and the hardware: add further inputs with ``update``."""
-    return hashlib.sha256(repr(texts).encode() + _sources())
-
-
-@functools.cache
-def _sources():
-    """SHA-256 of every source file of the generator and of the hardware, as bytes."""
-    key = hashlib.sha256()
-    for package in (gen, rtl):
-        root = Path(package.__path__[0])
-        for path in sorted(root.rglob("*.py")):
-            key.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return key.digest()
 
 
 def kept(out: Path, inputs: str) -> dict[str, Any] | None:

@@ -19,7 +19,8 @@ from intaglio import Error
 from intaglio.gen.banks.layout import Bank, BankLayout, Placement
 from intaglio.gen.banks.parts import Parts, locked, replace
 from intaglio.gen.emit.images import weight_names
-from intaglio.gen.emit.output import Staged, json_text, sources_digest
+from intaglio.gen.emit.output import Staged
+from intaglio.gen.sources import json_text, sources_digest
 from intaglio.rtl.config.decoder import DecoderConfig
 
 __all__ = ["FOLDER", "FORM", "placement_of", "staging", "streamed_images"]

@@ -15,15 +15,15 @@ import pytest
 from intaglio import Error
 from intaglio.cli import main
 from intaglio.gen.banks import parts as parts_module
-from intaglio.gen.banks.emit import emit
+from intaglio.gen.banks.execution import execution_matrix, matrix_shapes
 from intaglio.gen.banks.layout import LAYOUTS, BankLayout, layout_for
-from intaglio.gen.banks.parts import matrix_shapes
 from intaglio.gen.checkpoint.model import CheckpointError, ModelConfig
 from intaglio.gen.checkpoint.published import BITNET_2B4T, model_config
 from intaglio.gen.checkpoint.quantised import quantise
 from intaglio.gen.checkpoint.reader import load_checkpoint
 from intaglio.gen.checkpoint.synthetic import write_random_checkpoint
-from intaglio.gen.emit.images import execution_matrix, images
+from intaglio.gen.emit.banks import emit
+from intaglio.gen.emit.images import images
 from intaglio.gen.presets.decoder import config_for
 
 CONFIG = BITNET_2B4T | {

@@ -18,8 +18,10 @@ from intaglio.gen.banks.parts import Parts, locked, replace
 from intaglio.gen.checkpoint.quantised import default_row_scales
 from intaglio.gen.checkpoint.reader import CheckpointReader
 from intaglio.gen.checkpoint.source import tables_of
-from intaglio.gen.emit.output import check_folder, described, json_text
-from intaglio.gen.pool import check_processes, peak_kib, workers
+from intaglio.gen.emit.output import check_folder, described
+from intaglio.gen.executor import workers
+from intaglio.gen.pool import check_processes, peak_kib
+from intaglio.gen.sources import json_text
 from intaglio.progress import silent
 
 __all__ = ["FORMAT", "emit"]
