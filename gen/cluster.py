@@ -5,6 +5,7 @@ another one; every task's result comes once, and a result that is here is not ma
 """
 
 import os
+import pickle
 import socket
 import threading
 import time
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 
 from intaglio import Error
-from intaglio.gen.pool import LIMIT_S, peak_kib
+from intaglio.gen.pool import LIMIT_S, nothing_ended, peak_kib
 from intaglio.gen.sources import sources_digest
 
 __all__ = ["Cluster", "check_scheduler"]
@@ -64,6 +65,7 @@ class Cluster:
     def __init__(self, scheduler: str, make: Callable, *arguments: Any) -> None:
         check_scheduler(scheduler)
         self.scheduler, self.make, self.arguments, self.peaks = scheduler, make, arguments, {}
+        self.count = 0
         self.token, self.sources = os.urandom(8).hex(), sources_digest().hexdigest()
         distributed = _distributed()
         try:
@@ -84,7 +86,7 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.client.close(timeout=10)
 
-    def run(self, tasks: Iterable[tuple]) -> Iterator[tuple[Any, Any]]:
+    def run(self, tasks: Iterable[tuple], limit_s: float = LIMIT_S) -> Iterator[tuple[Any, Any]]:
         """As :meth:`intaglio.gen.pool.Pool.run`.
 
         Raises
@@ -94,26 +96,39 @@ class Cluster:
         """
         distributed = _distributed()
         job, keys = (self.token, self.sources, self.make, self.arguments), {}
-        for number, (key, method, *arguments) in enumerate(tasks):  # earlier tasks first, as in a pool
-            keys[self.client.submit(_call, job, method, arguments, pure=False, priority=-number)] = key
-        ended = distributed.as_completed(
-            list(keys), loop=self.client.loop, with_results=True, raise_errors=False
-        )  # results are fetched as soon as they are there: what its worker still holds is lost with it
+        for key, method, *arguments in tasks:
+            self.count += 1  # earlier tasks first, as in a pool
+            name = f"intaglio-{self.token}-{self.count}"
+            future = self.client.submit(_call, job, name, method, arguments, key=name, priority=-self.count)
+            keys[future] = key, name
+        ended = distributed.as_completed(list(keys), loop=self.client.loop)
         try:
             while keys:
-                self._wait(ended, len(keys))
-                future, found = next(ended)
-                self._sound(future, found, distributed.KilledWorker)
-                result, process, peak = found
+                self._wait(ended, [key for key, _ in keys.values()], limit_s)
+                future = next(ended)
+                self._sound(future, distributed.KilledWorker)
+                key, name = keys.pop(future)
+                result, process, peak = self._taken(name)
                 self.peaks[process] = peak
-                key = keys.pop(future)
                 future.release()
                 yield key, result
         finally:
             if keys and self.client.status == "running":
                 self.client.cancel(list(keys), force=True)
 
-    def _wait(self, ended, left):
+    def _taken(self, name):
+        """What a task left with the scheduler."""
+        distributed = _distributed()
+        kept = distributed.Variable(name, client=self.client)
+        try:
+            data = kept.get(timeout=CONNECT_S)
+            kept.delete()
+            distributed.Event(name, client=self.client).clear()
+        except (OSError, TimeoutError) as fault:
+            raise Error(f"the scheduler {self.scheduler} must stay while it is used, and does not answer") from fault
+        return pickle.loads(data)
+
+    def _wait(self, ended, left, limit_s):
         """Until a task has ended."""
         began = alive = time.monotonic()
         look = began + 5
@@ -125,10 +140,8 @@ class Cluster:
                 alive = now if self._workers() else alive
             if now - alive > WORKERS_S:
                 raise Error(f"the scheduler {self.scheduler} must have workers, and has had none for {WORKERS_S} s")
-            if now - began > LIMIT_S:
-                raise Error(
-                    f"a part of the work must end within {LIMIT_S} s, and none of {left} did on {self.scheduler}"
-                )
+            if now - began > limit_s:
+                raise Error(f"{nothing_ended(limit_s, left)}, on {self.scheduler}")
 
     def _workers(self):
         if self.client.status != "running":
@@ -138,28 +151,38 @@ class Cluster:
         except (OSError, TimeoutError) as fault:
             raise Error(f"the scheduler {self.scheduler} must stay while it is used, and does not answer") from fault
 
-    def _sound(self, future, found, killed):
-        """Raise what a task raised."""
+    def _sound(self, future, killed):
+        """Raise what a task raised. One whose worker was lost since it ended is sound: its result is with the scheduler."""
         if future.status == "error":
-            fault = found[1]
+            fault = future.exception(timeout=CONNECT_S)
             if isinstance(fault, killed):
                 raise Error(
                     f"a task must not end its worker (killed, or out of memory), and workers of {self.scheduler} ended at the same one "
                     "again and again; what is complete stays, run again"
                 ) from fault
             raise fault
-        if future.status != "finished":
-            raise Error(f"the scheduler {self.scheduler} must stay while it is used, and its tasks are {future.status}")
+        if future.status == "cancelled" or self.client.status != "running":
+            raise Error(f"the scheduler {self.scheduler} must stay while it is used, and is gone")
 
 
-def _call(job, method, arguments):
-    """On a worker: make the object, unless it is there from an earlier task, and call its method."""
+def _call(job, name, method, arguments):
+    """On a worker: make the object, unless it is there from an earlier task, call its method, and leave the result with the scheduler.
+
+    What dask holds of a finished task until it is fetched is lost with its worker, and would be made again.
+    """
     token, sources, make, given = job
     if sources != sources_digest().hexdigest():
         raise Error("the workers of the cluster must have the same version of intaglio as its client, and have another")
+    distributed = _distributed()
+    done = distributed.Event(name)
+    if done.is_set():
+        return  # its worker was lost after that
     with _lock:
         if token not in _jobs:
             _jobs.clear()
             _jobs[token] = make(*given)
         made = _jobs[token]
-    return getattr(made, method)(*arguments), f"{socket.gethostname()} {os.getpid()}", peak_kib()
+    result = getattr(made, method)(*arguments)
+    found = result, f"{socket.gethostname()} {os.getpid()}", peak_kib()
+    distributed.Variable(name).set(pickle.dumps(found))
+    done.set()

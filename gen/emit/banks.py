@@ -18,6 +18,7 @@ from intaglio.gen.banks.parts import Parts, locked, replace
 from intaglio.gen.checkpoint.quantised import default_row_scales
 from intaglio.gen.checkpoint.reader import CheckpointReader
 from intaglio.gen.checkpoint.source import tables_of
+from intaglio.gen.cluster import check_scheduler
 from intaglio.gen.emit.output import check_folder, described
 from intaglio.gen.executor import workers
 from intaglio.gen.pool import check_processes, peak_kib
@@ -80,6 +81,7 @@ def emit(
     if form not in FORMS:
         raise ValueError(f"the form of banks must be one of {', '.join(FORMS)}, not {form!r}")
     check_processes(processes)
+    check_scheduler(scheduler)
     placement = Placement(weights=layout, tables=layout, row_scales=default_row_scales(config))
     parts = Parts(reader, placement, out, layers, tables_of(config) if everything else (), tell)
     about = _about(parts, form)

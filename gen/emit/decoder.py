@@ -15,6 +15,7 @@ from intaglio.gen.checkpoint.quantised import integer_model
 from intaglio.gen.checkpoint.source import open_source, tables_of, text_of
 from intaglio.gen.checkpoint.text import tokenizer_kind
 from intaglio.gen.checkpoint.weights import Checkpoint
+from intaglio.gen.cluster import check_scheduler
 from intaglio.gen.emit import collateral, output
 from intaglio.gen.emit.images import program_words, small_images
 from intaglio.gen.emit.logic import check_logic, logic_modules
@@ -87,7 +88,7 @@ def generate(
         The folder holds something else; the checkpoint or the widths do not fit.
     """
     out, tell = output.check_folder(out, KIND), progress or silent
-    source, config = _opened(model, preset, prefix, widths, processes)
+    source, config = _opened(model, preset, prefix, widths, processes, scheduler)
     with _pool(model, config, source.config, processes, scheduler) as pool:
         parts, text = _checked(source, config, out / FOLDER, pool, tell, allow_constant)
         inputs = _inputs_digest(parts, text, preset, prefix, config)
@@ -126,9 +127,10 @@ def contents(
     return read, manifest
 
 
-def _opened(model, preset, prefix, widths, processes):
+def _opened(model, preset, prefix, widths, processes, scheduler=None):
     """What reads the model, and the configuration. What does not fit is told before weights are read."""
     checked_prefix(prefix)
+    check_scheduler(scheduler)
     shape = model.config if isinstance(model, Checkpoint) else ModelConfig.from_json(Path(model) / "config.json")
     config = config_for(shape, preset, **widths)
     check_logic(config, processes)
