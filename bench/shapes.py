@@ -1,4 +1,4 @@
-"""Figures of one decoder layer of a published shape, full widths and a small vocabulary: Verilog against the exact model, and transformers."""
+"""Figures of one decoder layer of a published shape, with a small vocabulary: Verilog, exact model and transformers compared."""
 
 import dataclasses
 import time

@@ -21,7 +21,7 @@ from intaglio.gen.checkpoint.model import ModelConfig
 from intaglio.gen.checkpoint.published import model_of
 from intaglio.gen.cli import add_scheduler
 from intaglio.gen.cluster import check_scheduler
-from intaglio.gen.cycles.decoder import token_cycles
+from intaglio.gen.cycles.decoder import group_cycles
 from intaglio.gen.estimate.costs import COSTS
 from intaglio.gen.estimate.decoder import estimate_decoder
 from intaglio.gen.estimate.machine import MACHINES, Machine, machine_for, stand_in
@@ -135,7 +135,11 @@ class Rows:
         position = c.context - 1 if self.position is None else self.position
         if position >= c.context:
             raise ValueError(f"the position must be less than the context of {c.context}, not {position}")
-        cycles = (c.token_cycles(position) if isinstance(c, Machine) else token_cycles(stand_in(c), position)).total
+        if isinstance(c, Machine):
+            cycles = c.token_cycles(position).total
+        else:  # of a group of tokens, whose words are taken first, where there are several
+            group = group_cycles(stand_in(c), [position] * c.batch).total + (c.batch if c.batch > 1 else 0)
+            cycles = -(-group // c.batch)
         bits = _memory_bits(c, self.model)
         found = {
             "context": c.context,
@@ -146,8 +150,7 @@ class Rows:
             "tokens_per_second": round(c.clock_hz / cycles, 3),
         }
         if self.target == ASIC:
-            known = {name: value for name, value in widths.items() if preset in MACHINES or name in _WIDTHS}
-            machine = machine_for(self.model, preset, **known)
+            machine = machine_for(self.model, preset, **widths)  # knows fewer widths than the generator, and says so
             found["die_mm2"] = round(estimate_decoder(machine, COSTS).area_mm2["die"], 4)
         elif self.target is not None:
             fpga, multipliers = TARGETS[self.target], c.multipliers if isinstance(c, Machine) else c.array
@@ -156,16 +159,12 @@ class Rows:
         return found
 
 
-# What the projection of the area knows of the generator's widths; the others (packing, banks, adapters) it leaves out.
-_WIDTHS = ("context", "lanes", "lane_width", "vector_width", "attention_heads", "top_k", "clock_hz", "dot")
-
-
 def _memory_bits(c, model):
     """Bits of weights, embedding, head and KV cache."""
     word = 2 * c.lane_width if isinstance(c, Machine) else c.weight_word_bits
     weights = c.layers * c.layer_weights // c.lane_width * word
     tables = (1 if model.tie_word_embeddings else 2) * 8 * c.vocab * c.hidden
-    return weights + tables + 2 * c.layers * c.kv_heads * c.context * (8 * c.head_dim + 26)
+    return weights + tables + c.sequences * 2 * c.layers * c.kv_heads * c.context * (8 * c.head_dim + 26)
 
 
 def _mark_best(rows, area):

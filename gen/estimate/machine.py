@@ -118,6 +118,7 @@ class Machine:
     sub_norms = property(lambda self: int(self.model.sub_norms))
     row_scales = property(lambda self: default_row_scales(self.model))
     rank, adapted = property(lambda self: 0), property(lambda self: ())  # no adapters
+    batch, sequences = property(lambda self: 1), property(lambda self: 1)  # one token at a time, of one text
 
     @property
     def gate_words(self) -> int:

@@ -11,7 +11,8 @@ from intaglio.gen import sweep as command
 from intaglio.gen.checkpoint.published import model_of
 from intaglio.gen.checkpoint.quantised import quantise
 from intaglio.gen.checkpoint.reader import load_checkpoint
-from intaglio.gen.cycles.decoder import token_cycles
+from intaglio.gen.cycles.decoder import group_cycles, token_cycles
+from intaglio.gen.estimate.machine import stand_in
 from intaglio.gen.presets.decoder import config_for
 from intaglio.gen.sweep import sweep
 
@@ -57,6 +58,15 @@ def test_the_best_are_marked(target, columns):
             for other in sound
         )
         assert row["pareto"] is not beaten
+
+
+def test_a_batch_counts_for_each_token():
+    one, two = sweep(MODEL, ["desk"], {"batch": [1, 2], "context": [64]}, position=20)
+    config = config_for(MODEL, "desk", batch=2, context=64)
+    assert two["cycles"] == -(-(group_cycles(stand_in(config), [20, 20]).total + 2) // 2) < one["cycles"]
+    assert sweep(MODEL, ["desk"], {"batch": [2], "sequences": [3]})[0]["memory_bits"] > two["memory_bits"]
+    projected = sweep(MODEL, ["desk"], {"batch": [2]}, target="asap7")
+    assert "a width must be one of context, lanes" in projected[0]["error"]
 
 
 def test_processes_make_the_same_rows():
