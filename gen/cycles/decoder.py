@@ -177,7 +177,7 @@ class _Walk:
         self.out = TokenCycles()
         self.free = dict.fromkeys(Wait, 0)  # first cycle in which the unit may be started again
         self.phase, self.now = "embed", 0
-        self.ahead = None  # cycle of the NORM8 whose LINEAR is to come
+        self.ahead: int | None = None  # cycle of the NORM8 whose LINEAR is to come
         self.out.starts.append((self.phase, 0))
         self.spend(1)  # cycle 0 is that of the beginning
 

@@ -8,9 +8,10 @@ import numpy as np
 
 from intaglio import __version__
 from intaglio.gen.checkpoint.quantised import QuantisedModel
-from intaglio.gen.checkpoint.reader import MATRIX_TENSORS, base_digest
+from intaglio.gen.checkpoint.reader import MATRIX_TENSORS, CheckpointReader, base_digest
+from intaglio.gen.checkpoint.source import MemoryReader
 from intaglio.gen.checkpoint.weights import Checkpoint
-from intaglio.gen.emit.output import FORMAT
+from intaglio.gen.emit.output import FORMAT, Staged
 from intaglio.rtl.bus.registers import REGISTER_ADDRESS_BITS, Register
 from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.control.program import PHASES
@@ -58,8 +59,11 @@ def register_fields(registers: Iterable[Register]) -> dict[str, dict[str, Any]]:
     return {r.name: {"offset": r.offset, "access": r.access, "description": r.description} for r in registers}
 
 
-def adapter_layout(checkpoint: Checkpoint, config: DecoderConfig) -> dict[str, Any]:
-    """What the host must know to load an adapter, as the manifest's ``adapter``; nothing where there is no room for one."""
+def adapter_layout(checkpoint: Checkpoint | CheckpointReader | MemoryReader, config: DecoderConfig) -> dict[str, Any]:
+    """What the host must know to load an adapter, as the manifest's ``adapter``; nothing where there is no room for one.
+
+    Reads all layers of ``checkpoint``, one at a time.
+    """
     if not config.rank:
         return {}
     shapes, names = checkpoint.config.matrix_shapes, [name for names in config.adapted for name in names]
@@ -177,16 +181,17 @@ def manifest(
 
 def design_files(
     modules: Mapping[str, str],
-    roms: Mapping[str, np.ndarray],
+    roms: Mapping[str, np.ndarray | Staged],
     *,
     top: str,
     digest: str,
     registers: Iterable[Register],
     description: str,
-) -> tuple[dict[str, bytes], dict[str, list[str]]]:
+) -> tuple[dict[str, bytes | Staged], dict[str, list[str]]]:
     """Files of a design by relative path, and the manifest's lists of them: Verilog, ROM images, lint waivers, core file, C header."""
-    content = {f"rtl/{name}.v": text.encode() for name, text in modules.items()}
-    content |= {f"rom/{top}_{name}.hex": hex_text(image) for name, image in roms.items()}
+    content: dict[str, bytes | Staged] = {f"rtl/{name}.v": text.encode() for name, text in modules.items()}
+    for name, image in roms.items():
+        content[f"rom/{top}_{name}.hex"] = image if isinstance(image, Staged) else hex_text(image)
     listed = {"verilog": "rtl/", "rom": "rom/"}
     files = {kind: sorted(path for path in content if path.startswith(folder)) for kind, folder in listed.items()}
     files |= {"lint": ["lint.vlt"], "core": [f"{top}.core"], "header": [f"{top}.h"]}

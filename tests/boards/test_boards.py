@@ -1,9 +1,11 @@
 """Boards without their long steps: pins, clocks, stamps of steps, and what becomes of a report of nextpnr."""
 
 import json
+import pickle
 import subprocess
 import sys
 from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 
@@ -350,6 +352,15 @@ def test_a_seed_that_does_not_route_is_left_out(tmp_path, monkeypatch):
         assert result["unrouted"] == {"1": 500} and list(result["seeds"]) == ["2"] and result["best_seed"] == 2
     assert (out / "runs").read_text() == "12" and (out / "seed_2" / "notes.txt").is_file()
     assert json.loads((out / "manifest.json").read_text())["content"].keys() == {"board.json", "ulx3s.bit"}
+
+
+def test_seeds_go_to_other_processes_and_back():
+    from intaglio.boards.build import Seeds, Unrouted
+
+    seeds = pickle.loads(pickle.dumps(Seeds(board("ulx3s"), Path("out"), Path("netlist.json"), None)))
+    assert (seeds.board, seeds.out) == (board("ulx3s"), Path("out"))
+    fault = pickle.loads(pickle.dumps(Unrouted(3, 17)))
+    assert (fault.seed, fault.wires, str(fault)) == (3, 17, str(Unrouted(3, 17)))
 
 
 def test_a_folder_of_another_kind_is_refused(tmp_path):
