@@ -46,11 +46,11 @@ FLATTEN = (
             "attention_weights",
             "attention_topk",
             "attention_cache",
-            "vector",
-            "vector_divider",
-            "vector_pass_a*",
-            "vector_pass_b*",
-            "vector_rotary",
+            *(
+                f"slot_{digits}{part}"
+                for digits in ("?", "??")
+                for part in ("", "_vector", "_vector_divider", "_vector_pass_a*", "_vector_pass_b*", "_vector_rotary")
+            ),
         )
     ),
 )  # modules of the decoder, after the name of its top

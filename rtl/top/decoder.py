@@ -92,7 +92,7 @@ class DecoderCore(wiring.Component):
         members = linear.signature.members
         slots = [TokenSlot(c, {name: members[name].shape for name in TokenSlot.LINEAR}) for _ in range(c.batch)]
         for i, slot in enumerate(slots):
-            m.submodules[f"slot_{i}" if c.batch > 1 else "slot"] = slot
+            m.submodules[f"slot_{i}"] = slot
         if c.batch > 1:
             m.submodules.gains = gains = gain_rom(c)
             norm = Signal(index_bits(c.batch))  # one of the slots whose norm is under way, all at the same word

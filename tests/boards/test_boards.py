@@ -61,9 +61,9 @@ def test_only_memories_and_the_attention_array_are_mapped_apart():
     logic = {name for name, text in apart.items() if "intaglio_ram" not in text and "intaglio_rom" not in text}
     assert logic == {
         "core_attention_array",
-        "core_activations",
-        "core_residual",
-        "core_results",
+        "core_slot_0_activations",
+        "core_slot_0_residual",
+        "core_slot_0_results",
     }  # the last three: memories in parts
 
 
