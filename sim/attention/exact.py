@@ -23,21 +23,21 @@ __all__ = [
     "weight",
 ]
 
-_EXP = torch.tensor(numerics.EXP)
-_WEIGHT = torch.tensor(numerics.WEIGHT)
+_EXP = torch.tensor([numerics.mass_exp2(x) for x in range((numerics.MASS_FRACTION << 8) + 1)], dtype=torch.int32)
+_WEIGHT = torch.tensor([numerics.weight(x) for x in range((10 << 8) + 1)], dtype=torch.int32)  # both end in 0
 _LOG = torch.tensor(numerics.LOG_TABLE)
 _NONE = -(1 << 20)  # below every score: a masked key
 _GONE = 1 << 20  # a distance of which nothing is left
 
 
 def exp2(x):
-    """``2^(-x/256)`` with 28 fraction bits, for int64 ``x >= 0`` of any shape."""
-    return _EXP[x & 255] << numerics.MASS_FRACTION - 16 >> (x >> 8).clamp(max=62)
+    """``2^(-x/256)`` with 28 fraction bits, int32, for integers ``x >= 0`` of any shape."""
+    return _EXP[x.clamp(max=len(_EXP) - 1)]
 
 
 def weight(x):
-    """``254 * 2^(-x/256)``, rounded, for int64 ``x >= 0`` of any shape."""
-    return (_WEIGHT[x & 255] >> (x >> 8).clamp(max=62)) + 1 >> 1
+    """``254 * 2^(-x/256)``, rounded, int32, for integers ``x >= 0`` of any shape."""
+    return _WEIGHT[x.clamp(max=len(_WEIGHT) - 1)]
 
 
 def log2(n):
@@ -72,14 +72,14 @@ class HeadGroup:
 
 
 def scores(q, xq, k, xk):
-    """Scores int64 [..., rows, keys] of queries [..., rows, D] and keys [keys, D] with their scale bytes."""
-    dot = (q.float() @ k.float().transpose(-1, -2)).long()  # below 2^24, hence exact
-    of_q, of_k = xq.long()[..., :, None], xk.long()
+    """Scores int32 [..., rows, keys] of queries [..., rows, D] and keys [keys, D] with their scale bytes."""
+    dot = (q.float() @ k.float().transpose(-1, -2)).int()  # below 2^21, hence exact
+    of_q, of_k = xq.int()[..., :, None], xk.int()
     one = 1 << numerics.SCALE_FRACTION
-    product = dot * (one + of_q % one) * (one + of_k % one)
-    shift = (of_q // one + of_k // one - numerics.SHIFT_BIAS).clamp(0, numerics.SHIFT_MAX)
-    half = (1 << shift) >> 1
-    return ((product + half) >> shift).clamp(-numerics.SCORE_MAX - 1, numerics.SCORE_MAX)
+    product = dot.mul_(one + of_q % one).mul_(one + of_k % one)  # below 2^27
+    shift = (of_q // one + of_k // one - numerics.SHIFT_BIAS).clamp_(0, numerics.SHIFT_MAX)
+    half = (1 << (shift - 1).clamp_(min=0)).masked_fill_(shift == 0, 0)
+    return (product.add_(half) >> shift).clamp_(-numerics.SCORE_MAX - 1, numerics.SCORE_MAX)
 
 
 def _shifted(x, amount):
@@ -141,12 +141,8 @@ def index(group, *, block, gamma16, threshold):
     queries, exponents = group.q[:, -block:], group.xq[:, -block:]
     step = 16 * block  # keys at a time: bounds memory, and is a multiple of a tile
     t = torch.cat(
-        [
-            scores(queries, exponents, group.k[i : i + step], group.xk[i : i + step]).int()
-            for i in range(0, tokens, step)
-        ],
-        -1,
-    ).long()
+        [scores(queries, exponents, group.k[i : i + step], group.xk[i : i + step]) for i in range(0, tokens, step)], -1
+    )
     key = torch.arange(tokens)
     masked = (key > last[:, None]).expand_as(t)
     logs = log_sums(t, masked, head_dim)
@@ -154,7 +150,7 @@ def index(group, *, block, gamma16, threshold):
     distance = torch.div(last[:, None] - key, block, rounding_mode="floor").clamp(min=0)
     for head in range(heads):
         ver[head].index_add_(0, key // block, p[head].sum(0))
-        sla[head].index_add_(0, distance.flatten(), p[head].flatten())
+        sla[head].index_add_(0, distance.flatten(), p[head].flatten().long())
         pool[head].index_add_(0, key // block, t[head].sum(0))
     aware, divergence = decide(ver, pool, block, tokens, threshold)
     rows = torch.zeros(heads, asking, count, dtype=torch.bool)
@@ -251,7 +247,7 @@ def attend_rows(q, xq, k, xk, v, xv, hidden, *, by_row=False):
     k, v = (F.pad(x, (0, 0, 0, pad)) for x in (k, v))
     xk, xv, hidden = F.pad(xk, (0, pad)), F.pad(xv, (0, pad)), F.pad(hidden, (0, pad), value=True)
     t = scores(q, xq, k, xk)
-    loud = xv.long() - numerics.VALUE_BIAS
+    loud = xv.int() - numerics.VALUE_BIAS
     scaled = t + (loud << numerics.FRACTION - numerics.VALUE_FRACTION)
     tiles = len(k) // head_dim
     t, scaled, hidden = (x.reshape(rows, tiles, head_dim) for x in (t, scaled, hidden))

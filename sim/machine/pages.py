@@ -9,8 +9,8 @@ from intaglio.gen.checkpoint.quantised import QuantisedModel
 from intaglio.host.adapter.files import QuantisedAdapter
 from intaglio.rtl.arithmetic import rows as formats
 from intaglio.sim.attention import exact
+from intaglio.sim.machine.rows import pool, quantise_rows
 from intaglio.sim.reference.exact_decoder import ExactDecoder
-from intaglio.sim.reference.rows import pool, quantise_rows
 from intaglio.sim.reference.scalars import Scalars
 from intaglio.sim.reference.vector import rotated
 
