@@ -36,6 +36,7 @@ FLATTEN = (
         for name in (
             "linear",
             "linear_post",
+            "linear_post_slot*",
             "attention",
             "attention_scores",
             "attention_scaler",

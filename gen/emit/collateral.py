@@ -40,6 +40,13 @@ _WAIVERS = (
     ("VARHIDDEN", "inner names are Amaranth's"),
 )
 
+_SELECT_FIELDS = {
+    "kind": [24, 5],
+    "sequence": [0, 8],
+    "count": [0, 6],
+    "groups": [6, 18],
+}  # of a word with select (docs/batch.md)
+
 
 def tools() -> dict[str, str]:
     """Versions of what shapes the Verilog."""
@@ -110,6 +117,7 @@ def manifest(
         Of :func:`adapter_layout`.
     """
     c = model.config
+    grouped = c.batch > 1 or c.sequences > 1
     return {
         "format": FORMAT,
         "format_version": 1,
@@ -130,7 +138,8 @@ def manifest(
                     "token": [0, c.token_bits],
                     "run": [c.token_bits, 24 - c.token_bits],
                     "top": [24, 5],
-                    **({"select": [29, 1]} if c.rank else {}),
+                    **({"select": [29, 1]} if c.rank or grouped else {}),
+                    **(_SELECT_FIELDS if grouped else {}),
                     "want": [30, 1],
                     "first": [31, 1],
                 },
@@ -156,6 +165,7 @@ def manifest(
             "tokenizer": tokenizer,
             "ternary_weights": c.layers * c.layer_weights,
             "zero_weight_share": round(zero_share, 6),
+            **({"batch": c.batch, "sequences": c.sequences} if grouped else {}),
         },
         "config": c.to_json(),
         "files": files,

@@ -4,8 +4,9 @@ docs/numerics.md gives every formula. One code path serves a whole text at once 
 any number of tokens to the cache.
 """
 
+import copy
 from collections.abc import Sequence
-from typing import Protocol, overload
+from typing import Protocol, Self, overload
 
 import numpy as np
 import torch
@@ -29,7 +30,8 @@ class Attention(Protocol):
     """What a layer's attention is, with the keys and values of one sequence. What a call is given and gives:
     :class:`~intaglio.sim.reference.cache_attention.CacheAttention`."""
 
-    def reset(self) -> None: ...
+    def reset(self) -> None:
+        """Forget the sequence: with new lists, so that a shallow copy is the attention of another sequence."""
 
     def __call__(
         self,
@@ -68,6 +70,13 @@ class ExactDecoder:
         self.final_gains = _tensor(model.final_gains)
         self.silu_tables = _tensor(SILU_TABLE), _tensor(SILU_SLOPES)
         self.reset()
+
+    def another(self) -> Self:
+        """A decoder with an empty cache of its own; the weights are shared."""
+        other = copy.copy(self)
+        other.attention = copy.copy(self.attention)
+        other.reset()  # which makes new lists for the caches
+        return other
 
     def adapt(self, adapter: QuantisedAdapter | None) -> None:
         """Compute with ``adapter``, or with none, from here on."""

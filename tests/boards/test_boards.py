@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from fnmatch import fnmatch
 
 import pytest
 
@@ -10,13 +11,16 @@ from intaglio import Error
 from intaglio.boards import cli, tools
 from intaglio.boards.alveo import CARDS, package
 from intaglio.boards.arty import archive
-from intaglio.boards.build import build, critical_path
+from intaglio.boards.build import FLATTEN, build, critical_path
 from intaglio.boards.config import BOARDS, Board, Pin, board
 from intaglio.boards.ecp5 import Pll, constraints, pll, top_verilog
 from intaglio.boards.lane import build_lane
 from intaglio.boards.tools import Stamp, run_yowasp
 from intaglio.cli import main
 from intaglio.gen.emit import output
+from intaglio.gen.emit.verilog import convert
+from intaglio.rtl.config.decoder import DecoderConfig
+from intaglio.rtl.top.decoder import DecoderCore
 
 COMMANDS = {"board": lambda: cli.register}
 PIN = Pin(ball="A1")
@@ -31,6 +35,34 @@ PLAIN = {
     "tx": PIN,
     "input_hz": 25_000_000,
 }
+
+
+def test_only_memories_and_the_attention_array_are_mapped_apart():
+    """A module of logic that is not named would be mapped without its neighbours, and its paths would be longer."""
+    config = DecoderConfig(
+        hidden=32,
+        intermediate=32,
+        layers=1,
+        heads=2,
+        kv_heads=1,
+        head_dim=16,
+        vocab=16,
+        context=8,
+        lanes=2,
+        lane_width=16,
+        vector_width=4,
+        attention_heads=2,
+        top_k=2,
+    )
+    modules = convert(DecoderCore(config, 64), "core", None)
+    apart = {name: text for name, text in modules.items() if not any(fnmatch(name, kind) for kind in FLATTEN)}
+    logic = {name for name, text in apart.items() if "intaglio_ram" not in text and "intaglio_rom" not in text}
+    assert logic == {
+        "core_attention_array",
+        "core_activations",
+        "core_residual",
+        "core_results",
+    }  # the last three: memories in parts
 
 
 def test_pins_are_those_of_the_boards():

@@ -95,6 +95,16 @@ def test_at_once_in_groups_or_one_by_one(changes):
         assert torch.equal(logits[:changed], whole[:changed]) and not torch.equal(logits[changed], whole[changed])
 
 
+def test_another_sequence_has_pages_of_its_own():
+    decoder, tokens = PageDecoder(made()[1], block=32), tokens_of(5, 12)
+    want = PageDecoder(decoder.model, block=32).step(tokens)[0]
+    other = decoder.another()
+    for one in (decoder, other):
+        assert torch.equal(one.step(tokens[:5])[0], want[:5])
+    for one in (other, decoder):
+        assert torch.equal(one.step(tokens[5:])[0], want[5:])
+
+
 def test_a_loud_value_later_in_the_page_changes_nothing_before_it():
     """The exponent of a result is that of the values that its row has seen; by the tile's, the row before a loud value would differ."""
     q, k, v = activation_heads("ordinary", heads=2, tokens=40, head_dim=16)
