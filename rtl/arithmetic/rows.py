@@ -6,6 +6,7 @@ smallest scale that covers it is found by four comparisons; every element is mul
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from intaglio.rtl.arithmetic.attention import SCALE_FRACTION, VALUE_BIAS
 from intaglio.rtl.arithmetic.numerics import INT8_MAX, normalise
@@ -26,7 +27,7 @@ __all__ = [
 STEPS = 4  # scales in a factor of 2
 FACTOR_SHIFT = 15
 ROUND_SHIFT = 25  # least shift of an element times its factor; up to 2 more
-SPARE = 31  # most powers of two by which a row is below the smallest scale; below that it is zero
+SPARE = 30  # most powers of two that a row is moved for the smallest scale; further below it is zero
 SCALE_EXPONENT = 20  # of scale byte 0 of a query or key
 POOL_GUARD, POOL_STEPS = 8, 31  # fraction bits of a sum of rows, and the most by which a row is shifted to the right
 
@@ -49,7 +50,7 @@ class RowFormat:
     most: int
     logarithmic: bool
 
-    def byte(self, steps: int) -> int:
+    def byte(self, steps: Any) -> Any:
         """Scale byte of quarter steps ``least <= steps <= most``; element-wise on integer arrays."""
         if self.logarithmic:
             return steps + VALUE_BIAS
