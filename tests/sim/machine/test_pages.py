@@ -12,6 +12,7 @@ from intaglio.gen.checkpoint.reader import load_checkpoint
 from intaglio.gen.checkpoint.synthetic import random_checkpoint
 from intaglio.gen.presets.decoder import config_for
 from intaglio.host.attention.parameters import divergence_threshold, share
+from intaglio.rtl.arithmetic.numerics import ROTARY_ONE, Scalar
 from intaglio.sim.attention import dense
 from intaglio.sim.attention.accuracy import errors
 from intaglio.sim.attention.activations import activations
@@ -19,6 +20,7 @@ from intaglio.sim.attention.heads import activation_heads
 from intaglio.sim.machine.accuracy import page_results
 from intaglio.sim.machine.pages import PageAttention, PageDecoder, Selection, common_exponent
 from intaglio.sim.reference.loading import float_decoder
+from intaglio.sim.reference.scalars import Scalars
 from intaglio.sim.train.corpus import Corpus
 
 MODEL = Path(__file__).parents[3] / "models" / "burin"
@@ -106,12 +108,21 @@ def test_another_sequence_has_pages_of_its_own():
 
 
 def test_a_loud_value_later_in_the_page_changes_nothing_before_it():
-    """The exponent of a result is that of the values that its row has seen; by the tile's, the row before a loud value would differ."""
-    q, k, v = activation_heads("ordinary", heads=2, tokens=40, head_dim=16)
-    loud = v.clone()
-    loud[21:] *= 100
-    quiet, changed = page_results(q, k, v), page_results(q, k, loud)
-    assert torch.equal(quiet[:, :21], changed[:, :21]) and not torch.equal(quiet[:, 21], changed[:, 21])
+    """The exponent of a result is that of the values that its row has seen; by the tile's, rows before a loud value would differ."""
+    _, model = made(num_hidden_layers=1)
+    c, picks = model.config, torch.Generator().manual_seed(1)
+    qkv = torch.randint(-4000, 4001, (40, c.qkv_rows), generator=picks)
+    qkv[21:, -c.kv_heads * c.head_dim :] *= 100
+    one = torch.full((40, c.head_dim // 2), ROTARY_ONE)
+    scale = Scalars.full(Scalar.of_float(2.0**-24), (40,))
+    whole = PageAttention(model, 32)(0, qkv, (one, one - one), (scale, scale, scale))
+    single, found = PageAttention(model, 32), []
+    for i in range(40):
+        part = Scalars(scale.m[i : i + 1], scale.e[i : i + 1])
+        found.append(single(0, qkv[i : i + 1], (one[i : i + 1], one[i : i + 1] * 0), (part, part, part)))
+    assert torch.equal(torch.cat([rows for rows, _ in found]), whole[0])
+    assert torch.equal(torch.cat([unit for _, unit in found]), whole[1])
+    assert whole[1][21] > whole[1][20]
 
 
 def test_selection_of_a_prompt_and_of_what_continues_it():
