@@ -74,8 +74,7 @@ def test_random_checkpoints_follow_the_float_model(changes):
         wrong = dataclasses.replace(layer, constants=layer.constants | {name: layer.constants[name].scaled(2)})
         broken = dataclasses.replace(model, layers=(wrong, *model.layers[1:]))
         integers, unit = PageDecoder(broken, block=64).step(tokens)
-        if name != "v" or not changes.get("rms_norm_eps") == 1e-5:
-            assert (want - integers * unit[:, None]).norm() / want.norm() > 0.02
+        assert (want - integers * unit[:, None]).norm() / want.norm() > 0.02
 
 
 @pytest.mark.parametrize("changes", [BITNET, LLAMA])
