@@ -142,15 +142,17 @@ def group_cycles(
         raise ValueError(f"a group must have 1..{config.batch} tokens, not {len(positions)}")
     walk = _Walk(config, timing or Timing(config), adapter)
     program = program or layer_program(model)
-    wants = len(positions) if wants is None else wants
+    wanted = len(positions) if wants is None else wants
     at, loop, left = 0, 0, list(positions)
     while at < len(program):
         word, at = program[at], at + 1
-        walk.issue(word)
-        if word.op is Op.SKIP and not wants:
+        # A sequence that begins anew overwrites what the slot before may still attend to.
+        fresh = word.op is Op.ROPE and word.rb and len(left) > 1 and left[1] == 0
+        walk.issue(word, word.wait | Wait.ATTENTION if fresh else word.wait)
+        if word.op is Op.SKIP and not wanted:
             break
         if word.op is Op.EACH:
-            loop, left = at, list(positions) if not word.rd else [0] * wants
+            loop, left = at, list(positions) if not word.rd else [0] * wanted
         elif word.op in (Op.NEXT, Op.END):
             if word.op is Op.END:
                 walk.spend(1)  # the answer
@@ -183,9 +185,9 @@ class _Walk:
         self.out.phases[self.phase] += cycles
         self.now += cycles
 
-    def issue(self, word):
-        """Waits for what the word waits for; the cycle of issue belongs to the phase before."""
-        start = max([self.now, *(cycle for wait, cycle in self.free.items() if wait in word.wait)])
+    def issue(self, word, waits):
+        """Waits for units; the cycle of issue belongs to the phase before."""
+        start = max([self.now, *(cycle for wait, cycle in self.free.items() if wait in waits)])
         self.spend(start - self.now + 1)
 
     def enter(self, word):

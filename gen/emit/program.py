@@ -44,7 +44,7 @@ def layer_program(model: QuantisedModel) -> list[Instruction]:
         op=Op.EMBED, m=0 if c.row_scales else model.embed_scale, e=_words(c.hidden, v), wait=Wait.VECTOR
     )
     several = c.batch > 1  # what units that are there once do, is done for each slot in turn
-    each, again = ([Instruction(op=op)] * several for op in (Op.EACH, Op.NEXT))
+    each, again = [Instruction(op=Op.EACH)] * several, [Instruction(op=Op.NEXT, wait=Wait.VECTOR)] * several
     # With scales of rows, a cycle in which that of the token's row is read.
     out = [*each, *[Instruction(op=Op.NOP)] * c.row_scales, embed, *again]
 

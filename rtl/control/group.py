@@ -113,7 +113,8 @@ class Group(wiring.Component):
         enter, again, token = Signal(), Signal(), Signal()
         goes_on = Signal()  # the slot wanted a result, and had one
         best = [Signal(config.token_bits, name=f"best_{i}") for i in range(batch)]
-        run = Signal(24 - (COUNT_BITS if batch > 1 else config.token_bits))
+        several = batch > 1 or config.sequences > 1  # such a machine takes words of all kinds
+        run = Signal(24 - (COUNT_BITS if several else config.token_bits))
         grouped = Signal()  # by a word of that kind
         sequence = Signal(index_bits(config.sequences))  # of the commands to come
         m.d.comb += goes_on.eq((self.wants & ~self.full).bit_select(place, 1))
@@ -139,7 +140,7 @@ class Group(wiring.Component):
 
         taken, ready, last = Signal(), Signal(), Signal()
         m.d.comb += [self.command_ready.eq(ready), taken.eq(ready & self.command_valid), token.eq(taken)]
-        if config.rank or config.sequences > 1 or batch > 1:
+        if config.rank or several:
             m.d.comb += token.eq(taken & ~command.reserved)
             with m.If(taken & command.reserved):
                 self._setting(m, sequence, grouped, count, run)
@@ -219,14 +220,11 @@ class Group(wiring.Component):
             with m.If(word[24:29] == Kind.SEQUENCE.value):
                 most = config.sequences - 1
                 m.d.sync += sequence.eq(Mux(word[:8] > most, most, word[:8]))
-        if config.batch > 1:
-            with m.If(word[24:29] == Kind.GROUP.value):
-                most = config.batch - 1
-                m.d.sync += [
-                    grouped.eq(1),
-                    count.eq(Mux(word[:COUNT_BITS] > most, most, word[:COUNT_BITS])),
-                    run.eq(word[COUNT_BITS:24]),
-                ]
+        with m.If(word[24:29] == Kind.GROUP.value):
+            most = config.batch - 1
+            m.d.sync += [grouped.eq(1), run.eq(word[COUNT_BITS:24])]
+            if most:
+                m.d.sync += count.eq(Mux(word[:COUNT_BITS] > most, most, word[:COUNT_BITS]))
 
     def _adapter(self, m, begins):
         """What a sequence computes with, from its begin on."""

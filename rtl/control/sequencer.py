@@ -239,7 +239,14 @@ class Sequencer(wiring.Component):
     def _starts(self, m, s):
         """Whether the word waits is found a cycle ahead, and whether one is to be issued."""
         s.issuing, s.waiting, s.go = Signal(), Signal(), Signal()
-        m.d.sync += s.waiting.eq((self.busy_next & Mux(s.advance, s.coming.wait, s.word.wait)).any())
+        waits = (self.busy_next & Mux(s.advance, s.coming.wait, s.word.wait)).any()
+        if self.config.batch > 1:
+            # A sequence that begins anew overwrites what the slot before may still attend to.
+            fresh, over = Signal(), Mux(s.advance, s.coming, s.word)
+            m.d.sync += fresh.eq(Cat(position == 0 for position in self.positions) & s.one_ahead != 0)
+            over = data.View(Layout, over)
+            waits = waits | (fresh & (over.op == Op.ROPE) & over.rb[0] & self.busy_next[3])
+        m.d.sync += s.waiting.eq(waits)
         rope = s.go & (s.word.op == Op.ROPE)
         slots = s.one
         if self.config.batch > 1:
