@@ -22,6 +22,7 @@ from bench import (
     link,
     long_context,
     matrix,
+    pages,
     rom,
     scale,
     shapes,
@@ -92,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             *cluster.figures(progress, args.build),
             *attention.figures(args.model, args.long_model, layers, args.build, progress),
             *guarantee.figures(progress),
+            *pages.figures(job.checkpoint, progress),
             *rom.figures(args.model, args.pdk, progress),
         ]
         progress.say("measured")

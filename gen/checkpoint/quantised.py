@@ -14,6 +14,7 @@ import numpy as np
 from intaglio.gen.checkpoint.model import ModelConfig
 from intaglio.gen.checkpoint.weights import Checkpoint, Layer
 from intaglio.rtl.arithmetic import numerics
+from intaglio.rtl.arithmetic.attention import WEIGHT_MAX
 from intaglio.rtl.arithmetic.numerics import Scalar
 from intaglio.rtl.arithmetic.silu import SILU_FRACTION
 from intaglio.rtl.config.decoder import DecoderConfig
@@ -76,6 +77,7 @@ class QuantisedModel:
     gated_epsilon: Scalar
     increments: tuple
     row_scales: Mapping[str, np.ndarray]
+    pages: bool = False  # constants of the joined machine's attention (docs/machine.md), not of the decoder's own cache
 
 
 def decoder_config(model: ModelConfig, **hardware: Any) -> DecoderConfig:
@@ -214,7 +216,12 @@ def hardware_order(name: str, weights: np.ndarray, head_dim: int) -> np.ndarray:
 
 
 def layer_constants(
-    index: int, scales: Mapping[str, float], norms: Mapping[str, np.ndarray], head_dim: int, activation: str = "relu2"
+    index: int,
+    scales: Mapping[str, float],
+    norms: Mapping[str, np.ndarray],
+    head_dim: int,
+    activation: str = "relu2",
+    pages: bool = False,
 ) -> tuple[dict[str, np.ndarray], dict[str, Scalar]]:
     """Gains, and the scalar of each matrix, of layer ``index``.
 
@@ -231,7 +238,7 @@ def layer_constants(
     (dict of int16 arrays, dict of Scalar)
     """
     score = math.log2(math.e) / math.sqrt(head_dim) / numerics.ROTARY_ONE
-    key = 1 / numerics.ROTARY_ONE / 127
+    key = 1 / numerics.ROTARY_ONE / (1 if pages else 127)
     gains, gamma, constants = {}, {}, {}
     for name, values in norms.items():
         gains[name], gamma[name] = _gains(values)
@@ -239,14 +246,18 @@ def layer_constants(
     for name, norm in _NORM_OF.items():
         factor = {"q": score, "k": key, "v": key, "up": up}.get(name, 1.0)
         of_norm = gamma[norm] * math.sqrt(len(norms[norm])) if norm in norms else 1 / numerics.GAIN_MAX
+        if pages and name == "o" and norm not in norms:  # attention's results are in 254ths
+            factor = 1 / WEIGHT_MAX
         constants[name] = _constant(f"the scale of layer {index}'s {name}", scales[name] * of_norm / 127 * factor)
     return gains, constants
 
 
-def quantise_layer(index: int, layer: Layer, head_dim: int, activation: str = "relu2") -> QuantisedLayer:
+def quantise_layer(
+    index: int, layer: Layer, head_dim: int, activation: str = "relu2", pages: bool = False
+) -> QuantisedLayer:
     """Round one :class:`~intaglio.gen.checkpoint.weights.Layer` to a :class:`QuantisedLayer`; ``index`` names it in errors."""
     scales = {name: ternary.scale for name, ternary in layer.matrices.items()}
-    gains, constants = layer_constants(index, scales, layer.norms, head_dim, activation)
+    gains, constants = layer_constants(index, scales, layer.norms, head_dim, activation, pages)
     matrices = {name: hardware_order(name, layer.matrices[name].weights, head_dim) for name in _NORM_OF}
     return QuantisedLayer(matrices, gains, constants)
 
@@ -257,7 +268,7 @@ def head_constants(final_norm: np.ndarray, scale: float, logit_shift: int) -> tu
     return gains, _constant("the logits' unit", gamma * math.sqrt(len(final_norm)) / 32767 * scale * 2.0**logit_shift)
 
 
-def quantise(checkpoint: Checkpoint, config: DecoderConfig) -> QuantisedModel:
+def quantise(checkpoint: Checkpoint, config: DecoderConfig, *, pages: bool = False) -> QuantisedModel:
     """Round a checkpoint to the hardware's integers.
 
     Parameters
@@ -265,6 +276,8 @@ def quantise(checkpoint: Checkpoint, config: DecoderConfig) -> QuantisedModel:
     checkpoint : intaglio.gen.checkpoint.reader.Checkpoint
     config : DecoderConfig
         Its shape must be the checkpoint's; ``embed_shift`` is replaced by the largest that the embedding's scale allows.
+    pages : bool
+        For attention over pages (docs/machine.md): other constants of keys, values and attention's results.
 
     Raises
     ------
@@ -282,12 +295,13 @@ def quantise(checkpoint: Checkpoint, config: DecoderConfig) -> QuantisedModel:
         config,
         scales,
         [
-            quantise_layer(index, layer, config.head_dim, config.activation)
+            quantise_layer(index, layer, config.head_dim, config.activation, pages)
             for index, layer in enumerate(checkpoint.layers)
         ],
         checkpoint.final_norm,
         {name: values for name, (values, _) in found.items()},
         {name: of_rows for name, (_, of_rows) in found.items() if of_rows is not None},
+        pages,
     )
 
 
@@ -299,6 +313,7 @@ def integer_model(
     final_norm: np.ndarray,
     tables: Mapping[str, np.ndarray],
     row_scales: Mapping[str, np.ndarray],
+    pages: bool = False,
 ) -> QuantisedModel:
     """A :class:`QuantisedModel` of its parts; for the program and the small memories alone, matrices and tables may be left out.
 
@@ -320,11 +335,12 @@ def integer_model(
         final_gains=final_gains,
         logit_constant=logit_constant,
         residual_epsilon=_constant("rms_norm_eps", epsilon * config.hidden * 2.0 ** (2 * numerics.RESIDUAL_FRACTION)),
-        attention_epsilon=_constant("rms_norm_eps", epsilon * config.hidden),
+        attention_epsilon=_constant("rms_norm_eps", epsilon * config.hidden * (WEIGHT_MAX**2 if pages else 1)),
         gated_epsilon=_constant("rms_norm_eps", epsilon * config.intermediate),
         increments=tuple(
             numerics.rotary_increment(i, config.head_dim, model.rope_theta, model.rope_scaling)
             for i in range(config.head_dim // 2)
         ),
         row_scales=row_scales,
+        pages=pages,
     )
