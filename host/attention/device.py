@@ -185,7 +185,7 @@ class AttentionDevice(BaseDevice):
         """One KV head's run from its integers (:class:`~intaglio.host.attention.quantise.Quantised`)."""
         c = self.manifest.config
         group, tokens, head_dim = quantised.q.shape
-        memory = image(quantised, block=c["block"], columns=c["columns"])
+        memory = image(quantised, block=c["block"])
         if self.read_register("status") & 1:  # a run that nobody waits for
             self._break_off()
         for first in range(0, len(memory.data), MEMORY_BYTES):

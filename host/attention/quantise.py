@@ -162,28 +162,15 @@ def _blocks(x, block):
     return np.pad(x, padding).reshape(-1, block, *x.shape[1:])
 
 
-def _q_blocks(rows, scales, block, columns):
-    """Q blocks uint8 [n, 2 B D]: row groups channel by channel, then scale bytes."""
-    head_dim = rows.shape[1]
-    out = np.zeros((-(-rows.shape[0] // block), 2 * block * head_dim), np.uint8)
-    groups = _blocks(rows, block).reshape(len(out), block // columns, columns, head_dim).swapaxes(2, 3)
-    out[:, : block * head_dim] = groups.reshape(len(out), -1).view(np.uint8)
-    out[:, block * head_dim : block * head_dim + block] = _blocks(scales, block)
-    return out
+def _q_blocks(rows, scales, block):
+    """Q blocks uint8 [n, (B + X) D]: rows, then their scale bytes."""
+    rows, scales = _blocks(rows, block), _blocks(scales, block)
+    return np.concatenate([rows.reshape(len(rows), -1).view(np.uint8), scales], 1)
 
 
-def _kv_lines(keys, key_scales, values, value_scales, block):
-    """KV lines uint8 [n, 4 B D]: keys, their scale bytes, values of each tile channel by channel, theirs (none for pooled keys)."""
-    head_dim = keys.shape[1]
-    size = block * head_dim
-    out = np.zeros((-(-keys.shape[0] // block), 4 * size), np.uint8)
-    out[:, :size] = _blocks(keys, block).reshape(len(out), -1).view(np.uint8)
-    out[:, size : size + block] = _blocks(key_scales, block)
-    if values is not None:
-        tiles = _blocks(values, block).reshape(len(out), -1, head_dim, head_dim).swapaxes(2, 3)
-        out[:, size + block : 2 * size + block] = tiles.reshape(len(out), -1).view(np.uint8)
-        out[:, 2 * size + block : 2 * (size + block)] = _blocks(value_scales, block)
-    return out
+def _pages(keys, key_scales, values, value_scales, block):
+    """Pages uint8 [n, 2 (B + X) D]: keys, their scale bytes, values, theirs."""
+    return np.concatenate([_q_blocks(keys, key_scales, block), _q_blocks(values, value_scales, block)], 1)
 
 
 def _last_rows(x, block):
@@ -192,14 +179,12 @@ def _last_rows(x, block):
     return np.concatenate([np.zeros((block - len(x), *x.shape[1:]), x.dtype), x])
 
 
-def image(quantised, *, block=128, columns, origin=0):
-    """Lay a run out in memory: KV lines, Q blocks, last queries, pooled queries, pooled keys, each from a multiple of 4096.
+def image(quantised, *, block=128, origin=0):
+    """Lay a run out in memory: pages of keys and values, Q blocks, last queries, pooled queries, pooled keys, each from a multiple of 4096.
 
     Parameters
     ----------
     quantised : Quantised, made with the same ``block``
-    columns : int
-        C, queries that the matrix unit takes at once: power of 2 in 8..D.
     origin : int
         Address of the first byte, a multiple of 4096.
 
@@ -211,7 +196,6 @@ def image(quantised, *, block=128, columns, origin=0):
     group, tokens, head_dim = x.q.shape
     count = -(-tokens // block)
     _power("block", block, head_dim, 128)
-    _power("columns", columns, 8, head_dim)
     if x.pooled_k.shape[0] != count:
         raise ValueError(
             f"block must be that of the pooled rows, {x.pooled_k.shape[0]} for {tokens} tokens, not {block}"
@@ -220,15 +204,15 @@ def image(quantised, *, block=128, columns, origin=0):
         raise ValueError(f"origin must be a multiple of {ALIGNMENT} that is not negative, not {origin!r}")
 
     def heads(rows, scales):
-        return np.concatenate([_q_blocks(rows[h], scales[h], block, columns) for h in range(group)])
+        return np.concatenate([_q_blocks(rows[h], scales[h], block) for h in range(group)])
 
     last, last_x = (np.stack([_last_rows(r, block) for r in rows]) for rows in (x.q, x.xq))
     sections = {
-        "kv_base": _kv_lines(x.k, x.xk, x.v, x.xv, block),
+        "kv_base": _pages(x.k, x.xk, x.v, x.xv, block),
         "q_base": heads(x.q, x.xq),
         "last_base": heads(last, last_x),
         "pooled_q_base": heads(x.pooled_q, x.pooled_xq),
-        "pooled_k_base": _kv_lines(x.pooled_k, x.pooled_xk, None, None, block),
+        "pooled_k_base": _pages(x.pooled_k, x.pooled_xk, np.zeros_like(x.pooled_k), np.zeros_like(x.pooled_xk), block),
     }
     bases, parts, end = {}, [], 0
     for name, section in sections.items():
@@ -238,33 +222,23 @@ def image(quantised, *, block=128, columns, origin=0):
     return Image(data=np.concatenate(parts), origin=origin, stride=count, pooled_blocks=-(-count // block), **bases)
 
 
-def read_image(memory, *, group, tokens, head_dim, block, columns):
+def read_image(memory, *, group, tokens, head_dim, block):
     """The integers of an image, as a dict with the names of :class:`Quantised`, and last_q, last_xq."""
     data, count, size = memory.data.view(np.int8), -(-tokens // block), block * head_dim
 
-    def q_block(address):
-        beats = data[address - memory.origin :][: size + block]
-        rows = beats[:size].reshape(
-            block // columns, columns, head_dim // columns, columns
-        )  # row group, beat, channel, query
-        return rows.transpose(0, 3, 1, 2).reshape(block, head_dim), beats[size:].view(np.uint8)
+    def blocks(address, number):
+        """Rows and scale bytes of blocks that follow one another."""
+        found = data[address - memory.origin :][: number * (size + block)].reshape(number, size + block)
+        return found[:, :size].reshape(-1, head_dim), found[:, size:].reshape(-1).view(np.uint8)
 
-    def q_rows(base, blocks, rows):
-        found = [[q_block(base + (h * blocks + b) * 2 * size) for b in range(blocks)] for h in range(group)]
-        return (np.stack([np.concatenate([pair[n] for pair in head])[:rows] for head in found]) for n in range(2))
+    def q_rows(base, number, rows):
+        found = [blocks(base + h * number * (size + block), number) for h in range(group)]
+        return (np.stack([head[part][:rows] for head in found]) for part in range(2))
 
     def kv_rows(base, rows):
-        lines = [data[base - memory.origin + b * 4 * size :][: 4 * size] for b in range(-(-rows // block))]
-        keys = np.concatenate([line[:size].reshape(block, head_dim) for line in lines])
-        scales, value_scales = (
-            np.concatenate([line[first : first + block] for line in lines]).view(np.uint8)[:rows]
-            for first in (size, 2 * size + block)
-        )
-        tiles = [
-            line[size + block : 2 * size + block].reshape(-1, head_dim, head_dim) for line in lines
-        ]  # tile, channel, key
-        values = np.concatenate([tile.transpose(0, 2, 1).reshape(block, head_dim) for tile in tiles])
-        return keys[:rows], scales, values[:rows], value_scales
+        number = -(-rows // block)
+        both = [x.reshape(number, 2, block, *x.shape[1:]) for x in blocks(base, 2 * number)]
+        return (x[:, part].reshape(-1, *x.shape[3:])[:rows] for part in range(2) for x in both)
 
     found = {}
     found["q"], found["xq"] = q_rows(memory.q_base, memory.stride, tokens)

@@ -36,11 +36,13 @@ class TileEngine(wiring.Component):
     k_read, k_row
         Row ``tile * head_dim + key`` of line ``read_line``; ``k_data`` (head_dim bytes) comes one cycle later, as for all reads.
     v_read, v_row, v_data
-        Values: row ``tile * head_dim + channel``, of line ``read_line`` too: keys and values are never read in the same cycle.
+        Values: channel d of a tile at row ``tile * head_dim + d``, of line ``read_line`` too: keys and values are never read in the same
+        cycle.
     x_read, x_data
         Scale bytes of the keys of tile ``x_tile`` of line ``read_line``, then those of its values.
     q_read, q_slot, q_beat, q_data
-        Beat of a Q block. ``q_data`` is held until the next read.
+        Channels of a row group, or scales, as :class:`~intaglio.rtl.attention.stores.Stores` has them. ``q_data`` is held until the next
+        read.
     masses : Out(:func:`~intaglio.rtl.bus.streams.masses`)
         Probabilities and scores of a key in MASS.
     o : Out(stream of :func:`~intaglio.rtl.attention.drain.results`)

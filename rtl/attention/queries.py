@@ -4,7 +4,7 @@ from amaranth.hdl import Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from intaglio.rtl.bus.streams import ADDRESS_BITS, BLOCK_BITS, FetchKind, fetch_request
+from intaglio.rtl.bus.streams import ADDRESS_BITS, BLOCK_BITS, FetchKind, fetch_request, offset_of
 from intaglio.rtl.memory.ram import index_bits
 
 __all__ = ["QueryLoader"]
@@ -27,7 +27,7 @@ class QueryLoader(wiring.Component):
     blocks : In
         Of the run, and between the heads in memory; stable.
     base : In(44)
-        Of Q block (head h, block b): ``base + (h * blocks + b) * 2 * block * head_dim``. Stable.
+        Of Q block (head h, block b): ``base + (h * blocks + b) * query_block_bytes``. Stable.
     o_fetch : Out(stream of fetch_request)
     arrived : In(1), arrived_slot : In
         The queries of the slot are there.
@@ -63,7 +63,7 @@ class QueryLoader(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         c = self.config
-        size = 2 * c.block * c.head_dim
+        size = c.query_block_bytes
         free, slot = Signal(c.slots), Signal(index_bits(c.slots))
         head, block = Signal(index_bits(c.group)), Signal(BLOCK_BITS)
         row_address, address = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)  # of head 0, of this head
@@ -90,7 +90,7 @@ class QueryLoader(wiring.Component):
                         free.bit_select(slot, 1).eq(0),
                         slot.eq(slot + 1),
                         head.eq(head + 1),
-                        address.eq(address + (self.blocks << (size.bit_length() - 1))),
+                        address.eq(address + offset_of(self.blocks, size)),
                     ]
                     with m.If(slot == c.slots - 1):
                         m.d.sync += slot.eq(0)

@@ -17,6 +17,7 @@ __all__ = [
     "fetched",
     "mass_tag",
     "masses",
+    "offset_of",
     "retired",
     "store_read",
     "store_write",
@@ -93,6 +94,11 @@ def tile_command(config):
     )
 
 
+def offset_of(index, size):
+    """``index * size`` as a sum of shifts: the sizes of blocks have two bits, and a multiplier would take a DSP slice."""
+    return sum(index << bit for bit in range(size.bit_length()) if size >> bit & 1)
+
+
 def fetch_request(config):
     """A block to bring in: index is a line or a slot."""
     return data.StructLayout({"kind": 2, "address": ADDRESS_BITS, "index": index_bits(max(config.lines, config.slots))})
@@ -144,7 +150,8 @@ def masses(config):
 
 
 def store_write(config):
-    """A beat from memory into a store of keys, values, queries or their scales, whose strobe is high; ``scale_address`` is of the last."""
+    """A beat from memory, a row of keys, values or queries or their scales, into the store whose strobe is high; ``scale_address`` is of
+    scales."""
     index = index_bits(max(config.lines, config.slots))
     return wiring.Signature(
         {
@@ -157,8 +164,8 @@ def store_write(config):
 
 
 def store_read(config):
-    """Reads of the stores by the engine, one cycle late: a row of keys (k) and of values (v), the scales of a key tile (x), all of
-    ``read_line``, and a beat of a query block (q)."""
+    """Reads of the stores by the engine, one cycle late: a row of keys (k), a channel of a tile's values (v), the scales of a key tile
+    (x), all of ``read_line``; and channels of a row group of queries (q), ``columns`` beats for each, then beats of scales."""
     beat = 8 * config.head_dim
     return wiring.Signature(
         {

@@ -33,7 +33,7 @@ class IndexPass(wiring.Component):
     blocks : In
         Key blocks, 1 at least.
     base : In(44)
-        Address of the first key block; blocks lie ``4 * block * head_dim`` bytes apart.
+        Address of the first key block; blocks lie ``page_bytes`` apart.
     slot, heads, group, groups : In
         Counts are 1 at least. Head h of the pass (0, 1, ...) and the g-th of its row groups have state ``h * row_groups + g``.
     query : In(signed)
@@ -99,7 +99,7 @@ class IndexPass(wiring.Component):
         with m.If(self.o_fetch.valid & self.o_fetch.ready):
             m.d.sync += [
                 asked.eq(asked + 1),
-                address.eq(address + 4 * c.block * c.head_dim),
+                address.eq(address + c.page_bytes),
                 ask_line.eq(Mux(ask_line == c.lines - 1, 0, ask_line + 1)),
             ]
         with m.If(self.arrived):

@@ -14,6 +14,7 @@ from intaglio.rtl.bus.streams import (
     TileMode,
     fetch_request,
     masses,
+    offset_of,
     tile_command,
 )
 from intaglio.rtl.index.decide import Decision
@@ -105,7 +106,7 @@ class IndexUnit(wiring.Component):
         m.submodules.scores = s.scores = ScoreStore(c)
         m.submodules.selector = s.selector = Selector(c)
         m.submodules.decision = s.decision = Decision(c)
-        s.block_bytes = 2 * c.block * c.head_dim  # of a Q block
+        s.block_bytes = c.query_block_bytes  # of a Q block
         s.row_bits = c.block.bit_length() - 1
         self._place(m, s)
         self._fetch(m, s)
@@ -357,7 +358,7 @@ class IndexUnit(wiring.Component):
             with m.Else():
                 m.d.sync += [
                     s.head.eq(s.head + 1),
-                    s.address.eq(s.address + ((self.blocks + c.block - 1) >> s.row_bits) * s.block_bytes),
+                    s.address.eq(s.address + offset_of((self.blocks + c.block - 1) >> s.row_bits, s.block_bytes)),
                 ]
         with m.State("MAP"):
             m.d.comb += [self.phase.eq(RunPhase.MAP), self.map_start.eq(1)]

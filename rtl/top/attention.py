@@ -8,7 +8,7 @@ from intaglio.rtl.attention.drain import results
 from intaglio.rtl.attention.engine import TileEngine
 from intaglio.rtl.attention.queries import QueryLoader
 from intaglio.rtl.attention.stores import Stores
-from intaglio.rtl.bus.streams import ADDRESS_BITS, BLOCK_BITS, FetchKind, RunPhase
+from intaglio.rtl.bus.streams import ADDRESS_BITS, BLOCK_BITS, FetchKind, RunPhase, offset_of
 from intaglio.rtl.control.jobs import JobSequencer
 from intaglio.rtl.control.schedule import Schedule
 from intaglio.rtl.index.block_map import BlockMap
@@ -111,7 +111,7 @@ class PrefillCore(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         c = self.config
-        restart, blocks, line_bytes = Signal(), Signal(BLOCK_BITS), 4 * c.block * c.head_dim
+        restart, blocks = Signal(), Signal(BLOCK_BITS)
         units = {
             "index": IndexUnit(c),
             "block_map": BlockMap(c),
@@ -180,7 +180,7 @@ class PrefillCore(wiring.Component):
                 m.d.comb += [
                     request.p.kind.eq(FetchKind.KV),
                     request.p.index.eq(kv.p.line),
-                    request.p.address.eq(self.kv_base + (kv.p.block << (line_bytes.bit_length() - 1))),
+                    request.p.address.eq(self.kv_base + offset_of(kv.p.block, c.page_bytes)),
                 ]
             with m.If(request.valid & request.ready):
                 m.d.sync += turn.eq(~choose_q)

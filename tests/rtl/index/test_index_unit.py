@@ -72,7 +72,7 @@ def pass_commands(config, mode, *, blocks, heads, group, groups, query):
 def expected(scores, aware):
     """``(requests, commands)`` of a run."""
     c, tokens, count = scores.config, scores.tokens, scores.count
-    bytes_, pooled_blocks = 2 * c.block * c.head_dim, -(-count // c.block)
+    bytes_, pooled_blocks = (c.block + c.scale_beats) * c.head_dim, -(-count // c.block)
     requests = [(FetchKind.Q, BASES["last_base"] + head * bytes_, head) for head in range(c.group)]
     commands = []
 

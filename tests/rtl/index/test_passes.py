@@ -123,7 +123,7 @@ def test_commands_and_requests(timing):
     for (mode, fields), (out, asked, cycles) in zip(passes, run(config, passes, **timing), strict=True):
         assert out == expected(config, mode, **fields)
         blocks = 0 if mode == TileMode.NORM else fields["blocks"]
-        assert asked == [(FetchKind.K, 4096 + b * 4 * 32 * 16, b % config.lines) for b in range(blocks)]
+        assert asked == [(FetchKind.K, 4096 + b * 2 * (32 + 2) * 16, b % config.lines) for b in range(blocks)]
         if not timing:
             tiles = (
                 len(out)

@@ -97,7 +97,7 @@ def vectors_of(name, seed):
     values, exponents = (x.numpy() for x in exact.attend(group, keep, block=C.block))
     keep = keep.numpy()
     traffic = cache.simulate(cache.visits(keep, C.window), C.lines, C.lookahead)
-    memory = image(z, block=C.block, columns=C.columns, origin=1 << 40)
+    memory = image(z, block=C.block, origin=1 << 40)
     registers = run_parameters(memory, tokens=tokens, block=C.block, timeout=3000, **parameters)
     for base in ("kv_base", "q_base", "last_base", "pooled_q_base", "pooled_k_base"):
         address = getattr(memory, base) - memory.origin + ORIGIN

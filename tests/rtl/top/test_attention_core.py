@@ -31,7 +31,7 @@ class Bench:
         self.core, self.slave, self.phases = PrefillCore(CONFIG), None, []
 
     async def start(self, ctx, z, threshold, **faults):
-        core, memory = self.core, image(z, block=CONFIG.block, columns=CONFIG.columns, origin=1 << 40)
+        core, memory = self.core, image(z, block=CONFIG.block, origin=1 << 40)
         self.slave = ReadSlave(
             MemoryModel(latency_cycles=20, bytes_per_cycle=16),
             memory.data.tobytes(),

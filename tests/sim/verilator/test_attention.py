@@ -193,7 +193,7 @@ def start(device, case, *, forget=False, **parameters):
     from intaglio.host.attention.parameters import run_parameters
     from intaglio.host.attention.quantise import image
 
-    memory = image(case.z, block=32, columns=8)
+    memory = image(case.z, block=32)
     if forget:
         device.write_memory(memory.origin, memory.data)
         device.write_register("control", 4)
@@ -287,7 +287,7 @@ def flipped(device, monkeypatch, place, bit):
     monkeypatch.setattr(device.transport, "write_memory", wrong)
 
 
-LINE = 4 * 32 * 16  # bytes of a KV line
+LINE = 2 * (32 * 16 + 32)  # bytes of a KV line
 
 
 @pytest.mark.parametrize(
@@ -313,12 +313,12 @@ def test_wrong_last_queries_are_seen(bench, device, monkeypatch, tokens):
     from intaglio.host.attention.quantise import image
 
     case = bench.case(tokens, seed=tokens, gamma16=12000)
-    memory, write = image(case.z, block=32, columns=8), device.transport.write_memory
+    memory, write = image(case.z, block=32), device.transport.write_memory
 
     def wrong(address, data):
         data, at = data.copy(), memory.last_base - memory.origin
         for head in range(2):
-            elements = data[at + head * 1024 :][:512].view(np.int8)
+            elements = data[at + head * 544 :][:512].view(np.int8)
             elements[:] = -elements
         write(address, data)
 

@@ -93,7 +93,7 @@ def test_wrong_parameters_are_refused(device, case, wrong, monkeypatch):
 
 
 def begin(device, case):
-    memory = image(case.z, block=32, columns=8)
+    memory = image(case.z, block=32)
     device.write_memory(memory.origin, memory.data)
     device.write_register("control", 4)
     values = run_parameters(memory, tokens=case.tokens, block=32, gamma16=case.gamma16, threshold=case.threshold)
