@@ -184,7 +184,7 @@ class AttentionDevice(BaseDevice):
     ) -> Run:
         """One KV head's run from its integers (:class:`~intaglio.host.attention.quantise.Quantised`)."""
         c = self.manifest.config
-        group, tokens, head_dim = quantised.q.shape
+        group, tokens, _ = quantised.q.shape
         memory = image(quantised, block=c["block"])
         if self.read_register("status") & 1:  # a run that nobody waits for
             self._break_off()
@@ -208,16 +208,16 @@ class AttentionDevice(BaseDevice):
         for name, value in values.items():
             self.write_register(name, value)
         self.write_register("control", 1)
-        blocks = -(-tokens // c["block"])
+        whole, short = _packet_beats(c, tokens)
         try:
-            words, ends = self._results(group * blocks * c["block"] * head_dim // c["drain"], progress)
+            words, ends = self._results(group * ((tokens - 1) // c["block"] * whole + short), progress)
         except DeviceError:  # the run has ended
             raise
         except BaseException:  # of the caller, such as Ctrl-C: the next run must not get the results of this one
             with suppress(Error):
                 self._break_off()
             raise
-        out, exponents = (x[:, :tokens] for x in _rows(words, ends, c, group, blocks))
+        out, exponents = _rows(words, ends, c, group, tokens)
         counters = {name: self.read_register(name) for name in self.manifest.counters}
         phases = {name: self.read_register(f"phase_{name}") for name in self.manifest.phases}
         cycles = self.read_cycles()
@@ -308,33 +308,44 @@ def _beat_words(c):
     return -(-c["drain"] // 2) + 1
 
 
-def _rows(words, ends, c, group, blocks):
-    """Values int16 [G, nb * B, D] and exponents int8 [G, nb * B] of the words of beats, which come (head, block) by (head, block), in any
-    order of those."""
-    columns, drain, dim = c["columns"], c["drain"], c["head_dim"]
-    packet = c["block"] * dim // drain
-    beats = words.reshape(-1, _beat_words(c))
-    values = np.ascontiguousarray(beats[:, :-1]).view(np.int16)[:, :drain]
-    marks = beats[:, -1].reshape(group * blocks, packet)
-    last = ends.reshape(group * blocks, packet, -1)
-    heads, places = marks[:, 0] >> 14 & 0xFF, marks[:, 0] & 0x3FFF
-    whole = (
-        (marks & 0x3FFFFF == marks[:, :1] & 0x3FFFFF).all() and last[:, -1, -1].all() and last.sum() == group * blocks
-    )
-    if (
-        not whole
-        or len(set(zip(heads.tolist(), places.tolist(), strict=True))) != group * blocks
-        or heads.max() >= group
-        or places.max() >= blocks
-    ):
+def _packet_beats(c, tokens):
+    """Beats of the results of a whole block and of the last: those of the row groups that have rows."""
+    group = c["columns"] * c["head_dim"] // c["drain"]
+    return c["block"] // c["columns"] * group, -(-((tokens - 1) % c["block"] + 1) // c["columns"]) * group
+
+
+def _rows(words, ends, c, group, tokens):
+    """Values int16 [G, N, D] and exponents int8 [G, N] of the words of beats, which come (head, block) by (head, block), in any order of
+    those."""
+    columns, drain, dim, block = c["columns"], c["drain"], c["head_dim"], c["block"]
+    blocks, (whole, short) = -(-tokens // block), _packet_beats(c, tokens)
+    beats, last = words.reshape(-1, _beat_words(c)), ends.reshape(-1, _beat_words(c))
+    values, marks = np.ascontiguousarray(beats[:, :-1]).view(np.int16)[:, :drain], beats[:, -1]
+    stops = np.flatnonzero(last[:, -1]) + 1
+    out = np.zeros((group, blocks * block, dim), np.int16)
+    exponents = np.zeros((group, blocks * block), np.int8)
+    seen = set()
+    for first, stop in zip([0, *stops[:-1]], stops, strict=True):
+        head, place = int(marks[first]) >> 14 & 0xFF, int(marks[first]) & 0x3FFF
+        seen.add((head, place))
+        right = stop - first == (short if place == blocks - 1 else whole)
+        if (
+            not right
+            or head >= group
+            or place >= blocks
+            or ((marks[first:stop] ^ marks[first]) & 0x3FFFFF).any()
+            or last[first:stop].sum() != 1
+        ):
+            seen.clear()
+            break
+        rows = values[first:stop].reshape(-1, dim, columns // drain, drain).transpose(0, 2, 3, 1).reshape(-1, dim)
+        groups = (marks[first:stop] << 1).view(np.int32).reshape(len(rows) // columns, -1)[:, 0] >> 25
+        begin = place * block
+        out[head, begin : begin + len(rows)] = rows
+        exponents[head, begin : begin + len(rows)] = np.repeat(groups, columns)
+    if len(seen) != group * blocks or len(stops) != group * blocks:
         raise DeviceError("each (head, query block) must come once, in a packet of its own, and did not")
-    rows = values.reshape(group * blocks, c["block"] // columns, dim, columns // drain, drain)
-    rows = rows.transpose(0, 1, 3, 4, 2).reshape(group * blocks, c["block"], dim)
-    groups = (marks << 1).view(np.int32).reshape(len(marks), c["block"] // columns, -1)[:, :, 0] >> 25
-    out = np.empty((group, blocks, c["block"], dim), np.int16)
-    exponents = np.empty((group, blocks, c["block"]), np.int8)
-    out[heads, places], exponents[heads, places] = rows, np.repeat(groups, columns, 1)
-    return out.reshape(group, blocks * c["block"], dim), exponents.reshape(group, blocks * c["block"])
+    return out[:, :tokens], exponents[:, :tokens]
 
 
 open_attention = AttentionDevice.open  # intaglio.host.open_attention

@@ -87,7 +87,9 @@ class TileEngine(wiring.Component):
         place, bank, mode = Signal(index_bits(dim)), Signal(), Signal(2)
         issue_keys, issue_values, weigh, calm = Signal(), Signal(), Signal(), Signal()
         drain_owed, free = Signal(), Signal()
-        slot, head, block, draining = (Signal.like(x) for x in (drain.slot, drain.head, drain.block, drain.slot))
+        slot, head, block, final_group, draining = (
+            Signal.like(x) for x in (drain.slot, drain.head, drain.block, drain.final_group, drain.slot)
+        )
         attend, keys_now = mode == TileMode.ATTEND, (left != 0) & ~values_now
 
         # Phases: at most one of the two issues may come in a cycle, values first.
@@ -168,6 +170,7 @@ class TileEngine(wiring.Component):
             self.masses.tag.head.eq(out.head),
             self.masses.tag.row_group.eq(out.row_group),
             self.masses.tag.tile.eq(out.tile),
+            self.masses.tag.finish.eq(out.finish),
         ]
         with m.If(softmax.p_valid & (out.mode == TileMode.ATTEND)):
             m.d.comb += [
@@ -223,11 +226,13 @@ class TileEngine(wiring.Component):
             drain.slot.eq(slot),
             drain.head.eq(head),
             drain.block.eq(block),
+            drain.final_group.eq(final_group),
         ]
         with m.If(drain.start):
             m.d.sync += [drain_owed.eq(0), draining.eq(slot)]
         with m.If(last_value & valued.finish):
             m.d.sync += [drain_owed.eq(1), slot.eq(valued.slot), head.eq(valued.head), block.eq(valued.block)]
+            m.d.sync += final_group.eq(valued.row_group)
         wiring.connect(m, wiring.flipped(self.o), drain.o)
         return m
 

@@ -1,6 +1,6 @@
 """Loads the query blocks of the windows into their slots, as soon as a slot is free."""
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -26,6 +26,8 @@ class QueryLoader(wiring.Component):
         All slots are free.
     blocks : In
         Of the run, and between the heads in memory; stable.
+    last_row : In
+        Index of the last row of the last block. Stable.
     base : In(44)
         Of Q block (head h, block b): ``base + (h * blocks + b) * query_block_bytes``. Stable.
     o_fetch : Out(stream of fetch_request)
@@ -48,6 +50,7 @@ class QueryLoader(wiring.Component):
             {
                 "start": In(1),
                 "blocks": In(BLOCK_BITS),
+                "last_row": In(index_bits(config.block)),
                 "base": In(ADDRESS_BITS),
                 "o_fetch": Out(stream.Signature(fetch_request(config))),
                 "arrived": In(1),
@@ -68,8 +71,14 @@ class QueryLoader(wiring.Component):
         head, block = Signal(index_bits(c.group)), Signal(BLOCK_BITS)
         row_address, address = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)  # of head 0, of this head
         request = self.o_fetch.payload
-        last_head = head == c.group - 1
-        m.d.comb += [request.kind.eq(FetchKind.Q), request.address.eq(address), request.index.eq(slot)]
+        last_head, last_block = head == c.group - 1, Signal()
+        m.d.comb += [
+            last_block.eq(block == self.blocks - 1),
+            request.kind.eq(FetchKind.Q),
+            request.address.eq(address),
+            request.index.eq(slot),
+            request.last_row.eq(Mux(last_block, self.last_row, c.block - 1)),
+        ]
         with m.FSM(name="state"):
             with m.State("IDLE"):
                 with m.If(self.start):
@@ -101,7 +110,7 @@ class QueryLoader(wiring.Component):
                             row_address.eq(row_address + size),
                             address.eq(row_address + size),
                         ]
-                        with m.If(block == self.blocks - 1):
+                        with m.If(last_block):
                             m.next = "IDLE"
         with m.If(self.drained):
             m.d.sync += free.bit_select(self.drained_slot, 1).eq(1)

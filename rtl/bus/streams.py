@@ -58,9 +58,14 @@ class FetchKind(enum.IntEnum):
 
 
 def mass_tag(config):
-    """What comes back with the probabilities of a MASS tile: the head, the row group, the key tile of the block."""
+    """What comes back with the probabilities of a MASS tile: the head, the row group, the key tile of the block; ``finish`` of the tile."""
     return data.StructLayout(
-        {"head": index_bits(config.group), "row_group": index_bits(config.row_groups), "tile": index_bits(config.tiles)}
+        {
+            "head": index_bits(config.group),
+            "row_group": index_bits(config.row_groups),
+            "tile": index_bits(config.tiles),
+            "finish": 1,
+        }
     )
 
 
@@ -72,7 +77,8 @@ def tile_command(config):
     limit : signed; key j is masked for lane i where j > limit + i; saturated to -columns..head_dim.
     first : the row group's state starts with this tile.
     load : the queries differ from those of the tile before in this mode, so they must be loaded.
-    finish : last tile of a (head, query block): drain slot. retire : last tile that uses the line.
+    finish : last tile of a (head, query block): drain slot; in MAX and MASS last tile of a (head, key block). retire : last tile that uses
+        the line.
     head, block : identity of the results, for the output's header.
     """
     return data.StructLayout(
@@ -100,8 +106,15 @@ def offset_of(index, size):
 
 
 def fetch_request(config):
-    """A block to bring in: index is a line or a slot."""
-    return data.StructLayout({"kind": 2, "address": ADDRESS_BITS, "index": index_bits(max(config.lines, config.slots))})
+    """A block to bring in: index is a line or a slot, last_row the index of its last row that counts."""
+    return data.StructLayout(
+        {
+            "kind": 2,
+            "address": ADDRESS_BITS,
+            "index": index_bits(max(config.lines, config.slots)),
+            "last_row": index_bits(config.block),
+        }
+    )
 
 
 def fetched(config):

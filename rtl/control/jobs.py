@@ -10,13 +10,12 @@ from intaglio.rtl.memory.ram import index_bits
 __all__ = ["JobSequencer", "job_tiles"]
 
 
-def job_tiles(config, diagonal):
-    """Tiles of a job: all of a block, or those not wholly above the diagonal."""
+def job_tiles(config, diagonal, rows=None):
+    """Tiles of a job: all of a block of ``rows`` queries (all without), or those not wholly above the diagonal."""
+    groups = -(-(rows or config.block) // config.columns)
     if not diagonal:
-        return config.row_groups * config.tiles
-    return sum(
-        (group * config.columns + config.columns - 1) // config.head_dim + 1 for group in range(config.row_groups)
-    )
+        return groups * config.tiles
+    return sum((group * config.columns + config.columns - 1) // config.head_dim + 1 for group in range(groups))
 
 
 class JobSequencer(wiring.Component):
@@ -32,6 +31,8 @@ class JobSequencer(wiring.Component):
         Taken when its last tile has been taken. ``line`` is the place of its block.
     line : In
         Stable with ``i_visit``.
+    blocks : In; last_row : In
+        Of the run; index of the last row of the last block. Row groups wholly past it have no tiles. Stable.
     loaded : In(slots)
         Slots whose queries are there, and whose accumulators may start anew.
     o_tile : Out(stream of :func:`~intaglio.rtl.bus.streams.tile_command`)
@@ -49,6 +50,8 @@ class JobSequencer(wiring.Component):
             {
                 "i_visit": In(stream.Signature(visit(config))),
                 "line": In(index_bits(config.lines)),
+                "blocks": In(BLOCK_BITS),
+                "last_row": In(index_bits(config.block)),
                 "loaded": In(config.slots),
                 "o_tile": Out(stream.Signature(tile_command(config))),
                 "waiting": Out(1),
@@ -75,7 +78,7 @@ class JobSequencer(wiring.Component):
         ready = Signal()
         m.d.comb += ready.eq(self.loaded.bit_select(lowest, 1))
 
-        row_block, diagonal = Signal(BLOCK_BITS), Signal()
+        row_block, diagonal, column_bits = Signal(BLOCK_BITS), Signal(), c.columns.bit_length() - 1
         m.d.comb += diagonal.eq(row_block == now.block)
         tiles_here = Array(
             Const((g * c.columns + c.columns - 1) // c.head_dim, index_bits(c.tiles)) for g in range(c.row_groups)
@@ -83,7 +86,7 @@ class JobSequencer(wiring.Component):
         last_tile, last_group, last_job = Signal(), Signal(), Signal()
         m.d.comb += [
             last_tile.eq(key_tile == Mux(diagonal, tiles_here[group], c.tiles - 1)),
-            last_group.eq(group == c.row_groups - 1),
+            last_group.eq(group == Mux(row_block == self.blocks - 1, self.last_row >> column_bits, c.row_groups - 1)),
             last_job.eq(left == 0),
         ]
         difference = group * c.columns - key_tile * c.head_dim

@@ -143,6 +143,8 @@ class IndexUnit(wiring.Component):
 
     def _fetch(self, m, s):
         """Key blocks for the pass, query blocks for this unit: never both at a time."""
+        c, last_block, last_pooled = self.config, Signal(BLOCK_BITS), Signal()
+        m.d.comb += [last_block.eq(self.blocks - 1), last_pooled.eq(s.pooled_block == last_block >> s.row_bits)]
         m.d.comb += [
             self.o_fetch.valid.eq(s.asking | s.passes.o_fetch.valid),
             self.o_fetch.payload.eq(s.passes.o_fetch.payload),
@@ -153,6 +155,7 @@ class IndexUnit(wiring.Component):
                 self.o_fetch.p.kind.eq(FetchKind.Q),
                 self.o_fetch.p.address.eq(s.address),
                 self.o_fetch.p.index.eq(s.asked),
+                self.o_fetch.p.last_row.eq(Mux(s.pooled & last_pooled, last_block[: s.row_bits], c.block - 1)),
             ]
             with m.If(self.o_fetch.ready):
                 m.d.sync += [s.asked.eq(s.asked + 1), s.address.eq(s.address + s.head_stride)]
@@ -162,14 +165,15 @@ class IndexUnit(wiring.Component):
     def _passes(self, m, s):
         """The pass over keys that is under way."""
         c = self.config
-        query = Signal(signed(19))
+        query, last_key = Signal(signed(19)), Signal(18)
         with m.If(s.pooled):
-            m.d.comb += query.eq(s.batch * c.columns)
+            m.d.comb += [query.eq(s.batch * c.columns), last_key.eq(s.selector.count - 1)]
         with m.Else():
-            m.d.comb += query.eq(self.tokens - c.block)
+            m.d.comb += [query.eq(self.tokens - c.block), last_key.eq(self.tokens - 1)]
         m.d.comb += [
             s.passes.mode.eq(s.mode),
             s.passes.blocks.eq(Mux(s.pooled, s.pooled_block + 1, self.blocks)),
+            s.passes.last_row.eq(last_key[: s.row_bits]),
             s.passes.base.eq(Mux(s.pooled, self.pooled_k_base, self.kv_base)),
             s.passes.slot.eq(0),
             s.passes.heads.eq(Mux(s.pooled, 1, c.group)),

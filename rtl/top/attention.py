@@ -127,7 +127,8 @@ class PrefillCore(wiring.Component):
         index, block_map, schedule, cache, jobs, queries, engine, stores = units.values()
         m.submodules.fetch = fetch = Fetch(c)
         attending = self.phase == RunPhase.ATTEND
-        m.d.comb += blocks.eq((self.tokens + (c.block - 1))[c.block.bit_length() - 1 :])
+        last_row = Signal(index_bits(c.block))  # of the last block
+        m.d.comb += [blocks.eq((self.tokens + (c.block - 1))[c.block.bit_length() - 1 :]), last_row.eq(self.tokens - 1)]
 
         # Parameters and counters.
         for name in (
@@ -142,8 +143,10 @@ class PrefillCore(wiring.Component):
             "pooled_k_base",
         ):
             m.d.comb += getattr(index, name).eq(getattr(self, name))
-        for unit in (index, block_map, schedule, queries):
+        for unit in (index, block_map, schedule, queries, jobs):
             m.d.comb += unit.blocks.eq(blocks)
+        for unit in (queries, jobs):
+            m.d.comb += unit.last_row.eq(last_row)
         m.d.comb += [
             cache.tenant.eq(self.tenant),
             cache.kv_head.eq(self.kv_head),
@@ -180,6 +183,7 @@ class PrefillCore(wiring.Component):
                 m.d.comb += [
                     request.p.kind.eq(FetchKind.KV),
                     request.p.index.eq(kv.p.line),
+                    request.p.last_row.eq(Mux(kv.p.block == blocks - 1, last_row, c.block - 1)),
                     request.p.address.eq(self.kv_base + offset_of(kv.p.block, c.page_bytes)),
                 ]
             with m.If(request.valid & request.ready):

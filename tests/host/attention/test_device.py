@@ -191,7 +191,7 @@ def test_silence_ends_at_the_time_limit(device, recorder):
     """A cancel, and, since that is not answered either, a reset."""
     recorder.put("status", 1 | 7 << 1)
     with pytest.raises(
-        DeviceTimeout, match="nothing moved for 0.05 s in phase attend: 0 of 512 beats, status 0x0000000f"
+        DeviceTimeout, match="nothing moved for 0.05 s in phase attend: 0 of 320 beats, status 0x0000000f"
     ):
         device.attention(*arrays())
     assert recorder.sent[-1] == ("control", 2) and recorder.resets == 2  # the run that nobody waited for, and this one
@@ -219,9 +219,12 @@ def test_a_void_beat_is_told(device, recorder, status, message):
         device.attention(*arrays())
 
 
-def packets(order=((0, 0), (1, 0), (0, 1), (1, 1)), last=127):
-    """Beats of two heads and two blocks: marks as the unit gives them."""
-    marks = [block | head << 14 | (n == last) << 31 for head, block in order for n in range(128)]
+def packets(order=((0, 0), (1, 0), (0, 1), (1, 1)), last=-1, short=32):
+    """Beats of two heads and two blocks, the second of 8 rows, a row group: marks as the unit gives them."""
+    marks = []
+    for head, block in order:
+        beats = short if block else 128
+        marks += [block | head << 14 | (n == beats + last) << 31 for n in range(beats)]
     return [(np.arange(4 * len(marks)) % 1000, marks)]
 
 
@@ -275,9 +278,10 @@ def test_tensors_of_every_floating_type(device, recorder, monkeypatch, kind):
         packets(((0, 0), (0, 0), (0, 1), (1, 1))),
         packets(((0, 0), (1, 0), (0, 1), (2, 1))),
         packets(((0, 0), (1, 0), (0, 1), (1, 2))),
-        packets(last=126),
+        packets(last=-2),
+        packets(short=128),
     ],
-    ids=["twice", "head", "block", "tlast"],
+    ids=["twice", "head", "block", "tlast", "length"],
 )
 def test_results_that_cannot_be(device, recorder, script):
     recorder.script = script

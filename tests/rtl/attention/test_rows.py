@@ -306,6 +306,7 @@ def run_accumulators(config, slot, groups, stall=0.0):
         ctx.set(drain.slot, slot)
         ctx.set(drain.head, 1)
         ctx.set(drain.block, 77)
+        ctx.set(drain.final_group, len(groups) - 1)
         ctx.set(drain.start, 1)
         while True:
             ctx.set(drain.o.ready, picks.random() >= stall)
@@ -316,7 +317,7 @@ def run_accumulators(config, slot, groups, stall=0.0):
                 exponents.append(payload.exponent)
                 assert (
                     payload.last
-                    == (len(beats) == config.block * config.head_dim // config.drain)
+                    == (len(beats) == len(groups) * config.columns * config.head_dim // config.drain)
                     == ctx.get(drain.done)
                 )
             if ctx.get(drain.done):
@@ -331,27 +332,29 @@ def run_accumulators(config, slot, groups, stall=0.0):
     simulate(dut, bench)
     flat = iter(beats)
     out = []
-    for _ in range(config.row_groups):
+    for _ in groups:
         rows = [sum((next(flat) for _ in range(config.columns // config.drain)), []) for _ in range(config.head_dim)]
         out.append([list(lane) for lane in zip(*rows, strict=True)])
-    size = len(beats) // config.row_groups
+    size = len(beats) // len(groups)
     parts = [set(exponents[i : i + size]) for i in range(0, len(beats), size)]
     assert all(len(part) == 1 for part in parts)
     return out, [min(part) for part in parts], took
 
 
 @pytest.mark.parametrize(
-    ("kind", "count", "stall"), [("near", 6, 0.0), ("jumps", 6, 0.4), ("falling", 30, 0.0), ("full", 32, 0.0)]
+    ("kind", "count", "stall", "filled"),
+    [("near", 6, 0.0, 4), ("jumps", 6, 0.4, 4), ("falling", 30, 0.0, 4), ("full", 32, 0.0, 4), ("near", 5, 0.0, 2)],
 )
-def test_merge_and_drain(kind, count, stall):
+def test_merge_and_drain(kind, count, stall, filled):
+    """Of all row groups, or of the first ``filled``."""
     picks = random.Random(count)
-    groups = [row_tiles(picks, SMALL, count if group else 1, kind) for group in range(SMALL.row_groups)]
+    groups = [row_tiles(picks, SMALL, count if group else 1, kind) for group in range(filled)]
     out, exponents, took = run_accumulators(SMALL, 5, groups, stall)
     want = [[merge_rows(lane_of(tiles, lane)) for lane in range(SMALL.columns)] for tiles in groups]
     assert out == [[means(state) for state in rows] for rows in want]
     assert exponents == [rows[0][-1] for rows in want]
     if not stall:
-        assert took == drain_cycles(SMALL)
+        assert took == drain_cycles(SMALL, filled)
 
 
 def test_means_beyond_the_range_saturate():

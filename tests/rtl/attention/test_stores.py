@@ -258,7 +258,7 @@ def test_wrong_block_scores_show(monkeypatch):
 # Queries
 
 
-def query_run(shape, blocks, *, seed=0, given=None, always=True, drain=None):
+def query_run(shape, blocks, *, seed=0, given=None, always=True, drain=None, rows=5):
     """Requests, cycles of them, and whether ``loaded`` was right in every cycle. ``drain``: slots that never are drained."""
     c, picks = PrefillConfig(**shape), random.Random(seed)
     dut, requests, cycles, right = QueryLoader(c), [], [], True
@@ -268,6 +268,7 @@ def query_run(shape, blocks, *, seed=0, given=None, always=True, drain=None):
         nonlocal right
         ctx.set(dut.blocks, given or blocks)
         ctx.set(dut.base, base)
+        ctx.set(dut.last_row, rows - 1)
         ctx.set(dut.start, 1)
         await ctx.tick()
         ctx.set(dut.start, 0)
@@ -278,7 +279,7 @@ def query_run(shape, blocks, *, seed=0, given=None, always=True, drain=None):
             ctx.set(dut.o_fetch.ready, ready)
             if ctx.get(dut.o_fetch.valid) and ready:
                 payload = ctx.get(dut.o_fetch.payload)
-                requests.append((payload.kind, payload.address, payload.index))
+                requests.append((payload.kind, payload.address, payload.index, payload.last_row))
                 cycles.append(cycle)
                 coming.append(payload.index)
                 idle = 0
@@ -310,6 +311,7 @@ def query_expectation(shape, blocks):
             FetchKind.Q,
             0x123_4567_0000 + (head * blocks + block) * (c.block + c.scale_beats) * c.head_dim,
             block % c.window * c.group + head,
+            4 if block == blocks - 1 else c.block - 1,
         )
         for block in range(blocks)
         for head in range(c.group)

@@ -56,6 +56,37 @@ def test_lengths(bench, device, tokens):
     assert run.values.shape == (2, tokens, 16) and run.values.any()
 
 
+def filled_past_the_end(device, monkeypatch, case):
+    """Rows past the end, of which memory need not hold zeros, are loud in the next memories."""
+    from intaglio.host.attention.quantise import image
+
+    memory, write = image(case.z, block=32), device.transport.write_memory
+    count, half = -(-case.tokens // 32), 32 * 16 + 32
+    heads = [memory.q_base + (head * count + count - 1) * half for head in range(2)]
+    pooled = [memory.pooled_q_base + head * half for head in range(2)] + [memory.pooled_k_base]
+    last = memory.kv_base + (count - 1) * 2 * half
+    blocks = [(base, (case.tokens - 1) % 32 + 1) for base in (last, last + half, *heads)]
+    blocks += [(base, count) for base in pooled]
+
+    def loud(address, data):
+        data = data.copy()
+        for base, rows in blocks:
+            at = base - memory.origin
+            data[at + rows * 16 : at + 32 * 16] = 127
+            data[at + 32 * 16 + rows : at + half] = 255 if base == last + half else 60
+        write(address, data)
+
+    monkeypatch.setattr(device.transport, "write_memory", loud)
+
+
+@pytest.mark.parametrize("tokens", [1, 15, 33, 41, 63, 111, 200])
+def test_what_lies_past_the_end_does_not_count(bench, device, monkeypatch, tokens):
+    """Nor does it cost: beats of tiles and row groups without a row are not read."""
+    case = bench.case(tokens, seed=tokens, threshold=AWARE)
+    filled_past_the_end(device, monkeypatch, case)
+    compare(case, device)
+
+
 @pytest.mark.parametrize("tokens", [32, 33, 200, 512])
 @pytest.mark.parametrize("threshold", [1 << 24, AWARE])
 def test_query_aware_heads(bench, device, tokens, threshold):
@@ -212,7 +243,7 @@ def start(device, case, *, forget=False, **parameters):
     for name, value in values.items():
         device.write_register(name, value)
     device.write_register("control", 1)
-    wanted = case.tokens and 2 * -(-case.tokens // 32) * 32 * 16 // 4
+    wanted = case.tokens and 2 * -(-case.tokens // 8) * 8 * 16 // 4
     words, _ = device.transport.simulation.run(3 * wanted, 1_000_000, at_last=False)
     device.transport.simulation.idle(200)  # the last visit's end
     assert len(words) == 3 * wanted and not device.read_register("status") & 1
@@ -358,6 +389,6 @@ def test_a_wrong_closed_form_is_seen(bench, device, monkeypatch):
 
     case = bench.case(200, seed=200)
     run = case.run(device)
-    monkeypatch.setattr(cycles, "job_tiles", lambda c, diagonal: 8)  # tiles above the diagonal counted
+    monkeypatch.setattr(cycles, "job_tiles", lambda c, diagonal, rows: 8)  # tiles above the diagonal counted
     with pytest.raises(AssertionError):
         within(case, run, device.transport.simulation.model)
