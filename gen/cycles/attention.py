@@ -20,13 +20,19 @@ from intaglio.rtl.index.passes import pass_tiles
 from intaglio.rtl.index.select import select_cycles
 from intaglio.rtl.kv.fetch import request_beats
 
-__all__ = ["Memory", "attend_cycles", "dense_cycles", "index_bound", "index_cycles", "run_cycles"]
+__all__ = ["Memory", "attend_cycles", "dense_cycles", "index_bound", "index_cycles", "run_cycles", "single_cycles"]
 
 MASS_BITS = SCORE_WORD  # of the largest block score
 ROW_BITS = MASS_FRACTION + 1
 PASS = 40  # from the arrival of the first keys to the first tile, and from the last row to what follows
 SETTLE = 26  # until the last masses are in the block scores
 DECISION = 8  # from the schedule's count to the first visit
+COMMAND, SCORES, SUMS = (
+    5,
+    11,
+    4,
+)  # from a block to its first tile, from a tile's last key to its weights, from the last value to a drain
+RETIRE = 2  # from the end of a visit to the next decision
 REQUEST = 5  # from a request to its address, and from the last beat to its completion
 
 
@@ -111,14 +117,14 @@ def _drain_busy(c):
 class _Walk:
     """The phase attend in time: fetches of blocks, jobs, results that leave. Times are cycles from its begin."""
 
-    def __init__(self, c: PrefillConfig, memory: Memory, blocks: int, rows: int) -> None:
+    def __init__(self, c: PrefillConfig, memory: Memory, total: int, rows: int) -> None:
         self.c, self.memory, self.now, self.rows = c, memory, 0.0, rows
         self.share = drain_cycles(c) / _drain_busy(c)
         self.owed, self.drained = [], []  # cycles that are left of results that leave or wait; ends of all before
         self.accepted, self.ends, self.queries_next = 0.0, [0.0, 0.0], True
         self.queries, self.keys = [], []  # when each block asked for is there
         # Query blocks of the run; times at which key blocks may be asked for, and their rows.
-        self.total, self.wanted, self.asked = blocks * c.group, [], 0
+        self.total, self.wanted, self.asked = total, [], 0
 
     def advance(self, cycles, speed):
         """Pass time, in which results leave at a speed."""
@@ -206,7 +212,7 @@ def attend_cycles(
         for key in range(min(first + c.window, blocks))
         if block_map[:, first : first + c.window, key].any()
     ]
-    walk, missing, loaded = _Walk(c, memory, blocks, rows_of_last), _missing(visits, misses), -1
+    walk, missing, loaded = _Walk(c, memory, blocks * c.group, rows_of_last), _missing(visits, misses), -1
     decided = (
         sum(c.group * (-(-blocks // c.columns) - key // c.columns) + 2 for key in range(blocks)) + c.group + DECISION
     )
@@ -250,6 +256,60 @@ def run_cycles(
     if dense:
         phases = {name: 0 for name in phases} | {"load": 1, "map": phases["map"]}
     return phases | {"attend": attend_cycles(c, block_map, misses, memory, tokens=tokens)}
+
+
+def single_cycles(c: PrefillConfig, tokens: int, misses: int, memory: Memory, *, evictions: int = 0) -> dict[str, int]:
+    """Cycles of all phases of a run of the last token alone. The blocks read are the last ones, for the cache keeps the first, and the last
+    of those take the lines of others.
+
+    Tile by tile, since little hides what one waits for: a tile's keys come after the weights of the tile before have begun, its values
+    after its weights and those of the tile before. A block that must take the line of another is asked for no earlier than the block
+    before the one before it has been computed.
+    """
+    blocks, last, dim = -(-tokens // c.block), _last_rows(c, tokens), c.head_dim
+    walk = _Walk(c, memory, 1, c.group)
+    ready: list[float] = []  # when each block may be computed
+    retired: list[float] = []  # when each has been
+    decided, free, weighed, owed = (
+        2.0,
+        0.0,
+        -1.0,
+        0.0,
+    )  # last decision; matrix unit free; weights begin, and values may follow
+
+    def decide(number: int) -> None:
+        """Visits that round ``number`` decides."""
+        nonlocal decided
+        while len(ready) <= min(number + c.lookahead, blocks - 1):
+            missing = len(ready) >= blocks - misses
+            if len(ready) > number + 1 and len(ready) >= blocks - evictions:
+                return
+            decided = max(decided, retired[-1] + RETIRE if retired else 0.0) + c.lines + 3
+            if missing:
+                walk.wanted.append((decided, last if len(ready) == blocks - 1 else c.block))
+                while len(walk.keys) < len(walk.wanted):
+                    walk.fetch()
+            ready.append((walk.keys[-1] if missing else decided) + COMMAND)
+
+    decide(0)
+    walk.wait(walk.queries, 0)
+    loaded = max(walk.now, ready[0]) + dim  # they are shifted in for the first tile
+    for block in range(blocks):
+        for tile in range(-(-(last if block == blocks - 1 else c.block) // dim)):
+            begin = max(free, ready[block], loaded, weighed + 1)
+            values = max(free, owed)  # of the tile before, which come first if they may
+            if values <= begin:
+                begin = max(values + dim, begin)
+            else:
+                values = max(begin + dim, owed)
+            free = max(begin, values) + dim
+            weighed = max(begin + dim + SCORES, values + dim - 5)
+            owed = weighed + dim + 5
+            if block and not tile:
+                retired.append(values + dim)
+                decide(block)
+    phases = dict.fromkeys(("load", "max", "mass", "select", "pool", "map"), 0)
+    return phases | {"load": 1, "attend": round(max(free, owed) + dim + drain_cycles(c, 1) + SUMS)}
 
 
 def dense_cycles(c: PrefillConfig, blocks: int, misses: int = 0, memory: Memory | None = None) -> int:

@@ -37,6 +37,11 @@ class Quantised:
     pooled_xk: np.ndarray
     value_exponent: int = 0
 
+    @property
+    def last_only(self):
+        """Whether queries are of the last token alone: q is [G, 1, D], and there are no pooled rows."""
+        return len(self.pooled_k) == 0
+
     def results(self, values, exponents):
         """Real results float32 [..., D] of what the unit gives, in the channels of v: ``values`` int16 [..., D] in steps of
         ``2^exponents / 254``, exponents int8 [...]."""
@@ -48,7 +53,7 @@ class Quantised:
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """Memory of a run.
+    """Memory of a run. That of queries of the last token alone has pages and one Q block, whose rows are the heads.
 
     data : uint8, the bytes from address ``origin`` on. The bases are addresses, multiples of 4096.
     stride, pooled_blocks : blocks of a head among the Q blocks (nb) and among the pooled Q blocks (pb).
@@ -120,7 +125,7 @@ def _block_means(x, block):
     return np.add.reduceat(x, starts, axis=-2) / counts[:, None]
 
 
-def quantise(q, k, v, *, block=128):
+def quantise(q, k, v, *, block=128, last_only=False):
     """Quantise one KV head and the query heads that share it.
 
     Parameters
@@ -129,6 +134,8 @@ def quantise(q, k, v, *, block=128):
         After rotary embedding, q not scaled by 1/sqrt(D). D is a power of 2 in 16..128.
     block : int
         Tokens of a block, power of 2 in D..128.
+    last_only : bool
+        q [G, 1, D] is of the last token alone; queries and keys are balanced by it.
 
     Returns
     -------
@@ -144,11 +151,16 @@ def quantise(q, k, v, *, block=128):
     _, tokens, head_dim = q.shape
     _power("head_dim", head_dim, 16, 128)
     _power("block", block, head_dim, 128)
-    k, v = _real("k", k, (tokens, head_dim)), _real("v", v, (tokens, head_dim))
+    if last_only and tokens != 1:
+        raise ValueError(f"q must have one token with last_only, not {tokens}")
+    k = _real("k", k, (None if last_only else tokens, head_dim))
+    v = _real("v", v, k.shape)
     conditioning = calibrate(q[:, :block], k[:block], v[:block])
     q, k, v = condition(q, k, v, conditioning)
     q = q * (math.log2(math.e) / math.sqrt(head_dim))
     rows = {"q": q, "k": k, "pooled_q": _block_means(q, block), "pooled_k": _block_means(k, block)}
+    if last_only:
+        rows |= {"pooled_q": q[:, :0], "pooled_k": k[:0]}
     found = {}
     for name, x in rows.items():
         found[name], found[("pooled_x" if "_" in name else "x") + name[-1]] = _rows(x)
@@ -193,10 +205,10 @@ def image(quantised, *, block=128, origin=0):
     Image
     """
     x = quantised
-    group, tokens, head_dim = x.q.shape
+    (tokens, head_dim), group = x.k.shape, len(x.q)
     count = -(-tokens // block)
     _power("block", block, head_dim, 128)
-    if x.pooled_k.shape[0] != count:
+    if not x.last_only and x.pooled_k.shape[0] != count:
         raise ValueError(
             f"block must be that of the pooled rows, {x.pooled_k.shape[0]} for {tokens} tokens, not {block}"
         )
@@ -206,20 +218,29 @@ def image(quantised, *, block=128, origin=0):
     def heads(rows, scales):
         return np.concatenate([_q_blocks(rows[h], scales[h], block) for h in range(group)])
 
+    pages = _pages(x.k, x.xk, x.v, x.xv, block)
+    if x.last_only:
+        return _laid_out({"kv_base": pages, "q_base": _q_blocks(x.q[:, 0], x.xq[:, 0], block)}, origin, 1, 0)
     last, last_x = (np.stack([_last_rows(r, block) for r in rows]) for rows in (x.q, x.xq))
     sections = {
-        "kv_base": _pages(x.k, x.xk, x.v, x.xv, block),
+        "kv_base": pages,
         "q_base": heads(x.q, x.xq),
         "last_base": heads(last, last_x),
         "pooled_q_base": heads(x.pooled_q, x.pooled_xq),
         "pooled_k_base": _pages(x.pooled_k, x.pooled_xk, np.zeros_like(x.pooled_k), np.zeros_like(x.pooled_xk), block),
     }
-    bases, parts, end = {}, [], 0
+    return _laid_out(sections, origin, count, -(-count // block))
+
+
+def _laid_out(sections, origin, stride, pooled_blocks):
+    """Image of sections by the names of their bases; a base without a section is ``origin``."""
+    bases = dict.fromkeys(("kv_base", "q_base", "last_base", "pooled_q_base", "pooled_k_base"), origin)
+    parts, end = [], 0
     for name, section in sections.items():
         bases[name] = origin + end
         parts += [section.ravel(), np.zeros(-section.size % ALIGNMENT, np.uint8)]
         end += len(parts[-2]) + len(parts[-1])
-    return Image(data=np.concatenate(parts), origin=origin, stride=count, pooled_blocks=-(-count // block), **bases)
+    return Image(data=np.concatenate(parts), origin=origin, stride=stride, pooled_blocks=pooled_blocks, **bases)
 
 
 def read_image(memory, *, group, tokens, head_dim, block):

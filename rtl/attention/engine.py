@@ -308,13 +308,13 @@ class TileEngine(wiring.Component):
         offset = self._offset(m, channels)
         m.d.comb += [o.eq(dot + offset) for o, dot in zip(values.o, matrix.dot, strict=True)]
 
-        limit, loads, group = Signal.like(softmax.limit), Signal(), Signal.like(next_.row_group)
+        limit, alike, loads, group = Signal.like(softmax.limit), Signal(), Signal(), Signal.like(next_.row_group)
         of_keys, of_values = (
             Signal(SCALE_BITS * c.head_dim, name=f"scales_of_{name}", reset_less=True) for name in ("keys", "values")
         )
         queries = [Signal(SCALE_BITS, name=f"scale_{i}", reset_less=True) for i in range(c.columns)]
         with m.If(issue_keys):
-            m.d.sync += [limit.eq(next_.limit), loads.eq(next_.load), group.eq(next_.row_group)]
+            m.d.sync += [limit.eq(next_.limit), alike.eq(next_.alike), loads.eq(next_.load), group.eq(next_.row_group)]
         parts = self.store.q_data.word_select(group % (c.head_dim // c.columns), 8 * c.columns)
         with m.If(firsts[0]):
             with m.If(loads):
@@ -323,6 +323,7 @@ class TileEngine(wiring.Component):
             m.d.sync += [
                 Cat(of_keys, of_values).eq(self.store.x_data),
                 softmax.limit.eq(limit),
+                softmax.alike.eq(alike),
             ]  # read until the next tile's
             m.d.sync += [xq.eq(query) for xq, query in zip(softmax.xq, queries, strict=True)]
         with m.Elif(keys[-1]):

@@ -28,6 +28,8 @@ class QueryLoader(wiring.Component):
         Of the run, and between the heads in memory; stable.
     last_row : In
         Index of the last row of the last block. Stable.
+    single : In(1)
+        One Q block for the run, at ``base``, whose rows are the heads. Stable.
     base : In(44)
         Of Q block (head h, block b): ``base + (h * blocks + b) * query_block_bytes``. Stable.
     o_fetch : Out(stream of fetch_request)
@@ -51,6 +53,7 @@ class QueryLoader(wiring.Component):
                 "start": In(1),
                 "blocks": In(BLOCK_BITS),
                 "last_row": In(index_bits(config.block)),
+                "single": In(1),
                 "base": In(ADDRESS_BITS),
                 "o_fetch": Out(stream.Signature(fetch_request(config))),
                 "arrived": In(1),
@@ -77,7 +80,7 @@ class QueryLoader(wiring.Component):
             request.kind.eq(FetchKind.Q),
             request.address.eq(address),
             request.index.eq(slot),
-            request.last_row.eq(Mux(last_block, self.last_row, c.block - 1)),
+            request.last_row.eq(Mux(self.single, c.group - 1, Mux(last_block, self.last_row, c.block - 1))),
         ]
         with m.FSM(name="state"):
             with m.State("IDLE"):
@@ -112,6 +115,8 @@ class QueryLoader(wiring.Component):
                         ]
                         with m.If(last_block):
                             m.next = "IDLE"
+                    with m.If(self.single):
+                        m.next = "IDLE"
         with m.If(self.drained):
             m.d.sync += free.bit_select(self.drained_slot, 1).eq(1)
         with m.If(self.arrived):

@@ -75,6 +75,7 @@ def tile_command(config):
     slot, row_group : where the queries lie in the Q store; line, tile : where the keys lie in the line store.
     state : row group whose state is used: ``slot * row_groups + row_group`` as the sender chooses.
     limit : signed; key j is masked for lane i where j > limit + i; saturated to -columns..head_dim.
+    alike : for all lanes where j > limit.
     first : the row group's state starts with this tile.
     load : the queries differ from those of the tile before in this mode, so they must be loaded.
     finish : last tile of a (head, query block): drain slot; in MAX and MASS last tile of a (head, key block). retire : last tile that uses
@@ -90,6 +91,7 @@ def tile_command(config):
             "tile": index_bits(config.tiles),
             "state": index_bits(config.slots * config.row_groups),
             "limit": signed(config.head_dim.bit_length() + 2),
+            "alike": 1,
             "first": 1,
             "load": 1,
             "finish": 1,

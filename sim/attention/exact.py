@@ -10,6 +10,7 @@ from intaglio.sim.attention.selection import decide, top
 __all__ = [
     "HeadGroup",
     "attend",
+    "attend_last",
     "block_map",
     "exp2",
     "index",
@@ -209,17 +210,34 @@ def attend(group, keep, *, block, progress=None):
         for head in range(heads):
             blocks = keep[head, row, : row + 1].nonzero().flatten()
             keys = (blocks[:, None] * block + torch.arange(block)).flatten()
-            out[head, rows], exponents[head, rows] = _attend_rows(group, head, rows, keys[keys < tokens], head_dim)
+            out[head, rows], exponents[head, rows] = _attend_rows(
+                group.q[head, rows], group.xq[head, rows], rows, group, keys[keys < tokens]
+            )
         if progress:
             progress(row + 1, count)
     return out, exponents
 
 
-def _attend_rows(group, head, rows, keys, head_dim):
+def attend_last(q, xq, group):
+    """Attention of one query for each head, q int8 [G, D] with scale bytes xq uint8 [G], at the last of the keys and values of ``group``
+    (a :class:`HeadGroup` of which nothing else is read).
+
+    Returns
+    -------
+    values int16 [G, D], exponent int : means are ``values / 254 * 2^exponent``.
+    """
+    tokens = group.k.shape[0]
+    values, exponents = _attend_rows(q, xq, torch.full((len(q),), tokens - 1), group, torch.arange(tokens))
+    return values, int(exponents[0])
+
+
+def _attend_rows(q, xq, rows, group, keys):
+    """Results int16 [rows, D] and exponents of queries q at the places ``rows`` over keys in ascending order."""
+    head_dim = q.shape[-1]
     pad = -len(keys) % head_dim
     keys = torch.cat([keys, keys.new_full((pad,), 1 << 40)])  # past the last token: masked
     held = keys.clamp(max=group.k.shape[0] - 1)
-    t = scores(group.q[head, rows], group.xq[head, rows], group.k[held], group.xk[held])
+    t = scores(q, xq, group.k[held], group.xk[held])
     loud = group.xv[held].long().masked_fill(keys >= group.k.shape[0], 0) - numerics.VALUE_BIAS
     scaled = t + (loud << numerics.FRACTION - numerics.VALUE_FRACTION)
     hidden = keys > rows[:, None]

@@ -55,6 +55,7 @@ def tile_of(picks, config, kind):
         xk=[4 * picks.randint(24, 24 + high) + picks.randrange(4) for _ in keys],
         xv=[picks.randint(*picks.choice([(120, 136), (0, 255), (0, 0)])) for _ in keys],
         limit=picks.choice([config.head_dim, -config.columns, *range(-config.columns, config.head_dim)]),
+        alike=picks.random() < 0.3,
         mode=picks.choice([TileMode.MAX, TileMode.MASS, TileMode.ATTEND]),
         log=[
             picks.choice([numerics.MASKED_L, picks.randint(-2000, 20000), picks.randint(-134912, 131071)])
@@ -75,7 +76,7 @@ def softmax_of(tile, base, bias=1):
             for dot, xk in zip(tile["dots"], tile["xk"], strict=True)
         ]
         scaled = [x + 64 * (xv - 128) for x, xv in zip(t, tile["xv"], strict=True)]
-        masked = [key > tile["limit"] + lane for key in range(len(t))]
+        masked = [key > tile["limit"] + (0 if tile["alike"] else lane) for key in range(len(t))]
         for out, values in ((e, t), (f, scaled)):
             open_ = [x for x, hidden in zip(values, masked, strict=True) if not hidden]
             out.append((max(open_) >> 8) + 1 if open_ else UNREACHED)
@@ -107,6 +108,7 @@ def run_softmax(config, base, tiles, gap):
                 n, key = keys.pop(0)
                 if key == 0:
                     ctx.set(dut.limit, tiles[n]["limit"])
+                    ctx.set(dut.alike, tiles[n]["alike"])
                     for port, x in zip(dut.xq, tiles[n]["xq"], strict=True):
                         ctx.set(port, x + 4 * base)
                 ctx.set(dut.xk, tiles[n]["xk"][key])
@@ -161,7 +163,7 @@ def run_softmax(config, base, tiles, gap):
 def test_softmax_lanes(base, gap):
     picks = random.Random(base)
     tiles = [tile_of(picks, SMALL, kind) for kind in ("random", "loud", "quiet", "negative") for _ in range(4)]
-    tiles[0] |= dict(mode=TileMode.ATTEND, limit=SMALL.head_dim)
+    tiles[0] |= dict(mode=TileMode.ATTEND, limit=SMALL.head_dim, alike=False)
     out = run_softmax(SMALL, base, tiles, gap)
     assert out == [softmax_of(tile, base) for tile in tiles]
 

@@ -258,7 +258,7 @@ def test_wrong_block_scores_show(monkeypatch):
 # Queries
 
 
-def query_run(shape, blocks, *, seed=0, given=None, always=True, drain=None, rows=5):
+def query_run(shape, blocks, *, seed=0, given=None, always=True, drain=None, rows=5, single=False):
     """Requests, cycles of them, and whether ``loaded`` was right in every cycle. ``drain``: slots that never are drained."""
     c, picks = PrefillConfig(**shape), random.Random(seed)
     dut, requests, cycles, right = QueryLoader(c), [], [], True
@@ -269,6 +269,7 @@ def query_run(shape, blocks, *, seed=0, given=None, always=True, drain=None, row
         ctx.set(dut.blocks, given or blocks)
         ctx.set(dut.base, base)
         ctx.set(dut.last_row, rows - 1)
+        ctx.set(dut.single, single)
         ctx.set(dut.start, 1)
         await ctx.tick()
         ctx.set(dut.start, 0)
@@ -327,6 +328,13 @@ def test_queries(shape, blocks):
         slots = min(len(requests), PrefillConfig(**shape).slots)
         if always:  # as long as slots are free: a request a cycle
             assert cycles[:slots] == list(range(1, slots + 1))
+
+
+def test_queries_of_the_last_token():
+    """One block, a row for each head."""
+    c = PrefillConfig(**SMALL)
+    requests, _, right = query_run(SMALL, 5, single=True)
+    assert requests == [(FetchKind.Q, 0x123_4567_0000, 0, c.group - 1)] and right
 
 
 def test_a_slot_that_is_not_drained_is_not_asked_for():

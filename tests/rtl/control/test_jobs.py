@@ -26,6 +26,7 @@ FIELDS = (
     "tile",
     "state",
     "limit",
+    "alike",
     "first",
     "load",
     "finish",
@@ -61,6 +62,7 @@ def expected(config, visits, blocks, rows):
                         tile=tile,
                         state=slot * config.row_groups + group,
                         limit=min(limit, config.head_dim),
+                        alike=0,
                         first=slot not in begun and tile == 0,
                         load=tile == 0,
                         finish=final and row == seen["block"],
@@ -88,7 +90,24 @@ def some_visits(config, seed):
     return visits
 
 
-def run(config, visits, blocks, rows, *, seed=0, stall=0.0, wait=0.0):
+def expected_single(config, blocks, rows):
+    """A row group over all key blocks, its lanes at row ``rows - 1`` of the last."""
+    out = []
+    for block in range(blocks):
+        here = rows if block == blocks - 1 else config.block
+        for tile in range(-(-here // config.head_dim)):
+            last = tile == -(-here // config.head_dim) - 1
+            limit = rows - 1 - tile * config.head_dim if block == blocks - 1 else config.head_dim
+            fields = dict.fromkeys(("slot", "row_group", "state", "head"), 0)
+            fields |= dict(mode=TileMode.ATTEND, line=block % 3, tile=tile, limit=min(limit, config.head_dim), alike=1)
+            fields |= dict(
+                first=block == tile == 0, load=block == tile == 0, finish=last and block == blocks - 1, retire=last
+            )
+            out.append(fields | dict(block=blocks - 1))
+    return out
+
+
+def run(config, visits, blocks, rows, *, single=False, seed=0, stall=0.0, wait=0.0):
     """Tile commands and cycles; ``wait``: how often a slot is not there."""
     dut, picks, out = JobSequencer(config), random.Random(seed), []
     cycles = 0
@@ -98,6 +117,7 @@ def run(config, visits, blocks, rows, *, seed=0, stall=0.0, wait=0.0):
         queue, everything = list(visits), (1 << config.slots) - 1
         ctx.set(dut.blocks, blocks)
         ctx.set(dut.last_row, rows - 1)
+        ctx.set(dut.single, single)
         while queue:
             shown = queue[0]
             ctx.set(dut.line, shown["line"])
@@ -135,6 +155,16 @@ def test_commands_and_cycles(shape, rows):
     assert out == want
     jobs = sum(seen["jobs"].bit_count() for seen in visits)
     assert cycles == len(out) + jobs + len(visits)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 15, 16, 17, 32])
+@pytest.mark.parametrize("blocks", [1, 2, 9])
+def test_the_last_token_alone(blocks, rows):
+    config = PrefillConfig(**SMALL)
+    visits = [dict(window=0, block=block, jobs=1, line=block % 3) for block in range(blocks)]
+    out, cycles = run(config, visits, blocks, rows, single=True)
+    assert out == expected_single(config, blocks, rows) and cycles == len(out) + 2 * blocks
+    assert out != run(config, visits, blocks, rows)[0]
 
 
 def test_stalls_change_nothing():
