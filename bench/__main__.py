@@ -14,6 +14,7 @@ from bench import (
     adapter,
     attention,
     checkpoint,
+    cluster,
     decoder,
     gating,
     generator,
@@ -23,6 +24,7 @@ from bench import (
     matrix,
     rom,
     scale,
+    shapes,
     verilog,
 )
 from bench.common import Job, Progress, table
@@ -86,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             *matrix.figures(progress),
             *link.figures(args.build, progress),
             *scale.figures(progress, args.build),
+            *shapes.figures(args.build, progress),
+            *cluster.figures(progress, args.build),
             *attention.figures(args.model, args.long_model, layers, args.build, progress),
             *guarantee.figures(progress),
             *rom.figures(args.model, args.pdk, progress),

@@ -17,4 +17,9 @@ def image(bank: Bank, words: np.ndarray, bits: int) -> dict[str, bytes]:
     return {f"{bank.name}.hex": hex_text(words)}
 
 
-FORMS = {"image": image}
+def words(bank: Bank, words: np.ndarray, bits: int) -> dict[str, bytes]:
+    """The words as little-endian bytes, of which the ROMs of a decoder are put together."""
+    return {f"{bank.name}.bin": words.tobytes()}
+
+
+FORMS = {"image": image, "words": words}

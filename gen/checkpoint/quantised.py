@@ -5,9 +5,9 @@ docs/numerics.md derives each constant. Nothing here depends on how wide the uni
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -21,13 +21,15 @@ from intaglio.rtl.config.decoder import DecoderConfig
 __all__ = [
     "QuantisedLayer",
     "QuantisedModel",
+    "TableScales",
     "decoder_config",
+    "default_row_scales",
     "embedding_scales",
     "hardware_order",
     "head_constants",
+    "integer_model",
     "layer_constants",
     "quantise",
-    "quantise_embedding",
     "quantise_layer",
 ]
 
@@ -93,8 +95,13 @@ def decoder_config(model: ModelConfig, **hardware: Any) -> DecoderConfig:
         activation=model.hidden_act,
         sub_norms=int(model.sub_norms),
         tied_head=int(model.tie_word_embeddings),
-        **({"row_scales": int(model.model_type != "bitnet")} | hardware),
+        **({"row_scales": default_row_scales(model)} | hardware),
     )
+
+
+def default_row_scales(model: ModelConfig) -> int:
+    """Whether rows of embedding and head have scales of their own unless the caller says otherwise, 0 or 1."""
+    return int(model.model_type != "bitnet")
 
 
 def _gains(values):
@@ -141,17 +148,64 @@ def embedding_scales(largest: float) -> tuple[float, int, int]:
     return scale, embed_scale, embed_shift
 
 
-def quantise_embedding(rows: np.ndarray, scale: float) -> np.ndarray:
-    """INT8 of float32 ``rows`` of the embedding."""
-    return np.round(np.asarray(rows, np.float64) / scale).astype(np.int8)
-
-
 def quantise_rows(rows: np.ndarray, unit: float) -> tuple[np.ndarray, np.ndarray]:
     """INT8 of float32 ``rows``, each by a scale of its own that is a 16-bit multiple of ``unit``: int8, and uint16 ``[rows]``."""
     rows = np.asarray(rows, np.float64)
     scales = np.ceil(np.abs(rows).max(1) / 127 / unit * (1 - 1e-12)).clip(0, _ROW_SCALE_MAX)
     values = np.round(rows / (np.maximum(scales, 1) * unit)[:, None]).clip(-127, 127)
     return values.astype(np.int8), scales.astype(np.uint16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableScales:
+    """How embedding and head, the tables, become INT8; from their largest magnitudes alone, so that rows can be taken a few at a time.
+
+    Members
+    -------
+    embed_scale, embed_shift : int
+        Of the program, and of the configuration.
+    units : dict of float
+        By table: the scale of all its rows or, with ``row_scales``, the unit of each row's own scale.
+    row_scales : bool
+    logit : float
+        What the products with the head's integers are multiples of.
+    """
+
+    embed_scale: int
+    embed_shift: int
+    units: dict
+    row_scales: bool
+    logit: float
+
+    @classmethod
+    def of(cls, largest: Mapping[str, float], row_scales: bool) -> Self:
+        """From the largest magnitude by table, "embedding" and, where it is another, "head".
+
+        Raises
+        ------
+        ValueError
+            A table is zero, or the embedding too small or too large for the residual stream.
+        """
+        scale, embed_scale, embed_shift = embedding_scales(largest["embedding"])
+        units = {"embedding": scale}
+        if "head" in largest:
+            if not largest["head"]:
+                raise ValueError("the head must not be all zero")
+            units["head"] = largest["head"] / 127
+        if row_scales:
+            units["embedding"] = 2.0 ** -(numerics.RESIDUAL_FRACTION + embed_shift)
+            if "head" in units:
+                units["head"] /= _ROW_SCALE_MAX
+        logit = units.get("head", units["embedding"]) * (2.0**numerics.ROW_SCALE_BITS if row_scales else 1.0)
+        return cls(
+            embed_scale=embed_scale, embed_shift=embed_shift, units=units, row_scales=bool(row_scales), logit=logit
+        )
+
+    def quantise(self, table: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Float32 ``rows`` of a table as int8, and their scales, uint16 ``[rows]``, if they have some of their own."""
+        if self.row_scales:
+            return quantise_rows(rows, self.units[table])
+        return np.round(np.asarray(rows, np.float64) / self.units[table]).astype(np.int8), None
 
 
 def hardware_order(name: str, weights: np.ndarray, head_dim: int) -> np.ndarray:
@@ -218,37 +272,51 @@ def quantise(checkpoint: Checkpoint, config: DecoderConfig) -> QuantisedModel:
         The embedding or the head is zero, the embedding too small or too large for the residual stream, or a constant leaves the
         exponent range.
     """
-    model = checkpoint.config
-    scale, embed_scale, embed_shift = embedding_scales(float(np.abs(checkpoint.embed).max()))
-    config = config.replace(embed_shift=embed_shift)
-    layers = tuple(
-        quantise_layer(index, layer, config.head_dim, config.activation)
-        for index, layer in enumerate(checkpoint.layers)
+    tables = {"embedding": checkpoint.embed} | ({} if checkpoint.head is None else {"head": checkpoint.head})
+    scales = TableScales.of(
+        {name: float(np.abs(values).max()) for name, values in tables.items()}, bool(config.row_scales)
     )
-    head_scale = scale if checkpoint.head is None else float(np.abs(checkpoint.head).max()) / 127
-    if not head_scale:
-        raise ValueError("the head must not be all zero")
-    row_scales = {}
-    if config.row_scales:
-        unit = 2.0 ** -(numerics.RESIDUAL_FRACTION + embed_shift)
-        embedding, row_scales["embedding"] = head, _ = quantise_rows(checkpoint.embed, unit)
-        if checkpoint.head is not None:
-            unit = head_scale / _ROW_SCALE_MAX
-            head, row_scales["head"] = quantise_rows(checkpoint.head, unit)
-        scale = unit * 2.0**numerics.ROW_SCALE_BITS
-    else:
-        embedding = head = quantise_embedding(checkpoint.embed, scale)
-        if checkpoint.head is not None:
-            head = quantise_embedding(checkpoint.head, head_scale)
-        scale = head_scale
-    final_gains, logit_constant = head_constants(checkpoint.final_norm, scale, config.logit_shift)
-    epsilon = model.rms_norm_eps
+    found = {name: scales.quantise(name, values) for name, values in tables.items()}
+    return integer_model(
+        checkpoint.config,
+        config,
+        scales,
+        [
+            quantise_layer(index, layer, config.head_dim, config.activation)
+            for index, layer in enumerate(checkpoint.layers)
+        ],
+        checkpoint.final_norm,
+        {name: values for name, (values, _) in found.items()},
+        {name: of_rows for name, (_, of_rows) in found.items() if of_rows is not None},
+    )
+
+
+def integer_model(
+    model: ModelConfig,
+    config: DecoderConfig,
+    scales: TableScales,
+    layers: Iterable[QuantisedLayer],
+    final_norm: np.ndarray,
+    tables: Mapping[str, np.ndarray],
+    row_scales: Mapping[str, np.ndarray],
+) -> QuantisedModel:
+    """A :class:`QuantisedModel` of its parts; for the program and the small memories alone, matrices and tables may be left out.
+
+    Raises
+    ------
+    ValueError
+        A constant leaves the exponent range.
+    """
+    config = config.replace(embed_shift=scales.embed_shift)
+    final_gains, logit_constant = head_constants(final_norm, scales.logit, config.logit_shift)
+    epsilon, none = model.rms_norm_eps, np.empty((0, config.hidden), np.int8)
+    embedding = tables.get("embedding", none)
     return QuantisedModel(
         config=config,
         embedding=embedding,
-        embed_scale=embed_scale,
-        head=head,
-        layers=layers,
+        embed_scale=scales.embed_scale,
+        head=tables.get("head", embedding),
+        layers=tuple(layers),
         final_gains=final_gains,
         logit_constant=logit_constant,
         residual_epsilon=_constant("rms_norm_eps", epsilon * config.hidden * 2.0 ** (2 * numerics.RESIDUAL_FRACTION)),

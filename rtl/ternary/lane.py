@@ -1,4 +1,4 @@
-"""One lane: decodes its weight word, forms the dot product with the shared activations and accumulates the chunks of a row."""
+"""One lane: decodes its weight word, forms the dot product with the activations of every slot and accumulates the chunks of a row."""
 
 from amaranth.hdl import ClockDomain, Module, Mux, Signal, signed
 from amaranth.lib import enum, wiring
@@ -29,14 +29,14 @@ class Lane(wiring.Component):
     -------
     word : In(weight_word_bits)
         Weights, from the lane's ROM.
-    x : In(lane_width) [8]
-        Bit planes of the activations that ``word`` meets, ``LEAD`` cycles after it: one register takes the word as it comes out
+    x : In(lane_width) [batch][8]
+        Bit planes of each slot's activations that ``word`` meets, ``LEAD`` cycles after it: one register takes the word as it comes out
         of the ROM, one the unpacked weights.
     masks : In(64) [3]
         ``Lane.MASKS``.
     enable, first : In(1)
         ``DOT_LATENCY`` cycles after ``word``: add its dot product to ``sum``; ``first`` starts from 0 instead.
-    sum : Out(signed(lane_sum_bits))
+    sum : Out(signed(lane_sum_bits)) [batch]
         A cycle after ``enable``.
 
     With adapters also:
@@ -57,11 +57,11 @@ class Lane(wiring.Component):
         self.config = config
         members = {
             "word": In(config.weight_word_bits),
-            "x": In(config.lane_width).array(PLANES),
+            "x": In(config.lane_width).array(config.batch, PLANES),
             "masks": In(64).array(len(self.MASKS)),
             "enable": In(1),
             "first": In(1),
-            "sum": Out(signed(config.lane_sum_bits)),
+            "sum": Out(signed(config.lane_sum_bits)).array(config.batch),
         }
         if config.rank:
             members |= {
@@ -76,8 +76,6 @@ class Lane(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.unpack = unpack = Unpack(self.config.packing, self.config.lane_width)
-        m.submodules.dot = dot = {"planes": TernaryDot, "adders": AdderDot}[self.config.dot](self.config.lane_width)
-        accumulator = Signal(signed(self.config.lane_sum_bits), reset_less=True)
         word = Signal(self.config.weight_word_bits, name="held", reset_less=True)
         plus, minus = (Signal(self.config.lane_width, name=name, reset_less=True) for name in ("plus", "minus"))
         m.d.sync += [
@@ -85,14 +83,19 @@ class Lane(wiring.Component):
             plus.eq(self._chosen(m, "plus", unpack.plus)),
             minus.eq(self._chosen(m, "minus", unpack.minus)),
         ]
-        m.d.comb += [unpack.word.eq(word), dot.plus.eq(plus), dot.minus.eq(minus), self.sum.eq(accumulator)]
-        m.d.comb += [dot.x[b].eq(self.x[b]) for b in range(PLANES)]
-        m.d.comb += [dot.masks[k].eq(self.masks[k]) for k in range(len(self.MASKS))]
-        before = Mux(self.first, 0, accumulator)
-        if self.config.rank and self.config.adapter_trits > 1:
-            before = before + Mux(self.triple & ~self.first, accumulator << 1, 0)
-        with m.If(self.enable):
-            m.d.sync += accumulator.eq(before + dot.sum)
+        m.d.comb += unpack.word.eq(word)
+        kind = {"planes": TernaryDot, "adders": AdderDot}[self.config.dot]
+        for s, dot in enumerate(kind(self.config.lane_width) for _ in range(self.config.batch)):
+            m.submodules[f"dot_{s}"] = dot
+            accumulator = Signal(signed(self.config.lane_sum_bits), name=f"accumulator_{s}", reset_less=True)
+            m.d.comb += [dot.plus.eq(plus), dot.minus.eq(minus), self.sum[s].eq(accumulator)]
+            m.d.comb += [dot.x[b].eq(self.x[s][b]) for b in range(PLANES)]
+            m.d.comb += [dot.masks[k].eq(self.masks[k]) for k in range(len(self.MASKS))]
+            before = Mux(self.first, 0, accumulator)
+            if self.config.rank and self.config.adapter_trits > 1:
+                before = before + Mux(self.triple & ~self.first, accumulator << 1, 0)
+            with m.If(self.enable):
+                m.d.sync += accumulator.eq(before + dot.sum)
         return m
 
     def _chosen(self, m, name, read):
@@ -109,15 +112,18 @@ class Lane(wiring.Component):
 def lane_designs(config):
     """The modules that :class:`LinearUnit` instantiates with ``lane_instance``: tuples of name, design and ports for conversion.
 
-    ``intaglio_lane``: clk, word, x0..x7, masks0..masks2, enable, first, sum, with adapters also adapter, source, sub, high, triple;
+    ``intaglio_lane``: clk, word, masks0..masks2, enable, first, of every slot ``s`` x<s>_0..x<s>_7 and sum<s>, with adapters also
+    adapter, source, sub, high, triple;
     ``intaglio_planes``: data, masks0..masks5, x0..x7.
     """
     lane, planes = Lane(config), BitPlanes(config.lane_width)
     m = Module()
     m.domains.sync = domain = ClockDomain(reset_less=True)
     m.submodules.lane = lane
-    ports = {"clk": domain.clk, "word": lane.word, "enable": lane.enable, "first": lane.first, "sum": lane.sum}
-    ports |= _numbered("x", lane.x, PLANES) | _numbered("masks", lane.masks, len(Lane.MASKS))
+    ports = {"clk": domain.clk, "word": lane.word, "enable": lane.enable, "first": lane.first}
+    for s in range(config.batch):
+        ports |= _numbered(f"x{s}_", lane.x[s], PLANES) | {f"sum{s}": lane.sum[s]}
+    ports |= _numbered("masks", lane.masks, len(Lane.MASKS))
     if config.rank:
         ports |= {
             "adapter": lane.adapter,

@@ -4,8 +4,9 @@ docs/numerics.md gives every formula. One code path serves a whole text at once 
 any number of tokens to the cache.
 """
 
+import copy
 from collections.abc import Sequence
-from typing import overload
+from typing import Self, overload
 
 import numpy as np
 import torch
@@ -67,6 +68,12 @@ class ExactDecoder:
         self.exp_table = _tensor(numerics.EXP_TABLE)
         self.silu_tables = _tensor(SILU_TABLE), _tensor(SILU_SLOPES)
         self.reset()
+
+    def another(self) -> Self:
+        """A decoder with an empty cache of its own; the weights are shared."""
+        other = copy.copy(self)
+        other.reset()  # which makes new lists for the caches
+        return other
 
     def adapt(self, adapter: QuantisedAdapter | None) -> None:
         """Compute with ``adapter``, or with none, from here on."""
