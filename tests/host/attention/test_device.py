@@ -93,6 +93,7 @@ def with_value(which, value):
 
 
 BAD = [
+    (arrays, {"last_only": True}, "q must have one token with last_only, the last, not 40"),
     (lambda: [x[0] for x in arrays()], {}, r"q must be of shape \[heads, tokens, head_dim\], not \[40, 16\]"),
     (lambda: arrays(dim=32), {}, "head_dim of q must be 16, the unit's, not 32"),
     (lambda: [*arrays()[:2], arrays(dim=8)[2]], {}, "head_dim of v must be 16, the unit's, not 8"),
@@ -177,6 +178,20 @@ def test_what_is_sent(device, recorder):
         and sent["dense"] == 0
     )
     assert sent["timeout"] == 65536 and sent["kv_base_high"] == 0
+
+
+def test_the_last_token_alone(device, recorder):
+    """One packet of a row group, whose lanes are the heads; from fewer tokens than a block too."""
+    q, k, v = arrays()
+    recorder.script = [(np.arange(4 * 32), [1 | (n == 31) << 31 for n in range(32)])]
+    out = device.attention(q[:, -1:], k, v, last_only=True)
+    assert dict(recorder.sent)["single"] == 1 and out.shape == (2, 1, 16)
+    values = np.arange(128).reshape(16, 8).T[:2, None]  # channel by channel, in it lane by lane
+    assert np.array_equal(device.runs[0].values, values) and not device.runs[0].exponents.any()
+    for marks in ([0] * 31 + [1 << 31], [1 | 1 << 14] * 31 + [1 | 1 << 14 | 1 << 31], [1] * 30 + [1 | 1 << 31] * 2):
+        recorder.script = [(np.arange(4 * 32), marks)]
+        with pytest.raises(DeviceError, match="the results of the last token must come in one packet, and did not"):
+            device.attention(q[:, -1:], k, v, last_only=True)
 
 
 @pytest.mark.parametrize(("gamma", "dense"), [(0.9999, 0), (0.99999, 1), (1, 1)])
