@@ -13,6 +13,7 @@ import torch
 from bench import (
     adapter,
     attention,
+    batch,
     checkpoint,
     cluster,
     decoder,
@@ -80,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         layers = job.checkpoint.config.num_hidden_layers
         figures = [
             *decoder.figures(job),
+            *batch.figures(job),
             *long_context.figures(args.long_model, args.model, progress),
             *adapter.figures(job),
             *gating.figures(job, args.preset),

@@ -41,6 +41,7 @@ TESTS = {
     "attention/engine": ["attention/test_engine.py"],
     "attention/queries": ["attention/test_stores.py"],
     "attention/stores": ["attention/test_stores.py"],
+    "memory/transpose": ["memory/test_transpose.py"],
     "attention/narrow": ["attention/test_narrow.py", "attention/test_narrow_slots.py"],
     "attention/narrow/cache": ["attention/test_narrow_cache.py"],
     "bus": ["bus/test_registers.py", "top/test_kernel.py"],

@@ -280,7 +280,7 @@ class PrefillManifest(DeviceManifest):
     """
 
     KIND = "prefill-attention"
-    MAP_VERSION = 2
+    MAP_VERSION = 3
     WHAT = "a prefill attention unit, which `intaglio attention` and intaglio.host.open_attention take"
     REGISTERS = (
         *DeviceManifest.REGISTERS,

@@ -11,6 +11,7 @@ from intaglio.sim.attention.selection import decide, top
 __all__ = [
     "HeadGroup",
     "attend",
+    "attend_last",
     "attend_rows",
     "block_map",
     "exp2",
@@ -224,6 +225,19 @@ def attend(group, keep, *, block, by_row=False, progress=None):
         if progress:
             progress(row - asking.start + 1, len(asking))
     return out, exponents
+
+
+def attend_last(q, xq, group):
+    """Attention of one query for each head, q int8 [G, D] with scale bytes xq uint8 [G], at the last of the keys and values of ``group``
+    (a :class:`HeadGroup` of which nothing else is read).
+
+    Returns
+    -------
+    values int16 [G, D], exponent int : means are ``values / 254 * 2^exponent``.
+    """
+    hidden = torch.zeros(len(q), group.k.shape[0], dtype=torch.bool)
+    values, exponents = attend_rows(q, xq, group.k, group.xk, group.v, group.xv, hidden)
+    return values, int(exponents[0])
 
 
 def attend_rows(q, xq, k, xk, v, xv, hidden, *, by_row=False):

@@ -121,6 +121,20 @@ def test_attention_row_by_row(tokens, base):
     assert torch.equal(changed[:, :first], out[:, :first])
 
 
+@pytest.mark.parametrize("tokens", [1, 15, 16, 17, 32, 33, 70])
+def test_the_last_token(tokens):
+    """One row, over all keys, as dense attention of the whole prompt has it."""
+    group = group_of(tokens, tokens=tokens, base=4)
+    values, exponent = exact.attend_last(group.q[:, -1], group.xq[:, -1], group)
+    count = -(-tokens // 32)
+    for head in range(2):
+        assert (values[head].tolist(), exponent) == attended(group, head, tokens - 1, range(count), 32)
+    out, exponents = exact.attend(group, torch.ones(2, count, count, dtype=torch.bool).tril(), block=32)
+    assert torch.equal(values, out[:, -1]) and (exponents[:, -1] == exponent).all()
+    if tokens > 1:
+        assert not torch.equal(values, exact.attend_last(group.q[:, -1] // 2, group.xq[:, -1], group)[0])
+
+
 @pytest.mark.parametrize("tokens", [96, 77, 40])
 def test_block_scores(tokens):
     block, group = 32, group_of(tokens, tokens=tokens)
