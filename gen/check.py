@@ -144,7 +144,7 @@ def _fit(model, preset):
         return f"does not fit: {fault}"
     weights = c.layers * c.layer_weights // c.lane_width * c.weight_word_bits
     table = (1 if model.tie_word_embeddings else 2) * 8 * c.vocab * c.hidden
-    cache = 2 * c.layers * c.kv_heads * c.context * (8 * c.head_dim + 26)
+    cache = c.sequences * 2 * c.layers * c.kv_heads * c.context * (8 * c.head_dim + 26)
     named = (("weights", weights), ("embedding and head", table), (f"KV cache of {c.context} tokens", cache))
     return ", ".join(f"{what} {_size(bits)}" for what, bits in named)
 
