@@ -80,7 +80,7 @@ class LaneTop(wiring.Component):
             self.valid.eq(valid[-1]),
             *(
                 port.eq(mask)
-                for ports, masks in ((planes.masks, BitPlanes.MASKS), (lane.masks, Lane.MASKS))
+                for ports, masks in ((planes.masks, BitPlanes.MASKS), (lane.masks, lane.dot.MASKS))
                 for port, mask in zip(ports, masks, strict=True)
             ),
             *(a.eq(b) for a, b in zip(lane.x, planes.x, strict=True)),

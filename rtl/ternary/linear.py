@@ -9,9 +9,9 @@ from intaglio.rtl.memory.rom import Rom
 from intaglio.rtl.ternary.adapter.intermediate import MatrixGroup
 from intaglio.rtl.ternary.adapter.path import AdapterPath
 from intaglio.rtl.ternary.gate import BankGate, GatedRom
-from intaglio.rtl.ternary.lane import LANE_MODULE, PLANES_MODULE, Lane, Source
+from intaglio.rtl.ternary.lane import FORMS, LANE_MODULE, Lane, Source
 from intaglio.rtl.ternary.post import RESIDUAL_BITS, Post, PostMode, r_address_bits, x_address_bits
-from intaglio.rtl.ternary.tree import PLANES, BitPlanes
+from intaglio.rtl.ternary.tree import PLANES
 
 __all__ = ["LinearUnit", "PostMode", "rom_name"]
 
@@ -32,7 +32,7 @@ class LinearUnit(wiring.Component):
     weights : sequence of sequences of int or None
         Words of each lane's ROM, for simulation (``packing.pack_ints``); ``None``: instances, in the form of the configuration.
     lane_instance : bool
-        Lanes and the transposition of activations are instances of ``intaglio_lane`` and ``intaglio_planes``, whose Verilog
+        Lanes and what they share are instances of ``intaglio_lane`` and ``intaglio_planes`` or ``intaglio_tables``, whose Verilog
         ``lane.lane_designs`` gives: one module for all lanes, and much faster in Verilator. Otherwise embedded.
 
     Members
@@ -169,16 +169,26 @@ class LinearUnit(wiring.Component):
             m.submodules.adapter = path = AdapterPath(config)
             path.connect_outer(m, self)
             activations = Signal.like(self.act_data, name="activations", reset_less=True)
-            m.d.sync += activations.eq(Mux(path.source == Source.B, path.word, self.act_data))
-        x = [Signal(config.lane_width, name=f"x_{b}") for b in range(PLANES)]
+            chosen = activations.eq(Mux(path.source == Source.B, path.word, self.act_data))
+            if FORMS[config.dot][1].LATENCY:  # which has the register
+                m.d.comb += chosen
+            else:
+                m.d.sync += chosen
+        module, shared, dot = FORMS[config.dot]
+        operands = {
+            name: [Signal(shape, name=f"{name}_{k}") for k in range(count)]
+            for name, (shape, count) in shared.operands(config.lane_width).items()
+        }
         if self.lane_instance:
-            ports = {f"o_x{b}": plane for b, plane in enumerate(x)} | _masks(BitPlanes)
-            m.submodules.planes = Instance(PLANES_MODULE, i_data=activations, **ports)
+            clock = {"i_clk": ClockSignal()} if shared.LATENCY else {}
+            ports = {f"o_{name}{k}": value for name, values in operands.items() for k, value in enumerate(values)}
+            m.submodules.planes = Instance(module, i_data=activations, **ports, **clock, **_masks(shared))
         else:
-            m.submodules.planes = planes = BitPlanes(config.lane_width)
+            m.submodules.planes = planes = shared(config.lane_width)
             m.d.comb += planes.data.eq(activations)
-            m.d.comb += [plane.eq(planes.x[b]) for b, plane in enumerate(x)]
-            m.d.comb += [planes.masks[k].eq(mask) for k, mask in enumerate(BitPlanes.MASKS)]
+            for name, values in operands.items():
+                m.d.comb += [a.eq(b) for a, b in zip(values, getattr(planes, name), strict=True)]
+            m.d.comb += [planes.masks[k].eq(mask) for k, mask in enumerate(shared.MASKS)]
 
         # Issue: one word a cycle.
         issuing = Signal()
@@ -273,8 +283,8 @@ class LinearUnit(wiring.Component):
             total = post.sums[i] if path is None else path.sums[i]
             beside = {} if path is None else path.lane_inputs(i)
             if self.lane_instance:
-                ports = {f"i_x{b}": plane for b, plane in enumerate(x)} | _masks(Lane)
-                ports |= {f"i_{name}": value for name, value in beside.items()}
+                ports = {f"i_{name}{k}": value for name, values in operands.items() for k, value in enumerate(values)}
+                ports |= _masks(dot) | {f"i_{name}": value for name, value in beside.items()}
                 m.submodules[f"lane_{i}"] = Instance(
                     LANE_MODULE,
                     i_clk=ClockSignal(),
@@ -288,8 +298,9 @@ class LinearUnit(wiring.Component):
                 m.submodules[f"lane_{i}"] = lane = Lane(config)
                 m.d.comb += [lane.word.eq(rom.data), lane.enable.eq(enable), lane.first.eq(first), total.eq(lane.sum)]
                 m.d.comb += [getattr(lane, name).eq(value) for name, value in beside.items()]
-                m.d.comb += [lane.x[b].eq(plane) for b, plane in enumerate(x)]
-                m.d.comb += [lane.masks[k].eq(mask) for k, mask in enumerate(Lane.MASKS)]
+                for name, values in operands.items():
+                    m.d.comb += [a.eq(b) for a, b in zip(getattr(lane, name), values, strict=True)]
+                m.d.comb += [lane.masks[k].eq(mask) for k, mask in enumerate(dot.MASKS)]
 
         if path is not None:
             m.d.comb += [post.sums[i].eq(total) for i, total in enumerate(path.totals)]
@@ -317,8 +328,8 @@ class LinearUnit(wiring.Component):
 
 
 def _lead(config):
-    """Cycles by which activations follow the weights: with adapters a register chooses them."""
-    return Lane.LEAD - (config.rank > 0)
+    """Cycles by which activations follow the weights; one less where a register takes what tables make of them or adapters choose."""
+    return Lane.LEAD - bool(config.rank or FORMS[config.dot][1].LATENCY)
 
 
 def _masks(component):

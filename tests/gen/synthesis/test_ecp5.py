@@ -123,7 +123,7 @@ def test_lane(tmp_path, dot, luts, carries, registers):
         f"output [{CONFIG.accumulator_bits - 1}:0] sum",
     ]
     connected = [f".{name}({name})" for name in names(ports)] + [
-        f".masks{k}(64'd{mask})" for k, mask in enumerate(Lane.MASKS)
+        f".masks{k}(64'd{mask})" for k, mask in enumerate(Lane(CONFIG).dot.MASKS)
     ]
     modules["top"] = module_with(f"intaglio_lane lane ({', '.join(connected)});", ports)
     usages = synthesise_ecp5(folder_of(tmp_path, modules), "top", flatten=["intaglio_*"], timeout=120)
