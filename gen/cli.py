@@ -67,6 +67,12 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="NAME",
         help="units and banks: tom (the default: 16 lanes x 10 units x 128 weights), or a preset of the decoder",
     )
+    banks.add_argument(
+        "--form",
+        choices=("image", "logic"),
+        default="image",
+        help="what the banks of weights are: files for $readmemh (the default), or modules of gates",
+    )
     _add_processes(banks, "processes")
     banks.add_argument("-o", "--out", required=True, metavar="DIR", help="output folder")
     _allow_constant(banks)
@@ -126,6 +132,7 @@ def run_banks(args: argparse.Namespace) -> None:
             args.out,
             layout=layout_for(args.preset),
             layers=None if args.all else args.layer,
+            form=args.form,
             processes=args.processes,
             progress=progress,
             allow_constant=args.allow_constant,

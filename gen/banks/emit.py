@@ -29,6 +29,7 @@ from intaglio.gen.checkpoint.quantised import embedding_scales, head_constants, 
 from intaglio.gen.checkpoint.reader import CheckpointReader
 from intaglio.gen.emit.images import EXECUTION
 from intaglio.gen.emit.output import check_folder, described, json_text
+from intaglio.gen.native.rom import fastest_maker
 from intaglio.gen.pool import Pool, check_processes, peak_kib
 from intaglio.progress import silent
 from intaglio.rtl.config.decoder import logit_shift
@@ -100,6 +101,10 @@ def emit(
     for rows, inputs in [*shapes.values(), (config.vocab_size, config.hidden_size)]:
         layout.banks(rows, inputs)  # raises before work starts
     run = _Run(reader, layout, form, Path(out).resolve(), progress or silent)
+    if form == "logic":
+        fastest_maker(
+            lambda text: run.tell(text, 0.0)
+        )  # compiled before the processes ask for it, or told that it is not
     _acceptable(run.out, run.about())  # before the checkpoint is read
     with Pool(processes, Job, model, layout, form) as pool:
         run.check(pool, layers, everything, allow_constant)
