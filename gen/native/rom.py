@@ -8,7 +8,6 @@ import numpy as np
 from intaglio.gen.native.library import compiled
 from intaglio.rtl.memory.logic.cells import GENERIC, CellSet
 from intaglio.rtl.memory.logic.forms import STYLES, Form
-from intaglio.rtl.memory.logic.netlist import ONE
 from intaglio.rtl.memory.logic.search import PYTHON, Maker, views
 
 __all__ = ["NativeMaker", "NativeNetlist", "fastest_maker"]
