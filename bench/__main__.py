@@ -18,6 +18,7 @@ from bench import (
     gating,
     generator,
     guarantee,
+    lane,
     link,
     long_context,
     matrix,
@@ -89,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             *attention.figures(args.model, args.long_model, layers, args.build, progress),
             *guarantee.figures(progress),
             *rom.figures(args.model, args.pdk, progress),
+            *lane.figures(progress),
         ]
         progress.say("measured")
     (args.build / "bench.json").write_text(json.dumps({"commit": commit(), "figures": figures}, indent=2) + "\n")

@@ -130,7 +130,7 @@ def _listed(report, folder, part, file, digests):
     return found
 
 
-def _told(report, folder, part, wanted: dict[str, Any]):
+def _told(report: Report, folder: Path, part: str, wanted: dict[str, Any]) -> None:
     try:
         told = json.loads((folder / part / "banks.json").read_bytes())
     except (OSError, ValueError):  # is a fault already

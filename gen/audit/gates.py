@@ -41,9 +41,11 @@ def read_gates(lines: list[str], inputs: int, depth: int) -> np.ndarray:
                 raise GateError(f"wire {wire[1]} must be defined once")
             values[wire[1]] = _value(wire[2], values, ones)
         elif data := _DATA.fullmatch(line):
-            outputs = [values.get(name, _CONSTANTS.get(name)) for name in data[1].split(", ")][::-1]
-            if None in outputs:
+            names = data[1].split(", ")[::-1]
+            known = _CONSTANTS | values
+            if not set(names) <= known.keys():
                 raise GateError("an output must be a wire or a constant")
+            outputs = [known[name] for name in names]
         else:
             raise GateError(f"a line must be a wire or the outputs, not {line.strip()!r}")
     if outputs is None:

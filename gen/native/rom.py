@@ -1,6 +1,7 @@
 """Structured ROMs by ``rom.cpp``: the netlists of :mod:`intaglio.rtl.memory.logic.forms`, gate for gate."""
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ _SIGNATURES = {
 }
 
 
-def fastest_maker(progress=None) -> Maker:
+def fastest_maker(progress: Callable[[str], None] | None = None) -> Maker:
     """The C++ if a compiler is there, else numpy; ``progress`` is called with a line that says so."""
     library, reason = compiled(SOURCE)
     if library is None:

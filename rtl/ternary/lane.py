@@ -1,5 +1,7 @@
 """One lane: decodes its weight word, forms the dot product with the shared activations and accumulates the chunks of a row."""
 
+from typing import Any
+
 from amaranth.hdl import ClockDomain, Module, Mux, Signal, signed
 from amaranth.lib import enum, wiring
 from amaranth.lib.wiring import In, Out
@@ -15,7 +17,7 @@ LANE_MODULE = "intaglio_lane"
 PLANES_MODULE, TABLES_MODULE = "intaglio_planes", "intaglio_tables"
 
 
-FORMS = {
+FORMS: dict[str, tuple[str, Any, Any]] = {
     "planes": (PLANES_MODULE, BitPlanes, TernaryDot),
     "adders": (PLANES_MODULE, BitPlanes, AdderDot),
     "tables": (TABLES_MODULE, PairTables, TableDot),

@@ -322,7 +322,7 @@ def test_folders_and_arguments_that_are_refused(model, tmp_path, monkeypatch):
         ({"lanes": 0}, "lanes of a bank layout must be an integer in 1..4096, not 0"),
         ({"units": 2.0}, "units of a bank layout must be an integer in 1..4096, not 2.0"),
         ({"height": 1 << 21}, "height of a bank layout must be an integer in 1..1048576, not 2097152"),
-        ({"packing": "3bit"}, "packing must be one of 2bit, 5trit, not '3bit'"),
+        ({"packing": "3bit"}, "packing must be one of 2bit, 5trit, pairs, not '3bit'"),
     ],
 )
 def test_layouts_that_are_refused(change, message):
