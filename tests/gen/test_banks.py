@@ -293,7 +293,7 @@ def test_folders_and_arguments_that_are_refused(model, tmp_path, monkeypatch):
 
     refuse(r"layers must be in 0..2, not \[3\]", layers=[3])
     refuse(r"layers must be in 0..2, not \[-1, 1\]", layers=[1, -1])
-    refuse("the form of banks must be one of image, not 'brass'", form="brass")
+    refuse("the form of banks must be one of image, logic, not 'brass'", form="brass")
     refuse("processes must be an integer in 1..64, not 0", processes=0)
     refuse(
         "a bank's height must be at least a row's 5 words, not 4",
