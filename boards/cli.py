@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from intaglio import Error
+from intaglio.gen.cli import add_scheduler
 from intaglio.progress import Progress
 
 __all__ = ["register"]
@@ -39,6 +40,10 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--seeds", default="1,2,3", metavar="N,N,...", help="seeds of the placement (ulx3s, ecpix5), default 1,2,3"
     )
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="seeds that are placed at the same time, default 1"
+    )
+    add_scheduler(parser)
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="output folder")
     parser.set_defaults(run=run)
 
@@ -84,7 +89,15 @@ def _run(args, seeds, progress):
         from intaglio.boards.build import build
         from intaglio.boards.config import board
 
-        result = build(board(args.name), args.model, args.out, seeds=seeds, progress=progress)
+        result = build(
+            board(args.name),
+            args.model,
+            args.out,
+            seeds=seeds,
+            processes=args.processes,
+            scheduler=args.scheduler,
+            progress=progress,
+        )
         progress.clear()
         sys.stdout.write(report(result))
         return int(result["seeds"][str(result["best_seed"])]["mhz"] < result["clock_mhz"])

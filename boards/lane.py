@@ -76,14 +76,14 @@ class LaneTop(wiring.Component):
             lane.word.eq(rom.data),
             lane.enable.eq(valid[-2]),
             lane.first.eq(1),
-            self.sum.eq(lane.sum),
+            self.sum.eq(lane.sum[0]),
             self.valid.eq(valid[-1]),
             *(
                 port.eq(mask)
                 for ports, masks in ((planes.masks, BitPlanes.MASKS), (lane.masks, FORMS[config.dot][2].MASKS))
                 for port, mask in zip(ports, masks, strict=True)
             ),
-            *(a.eq(b) for a, b in zip(lane.x, planes.x, strict=True)),
+            *(a.eq(b) for a, b in zip(lane.x[0], planes.x, strict=True)),
         ]
         return m
 

@@ -7,7 +7,7 @@ from intaglio import Error
 from intaglio.cli import number_or_text, pairs
 from intaglio.progress import Progress
 
-__all__ = ["register"]
+__all__ = ["add_scheduler", "register"]
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -17,7 +17,10 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     decoder = kinds.add_parser(
         "decoder",
         help="the whole decoder of a checkpoint",
-        description="Write Verilog, ROM images and manifest of the whole decoder of a checkpoint.",
+        description=(
+            "Write Verilog, ROM images and manifest of the whole decoder of a checkpoint, in bounded memory. A run that was killed is "
+            "taken up again by the same command."
+        ),
     )
     decoder.add_argument(
         "--model", required=True, metavar="DIR", help="checkpoint folder: config.json and model.safetensors"
@@ -30,7 +33,8 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     decoder.add_argument(
         "--set", action="append", default=[], metavar="WIDTH=VALUE", help="change one width of the preset"
     )
-    _add_processes(decoder, "processes that make weight ROMs as logic (--set rom=logic)")
+    _add_processes(decoder, "processes that read weights and make ROMs, for large models")
+    add_scheduler(decoder)
     _allow_constant(decoder)
     decoder.set_defaults(run=run_decoder)
     prefill = kinds.add_parser(
@@ -60,7 +64,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     which.add_argument(
         "--layer", type=int, action="append", metavar="N", help="write layer N, from 0; may be given again"
     )
-    which.add_argument("--all", action="store_true", help="write every layer and the embedding")
+    which.add_argument(
+        "--all", action="store_true", help="write every layer, the embedding, and the head that is another"
+    )
     banks.add_argument(
         "--preset",
         default="tom",
@@ -74,6 +80,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="what the banks of weights are: files for $readmemh (the default), or modules of gates",
     )
     _add_processes(banks, "processes")
+    add_scheduler(banks)
     banks.add_argument("-o", "--out", required=True, metavar="DIR", help="output folder")
     _allow_constant(banks)
     banks.set_defaults(run=run_banks)
@@ -94,6 +101,15 @@ def _add_prefix(parser, kind):
 
 def _add_processes(parser, what):
     parser.add_argument("--processes", type=int, default=2, metavar="N", help=f"{what}, default 2")
+
+
+def add_scheduler(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--scheduler`` of commands with independent jobs."""
+    parser.add_argument(
+        "--scheduler",
+        metavar="tcp://HOST:PORT",
+        help="let the workers of this Dask scheduler do the work; they must see the same folders",
+    )
 
 
 def _allow_constant(parser):
@@ -121,8 +137,8 @@ def _need(fault):
 
 def run_banks(args: argparse.Namespace) -> None:
     try:
-        from intaglio.gen.banks.emit import emit
         from intaglio.gen.banks.layout import layout_for
+        from intaglio.gen.emit.banks import emit
     except ModuleNotFoundError as fault:
         raise _need(fault) from fault
 
@@ -134,6 +150,7 @@ def run_banks(args: argparse.Namespace) -> None:
             layers=None if args.all else args.layer,
             form=args.form,
             processes=args.processes,
+            scheduler=args.scheduler,
             progress=progress,
             allow_constant=args.allow_constant,
         )
@@ -159,6 +176,7 @@ def run_decoder(args: argparse.Namespace) -> None:
             progress=progress,
             allow_constant=args.allow_constant,
             processes=args.processes,
+            scheduler=args.scheduler,
             **widths,
         )
     sys.stdout.write(

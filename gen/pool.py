@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from intaglio import Error
 
-__all__ = ["Pool", "check_processes", "peak_kib"]
+__all__ = ["Pool", "check_processes", "nothing_ended", "peak_kib"]
 
 LIMIT_S = 1800  # in which at least one task must end
 
@@ -50,8 +50,10 @@ class Pool:
         if self.executor is not None:
             self.executor.shutdown(wait=True, cancel_futures=True)
 
-    def run(self, tasks: Iterable[tuple]) -> Iterator[tuple[Any, Any]]:
+    def run(self, tasks: Iterable[tuple], limit_s: float = LIMIT_S) -> Iterator[tuple[Any, Any]]:
         """Do ``tasks``, a list of tuples of a key, a method of the object and its arguments; yield keys with results as they end.
+
+        In other processes, a task must end within every ``limit_s`` seconds.
 
         Raises
         ------
@@ -66,11 +68,11 @@ class Pool:
         pending = {self.executor.submit(_call, method, *arguments): key for key, method, *arguments in tasks}
         try:
             while pending:
-                done, _ = wait(pending, LIMIT_S, FIRST_COMPLETED)
+                done, _ = wait(pending, limit_s, FIRST_COMPLETED)
                 if not done:
                     for child in multiprocessing.active_children():
                         child.kill()
-                    raise Error(f"a part of the work must end within {LIMIT_S} s, and none of {len(pending)} did")
+                    raise Error(nothing_ended(limit_s, pending.values()))
                 for future in done:
                     key = pending.pop(future)
                     result, process, peak = future.result()
@@ -83,6 +85,12 @@ class Pool:
         finally:
             for future in pending:
                 future.cancel()
+
+
+def nothing_ended(limit_s: float, keys: Iterable[Any]) -> str:
+    """What is said of a wait that came to its limit, with the first of those it was for."""
+    left = list(keys)
+    return f"a part of the work must end within {limit_s:g} s, and none of {len(left)} did, the first {left[0]}"
 
 
 def _begin(make, *arguments):

@@ -1,8 +1,11 @@
-"""``intaglio run``: a prompt in, text out."""
+"""``intaglio run``: prompts in, text out."""
 
 import argparse
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
+from intaglio.host.report import note, report, report_counters, report_many
 from intaglio.progress import Progress
 
 __all__ = ["register"]
@@ -13,8 +16,8 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = subparsers.add_parser(
         "run",
         help="generate text with a device, simulated or real",
-        description="Generate text with a device. The text goes to standard output as it comes, "
-        "speeds and counters to standard error.",
+        description="Generate text with a device. The text goes to standard output as it comes, that of several prompts one after "
+        "another when each ends; speeds and counters go to standard error.",
     )
     parser.add_argument(
         "--device",
@@ -22,9 +25,28 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="SCHEME:REST",
         help="sim:OUT, a generated folder; serial:PORT?baud=N; tcp:HOST:PORT; record:FILE?target=...; replay:FILE",
     )
-    parser.add_argument("--prompt", metavar="TEXT", help="by default read from standard input")
     parser.add_argument(
-        "--tokens", metavar="N,N,...", help="the prompt as tokens; what is generated is written as tokens too"
+        "--prompt",
+        action="append",
+        dest="prompts",
+        default=[],
+        metavar="TEXT",
+        help="by default read from standard input; may be repeated: several are generated at once, and each text is shown when it ends",
+    )
+    parser.add_argument(
+        "--prompt-file",
+        action="append",
+        dest="prompts",
+        type=Path,
+        metavar="FILE",
+        help="a file whose content is a prompt, as it is; may be repeated",
+    )
+    parser.add_argument(
+        "--tokens",
+        action="append",
+        default=[],
+        metavar="N,N,...",
+        help="a prompt as tokens; what is generated is written as tokens too; may be repeated",
     )
     parser.add_argument("--chat", action="store_true", help="the prompt is a user's message: use the chat template")
     parser.add_argument("--system", metavar="TEXT", help="with --chat: the message of the system before it")
@@ -65,17 +87,11 @@ def run(args: argparse.Namespace) -> None:
     """Generate as the arguments say; faults are left to the caller."""
     from intaglio.host.device import open
 
-    if args.tokens is not None and (args.prompt is not None or args.chat or args.stop):
-        raise ValueError("--tokens must be given without --prompt, --chat and --stop")
+    if args.tokens and (args.prompts or args.chat or args.stop):
+        raise ValueError("--tokens must be given without --prompt, --prompt-file, --chat and --stop")
     if args.system is not None and not args.chat:
         raise ValueError("--system must be given with --chat")
-    prompt = args.prompt if args.tokens is None else _numbers(args.tokens)
-    if prompt is None:
-        if sys.stdin.isatty():
-            _note("reading the prompt from standard input; Ctrl-D ends it")
-        prompt = sys.stdin.buffer.read()
-    if not prompt:
-        raise ValueError("a prompt must have at least one byte: give --prompt TEXT or text on standard input")
+    prompts = _prompts(args)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # for terminals that cannot show every character
     if args.use is not None and not 0 <= args.use <= len(args.adapter):
@@ -90,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
             manifest=args.manifest,
             tokenizer=args.tokenizer,
             progress=lambda text, _: show(text),
-            accept=lambda manifest: _check(manifest, args, prompt, sampling),
+            accept=lambda manifest: _check(manifest, args, prompts, sampling),
             **options,
         ) as device,
     ):
@@ -99,23 +115,58 @@ def run(args: argparse.Namespace) -> None:
             show(f"loading the adapter {folder}")
             slots.append(device.load_adapter(folder))
             show.clear()
-            _note(f"adapter {folder} in slot {slots[-1]}")
+            note(f"adapter {folder} in slot {slots[-1]}")
         use = args.use if args.use is not None else min(1, len(slots))
-        chosen = slots[use - 1] if use else None
-        _generate(device, show, prompt, args, chosen, sampling)
-        _report(device)
+        sampling["adapter"] = slots[use - 1] if use else None
+        if len(prompts) == 1:
+            [prompt] = prompts.values()
+            _generate(device, show, prompt, args, sampling)
+            report(device)
+        else:
+            _generate_many(device, show, prompts, args, sampling)
+            report_many(device)
         if args.counters:
-            _report_counters(device.counters())
+            report_counters(device.counters())
 
 
-def _check(manifest, args, prompt, sampling):
+def _prompts(args):
+    """Prompts by what they are called: texts, bytes or tokens."""
+    given = [*args.prompts, *map(_numbers, args.tokens)]
+    if not given:
+        if sys.stdin.isatty():
+            note("reading the prompt from standard input; Ctrl-D ends it")
+        given = [sys.stdin.buffer.read()]
+    prompts = {}
+    for number, prompt in enumerate(given, 1):
+        name = f"prompt {number}"
+        if isinstance(prompt, Path):
+            name = f"{name}: {prompt}"
+            try:
+                prompt = prompt.read_bytes()
+            except OSError as fault:
+                raise ValueError(
+                    f"--prompt-file must name a file that can be read, not '{prompt}': {fault.strerror or fault}"
+                ) from fault
+        if not prompt:
+            raise ValueError(
+                "a prompt must have at least one byte: give --prompt TEXT, --prompt-file FILE or text on standard input"
+            )
+        prompts[name] = prompt
+    return prompts
+
+
+def _check(manifest, args, prompts, sampling):
     """Everything that can be told before a simulation is built."""
     from intaglio.host.adapter.loading import adapter_words
-    from intaglio.host.generation import check_request, check_stops
-    from intaglio.host.text import folder_of, text_of
+    from intaglio.host.generation import check_request
+    from intaglio.host.text import check_stops, folder_of, text_of
 
     text = None if args.tokens else text_of(manifest, args.tokenizer or folder_of(args.device, args.manifest))
-    check_request(manifest, _prompt_tokens(text, prompt, args), args.max_tokens, **sampling)
+    for name, prompt in prompts.items():
+        try:
+            check_request(manifest, _prompt_tokens(text, prompt, args), args.max_tokens, **sampling)
+        except ValueError as fault:
+            raise ValueError(f"{name}: {fault}" if len(prompts) > 1 else str(fault)) from fault
     check_stops(args.stop)
     for folder in args.adapter:
         adapter_words(manifest, folder)
@@ -126,17 +177,14 @@ def _check(manifest, args, prompt, sampling):
         )
 
 
-def _generate(device, show, prompt, args, adapter, sampling):
+def _generate(device, show, prompt, args, sampling):
     """The text to standard output as it comes; before it, and where it goes elsewhere than to the terminal, what the device is at."""
     from intaglio.host.generation import generate_text
 
     tokens = _prompt_tokens(None if args.tokens else device.text, prompt, args)
     count = len(tokens)
     show(f"prompt of {count} tokens")
-    sampling |= {
-        "adapter": adapter,
-        "progress": lambda taken: show(f"prompt, {taken} of {count} tokens", taken / count),
-    }
+    sampling |= {"progress": lambda taken: show(f"prompt, {taken} of {count} tokens", taken / count)}
     if args.tokens:
         pieces = (f"{token} " for token in device.generate_tokens(tokens, args.max_tokens, **sampling))
     else:
@@ -158,6 +206,51 @@ def _generate(device, show, prompt, args, adapter, sampling):
         pieces.close()
 
 
+def _generate_many(device, show, prompts, args, sampling):
+    """The texts to standard output one after another, each under its prompt's name when it ends; meanwhile, what the device is at."""
+    from intaglio.host.many import text_events, token_events
+    from intaglio.host.scheduler import RequestError
+
+    text, names = None if args.tokens else device.text, list(prompts)
+    tokens = [_prompt_tokens(text, prompt, args) for prompt in prompts.values()]
+    count = sum(map(len, tokens))
+    show(f"{len(names)} prompts of {count} tokens")
+    sampling |= {"progress": lambda taken: show(f"prompts, {taken} of {count} tokens", taken / count)}
+    events: Iterator[tuple[int, str, str | None]]
+    if text is None:
+        events = (
+            (index, "" if token is None else f"{token} ", finish)
+            for index, token, finish in token_events(device, tokens, args.max_tokens, **sampling)
+        )
+    else:
+        events = text_events(device, tokens, args.max_tokens, stop=args.stop, **sampling)
+    texts = dict.fromkeys(range(len(names)), "")  # of those that have not ended
+    ended = 0
+
+    def write(index, finish):
+        show.clear()
+        sys.stdout.write(f"==> {names[index]} (end: {finish}) <==\n{texts.pop(index)}\n")
+        sys.stdout.flush()
+
+    try:
+        for index, piece, finish in events:
+            texts[index] += piece
+            if finish is not None:
+                write(index, finish)
+                ended += 1
+            last = device.last
+            show(f"{ended} of {len(names)} prompts ended, {last['generated_tokens']} tokens")
+    except RequestError:
+        failed = [
+            f"{name}: {row['error']}" for name, row in zip(names, device.last["requests"], strict=True) if row["error"]
+        ]
+        raise RequestError(f"{len(failed)} of {len(names)} prompts failed: {'; '.join(failed)}") from None
+    finally:
+        show.clear()
+        for index in [index for index, text in texts.items() if text]:
+            write(index, "broken off")
+
+
 def _numbers(text):
     try:
         return [int(number) for number in text.split(",")]
@@ -174,37 +267,3 @@ def _prompt_tokens(text, prompt, args):
     said = prompt if isinstance(prompt, str) else prompt.decode("utf-8", "strict")
     system = [] if args.system is None else [{"role": "system", "content": args.system}]
     return text.chat([*system, {"role": "user", "content": said}])
-
-
-def _note(text):
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
-
-
-def _report(device):
-    last, clock = device.last, f"{device.manifest.clock_hz / 1e6:g} MHz"
-    lines = [
-        f"prompt: {last['prompt_tokens']} tokens",
-        f"generated: {last['generated_tokens']} tokens (end: {last['finish']})",
-    ]
-    if last["cycles_prefill"] is not None:
-        lines[0] += (
-            f", first token after {last['first_token_seconds'] * 1e3:.3f} ms at {clock} "
-            f"({last['cycles_prefill']} cycles, {last['seconds_prefill']:.2f} s wall)"
-        )
-    if last["tokens_per_second"] is not None:
-        lines[1] += f", {last['tokens_per_second']:.1f} tokens/s at {clock}"
-    if last["wall_tokens_per_second"] is not None:
-        lines[1] += f", {last['wall_tokens_per_second']:.1f} tokens/s wall"
-    for line in lines:
-        _note(line)
-
-
-def _report_counters(counters):
-    """Shares are of the cycles in which the device was at work; ``cycles`` and ``stall_in`` run on while it waits for the host."""
-    phases = counters.pop("phases")
-    work = sum(phases.values())
-    for name, value in [*counters.items(), ("at work", work)]:
-        _note(f"{name:<24}{value:>16}")
-    for name, value in phases.items():
-        _note(f"phase {name:<18}{value:>16}{100 * value / max(work, 1):>8.1f} %")

@@ -3,7 +3,8 @@
 Words of the command and result streams are described in :mod:`intaglio.host.protocol`.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -13,10 +14,13 @@ import numpy.typing as npt
 
 from intaglio.host.adapter.files import AdapterError
 from intaglio.host.adapter.loading import load_adapter
+from intaglio.host.conversation import Conversation
 from intaglio.host.generation import check_tokens, generate_text, generate_tokens
 from intaglio.host.manifest import Manifest
+from intaglio.host.many import generate_many, generate_tokens_many
 from intaglio.host.opening import BaseDevice
-from intaglio.host.protocol import DeviceError, DeviceTimeout, Result, command, selection
+from intaglio.host.pool import Pool
+from intaglio.host.protocol import DeviceError, DeviceTimeout, RefusedError, Result, command, group, selection, sequence
 from intaglio.host.text import Text, folder_of, text_of
 from intaglio.host.transport import Transport
 
@@ -40,6 +44,8 @@ class Device(BaseDevice):
     def __init__(self, transport: Transport, *, timeout: float = 60.0):
         super().__init__(transport, timeout=timeout)
         self.last, self._owed = {}, self.manifest.owed()
+        self._taker: deque | None = None  # of the packets that are owed
+        self.pool = Pool(self.manifest.sequences)
         self.tokenizer: Path | None = None
         self.token_bits = self.manifest.token_bits
         self.full = (1 << self.token_bits) - 1  # token of an answer: nothing was computed
@@ -88,20 +94,48 @@ class Device(BaseDevice):
         self._check_open()
         self.transport.reset()
         self._owed.clear()
+        self._taker = None
+        self.pool.lose("the device was reset, and what its sequences held is gone: begin anew (reset)")
 
     def drain(self):
-        """Take and forget the packets that are still to come for commands already submitted."""
+        """Take the packets that are still to come for commands already submitted, for whoever waits for them, or forget them."""
         self._check_open()
         while self._owed:
-            self._answer(self._packet())
+            words = self._packet()
+            if self._taker is not None:
+                self._taker.append(words)
 
     def command(self, token, **fields) -> int:
         """One command word for this device, see :func:`intaglio.host.protocol.command`."""
         return command(token, bits=self.token_bits, **fields)
 
-    def submit(self, words: npt.ArrayLike) -> None:
-        """Send command words (see :func:`intaglio.host.protocol.command`); the last one ends the packet."""
+    def place(self, number: int) -> list[int]:
+        """The words after which tokens belong to the sequence ``number``: none for a device of one sequence."""
+        return [] if self.manifest.sequences == 1 else [sequence(number)]
+
+    def prompt(self, tokens: Sequence[int], wanted: Sequence[bool], *, first: bool, top: int = 0) -> list[int]:
+        """Words that feed consecutive tokens of a sequence, in groups of as many as the device computes side by side.
+
+        ``wanted`` says for each whether it has a result, with ``top`` logits; ``first``, whether the sequence begins anew.
+        """
+        words, batch = [], self.manifest.batch
+        for start in range(0, len(tokens), batch):
+            part = range(start, min(start + batch, len(tokens)))
+            if len(part) > 1:
+                words.append(group(len(part)))
+            words += [
+                self.command(tokens[i], first=first and i == 0, want=wanted[i], top=top if wanted[i] else 0)
+                for i in part
+            ]
+        return words
+
+    def submit(self, words: npt.ArrayLike, taker: deque | None = None) -> None:
+        """Send command words (see :func:`intaglio.host.protocol.command`); the last one ends the packet.
+
+        ``taker`` gets the packets that have not been received when somebody else submits, see :meth:`receive`.
+        """
         self.drain()
+        self._taker = taker
         words = np.ascontiguousarray(words, dtype=np.uint32)
         last = np.zeros(len(words), dtype=bool)
         last[-1:] = True
@@ -110,24 +144,26 @@ class Device(BaseDevice):
         if sent < len(words):
             raise self._timed_out("command", sent, len(words))
 
-    def receive(self) -> Result:
-        """Wait for one result packet.
+    def receive(self, taker: deque | None = None) -> Result:
+        """Wait for one result packet, or take the first of those that :meth:`submit` has put into ``taker``.
 
         Raises
         ------
         DeviceTimeout
             Nothing moved for the time limit.
+        RefusedError
+            The context is full, or the sequence's adapter is not there.
         DeviceError
-            The packet's length is not one that the protocol has, or the context is full.
+            The packet's length is not one that the protocol has.
         """
-        words = self._packet()
-        token, position = self._answer(words)
+        words = taker.popleft() if taker else self._packet()
+        token, position = int(words[0]) & self.full, int(words[0]) >> self.token_bits
         if token == self.full and position < self.manifest.model["context"]:
-            raise DeviceError(
+            raise RefusedError(
                 "the device refused a token: the slot that was selected for its sequence holds no adapter"
             )
         if token == self.full:
-            raise DeviceError(
+            raise RefusedError(
                 f"the device's context of {self.manifest.model['context']} tokens is full "
                 f"(status 0x{self.read_register('status'):08x})"
             )
@@ -147,14 +183,8 @@ class Device(BaseDevice):
             scale=mantissa * 2.0**exponent,
         )
 
-    def _answer(self, words):
-        """Token and position of a packet, which is then no longer owed."""
-        first = int(words[0])
-        self._owed.packet(words)
-        return first & self.full, first >> self.token_bits
-
     def _packet(self):
-        """Words of the next result packet."""
+        """Words of the next result packet, which is then no longer owed."""
         limit = 2 + 2 * self.manifest.model["top_k"]
         words, flags = self.transport.receive(limit, self.timeout)
         if not len(flags) or not flags[-1]:
@@ -168,6 +198,7 @@ class Device(BaseDevice):
             raise DeviceError(
                 f"a result packet must have 1 word or an even number of words, not {len(words)} (stream result)"
             )
+        self._owed.packet(words)
         return words
 
     def _timed_out(self, stream, done, expected):
@@ -220,23 +251,23 @@ class Device(BaseDevice):
         every : bool
             One :class:`Result` for each token instead of for the last one only.
         chunk : int
-            Commands sent before their results are awaited.
+            Tokens sent before their results are awaited.
         adapter : int or None
             The slot of the adapter to compute with.
         """
         tokens = self.check_tokens(tokens)
         if not 0 <= top <= self.manifest.model["top_k"]:
             raise ValueError(f"top must be in 0..{self.manifest.model['top_k']}, not {top}")
-        if selected := self.selection(adapter):
-            self.submit(selected)
         wanted = [every or i == len(tokens) - 1 for i in range(len(tokens))]
-        words = [
-            self.command(t, first=i == 0, want=wanted[i], top=top if wanted[i] else 0) for i, t in enumerate(tokens)
-        ]
-        results = []
-        for start in range(0, len(words), chunk):
-            self.submit(words[start : start + chunk])
-            results.extend(self.receive() for _ in range(sum(wanted[start : start + chunk])))
+        selection, leases, results = self.selection(adapter), self.pool.take(), []
+        try:
+            for start in range(0, len(tokens), chunk):
+                part = slice(start, start + chunk)
+                words = self.prompt(tokens[part], wanted[part], first=start == 0, top=top)
+                self.submit([*self.place(leases[0].number), *(selection if start == 0 else []), *words])
+                results.extend(self.receive() for _ in range(sum(wanted[part])))
+        finally:
+            self.pool.give_back(leases)
         return results
 
     def check_tokens(self, tokens) -> list:
@@ -254,6 +285,18 @@ class Device(BaseDevice):
     def chat(self, messages: Sequence[Mapping[str, str]], max_tokens: int, *, stop=None, **sampling):
         """Generate the answer to a conversation, dicts of ``role`` and ``content``, by the model's chat template; as :meth:`generate`."""
         return generate_text(self, self.text.chat(messages), max_tokens, stop=stop, **sampling)
+
+    def generate_tokens_many(self, prompts, max_tokens, **sampling) -> Iterator[tuple[int, int]]:
+        """Generate tokens after each of ``prompts``; see :func:`intaglio.host.many.generate_tokens_many`."""
+        return generate_tokens_many(self, prompts, max_tokens, **sampling)
+
+    def generate_many(self, prompts: Iterable, max_tokens, *, stop=None, **sampling) -> Iterator[tuple[int, str]]:
+        """Generate text after each of ``prompts``; see :func:`intaglio.host.many.generate_many`."""
+        return generate_many(self, prompts, max_tokens, stop=stop, **sampling)
+
+    def sequence(self, adapter: int | None = None) -> Conversation:
+        """A sequence that goes on from turn to turn, see :class:`intaglio.host.conversation.Conversation`."""
+        return Conversation(self, adapter)
 
 
 open = Device.open  # intaglio.host.open

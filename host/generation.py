@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Generator, Iterable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from intaglio import Error
 from intaglio.host.manifest import Manifest
-from intaglio.host.measure import Measure, watched
+from intaglio.host.measure import Measure, counted, watched
 from intaglio.host.sampling import Sampler
+from intaglio.host.text import Pieces, check_stops
 
 if TYPE_CHECKING:
     from intaglio.host.device import Device
+    from intaglio.host.pool import Lease
 
-
-__all__ = ["check_request", "check_stops", "check_tokens", "generate_text", "generate_tokens"]
+__all__ = ["BURST", "check_request", "check_tokens", "generate_in", "generate_text", "generate_tokens", "text_pieces"]
 
 BURST = 8  # tokens that the device generates by itself for one command
 
@@ -38,7 +40,7 @@ def generate_tokens(
 
     Greedy generation runs on the device in bursts, after the first token, which is asked for alone: the counters are read when it has come
     and the device rests. With a temperature the device returns its greatest logits and the host draws from them. Arguments are checked by
-    the call, before the first token is asked for.
+    the call, before the first token is asked for. A device that computes several tokens side by side gets the prompt in groups.
 
     Parameters
     ----------
@@ -71,16 +73,32 @@ def generate_tokens(
     ------
     ValueError
         A prompt that is empty, too long or outside the vocabulary, or an argument out of range.
+    SequenceError
+        Conversations have all sequences of the device; or a later generation has taken this one's.
     DeviceTimeout, DeviceError
     """
     tokens, sampler = check_request(
         device.manifest, tokens, max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, burst=burst
     )
-    return _generate(device, tokens, max_tokens, sampler, burst, device.selection(adapter), progress)
+    selection = device.selection(adapter)
+
+    def generation():
+        leases = device.pool.take()
+        try:
+            yield from generate_in(
+                device, leases[0], tokens, max_tokens, sampler, burst=burst, selection=selection, progress=progress
+            )
+        finally:
+            device.pool.give_back(leases)
+
+    return generation()
 
 
-def check_tokens(manifest: Manifest, tokens: Iterable[int]) -> list:
-    """``tokens``, integers of any kind, as a list of int; ValueError unless a device of this manifest can take them as one prompt."""
+def check_tokens(manifest: Manifest, tokens: Iterable[int], held: int = 0) -> list:
+    """``tokens``, integers of any kind, as a list of int.
+
+    ValueError unless a device of this manifest can take them as one prompt, in a sequence that holds ``held`` tokens.
+    """
     try:
         tokens = [operator.index(token) for token in tokens]
     except TypeError as fault:
@@ -91,8 +109,13 @@ def check_tokens(manifest: Manifest, tokens: Iterable[int]) -> list:
     for token in tokens:
         if not 0 <= token < vocabulary:
             raise ValueError(f"tokens must be in 0..{vocabulary - 1}, not {token}")
-    if len(tokens) > context:
-        raise ValueError(f"a prompt must have at most {context} tokens, the device's context, not {len(tokens)}")
+    if held >= context:
+        raise ValueError(f"the device's context of {context} tokens must not be full: begin the sequence anew (reset)")
+    if len(tokens) > context - held:
+        less = f" less the {held} that the sequence holds" if held else ""
+        raise ValueError(
+            f"a prompt must have at most {context - held} tokens, the device's context{less}, not {len(tokens)}"
+        )
     return tokens
 
 
@@ -106,9 +129,10 @@ def check_request(
     top_p: float = 1.0,
     seed: int = 0,
     burst: int = BURST,
+    held: int = 0,
 ) -> tuple[list[int], Sampler]:
-    """The tokens as a list and a :class:`Sampler`; ValueError unless a device of this manifest can generate so."""
-    tokens = check_tokens(manifest, tokens)
+    """The tokens as a list and a :class:`Sampler`; ValueError unless a device of this manifest can generate so (:func:`check_tokens`)."""
+    tokens = check_tokens(manifest, tokens, held)
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
     if not 1 <= burst <= 256:
@@ -116,24 +140,42 @@ def check_request(
     return tokens, Sampler(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, limit=manifest.model["top_k"])
 
 
-def _generate(device, tokens, max_tokens, sampler, burst, selection, progress):
+def generate_in(
+    device: Device,
+    lease: Lease,
+    tokens: list[int],
+    max_tokens: int,
+    sampler: Sampler,
+    *,
+    burst: int,
+    selection: list[int],
+    progress: Callable[[int], None] | None,
+) -> Iterator[int]:
+    """:func:`generate_tokens` after what the sequence ``lease`` has been fed, of arguments that :func:`check_request` has found right.
+
+    ``selection`` are the words before a sequence that begins. With a ``burst`` of 1 the lease is kept true: what it was fed, and what is
+    pending.
+    """
     ends = device.manifest.ends
-    room = device.manifest.model["context"] - len(tokens) + 1  # the last token is never fed
+    room = device.manifest.model["context"] - len(lease.fed) - len(tokens) + 1  # the last token is never fed
     limit = min(max_tokens, room)
-    measure = Measure(device, len(tokens))
+    measure, turn = Measure(device, len(tokens)), lease.begin()
     finish = "closed"
     try:
-        for token in _results(device, tokens, limit, sampler, burst, selection, progress):
+        for token in _results(device, lease, turn, tokens, limit, sampler, burst, selection, progress):
             measure.count(token not in ends)
             if token in ends:
+                lease.pending = []
                 finish = "eos"
                 return
             yield token
         finish = "length" if max_tokens <= room else "context"
     except _StopError:
         finish = "stop"
-    except Error:  # the device's, or its transport's: nothing more is read from it
+    except (Error, KeyboardInterrupt) as fault:  # the device's, or its transport's: nothing more is read from it
         finish = "error"
+        if lease.turn == turn and not lease.lost:
+            lease.lost = f"a turn of the sequence has failed ({str(fault) or 'interrupted'}): begin it anew (reset)"
         raise
     finally:
         device.last = measure.close(finish)
@@ -143,24 +185,37 @@ class _StopError(Exception):
     """Thrown into the generator of tokens by that of text: its end is there."""
 
 
-def _results(device, tokens, limit, sampler, burst, selection, progress):
+def _results(device, lease, turn, tokens, limit, sampler, burst, selection, progress):
     """Yield the next token ``limit`` times."""
-    words = selection + [device.command(token, first=i == 0) for i, token in enumerate(tokens[:-1])]
     top = 0 if sampler.greedy else sampler.top_k
+    packets = deque()  # that came while somebody else used the device
 
-    def draw(result):
-        return result.token if sampler.greedy else sampler.draw(result.tokens, result.logits * result.scale)
+    def submit(fed, words):
+        lease.check(turn)
+        device.submit(words, packets)
+        lease.fed += fed
+        lease.pending = []
 
-    with watched(device.transport, progress, len(tokens)):
-        device.submit([*words, device.command(tokens[-1], first=len(tokens) == 1, want=True, top=top)])
-        token = draw(device.receive())
+    def draw():
+        lease.check(turn)
+        result = device.receive(packets)
+        token = result.token if sampler.greedy else sampler.draw(result.tokens, result.logits * result.scale)
+        lease.pending = [token]
+        return token
+
+    place, wanted = device.place(lease.number), [False] * (len(tokens) - 1) + [True]
+    words = device.prompt(tokens, wanted, first=not lease.fed, top=top)
+    words = [*place, *([] if lease.fed else selection), *words]
+    with watched(device.transport, progress, counted(words)):
+        submit(tokens, words)
+        token = draw()
     yield token
     produced = 1
     while produced < limit:
         run = min(burst, limit - produced, 1 << 24 - device.token_bits) - 1 if sampler.greedy else 0
-        device.submit([device.command(token, want=True, top=top, run=run)])
+        submit([token], [*place, device.command(token, want=True, top=top, run=run)])
         for _ in range(run + 1):
-            token = draw(device.receive())
+            token = draw()
             produced += 1
             yield token
 
@@ -189,46 +244,29 @@ def generate_text(
 
     Raises
     ------
-    ValueError, TextError, DeviceTimeout, DeviceError
+    ValueError, TextError, SequenceError, DeviceTimeout, DeviceError
     """
-    decoder = device.text.decoder()
-    return _pieces(decoder, generate_tokens(device, tokens, max_tokens, **sampling), check_stops(stop))
+    return text_pieces(device, generate_tokens(device, tokens, max_tokens, **sampling), stop)
 
 
-def check_stops(stop: str | Iterable[str] | None) -> tuple:
-    """The texts of ``stop``; ValueError if one is empty."""
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if "" in stops:
-        raise ValueError("stop must not be an empty text")
-    return stops
+def text_pieces(device: Device, tokens: Any, stop: str | Iterable[str] | None) -> Generator[str, None, None]:
+    """The text of ``tokens``, a generator of this module, up to a ``stop``; see :func:`generate_text`."""
+    return _pieces(Pieces(device.text.decoder(), check_stops(stop)), tokens)
 
 
-def _pieces(decoder, tokens, stops):
-    held = ""  # the end of the text while it may be the beginning of a stop
+def _pieces(pieces, tokens):
     try:
         for token in tokens:
-            held += decoder.push(token)
-            found = [at for at in (held.find(stop) for stop in stops) if at >= 0]
-            if found:
-                held = held[: min(found)]
+            piece = pieces.push(token)
+            if pieces.stopped:
                 with suppress(StopIteration):
                     tokens.throw(_StopError())
                 break
-            keep = _overlap(held, stops)
-            piece, held = held[: len(held) - keep], held[len(held) - keep :]
             if piece:
                 yield piece
         else:
-            held += decoder.finish()
+            piece = pieces.finish()
     finally:
         tokens.close()
-    if held:
-        yield held
-
-
-def _overlap(text, stops):
-    """Length of the longest end of ``text`` that begins one of ``stops``."""
-    for length in range(min(len(text), max((len(stop) for stop in stops), default=0)), 0, -1):
-        if any(stop.startswith(text[-length:]) for stop in stops):
-            return length
-    return 0
+    if piece:
+        yield piece

@@ -172,7 +172,7 @@ class Manifest(DeviceManifest):
     model : dict
         ``vocab_size``, ``context`` (positions), ``top_k`` (most logits in one result), ``bos`` (a token or None), ``eos`` (a token, a
         list of tokens, any of which ends a text, or None), ``tokenizer`` ("bytes", "tokenizers" for files beside the design, or "none" for
-        tokens alone) and what else the generator states.
+        tokens alone) and what else the generator states; ``batch`` (tokens side by side) and ``sequences`` where they are not 1.
     adapter : dict or None
         What an adapter must be to be loaded; None for a device without adapters.
     files, content : dict
@@ -208,6 +208,9 @@ class Manifest(DeviceManifest):
             1 < vocabulary <= 0xFFFFF and 1 < context <= 0xFFFF,
             f"model.vocab_size must be in 2..1048575 and context must be in 2..65535, not {vocabulary} and {context}",
         )
+        for name, most in (("batch", 32), ("sequences", 256)):
+            right = type(model.get(name, 1)) is int and 1 <= model.get(name, 1) <= most
+            _need(right, f"model.{name} must be an integer in 1..{most}, not {model.get(name)!r}")
         for name, tokens in (("bos", () if model["bos"] is None else (model["bos"],)), ("eos", self.ends)):
             for token in tokens:
                 right = type(token) is int and 0 <= token < vocabulary
@@ -246,8 +249,18 @@ class Manifest(DeviceManifest):
         """Bits of a token in commands and results."""
         return token_bits(self.model["vocab_size"])
 
+    @property
+    def batch(self) -> int:
+        """Tokens that the device computes side by side, at most."""
+        return self.model.get("batch", 1)
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that the device holds at a time."""
+        return self.model.get("sequences", 1)
+
     def owed(self) -> Owed:
-        return Owed(self.token_bits)
+        return Owed(self.token_bits, self.batch, self.sequences)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +280,7 @@ class PrefillManifest(DeviceManifest):
     """
 
     KIND = "prefill-attention"
-    MAP_VERSION = 2
+    MAP_VERSION = 3
     WHAT = "a prefill attention unit, which `intaglio attention` and intaglio.host.open_attention take"
     REGISTERS = (
         *DeviceManifest.REGISTERS,

@@ -8,19 +8,21 @@ left when the waits are taken off is the same number of cycles whatever the tran
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from intaglio import Error
+from intaglio.host.protocol import SELECT
 from intaglio.host.transport import Transport
 
 if TYPE_CHECKING:
     from intaglio.host.device import Device
 
 
-__all__ = ["Measure", "Work", "watched", "work"]
+__all__ = ["Measure", "Totals", "Work", "counted", "watched", "work"]
 
 TRIES = 3  # readings of the status until a device that has answered must rest
 WRAP = (1 << 32) - 1
@@ -132,13 +134,86 @@ class Measure:
         }
 
 
+class Totals:
+    """Statistics of several generations at once; made when they begin, which clears the counters.
+
+    :meth:`close` gives a dict: ``prompt_tokens``, ``generated_tokens``, ``finish`` ("done", "closed" or "error"), ``requests`` (a list with
+    a dict for each: ``prompt_tokens``, ``generated_tokens``, ``finish``, ``first_token_seconds``, from the beginning of all, at the
+    manifest's clock, and ``error``, None or a text);
+
+    * of the device: ``cycles`` and ``tokens`` (all that it computed, in bursts perhaps past the last token that was wanted), and
+      ``tokens_per_second``, generated tokens of all for the time of all, at the manifest's clock. Waits for the host are in none of them;
+    * on the wall: ``seconds``, ``wall_tokens_per_second``.
+
+    Figures of the device are None where they cannot be told, as those of :class:`Measure`.
+    """
+
+    def __init__(self, device: Device, prompt_tokens: int) -> None:
+        self.device, self.prompt_tokens, self.generated = device, prompt_tokens, 0
+        device.drain()
+        device.clear_counters()
+        self.began = self.latest = time.monotonic()
+        device.last = self._row(None)
+
+    def seconds(self) -> float | None:
+        """Seconds of the device's work until now, when it rests."""
+        done = work(self.device)
+        return None if done is None else done.cycles / self.device.manifest.clock_hz
+
+    def count(self) -> None:
+        """A token has come."""
+        self.generated += 1
+        self.latest = time.monotonic()
+        self.device.last = self._row(None)
+
+    def _row(self, finish):
+        seconds = self.latest - self.began
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "generated_tokens": self.generated,
+            "finish": finish,
+            "seconds": seconds,
+            "wall_tokens_per_second": self.generated / seconds if seconds > 0 else None,
+        }
+
+    def close(self, finish: str, computed: int, requests: list[dict[str, Any]]) -> dict[str, Any]:
+        """The dict described above; ``computed`` is the number of tokens that the device should have computed."""
+        done = None
+        if finish == "done":
+            with suppress(Error):  # the texts are whole; what is wrong with the device, the next call tells
+                self.device.drain()  # the rest of a burst
+                done = work(self.device)
+            if done is not None and done.tokens != computed:
+                done = None  # something else was computed meanwhile
+            if done is None:
+                requests = [row | {"first_token_seconds": None} for row in requests]
+        speed = self.generated * self.device.manifest.clock_hz / done.cycles if done and done.cycles else None
+        return self._row(finish) | {
+            "cycles": done and done.cycles,
+            "tokens": done and done.tokens,
+            "tokens_per_second": speed,
+            "requests": requests,
+        }
+
+
+def counted(words: Iterable[int]) -> list[int]:
+    """For :func:`watched`: 1 for each command word that is a token, 0 for others."""
+    return [0 if word & SELECT else 1 for word in words]
+
+
 @contextmanager
-def watched(transport: Transport, progress: Callable[[int], None] | None, tokens: int) -> Iterator[None]:
-    """While it lasts, ``progress`` is called now and then with the number of tokens taken, of the last ``tokens`` that are sent."""
+def watched(
+    transport: Transport, progress: Callable[[int], None] | None, counts: Sequence[int], before: int = 0
+) -> Iterator[None]:
+    """While it lasts, ``progress`` is called now and then with the sum of ``before`` and of ``counts`` of the words that were taken.
+
+    ``counts`` has a number for each of the words that are sent.
+    """
     if progress is None:
         yield
         return
-    transport.watch = lambda: progress(min(max(0, tokens - transport.pending), tokens))
+    sums = [before, *(before + count for count in accumulate(counts))]
+    transport.watch = lambda: progress(sums[max(0, len(counts) - transport.pending)])
     try:
         yield
     finally:

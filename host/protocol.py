@@ -2,8 +2,9 @@
 
 Command word: t bits of token, run up to bit 23, 24-28 top, 30 want, 31 first; t is 16, or more for a larger vocabulary. Result packet:
 word 0 has the greedy next token in t bits and the input's position in the others; with logits, word 1 has the mantissa and the signed
-exponent of the logit unit, then each logit takes two words, token and value. A prefill unit has no commands: its registers begin a run, and
-docs/prefill.md has its results.
+exponent of the logit unit, then each logit takes two words, token and value. With bit 29 a command word is no token: bits 28:24 are
+its kind, and it selects an adapter or a sequence, or begins a group (docs/adapters.md, docs/batch.md). A prefill unit has no commands:
+its registers begin a run, and docs/prefill.md has its results.
 """
 
 from collections import deque
@@ -22,13 +23,17 @@ __all__ = [
     "DeviceTimeout",
     "Owed",
     "OwedRun",
+    "RefusedError",
     "Result",
     "command",
+    "group",
     "selection",
+    "sequence",
     "token_bits",
 ]
 
-SELECT = 1 << 29  # of a command word: it selects an adapter
+SELECT = 1 << 29  # of a command word: it is no token
+SEQUENCE, GROUP = 1, 2  # kinds of such words; 0 selects an adapter
 VOID = 1 << 23  # in tuser of a prefill unit's result: the run ended early
 
 
@@ -40,6 +45,10 @@ def token_bits(vocab_size: int) -> int:
 
 class DeviceError(Error):
     """The device or its link did something that the protocol does not allow."""
+
+
+class RefusedError(DeviceError):
+    """The device refused a token, which changed nothing: its sequence is full, or its adapter is not there."""
 
 
 class DeviceTimeout(DeviceError, TimeoutError):
@@ -103,41 +112,109 @@ def selection(slot: int | None) -> int:
     return SELECT | (0 if slot is None else slot + 1)
 
 
+def sequence(number: int) -> int:
+    """The word after which tokens belong to the sequence ``number``; it has no answer.
+
+    Raises
+    ------
+    ValueError
+        The number is out of range.
+    """
+    if not 0 <= number <= 255:
+        raise ValueError(f"number of a sequence must be in 0..255, not {number}")
+    return SELECT | SEQUENCE << 24 | number
+
+
+def group(count: int, run: int = 0) -> int:
+    """The word that makes the next ``count`` tokens one group, which the device computes side by side.
+
+    Afterwards the device makes ``run`` groups by itself, each of the greedy tokens of those whose result was wanted.
+
+    Raises
+    ------
+    ValueError
+        A field does not fit its bits.
+    """
+    for name, value, low, high in (("count", count, 1, 64), ("run", run, 0, (1 << 18) - 1)):
+        if not low <= value <= high:
+            raise ValueError(f"{name} of a group must be in {low}..{high}, not {value}")
+    return SELECT | GROUP << 24 | run << 6 | count - 1
+
+
 class Owed:
-    """The result packets that a device still owes for commands it was sent; true while there are any. A selection owes none.
+    """The result packets that a device still owes for commands it was sent; true while there are any.
+
+    Only tokens are answered, and those of a group not before the last of them was sent.
 
     Parameters
     ----------
     bits : int
         Bits of a token (:func:`token_bits`).
+    batch, sequences : int
+        Tokens of a group at most, and sequences, of the device. Where both are 1 it knows no groups.
     """
 
-    def __init__(self, bits: int = 16) -> None:
-        self.bits = bits
-        self._counts = deque()  # packets still to come, for each command that has not been answered in full
+    def __init__(self, bits: int = 16, batch: int = 1, sequences: int = 1) -> None:
+        self.bits, self.batch, self.grouped = bits, batch, batch > 1 or sequences > 1
+        self.clear()
+
+    def clear(self) -> None:
+        self._runs: deque[_Run] = deque()  # those that have not been answered in full
+        self._open: _Run | None = None  # a group of which tokens are to come
+        self._to_come = 0
 
     def __bool__(self) -> bool:
-        return bool(self._counts)
+        return bool(self._runs)
 
     def add(self, words: npt.NDArray[np.uint32]) -> None:
         """Commands ``uint32 [n]`` were sent."""
-        words = words[words & SELECT == 0]
-        runs, wanted = (words & 0xFFFFFF) >> self.bits, words >> 30 & 1
-        self._counts.extend((runs + (wanted | (runs != 0)))[(wanted | runs) != 0].tolist())
+        for word in words.tolist():
+            if word & SELECT:
+                if self.grouped and word >> 24 & 31 == GROUP:
+                    self._open, self._to_come = _Run(left=word >> 6 & 0x3FFFF), min((word & 63) + 1, self.batch)
+                continue
+            wanted = word >> 30 & 1
+            if self._open is None:
+                left = (word & 0xFFFFFF) >> self.bits
+                self._begin(_Run(left=left, due=1 if wanted or left else 0))
+                continue
+            self._open.due += wanted
+            self._to_come -= 1
+            if not self._to_come:
+                self._begin(self._open)
+                self._open = None
+
+    def _begin(self, run):
+        if run.due:
+            self._runs.append(run)
 
     def wrote(self, offset: int, value: int) -> None:
         """A register was written, which makes a decoder owe nothing."""
 
     def packet(self, words: Sequence[int]) -> None:
-        """A packet came; a refusal (context full, adapter not there) ends the command's run."""
-        if self._counts:
-            self._counts[0] -= 1
-            refused = (1 << self.bits) - 1
-            if int(words[0]) & refused == refused or not self._counts[0]:
-                self._counts.popleft()
+        """A packet came; a refusal (context full, adapter not there) ends its token's part in the run."""
+        if not self._runs:
+            return
+        run, refused = self._runs[0], (1 << self.bits) - 1
+        run.due -= 1
+        run.stay += int(words[0]) & refused != refused
+        if not run.due:
+            if run.left and run.stay:
+                run.left, run.due, run.stay = run.left - 1, run.stay, 0
+            else:
+                self._runs.popleft()
 
-    def clear(self) -> None:
-        self._counts.clear()
+
+@dataclass
+class _Run:
+    """A group and those that the device makes after it.
+
+    ``due``: packets of the group under way that are still to come; ``left``: groups after it; ``stay``: tokens that take part in the next.
+    """
+
+    left: int
+    due: int = 0
+    stay: int = 0
 
 
 class OwedRun:

@@ -7,7 +7,7 @@ reads, and perhaps a chat template, which ``jinja2`` renders; both come with the
 import codecs
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,18 @@ from typing import Any, Protocol
 from intaglio import Error
 from intaglio.host.manifest import Manifest
 
-__all__ = ["ByteText", "Decoder", "Text", "TextError", "TokenizerText", "folder_of", "text_of"]
+__all__ = [
+    "ByteText",
+    "Decoder",
+    "Pieces",
+    "Text",
+    "TextError",
+    "TokenizerText",
+    "check_stops",
+    "folder_of",
+    "prompt_tokens",
+    "text_of",
+]
 
 TOKENIZER, TOKENIZER_CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 
@@ -37,8 +48,8 @@ class Decoder(Protocol):
 class Text(Protocol):
     """How a model reads and writes."""
 
-    def encode(self, prompt: str | bytes) -> list[int]:
-        """Tokens of a prompt, the model's beginning token first if it has one. Bytes are UTF-8."""
+    def encode(self, prompt: str | bytes, *, begin: bool = True) -> list[int]:
+        """Tokens of a prompt, the model's beginning token first if it has one and this is to ``begin`` a text. Bytes are UTF-8."""
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Tokens of a conversation, up to where the model's answer begins.
@@ -65,11 +76,11 @@ class ByteText:
     def __init__(self, bos: int | None = None) -> None:
         self.bos = bos
 
-    def encode(self, prompt: str | bytes) -> list[int]:
+    def encode(self, prompt: str | bytes, *, begin: bool = True) -> list[int]:
         data = prompt.encode("utf-8", "surrogateescape") if isinstance(prompt, str) else bytes(prompt)
         if not data:
             raise TextError("a prompt must have at least one byte")
-        return [*([] if self.bos is None else [self.bos]), *data]
+        return [*([self.bos] if begin and self.bos is not None else []), *data]
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         raise TextError("a chat must have a model with a chat template, not one whose tokens are bytes")
@@ -117,8 +128,8 @@ class TokenizerText:
         self.config = json.loads(files.get(TOKENIZER_CONFIG, b"{}"))
         self.template = files[TEMPLATE].decode("utf-8") if TEMPLATE in files else _template(self.config)
 
-    def encode(self, prompt: str | bytes) -> list[int]:
-        tokens = self.tokenizer.encode(_characters(prompt)).ids
+    def encode(self, prompt: str | bytes, *, begin: bool = True) -> list[int]:
+        tokens = self.tokenizer.encode(_characters(prompt), add_special_tokens=begin).ids
         if not tokens:
             raise TextError("a prompt must have at least one token")
         return tokens
@@ -198,6 +209,51 @@ def _template(config):
         named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
         found = named.get("default")
     return found
+
+
+def check_stops(stop: str | Iterable[str] | None) -> tuple:
+    """The texts of ``stop``; ValueError if one is empty."""
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if "" in stops:
+        raise ValueError("stop must not be an empty text")
+    return stops
+
+
+class Pieces:
+    """The text of one answer, a piece at a time; ``stopped`` is true when one of ``stops`` has come, before which the text ends."""
+
+    def __init__(self, decoder: Decoder, stops: tuple[str, ...]) -> None:
+        self._decoder, self._stops, self.stopped = decoder, stops, False
+        self._held = ""  # the end of the text while it may be the beginning of a stop
+
+    def push(self, token: int) -> str:
+        """The text that is certain with this token, perhaps none."""
+        held = self._held + self._decoder.push(token)
+        found = [at for at in (held.find(stop) for stop in self._stops) if at >= 0]
+        self.stopped = bool(found)
+        certain = min(found) if found else len(held) - _overlap(held, self._stops)
+        self._held = held[certain:]
+        return held[:certain]
+
+    def finish(self) -> str:
+        """What is left of a text that was not stopped."""
+        return "" if self.stopped else self._held + self._decoder.finish()
+
+
+def _overlap(text, stops):
+    """Length of the longest end of ``text`` that begins one of ``stops``."""
+    for length in range(min(len(text), max((len(stop) for stop in stops), default=0)), 0, -1):
+        if any(stop.startswith(text[-length:]) for stop in stops):
+            return length
+    return 0
+
+
+def prompt_tokens(text: Text, prompt: Any) -> list[int]:
+    """Tokens of a prompt: of a text or its UTF-8, of a conversation (dicts of ``role`` and ``content``), or those that it is already."""
+    if isinstance(prompt, str | bytes):
+        return text.encode(prompt)
+    prompt = list(prompt)
+    return text.chat(prompt) if prompt and isinstance(prompt[0], Mapping) else prompt
 
 
 def folder_of(target: str, manifest: str | Path | None = None) -> Path | None:

@@ -11,23 +11,25 @@ import numpy as np
 from intaglio import Error
 from intaglio.gen.audit.files import check_image, check_logic, compared, read
 from intaglio.gen.audit.report import Report
+from intaglio.gen.banks.execution import EXECUTION, execution_matrix
 from intaglio.gen.banks.forms import FORMS, module_name
-from intaglio.gen.banks.layout import BankLayout, byte_banks, matrix_banks
+from intaglio.gen.banks.layout import BankLayout, byte_banks, matrix_banks, scale_bank
 from intaglio.gen.checkpoint.quantised import (
-    embedding_scales,
+    TableScales,
+    default_row_scales,
     hardware_order,
     head_constants,
     layer_constants,
-    quantise_embedding,
 )
 from intaglio.gen.checkpoint.reader import CheckpointReader
-from intaglio.gen.emit.images import EXECUTION, execution_matrix
 from intaglio.gen.pool import Pool
 from intaglio.rtl.config.decoder import logit_shift
 from intaglio.rtl.memory.rom import hex_text
 from intaglio.rtl.ternary.packing import unpack
 
 __all__ = ["audit_banks"]
+
+_TABLES = ("embedding", "head")
 
 
 def audit_banks(
@@ -44,7 +46,7 @@ def audit_banks(
         about = json.loads((folder / "layout.json").read_bytes())
         layout, form, described = BankLayout(**about["layout"]), about["form"], about["model"]
         parts = json.loads((folder / "manifest.json").read_bytes())["parts"]
-        indices = {part: None if part == "embedding" else int(part.removeprefix("layer_")) for part in parts}
+        indices = {part: None if part in _TABLES else int(part.removeprefix("layer_")) for part in parts}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
         raise Error(f"the layout.json and manifest.json of {folder} must be those of banks: {fault}") from fault
     reader = CheckpointReader(model)
@@ -54,7 +56,7 @@ def audit_banks(
         raise Error(f"the form of the banks of {folder} must be one of {', '.join(FORMS)}, not {form!r}")
     layers = reader.config.num_hidden_layers
     if wrong := [part for part, index in indices.items() if index is not None and not 0 <= index < layers]:
-        raise Error(f"the parts of {folder} must be layers 0..{layers - 1} or the embedding, not {wrong[0]}")
+        raise Error(f"the parts of {folder} must be layers 0..{layers - 1} or a table, not {wrong[0]}")
     report.files += 2
     whole = {}
     for part, digest in parts.items():
@@ -65,7 +67,7 @@ def audit_banks(
     tasks: list[tuple] = []
     for part, index in indices.items():
         if index is None:
-            tasks.append((part, "embedding", str(folder), whole[part]))
+            tasks.append((part, "table", part, str(folder), whole[part]))
         else:
             tasks += [((part, name), "matrix", index, name, str(folder), part, whole[part]) for name in EXECUTION]
     scales: dict[str, dict[str, float]] = {}
@@ -74,7 +76,7 @@ def audit_banks(
             report.files += found.files
             report.faults += found.faults
             report.banks += found.banks
-            if key == "embedding":
+            if key in _TABLES:
                 continue
             scales.setdefault(key[0], {}).update(more)
             progress(f"{key[0]} {key[1]} read", count / len(tasks))
@@ -170,24 +172,37 @@ class _Auditor:
                 check_image(report, place, found, words, layout.bits, zeros)
         return report, scales
 
-    def embedding(self, folder: str, digests: dict[str, str]) -> tuple[Report, None]:
-        """The embedding's banks, its gains and its constants."""
+    def table(self, name: str, folder: str, digests: dict[str, str]) -> tuple[Report, None]:
+        """Banks of the embedding or of a head of its own, scales of its rows, gains and constants."""
         report, layout, config = Report(folder=folder, model=""), self.layout, self.reader.config
-        largest = max(float(np.abs(rows).max()) for _, rows in self.reader.embed_blocks())
-        scale, embed_scale, embed_shift = embedding_scales(largest)
-        rows = layout.groups_in_bank(config.hidden_size) * layout.positions
-        for tile, start in enumerate(range(0, config.vocab_size, rows)):
-            stop = min(start + rows, config.vocab_size)
-            elements = np.empty((stop - start, config.hidden_size), np.int8)
+        tables = _TABLES[: 1 if config.tie_word_embeddings else 2]
+        if name not in tables:
+            report.fault(name, "is a head of its own, which the model does not have")
+            return report, None
+        largest = {one: max(float(np.abs(rows).max()) for _, rows in self.reader.table_blocks(one)) for one in tables}
+        scales = TableScales.of(largest, bool(default_row_scales(config)))
+        step = layout.tile_rows(config.hidden_size)
+        for tile, start in enumerate(range(0, config.vocab_size, step)):
+            stop = min(start + step, config.vocab_size)
+            elements, of_rows = np.empty((stop - start, config.hidden_size), np.int8), []
             for first in range(start, stop, 1024):
                 last = min(first + 1024, stop)
-                elements[first - start : last - start] = quantise_embedding(self.reader.embed(first, last), scale)
-            for bank, words in byte_banks(layout, "embedding", elements, tile):
+                block = elements[first - start : last - start]
+                block[:], own = scales.quantise(name, self.reader.table(name, first, last))
+                of_rows += [] if own is None else [own]
+            banks = list(byte_banks(layout, name, elements, tile))
+            if of_rows:
+                banks.append(scale_bank(name, np.concatenate(of_rows), tile))
+            for bank, words in banks:
                 file = f"{bank.name}.hex"
-                if (found := _listed(report, Path(folder), "embedding", file, digests)) is not None:
-                    compared(report, f"embedding/{file}", found, hex_text(words))
-        gains, unit = head_constants(self.reader.final_norm(), scale, logit_shift(config.hidden_size))
-        _end(report, Path(folder), "embedding", digests, _gains([gains], layout.width))
-        wanted = {"embed_scale": embed_scale, "embed_shift": embed_shift, "logit_unit": [unit.m, unit.e]}
-        _told(report, Path(folder), "embedding", wanted)
+                if (found := _listed(report, Path(folder), name, file, digests)) is not None:
+                    compared(report, f"{name}/{file}", found, hex_text(words))
+        gains, unit = head_constants(self.reader.final_norm(), scales.logit, logit_shift(config.hidden_size))
+        wanted: dict[str, Any] = {}
+        if name == "embedding":
+            _end(report, Path(folder), name, digests, _gains([gains], layout.width))
+            wanted = {"embed_scale": scales.embed_scale, "embed_shift": scales.embed_shift}
+        if name == tables[-1]:  # the one that the head reads
+            wanted["logit_unit"] = [unit.m, unit.e]
+        _told(report, Path(folder), name, wanted)
         return report, None

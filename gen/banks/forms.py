@@ -29,10 +29,15 @@ def module_name(bank: Bank) -> str:
 
 
 def logic(bank: Bank, words: np.ndarray, bits: int) -> dict[str, bytes]:
-    """A module of gates, read at every address before it is given out; of the embedding, which is not of trits, the image."""
+    """A module of gates, read at every address before it is given out; of embedding and head, which are not of trits, the image."""
     if bank.layer is None:
         return image(bank, words, bits)
     return {f"{bank.name}.v": logic_bank(words, bits, module_name(bank), maker=_maker()).verilog.encode()}
 
 
-FORMS = {"image": image, "logic": logic}
+def words(bank: Bank, words: np.ndarray, bits: int) -> dict[str, bytes]:
+    """The words as little-endian bytes, of which the ROMs of a decoder are put together."""
+    return {f"{bank.name}.bin": words.tobytes()}
+
+
+FORMS = {"image": image, "logic": logic, "words": words}

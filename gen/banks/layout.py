@@ -16,7 +16,7 @@ from intaglio.gen.presets.decoder import PRESETS
 from intaglio.rtl.config.decoder import word_bits
 from intaglio.rtl.ternary.packing import pack
 
-__all__ = ["LAYOUTS", "Bank", "BankLayout", "byte_banks", "layout_for", "matrix_banks"]
+__all__ = ["LAYOUTS", "Bank", "BankLayout", "Placement", "byte_banks", "layout_for", "matrix_banks", "scale_bank"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class BankLayout:
     packing: str = "2bit"
 
     def __post_init__(self) -> None:
-        for name, most in (("lanes", 4096), ("units", 4096), ("width", 4096), ("height", 1 << 20)):
+        for name, most in (("lanes", 4096), ("units", 4096), ("width", 1 << 14), ("height", 1 << 30)):
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= most:
                 raise ValueError(f"{name} of a bank layout must be an integer in 1..{most}, not {value!r}")
@@ -71,6 +71,10 @@ class BankLayout:
         """Rows of a unit."""
         return -(-rows // self.positions)
 
+    def tile_rows(self, inputs: int) -> int:
+        """Rows of a matrix that the first bank of every unit holds together."""
+        return self.groups_in_bank(inputs) * self.positions
+
     def groups_in_bank(self, inputs: int) -> int:
         """Rows of a full bank; raises ``ValueError`` where not even one fits."""
         if self.chunks(inputs) > self.height:
@@ -86,7 +90,7 @@ class BankLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class Bank:
-    """The address of one bank: ``layer`` is None for the embedding."""
+    """The address of one bank: ``layer`` is None for embedding and head, the tables, and their rows' scales."""
 
     layer: int | None
     matrix: str
@@ -122,9 +126,33 @@ def matrix_banks(layout: BankLayout, layer: int, name: str, weights: np.ndarray)
 
 
 def byte_banks(layout: BankLayout, name: str, elements: np.ndarray, tile: int) -> Iterator[tuple[Bank, np.ndarray]]:
-    """Banks ``tile`` of the embedding's INT8 rows ``elements``, which begin that tile, as pairs of :class:`Bank` and words."""
+    """Banks ``tile`` of the INT8 rows ``elements`` of a table, which begin that tile, as pairs of :class:`Bank` and words."""
     for lane, unit, rows in _units(layout, elements):
         yield Bank(layer=None, matrix=name, lane=lane, unit=unit, tile=tile), np.ascontiguousarray(rows).view(np.uint8)
+
+
+def scale_bank(name: str, scales: np.ndarray, tile: int) -> tuple[Bank, np.ndarray]:
+    """The scales uint16 ``[rows]`` of the rows that tile ``tile`` of the table ``name`` has: one :class:`Bank`, a row's a word."""
+    bank = Bank(layer=None, matrix=f"{name}_scales", lane=0, unit=0, tile=tile)
+    return bank, scales.astype("<u2").reshape(-1, 1).view(np.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where all of a model lies.
+
+    Parameters
+    ----------
+    weights : BankLayout
+    tables : BankLayout
+        Of embedding and head, with ``width`` INT8 elements a word.
+    row_scales : int
+        1: each row of a table has a scale of its own.
+    """
+
+    weights: BankLayout
+    tables: BankLayout
+    row_scales: int
 
 
 def _units(layout, matrix):

@@ -34,6 +34,7 @@ _FAMILIES = {
     "bitnet": _Family("BitNetForCausalLM", "relu2", True, 1e-5, 500000.0),
     "llama": _Family("LlamaForCausalLM", "silu", False, 1e-6, 10000.0),
 }
+_FLOATS = {"linear_class": "autobitlinear", "quantization_mode": "floats"}  # what stands for no quantization_config
 _DIMENSIONS = (
     "vocab_size",
     "hidden_size",
@@ -74,7 +75,8 @@ class ModelConfig:
     linear_class : str
         How a stored ``weight_scale`` s is meant: ``bitlinear`` divides by it, ``autobitlinear`` multiplies by it.
     quantization_mode : str
-        ``offline`` (weights are stored ternary) or ``online`` (weights are stored latent; ``autobitlinear`` only).
+        ``offline`` (weights are stored ternary), ``online`` (weights are stored latent; ``autobitlinear`` only), or ``floats`` (there is no
+        ``quantization_config``: each matrix must be ternary times one scale as it is).
 
     Raises
     ------
@@ -150,7 +152,7 @@ class ModelConfig:
                 yield f"{name} must be {' or '.join(map(repr, known))}, not {getattr(self, name)!r}"
         if self.linear_class not in ("bitlinear", "autobitlinear"):
             yield f"linear_class must be 'bitlinear' or 'autobitlinear', not {self.linear_class!r}"
-        if self.quantization_mode not in ("offline", "online"):
+        if self.quantization_mode not in ("offline", "online", "floats"):
             yield f"quantization_mode must be 'offline' or 'online', not {self.quantization_mode!r}"
         if self.quantization_mode == "online" and self.linear_class != "autobitlinear":
             yield "quantization_mode 'online' needs linear_class 'autobitlinear', not 'bitlinear'"
@@ -226,6 +228,7 @@ class ModelConfig:
             "quantization_mode": fields.pop("quantization_mode"),
             "modules_to_not_convert": None,
         }
+        floats = quantization["quantization_mode"] == _FLOATS["quantization_mode"]
         model_type, act, scaling = (fields.pop(name) for name in ("model_type", "hidden_act", "rope_scaling"))
         if scaling is not None:
             kind = scaling["kind"]
@@ -237,7 +240,7 @@ class ModelConfig:
             "attention_bias": False,
             "dtype": "float32",
             **fields,
-            "quantization_config": quantization,
+            **({} if floats else {"quantization_config": quantization}),
         }
 
 
@@ -271,14 +274,18 @@ def _fields(data):
     for key in ("attention_bias", "mlp_bias"):
         attempt(_require, data, key, False)
     quantization = data.get("quantization_config")
-    if not isinstance(quantization, dict):
+    if quantization is None:  # floats, of which the reader wants that they are ternary
+        quantization = _FLOATS
+    elif not isinstance(quantization, dict):
         found.append(
-            "quantization_config must be present with quant_method 'bitnet': the weights must be "
-            f"ternary, not {quantization!r}"
+            "quantization_config must be an object with quant_method 'bitnet', or absent where the weights are floats that are ternary "
+            f"times a scale, not {quantization!r}"
         )
         quantization = {}
     else:
         attempt(_require, quantization, "quant_method", "bitnet", False)
+        if quantization.get("quantization_mode") == _FLOATS["quantization_mode"]:
+            found.append("quantization_mode must be 'offline' or 'online', not 'floats'")
     if quantization.get("use_rms_norm", False) is not False:
         found.append(
             "use_rms_norm must be False (queries, keys and values share one quantised input, and would each have a norm of their own), "

@@ -1,8 +1,11 @@
 """Published models by name: their ``config.json`` as their authors publish it, for estimates and for checkpoints of their exact layout."""
 
+from pathlib import Path
+
+from intaglio import Error
 from intaglio.gen.checkpoint.model import ModelConfig
 
-__all__ = ["BITNET_2B4T", "MODELS", "model_config"]
+__all__ = ["BITNET_2B4T", "FALCON3_1B", "MODELS", "model_config", "model_of"]
 
 # microsoft/bitnet-b1.58-2B-4T (arXiv 2504.12285): 30 layers of 69,468,160 ternary weights, an embedding of 328,335,360 in bfloat16 that
 # is the head too, every weight_scale the multiplier itself.
@@ -75,3 +78,12 @@ def model_config(name: str) -> ModelConfig:
     if name not in MODELS:
         raise ValueError(f"the model must be one of {', '.join(MODELS)}, not {name!r}")
     return ModelConfig.from_json(MODELS[name])
+
+
+def model_of(text: str) -> ModelConfig:
+    """The :class:`ModelConfig` of a published model's name or of a checkpoint folder; raises ``Error`` where it is neither."""
+    if text in MODELS:
+        return model_config(text)
+    if not Path(text).is_dir():
+        raise Error(f"the model must be a checkpoint folder or one of {', '.join(MODELS)}, not {text!r}")
+    return ModelConfig.from_json(Path(text) / "config.json")

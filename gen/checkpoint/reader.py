@@ -22,6 +22,7 @@ from intaglio.gen.checkpoint.constant import (
     refuse_constant,
 )
 from intaglio.gen.checkpoint.model import CheckpointError, ModelConfig
+from intaglio.gen.checkpoint.ternary import Distance, measure
 from intaglio.gen.checkpoint.text import read_text
 from intaglio.gen.checkpoint.weights import (
     MATRIX_TENSORS,
@@ -47,6 +48,7 @@ __all__ = [
     "end_constants",
     "load_checkpoint",
     "loaded_scale",
+    "refusal",
     "save_checkpoint",
     "stored_scale",
 ]
@@ -54,7 +56,9 @@ __all__ = [
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 FLOATS = ("F32", "BF16", "F16")
 LARGEST_SCALE = 16.0  # of the median matrix; see CheckpointReader
-EMBED_ROWS = 4096  # rows of the embedding that are looked at together
+TABLES = {"embedding": EMBEDDING, "head": HEAD}
+BLOCK = 1 << 22  # floats of a matrix that are looked at together
+TABLE_ROWS = 4096  # rows of embedding and head that are looked at together
 
 
 class CheckpointReader:
@@ -65,7 +69,8 @@ class CheckpointReader:
     folder : path
         Holds ``config.json`` and either ``model.safetensors`` or ``model.safetensors.index.json`` with its shards.
         A matrix is stored packed (uint8 ``weight``) or, for ``autobitlinear``, as floats: ternary ones with a ``weight_scale``
-        (mode ``offline``) or latent ones without (mode ``online``), which are rounded here. Where ``tie_word_embeddings`` is true, a
+        (mode ``offline``) or latent ones without (mode ``online``), which are rounded here; or, without a ``quantization_config`` (mode
+        ``floats``), ternary ones times one scale. Where ``tie_word_embeddings`` is true, a
         stored ``lm_head.weight`` must equal the embedding, whose memory the head reads; where it is false, there must be one, of floats.
     problems : list or None
         Takes what is wrong with tensors, all of it, in place of the first one's exception; nothing may then be read if it has any.
@@ -139,13 +144,17 @@ class CheckpointReader:
         name, scale_name = f"{stem}.weight", f"{stem}.weight_scale"
         if name not in left or left[name].dtype == "U8":
             self._expect(left, name, (shape[0] // ROWS_PER_BYTE, shape[1]), ("U8",))
+            if name in self._files.entries and self.config.quantization_mode == "floats":
+                self._refuse(
+                    f"tensor {name} must be {_either(FLOATS)}, not U8: packed weights need a quantization_config of quant_method 'bitnet'"
+                )
         elif self.config.linear_class == "bitlinear":
             self._refuse(
                 f"tensor {name} must be U8 (linear_class 'bitlinear' stores packed weights), not {left.pop(name).dtype}"
             )
         else:
             self._expect(left, name, shape)
-            if self.config.quantization_mode == "online":
+            if self.config.quantization_mode != "offline":
                 return
         if not self._expect(left, scale_name, (1,)):
             return
@@ -169,6 +178,8 @@ class CheckpointReader:
         name = f"{stem}.weight"
         if self._files.entries[name].dtype == "U8":
             weights = unpack(self._files.read(name).to_uint8(), f"tensor {name}")
+        elif self.config.quantization_mode == "floats":
+            return self._scaled(index, stem)
         else:
             values = self._floats(name)
             if self.config.quantization_mode == "online":
@@ -181,26 +192,75 @@ class CheckpointReader:
             weights = values.astype(np.int8)
         return Ternary(weights=weights, scale=self.scales[stem])
 
+    def _scaled(self, index, stem):
+        """A matrix of floats that is ternary times one scale."""
+        found = self.distance(stem)
+        if not found.ternary:
+            raise CheckpointError(refusal(stem, found))
+        shape = self._files.entries[f"{stem}.weight"].shape
+        weights, start = np.empty(shape, np.int8), 0
+        for block in self._blocks(stem):
+            weights[start : start + len(block)] = np.sign(block) * (np.abs(block) > found.scale / 2)
+            start += len(block)
+        return Ternary(weights=weights, scale=found.scale)
+
+    def _blocks(self, stem, rows=None):
+        """Float32 blocks of rows of a matrix, or of its first ``rows``."""
+        name = f"{stem}.weight"
+        height, width = self._files.entries[name].shape
+        step = max(1, BLOCK // width)
+        stop = height if rows is None else min(rows, height)
+        for start in range(0, stop, step):
+            yield self._floats(name, start, min(start + step, stop))
+
+    def stems(self) -> Iterator[str]:
+        """The matrices by the stems of their names, in the order of their use."""
+        for index in range(self.config.num_hidden_layers):
+            for name in self.config.matrix_shapes:
+                yield f"model.layers.{index}.{MATRIX_TENSORS[name]}"
+
+    def distance(self, stem: str, rows: int | None = None) -> Distance:
+        """How far a matrix stored as floats, or its first ``rows``, is from ternary times a scale, by the stem of its name."""
+        return measure(lambda: self._blocks(stem, rows))
+
+    def stored_floats(self, stem: str) -> bool:
+        """Whether a matrix is stored as floats; otherwise it is packed."""
+        return self._files.entries[f"{stem}.weight"].dtype != "U8"
+
+    def zeros(self, stem: str) -> float:
+        """Share of zeros of a packed matrix; raises what reading it would raise."""
+        packed = self._files.read(f"{stem}.weight").to_uint8()
+        check_codes(packed, f"tensor {stem}.weight")
+        zeros = sum(int(np.count_nonzero(packed >> np.uint8(2 * k) & 3 == 1)) for k in range(ROWS_PER_BYTE))
+        return zeros / (ROWS_PER_BYTE * packed.size)
+
     def layer(self, index: int) -> Layer:
         """Read layer ``index`` as :class:`Layer`."""
         return Layer(
             matrices={name: self.matrix(index, name) for name in self.config.matrix_shapes}, norms=self.norms(index)
         )
 
-    def check_layer(self, index: int) -> dict[str, float]:
-        """Raise what reading layer ``index`` would raise; returns its suspect tensors, as ``{tensor: its only value}``."""
-        found = {}
+    @property
+    def layers(self) -> Iterator[Layer]:
+        """The layers one after the other, each read when it is asked for."""
+        return (self.layer(index) for index in range(self.config.num_hidden_layers))
+
+    def check_layer(self, index: int) -> tuple[dict[str, float], dict[str, float]]:
+        """Raise what reading layer ``index`` would raise; its multipliers by matrix, and its suspect tensors with their only value."""
+        scales, found = {}, {}
         for name in self.config.matrix_shapes:
-            tensor = f"model.layers.{index}.{MATRIX_TENSORS[name]}.weight"
+            stem = f"model.layers.{index}.{MATRIX_TENSORS[name]}"
+            tensor = f"{stem}.weight"
             if self._files.entries[tensor].dtype == "U8":  # not unpacked, which takes four times the memory
                 packed = self._files.read(tensor).to_uint8()
                 check_codes(packed, f"tensor {tensor}")
-                value = only_packed_value(packed)
+                scales[name], value = self.scales[stem], only_packed_value(packed)
             else:
-                value = only_value(self.matrix(index, name).weights)
+                matrix = self.matrix(index, name)
+                scales[name], value = matrix.scale, only_value(matrix.weights)
             if value is not None:
                 found[tensor] = value
-        return found | norm_constants(index, self.norms(index))
+        return scales, found | norm_constants(index, self.norms(index))
 
     def norms(self, index: int) -> dict[str, np.ndarray]:
         """Gains of layer ``index`` by norm, float32."""
@@ -208,26 +268,22 @@ class CheckpointReader:
             name: self._floats(f"model.layers.{index}.{NORM_TENSORS[name]}.weight") for name in self.config.norm_sizes
         }
 
-    def embed(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows ``start .. stop - 1`` of the embedding, float32."""
-        return self._floats(EMBEDDING, start, stop)
+    def table(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows ``start .. stop - 1`` of "embedding" or "head", float32."""
+        return self._floats(TABLES[name], start, stop)
 
-    def embed_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """The embedding in blocks of rows, as pairs of the first row and float32 ``[rows, hidden]``."""
-        for start in range(0, self.config.vocab_size, EMBED_ROWS):
-            yield start, self.embed(start, min(start + EMBED_ROWS, self.config.vocab_size))
-
-    def head(self) -> np.ndarray | None:
-        """The head, float32, of a model that does not tie it to the embedding; else None."""
-        return None if self.config.tie_word_embeddings else self._floats(HEAD)
+    def table_blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        """The table in blocks of rows, as pairs of the first row and float32 ``[rows, hidden]``."""
+        for start in range(0, self.config.vocab_size, TABLE_ROWS):
+            yield start, self.table(name, start, min(start + TABLE_ROWS, self.config.vocab_size))
 
     def check_head(self) -> None:
         """Raise unless a stored head of a tied model equals the embedding."""
         if HEAD not in self._files.entries or not self.config.tie_word_embeddings:
             return
         different = 0
-        for start, rows in self.embed_blocks():
-            different += int(np.count_nonzero(rows != self._floats(HEAD, start, start + len(rows))))
+        for start, rows in self.table_blocks("embedding"):
+            different += int(np.count_nonzero(rows != self.table("head", start, start + len(rows))))
         if different:
             raise CheckpointError(
                 f"tensor {HEAD} must equal {EMBEDDING}, whose memory the head reads, but {different} values differ: "
@@ -246,9 +302,21 @@ class CheckpointReader:
                 yield name, self._files.read(name).data
 
 
-def end_constants(embedding: float | None, final_norm: np.ndarray) -> dict[str, float]:
-    """The suspect ones of embedding (``embedding`` is its only value, or None) and final norm, as ``{tensor: its only value}``."""
-    return ({} if embedding is None else {EMBEDDING: embedding}) | ({} if final_norm.any() else {FINAL_NORM: 0})
+def end_constants(table: str, value: float | None, final_norm: np.ndarray) -> dict[str, float]:
+    """The suspect ones of "embedding" or "head" (``value`` is its only value, or None) and final norm, as ``{tensor: its only value}``."""
+    return ({} if value is None else {TABLES[table]: value}) | ({} if final_norm.any() else {FINAL_NORM: 0})
+
+
+def refusal(stem: str, found: Distance) -> str:
+    """Why a matrix of floats is refused, and what would make it acceptable."""
+    if found.of_parts:
+        way = "a matrix has one scale in hardware; train it with one, or have it rounded to one as below"
+    else:
+        way = "the model must be trained with ternary weights"
+    return (
+        f"tensor {stem}.weight must be ternary times one scale, and is {found.text}: {way} (master weights of such a training are rounded "
+        "where config.json has the quantization_config of quant_method 'bitnet', linear_class 'autobitlinear', quantization_mode 'online')"
+    )
 
 
 def _either(kinds):
@@ -277,13 +345,14 @@ def load_checkpoint(folder: Path | str, *, allow_constant: bool = False) -> Chec
     """
     reader = CheckpointReader(folder)
     text = read_text(folder, reader.config)
-    embed, final_norm, head = reader.embed(), reader.final_norm(), reader.head()
+    embed, final_norm = reader.table("embedding"), reader.final_norm()
+    head = None if reader.config.tie_word_embeddings else reader.table("head")
     reader.check_head()
     layers = tuple(reader.layer(index) for index in range(reader.config.num_hidden_layers))
     if not allow_constant:
-        suspect = end_constants(only_value(embed), final_norm)
-        if head is not None and (value := only_value(head)) is not None:
-            suspect[HEAD] = value
+        suspect = end_constants("embedding", only_value(embed), final_norm)
+        if head is not None:
+            suspect |= end_constants("head", only_value(head), final_norm)
         for index, layer in enumerate(layers):
             suspect |= layer_constants(index, layer)
         refuse_constant(suspect)

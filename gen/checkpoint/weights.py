@@ -1,8 +1,9 @@
 """Weights of a ternary decoder in memory: ternary matrices with one multiplier each, norm gains, embedding."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -137,8 +138,18 @@ class Checkpoint:
                 _check_floats(f"layer {index}'s {name} norm", layer.norms[name], (size,))
 
 
-def base_digest(checkpoint: Checkpoint) -> str:
-    """SHA-256, in hexadecimal, of the ternary matrices, their scales and the norms' gains: what an adapter was trained beside."""
+class _Layered(Protocol):
+    @property
+    def layers(self) -> Iterable[Layer]: ...
+
+
+def base_digest(checkpoint: _Layered) -> str:
+    """SHA-256, in hexadecimal, of the ternary matrices, their scales and the norms' gains: what an adapter was trained beside.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint, or a reader of one, whose layers are looked at one after the other
+    """
     key = hashlib.sha256()
     for layer in checkpoint.layers:
         for name, matrix in sorted(layer.matrices.items()):

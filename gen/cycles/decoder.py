@@ -21,7 +21,7 @@ from intaglio.rtl.ternary.linear import LinearUnit, PostMode
 from intaglio.rtl.vector.pass_a import LOAD_STAGES, PassA
 from intaglio.rtl.vector.unit import VectorOp, VectorUnit
 
-__all__ = ["Timing", "TokenCycles", "operations", "token_cycles"]
+__all__ = ["Timing", "TokenCycles", "group_cycles", "operations", "token_cycles"]
 
 _VECTOR = {
     Op.EMBED: VectorOp.EMBED,
@@ -101,7 +101,7 @@ def token_cycles(
     timing: Timing | None = None,
     adapter: bool = False,
 ) -> TokenCycles:
-    """Cycles of the token at ``position`` (0 first), from the cycle after its command was taken.
+    """Cycles of the token at ``position`` (0 first) by itself, from the cycle after its command was taken.
 
     Parameters
     ----------
@@ -115,52 +115,113 @@ def token_cycles(
     adapter : bool
         Whether the sequence computes with an adapter.
     """
+    return group_cycles(model, [position], wants=int(want), program=program, timing=timing, adapter=adapter)
+
+
+def group_cycles(
+    model: QuantisedModel,
+    positions: Sequence[int],
+    *,
+    wants: int | None = None,
+    program: Sequence[Instruction] | None = None,
+    timing: Timing | None = None,
+    adapter: bool = False,
+) -> TokenCycles:
+    """Cycles of a group of tokens, from the cycle after its last word was taken; 1 to ``batch`` positions.
+
+    Parameters
+    ----------
+    wants : int or None
+        How many of them want a result (all), a word each that is taken at once.
+
+    The others as of :func:`token_cycles`. The next group of a run begins as many cycles later as the group has tokens, which belong to
+    the phase embed; at once in a machine without a batch.
+    """
     config = model.config
-    timing = timing or Timing(config)
-    out = TokenCycles()
-    free = dict.fromkeys(Wait, 0)  # first cycle in which the unit may be started again
-    phase, now = "embed", 1  # cycle 0 is BEGIN
-    ahead = None  # cycle of the NORM8 whose LINEAR is to come
-    out.phases["embed"] += 1
-    out.starts.append((phase, 0))
-    for word in program or layer_program(model):
-        start = max([now, *(cycle for wait, cycle in free.items() if wait in word.wait)])
-        out.phases[phase] += start - now
-        now = start
-        out.phases[phase] += 1  # the cycle of issue belongs to the phase before
-        if word.op is Op.SKIP and not want:
+    if not 1 <= len(positions) <= config.batch:
+        raise ValueError(f"a group must have 1..{config.batch} tokens, not {len(positions)}")
+    walk = _Walk(config, timing or Timing(config), adapter)
+    program = program or layer_program(model)
+    wanted = len(positions) if wants is None else wants
+    at, loop, left = 0, 0, list(positions)
+    while at < len(program):
+        word, at = program[at], at + 1
+        # A sequence that begins anew overwrites what the slot before may still attend to.
+        fresh = word.op is Op.ROPE and word.rb and len(left) > 1 and left[1] == 0
+        walk.issue(word, word.wait | Wait.ATTENTION if fresh else word.wait)
+        if word.op is Op.SKIP and not wanted:
             break
-        if word.op is Op.END:
-            out.phases[phase] += 1  # the answer
-            break
-        now += 1
-        if word.op in _PHASE and (word.op is not Op.ADAPT or adapter):
-            phase = _PHASE[word.op]
-            out.starts.append((phase, now))
+        if word.op is Op.EACH:
+            loop, left = at, list(positions) if not word.rd else [0] * wanted
+        elif word.op in (Op.NEXT, Op.END):
+            if word.op is Op.END:
+                walk.spend(1)  # the answer
+            left = left[1:]
+            if left:
+                walk.spend(1)
+                at = loop
+            elif word.op is Op.END:
+                break
+        elif word.op is Op.ROPE and word.rb and len(left) == 1:
+            walk.enter(word)  # there is no slot to begin with
+        else:
+            walk.start(word, left[0] if left else 0)
+    return walk.out
+
+
+class _Walk:
+    """The time of the words so far."""
+
+    def __init__(self, config: Any, timing: Timing, adapter: bool) -> None:
+        self.config, self.timing, self.adapter = config, timing, adapter
+        self.out = TokenCycles()
+        self.free = dict.fromkeys(Wait, 0)  # first cycle in which the unit may be started again
+        self.phase, self.now = "embed", 0
+        self.ahead: int | None = None  # cycle of the NORM8 whose LINEAR is to come
+        self.out.starts.append((self.phase, 0))
+        self.spend(1)  # cycle 0 is that of the beginning
+
+    def spend(self, cycles):
+        self.out.phases[self.phase] += cycles
+        self.now += cycles
+
+    def issue(self, word, waits):
+        """Waits for units; the cycle of issue belongs to the phase before."""
+        start = max([self.now, *(cycle for wait, cycle in self.free.items() if wait in waits)])
+        self.spend(start - self.now + 1)
+
+    def enter(self, word):
+        """The word just issued begins its phase."""
+        self.phase = _PHASE[word.op]
+        self.out.starts.append((self.phase, self.now))
+
+    def start(self, word, position):
+        """What the word just issued starts."""
+        config, timing, free, start = self.config, self.timing, self.free, self.now - 1
+        if word.op in _PHASE and (word.op is not Op.ADAPT or self.adapter):
+            self.enter(word)
         if word.op in _VECTOR:
             free[Wait.VECTOR] = start + timing.vector(word) + 1
             free[Wait.ENDING] = free[Wait.VECTOR] - LinearUnit.early(config)
             free[Wait.PASS_A] = start + timing.pass_a(word) + 1
-            ahead = start if word.op is Op.NORM8 else ahead
-        elif word.op is Op.LINEAR or (word.op is Op.ADAPT and adapter):
-            busy, announced, first = timing.linear(word, adapter), start if ahead is None else ahead, start + 1
+            self.ahead = start if word.op is Op.NORM8 else self.ahead
+        elif word.op is Op.LINEAR or (word.op is Op.ADAPT and self.adapter):
+            busy, first = timing.linear(word, self.adapter), start + 1
+            announced = start if self.ahead is None else self.ahead
             if config.gate_words:
                 first = max(first, announced + BankGate.latency(config))
             if word.op is Op.LINEAR:
-                ahead = None
-                out.streams.append((announced, first, word.m * word.e))
+                self.ahead = None
+                self.out.streams.append((announced, first, word.m * word.e))
             busy += first - start - 1
-            out.linear_stall += first - start - 1
-            out.linear_busy += busy
+            self.out.linear_stall += first - start - 1
+            self.out.linear_busy += busy
             free[Wait.LINEAR] = start + busy + 1
         elif word.op in (Op.ATTEND, Op.HEAD):
             busy = timing.attend(position) if word.op is Op.ATTEND else timing.head()
             free[Wait.ATTENTION] = start + busy + 1
         elif word.op in ALU_OPS:
-            wait = ScalarAlu.LATENCY[ALU_OPS[word.op]]
-            out.phases[phase] += wait
-            now += wait
-    return out
+            self.spend(ScalarAlu.LATENCY[ALU_OPS[word.op]])
 
 
 def operations(config: DecoderConfig, position: int) -> dict[str, tuple[int, int]]:

@@ -11,6 +11,7 @@ from intaglio.gen.emit import collateral, output
 from intaglio.gen.emit.naming import checked_prefix, renamed, top_name
 from intaglio.gen.emit.verilog import convert
 from intaglio.gen.presets.attention import prefill_config
+from intaglio.gen.sources import sources_digest
 from intaglio.progress import silent
 from intaglio.rtl.bus.axi import port_map
 from intaglio.rtl.bus.registers import REGISTER_ADDRESS_BITS
@@ -56,7 +57,7 @@ def generate(
     out = output.check_folder(out, KIND)
     checked_prefix(prefix)
     config = prefill_config(preset, **changes)
-    inputs = output.sources_digest(config.to_json(), preset, prefix, collateral.tools()).hexdigest()
+    inputs = sources_digest(config.to_json(), preset, prefix, collateral.tools()).hexdigest()
     if reuse and (kept := output.kept(out, inputs)):
         return kept
     made_of = {"config": config.digest(), "generator": __version__, "tools": collateral.tools()}

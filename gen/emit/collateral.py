@@ -8,9 +8,10 @@ import numpy as np
 
 from intaglio import __version__
 from intaglio.gen.checkpoint.quantised import QuantisedModel
-from intaglio.gen.checkpoint.reader import MATRIX_TENSORS, base_digest
+from intaglio.gen.checkpoint.reader import MATRIX_TENSORS, CheckpointReader, base_digest
+from intaglio.gen.checkpoint.source import MemoryReader
 from intaglio.gen.checkpoint.weights import Checkpoint
-from intaglio.gen.emit.output import FORMAT
+from intaglio.gen.emit.output import FORMAT, Staged
 from intaglio.rtl.bus.registers import REGISTER_ADDRESS_BITS, Register
 from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.control.program import PHASES
@@ -40,6 +41,13 @@ _WAIVERS = (
     ("VARHIDDEN", "inner names are Amaranth's"),
 )
 
+_SELECT_FIELDS = {
+    "kind": [24, 5],
+    "sequence": [0, 8],
+    "count": [0, 6],
+    "groups": [6, 18],
+}  # of a word with select (docs/batch.md)
+
 
 def tools() -> dict[str, str]:
     """Versions of what shapes the Verilog."""
@@ -51,8 +59,11 @@ def register_fields(registers: Iterable[Register]) -> dict[str, dict[str, Any]]:
     return {r.name: {"offset": r.offset, "access": r.access, "description": r.description} for r in registers}
 
 
-def adapter_layout(checkpoint: Checkpoint, config: DecoderConfig) -> dict[str, Any]:
-    """What the host must know to load an adapter, as the manifest's ``adapter``; nothing where there is no room for one."""
+def adapter_layout(checkpoint: Checkpoint | CheckpointReader | MemoryReader, config: DecoderConfig) -> dict[str, Any]:
+    """What the host must know to load an adapter, as the manifest's ``adapter``; nothing where there is no room for one.
+
+    Reads all layers of ``checkpoint``, one at a time.
+    """
     if not config.rank:
         return {}
     shapes, names = checkpoint.config.matrix_shapes, [name for names in config.adapted for name in names]
@@ -110,6 +121,7 @@ def manifest(
         Of :func:`adapter_layout`.
     """
     c = model.config
+    grouped = c.batch > 1 or c.sequences > 1
     return {
         "format": FORMAT,
         "format_version": 1,
@@ -130,7 +142,8 @@ def manifest(
                     "token": [0, c.token_bits],
                     "run": [c.token_bits, 24 - c.token_bits],
                     "top": [24, 5],
-                    **({"select": [29, 1]} if c.rank else {}),
+                    **({"select": [29, 1]} if c.rank or grouped else {}),
+                    **(_SELECT_FIELDS if grouped else {}),
                     "want": [30, 1],
                     "first": [31, 1],
                 },
@@ -156,6 +169,7 @@ def manifest(
             "tokenizer": tokenizer,
             "ternary_weights": c.layers * c.layer_weights,
             "zero_weight_share": round(zero_share, 6),
+            **({"batch": c.batch, "sequences": c.sequences} if grouped else {}),
         },
         "config": c.to_json(),
         "files": files,
@@ -167,16 +181,17 @@ def manifest(
 
 def design_files(
     modules: Mapping[str, str],
-    roms: Mapping[str, np.ndarray],
+    roms: Mapping[str, np.ndarray | Staged],
     *,
     top: str,
     digest: str,
     registers: Iterable[Register],
     description: str,
-) -> tuple[dict[str, bytes], dict[str, list[str]]]:
+) -> tuple[dict[str, bytes | Staged], dict[str, list[str]]]:
     """Files of a design by relative path, and the manifest's lists of them: Verilog, ROM images, lint waivers, core file, C header."""
-    content = {f"rtl/{name}.v": text.encode() for name, text in modules.items()}
-    content |= {f"rom/{top}_{name}.hex": hex_text(image) for name, image in roms.items()}
+    content: dict[str, bytes | Staged] = {f"rtl/{name}.v": text.encode() for name, text in modules.items()}
+    for name, image in roms.items():
+        content[f"rom/{top}_{name}.hex"] = image if isinstance(image, Staged) else hex_text(image)
     listed = {"verilog": "rtl/", "rom": "rom/"}
     files = {kind: sorted(path for path in content if path.startswith(folder)) for kind, folder in listed.items()}
     files |= {"lint": ["lint.vlt"], "core": [f"{top}.core"], "header": [f"{top}.h"]}

@@ -1,9 +1,14 @@
-"""Contents of every ROM of a decoder, as little-endian byte matrices ``[depth, bytes]``."""
+"""Contents of every ROM of a decoder, as little-endian byte matrices ``[depth, bytes]``.
 
-from collections.abc import Callable, Mapping
+:func:`images` makes all of them in memory, for simulations of a model that is there already; generators write those of weights and tables
+(embedding, head) a piece at a time (:mod:`intaglio.gen.emit.stream`).
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 
+from intaglio.gen.banks.execution import EXECUTION, execution_matrix
 from intaglio.gen.checkpoint.quantised import QuantisedModel
 from intaglio.gen.emit.program import layer_program, ordered_gains
 from intaglio.rtl.arithmetic import numerics
@@ -15,14 +20,7 @@ from intaglio.rtl.ternary.gate import bank_name
 from intaglio.rtl.ternary.linear import rom_name
 from intaglio.rtl.ternary.packing import execution_order, pack
 
-__all__ = ["EXECUTION", "execution_matrix", "images", "program_words", "weight_names"]
-
-EXECUTION = {
-    "qkv": ("q", "k", "v"),
-    "o": ("o",),
-    "gate_up": ("gate", "up"),
-    "down": ("down",),
-}  # in the order of the program
+__all__ = ["images", "program_words", "small_images", "weight_names"]
 
 
 def program_words(model: QuantisedModel) -> list[int]:
@@ -36,8 +34,22 @@ def weight_names(config: DecoderConfig) -> list[str]:
     return [bank_name(name, b) for name in names for b in range(config.gate_banks)] if config.gate_words else names
 
 
+def small_images(model: QuantisedModel) -> dict[str, np.ndarray]:
+    """Images of the ROMs that hold neither weights nor tables, by name."""
+    c = model.config
+    out = {}
+    if c.activation == "silu":
+        out["silu"] = words_to_bytes(SILU_WORDS, SILU_WORD_BITS)
+    gains = np.concatenate(ordered_gains(model)).reshape(-1, c.vector_width)
+    out["gains"] = gains.astype("<i2").view(np.uint8)
+    out["rotary"] = words_to_bytes(model.increments, numerics.PHASE_BITS)
+    out["sine"] = words_to_bytes(numerics.SINE_TABLE, numerics.ROTARY_ONE.bit_length())
+    out["program"] = words_to_bytes(program_words(model), WORD_BITS)
+    return out
+
+
 def images(model: QuantisedModel, progress: Callable[[str, float], None] | None = None) -> dict[str, np.ndarray]:
-    """ROM images of a :class:`~intaglio.gen.checkpoint.quantised.QuantisedModel` by name.
+    """ROM images of a :class:`~intaglio.gen.checkpoint.quantised.QuantisedModel` by name, all of them in memory.
 
     Parameters
     ----------
@@ -65,19 +77,4 @@ def images(model: QuantisedModel, progress: Callable[[str, float], None] | None 
         out["head"] = model.head.reshape(-1, c.array).view(np.uint8)
     for name, scales in model.row_scales.items():
         out[f"{name}_scales"] = scales.astype("<u2").reshape(-1, 1).view(np.uint8)
-    if c.activation == "silu":
-        out["silu"] = words_to_bytes(SILU_WORDS, SILU_WORD_BITS)
-    gains = np.concatenate(ordered_gains(model)).reshape(-1, c.vector_width)
-    out["gains"] = gains.astype("<i2").view(np.uint8)
-    out["rotary"] = words_to_bytes(model.increments, numerics.PHASE_BITS)
-    out["sine"] = words_to_bytes(numerics.SINE_TABLE, numerics.ROTARY_ONE.bit_length())
-    out["program"] = words_to_bytes(program_words(model), WORD_BITS)
-    return out
-
-
-def execution_matrix(name: str, matrices: Mapping[str, np.ndarray]) -> np.ndarray:
-    """One of :data:`EXECUTION` as its rows are computed: one matrix under the other, gate and up rows alternating."""
-    parts = [matrices[part] for part in EXECUTION[name]]
-    if name == "gate_up":
-        return np.stack(parts, axis=1).reshape(-1, parts[0].shape[1])
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return out | small_images(model)

@@ -6,17 +6,18 @@ killed run leaves does not look whole, and the next run cleans it up. Everything
 
 import contextlib
 import fcntl
-import functools
 import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from intaglio import Error, gen, rtl
+from intaglio import Error
+from intaglio.gen.sources import json_text
 
-__all__ = ["FORMAT", "UNFINISHED", "check_folder", "described", "json_text", "kept", "mark", "sources_digest", "write"]
+__all__ = ["FORMAT", "UNFINISHED", "Staged", "check_folder", "described", "kept", "mark", "write"]
 
 FORMAT = "intaglio-manifest"
 UNFINISHED = "intaglio-unfinished"  # format of the manifest of an output that is being written
@@ -32,8 +33,18 @@ _NAMES = {
 }
 
 
-def json_text(value: Any) -> str:
-    return json.dumps(value, indent=2, sort_keys=True) + "\n"
+@dataclass(frozen=True)
+class Staged:
+    """Content that lies in a file already, which :func:`write` renames: images that are too large for memory.
+
+    Members
+    -------
+    path : Path
+    sha256 : str
+    """
+
+    path: Path
+    sha256: str
 
 
 def described(folder: Path | str) -> dict[str, Any] | None:
@@ -115,22 +126,6 @@ def _inside(out, names):
             raise Error(f"{path} must be a file, and a folder is in the way")
 
 
-def sources_digest(*texts: Any) -> "hashlib._Hash":
-    """SHA-256 state of texts and of the sources of the generator and the hardware: add further inputs with ``update``."""
-    return hashlib.sha256(repr(texts).encode() + _sources())
-
-
-@functools.cache
-def _sources():
-    """SHA-256 of every source file of the generator and of the hardware, as bytes."""
-    key = hashlib.sha256()
-    for package in (gen, rtl):
-        root = Path(package.__path__[0])
-        for path in sorted(root.rglob("*.py")):
-            key.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return key.digest()
-
-
 def kept(out: Path, inputs: str) -> dict[str, Any] | None:
     """The manifest of the output in ``out`` if it was made of the same inputs and no listed file has changed, else None."""
     found = described(out)
@@ -142,7 +137,7 @@ def kept(out: Path, inputs: str) -> dict[str, Any] | None:
     ):
         return None
     try:
-        whole = all(_sha256((out / name).read_bytes()) == digest for name, digest in found["content"].items())
+        whole = all(_file_sha256(out / name) == digest for name, digest in found["content"].items())
     except OSError:
         return None
     return found if whole else None
@@ -152,6 +147,11 @@ def _sha256(data):
     return hashlib.sha256(data).hexdigest()
 
 
+def _file_sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def mark(out: Path, kind: str) -> None:
     """Make a folder that is new or empty an unfinished output of ``kind``, before long work in it."""
     if described(out) is None:
@@ -159,14 +159,14 @@ def mark(out: Path, kind: str) -> None:
             _replace(out / MANIFEST, {"format": UNFINISHED, "kind": kind, "content": {}})
 
 
-def write(out: Path, content: Mapping[str, bytes], manifest: Mapping[str, Any]) -> dict[str, Any]:
+def write(out: Path, content: Mapping[str, bytes | Staged], manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Write files and their manifest into the folder that :func:`check_folder` gave.
 
     Parameters
     ----------
     out : Path
     content : dict
-        Of relative path to bytes.
+        Of relative path to bytes, or to a :class:`Staged` file, which is moved.
     manifest : dict
         Written with ``content``, the SHA-256 of every file by its path, added.
 
@@ -182,7 +182,9 @@ def write(out: Path, content: Mapping[str, bytes], manifest: Mapping[str, Any]) 
     manifest = {
         "format": FORMAT,
         **manifest,
-        "content": {name: _sha256(data) for name, data in sorted(content.items())},
+        "content": {
+            name: data.sha256 if isinstance(data, Staged) else _sha256(data) for name, data in sorted(content.items())
+        },
     }
     with _writing(out):
         own = _own(out, described(out) or {"content": {}})
@@ -208,7 +210,10 @@ def write(out: Path, content: Mapping[str, bytes], manifest: Mapping[str, Any]) 
                 (out / folder).rmdir()
         for name, data in content.items():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
-            (out / name).write_bytes(data)
+            if isinstance(data, Staged):
+                data.path.replace(out / name)
+            else:
+                (out / name).write_bytes(data)
         _replace(out / MANIFEST, manifest)
     return manifest
 

@@ -43,7 +43,10 @@ def layer_program(model: QuantisedModel) -> list[Instruction]:
     embed = Instruction(
         op=Op.EMBED, m=0 if c.row_scales else model.embed_scale, e=_words(c.hidden, v), wait=Wait.VECTOR
     )
-    out = [*[Instruction(op=Op.NOP)] * c.row_scales, embed]  # a cycle in which the scale of the token's row is read
+    several = c.batch > 1  # what units that are there once do, is done for each slot in turn
+    each, again = [Instruction(op=Op.EACH)] * several, [Instruction(op=Op.NEXT, wait=Wait.VECTOR)] * several
+    # With scales of rows, a cycle in which that of the token's row is read.
+    out = [*each, *[Instruction(op=Op.NOP)] * c.row_scales, embed, *again]
 
     def deviation(epsilon):
         """Scale of the vector just quantised, ``M / sqrt(SS + E)``, into _SCALE; the epsilon is in _DEVIATION already or given."""
@@ -70,6 +73,15 @@ def layer_program(model: QuantisedModel) -> list[Instruction]:
 
     def maximum():
         out.append(Instruction(op=Op.LDM, rd=_SCALE, m=0, e=1, wait=Wait.PASS_A))
+
+    def rows(layer, ahead=0):
+        """Queries, keys and values of a slot, and the scales of the last two."""
+        yield Instruction(op=Op.ROPE, ra=_Q, e=layer, rb=ahead, wait=Wait.VECTOR | Wait.LINEAR)
+        for store, register, base in ((Op.STK, _K, c.heads), (Op.STV, _V, c.heads + c.kv_heads)):
+            for head in range(c.kv_heads):
+                yield Instruction(op=Op.LDM, rd=_WORK, m=base + head, e=1, wait=Wait.PASS_A)
+                yield Instruction(op=Op.MUL, rd=_WORK, ra=_WORK, rb=register)
+                yield Instruction(op=store, ra=_WORK, m=head)
 
     def linear(mode, rows, inputs, scale=0, names=()):
         chunks = _words(inputs, c.lane_width)
@@ -107,19 +119,16 @@ def layer_program(model: QuantisedModel) -> list[Instruction]:
         deviation(model.residual_epsilon)
         for rd, name in ((_Q, "q"), (_K, "k"), (_V, "v")):
             times(rd, name)
-        out.append(Instruction(op=Op.ROPE, ra=_Q, e=index, wait=Wait.VECTOR | Wait.LINEAR))
-        for store, register, base in ((Op.STK, _K, c.heads), (Op.STV, _V, c.heads + c.kv_heads)):
-            for head in range(c.kv_heads):
-                out.extend(
-                    [
-                        Instruction(op=Op.LDM, rd=_WORK, m=base + head, e=1, wait=Wait.PASS_A),
-                        Instruction(op=Op.MUL, rd=_WORK, ra=_WORK, rb=register),
-                        Instruction(op=store, ra=_WORK, m=head),
-                    ]
-                )
+        out.extend(each)
+        out.extend(rows(index))
+        if several:
+            out.extend(each)
         for group in range(c.head_groups):
             out.append(Instruction(op=Op.ATTEND, m=group, wait=Wait.VECTOR | Wait.ATTENTION))
+            if several and group == c.head_groups - 1:
+                out.extend(rows(index, 1))  # of the next slot, while the attention unit works
             out.append(Instruction(op=Op.DRAIN, m=group, wait=Wait.ATTENTION | Wait.VECTOR))
+        out.extend(again)
         if c.sub_norms:
             norm(c.hidden, 1)
             out.append(Instruction.with_scalar(Op.LDR, model.attention_epsilon, rd=_DEVIATION))
@@ -161,6 +170,7 @@ def layer_program(model: QuantisedModel) -> list[Instruction]:
         times(_OUT, "down")
 
     out.append(Instruction(op=Op.SKIP, wait=Wait.LINEAR))
+    out.extend([Instruction(op=Op.EACH, rd=1)] * several)
     norm(c.hidden, 0, op=Op.NORM16)
     deviation(model.residual_epsilon)
     out.append(Instruction.with_scalar(Op.MULI, model.logit_constant, rd=_OUT, ra=_SCALE))

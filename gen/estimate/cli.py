@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import json
 import sys
-from pathlib import Path
 
 from intaglio import Error
 from intaglio.cli import pairs
@@ -56,20 +55,14 @@ def _add_decoder(kinds):
 
 def run_decoder(args: argparse.Namespace) -> None:
     try:
-        from intaglio.gen.checkpoint.model import ModelConfig
-        from intaglio.gen.checkpoint.published import MODELS, model_config
+        from intaglio.gen.checkpoint.published import model_of
         from intaglio.gen.estimate.costs import costs_with
         from intaglio.gen.estimate.decoder import estimate_decoder
         from intaglio.gen.estimate.machine import machine_for
     except ModuleNotFoundError as fault:
         raise Error(f"the estimate needs the Python module {fault.name!r}: pip install 'intaglio[gen]'") from fault
 
-    if args.model in MODELS:
-        model = model_config(args.model)
-    elif Path(args.model).is_dir():
-        model = ModelConfig.from_json(Path(args.model) / "config.json")
-    else:
-        raise Error(f"the model must be a checkpoint folder or one of {', '.join(MODELS)}, not {args.model!r}")
+    model = model_of(args.model)
     widths = pairs("--set", args.set, "NAME=NUMBER", int)
     if args.context is not None:
         if "context" in widths:

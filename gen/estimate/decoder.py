@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from intaglio.gen.banks.emit import matrix_shapes
+from intaglio.gen.banks.execution import matrix_shapes
 from intaglio.gen.estimate.costs import Cost
 from intaglio.gen.estimate.machine import Machine
 

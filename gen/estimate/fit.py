@@ -71,8 +71,9 @@ def memory_bits(c: PrefillConfig) -> int:
 
 
 def layer_bytes(model: Model, tokens: int) -> int:
-    """Bytes of Q, K and V of a layer as they lie in memory (docs/prefill.md): 4 D a token for a KV head, 2 D for a query head."""
-    return tokens * model.head_dim * (4 * model.kv_heads + 2 * model.heads)
+    """Bytes of Q, K and V of a layer as they lie in memory (docs/prefill.md): for a token 2 (D + 1) of a KV head, D + 1 of a
+    query head: rows and scale bytes."""
+    return tokens * (model.head_dim + 1) * (2 * model.kv_heads + model.heads)
 
 
 def fit_units(model: Model, target: str, *, tokens: int, columns: int, reserved: float, clock_hz: int) -> Fit:

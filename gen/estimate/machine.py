@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from intaglio.gen.checkpoint.model import ModelConfig
-from intaglio.gen.checkpoint.quantised import QuantisedModel
+from intaglio.gen.checkpoint.quantised import QuantisedModel, default_row_scales
 from intaglio.gen.cycles.decoder import Timing, TokenCycles, token_cycles
 from intaglio.gen.emit.program import layer_program
 from intaglio.gen.presets.decoder import PRESETS, widths_of
@@ -23,7 +23,7 @@ from intaglio.rtl.attention.narrow.unit import HEAD_DRAIN, KEY_DRAIN, SCALE_STAG
 from intaglio.rtl.config.decoder import DOTS, DecoderConfig
 from intaglio.rtl.control.program import Instruction
 
-__all__ = ["MACHINES", "Machine", "WideTiming", "machine_for"]
+__all__ = ["MACHINES", "Machine", "WideTiming", "machine_for", "stand_in"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +116,9 @@ class Machine:
     divider_bits = DecoderConfig.divider_bits
     activation = property(lambda self: self.model.hidden_act)
     sub_norms = property(lambda self: int(self.model.sub_norms))
-    row_scales = property(lambda self: int(self.model.model_type != "bitnet"))  # as decoder_config has it
+    row_scales = property(lambda self: default_row_scales(self.model))
     rank, adapted = property(lambda self: 0), property(lambda self: ())  # no adapters
+    batch, sequences = property(lambda self: 1), property(lambda self: 1)  # one token at a time, of one text
 
     @property
     def gate_words(self) -> int:
@@ -146,31 +147,30 @@ class Machine:
 
     def program(self) -> list[Instruction]:
         """The layer program; its constants, on which no cycle depends, are 1."""
-        one = Scalar.of_float(1.0)
-        layer = SimpleNamespace(constants=dict.fromkeys(("q", "k", "v", "o", "gate", "up", "down"), one))
-        return layer_program(
-            _stand_in(
-                config=self,
-                embed_scale=1,
-                layers=[layer] * self.layers,
-                logit_constant=one,
-                residual_epsilon=one,
-                attention_epsilon=one,
-                gated_epsilon=one,
-            )
-        )
+        return layer_program(stand_in(self))
 
     def token_cycles(
         self, position: int, *, want: bool = True, program: Sequence[Instruction] | None = None
     ) -> TokenCycles:
         """:class:`~intaglio.gen.cycles.decoder.TokenCycles` of the token at ``position``; without ``want`` it ends before the head."""
         return token_cycles(
-            _stand_in(config=self), position, want=want, program=program or self.program(), timing=WideTiming(self)
+            stand_in(self), position, want=want, program=program or self.program(), timing=WideTiming(self)
         )
 
 
-def _stand_in(**fields: Any) -> QuantisedModel:
-    """What the layer program and its walk read of a model."""
+def stand_in(config: Machine | DecoderConfig) -> QuantisedModel:
+    """A model without weights, of which the layer program and the walk through its cycles can be made; its constants are 1."""
+    one = Scalar.of_float(1.0)
+    layer = SimpleNamespace(constants=dict.fromkeys(("q", "k", "v", "o", "gate", "up", "down"), one))
+    fields = {
+        "config": config,
+        "embed_scale": 1,
+        "layers": [layer] * config.layers,
+        "logit_constant": one,
+        "residual_epsilon": one,
+        "attention_epsilon": one,
+        "gated_epsilon": one,
+    }
     return cast(QuantisedModel, SimpleNamespace(**fields))
 
 

@@ -65,6 +65,7 @@ def _lane(name, seed):
             packing="2bit",
             dot="planes",
             rank=0,
+            batch=1,
             weight_word_bits=2 * LANE_WIDTH,
             lane_sum_bits=(127 * 6912).bit_length() + 1,
         )
@@ -72,7 +73,7 @@ def _lane(name, seed):
     m = Module()
     m.submodules.lane = lane
     m.d.comb += [lane.masks[k].eq(mask) for k, mask in enumerate(Lane.MASKS)]
-    return whole(m, name, [lane.word, *(lane.x[b] for b in range(8)), lane.enable, lane.first, lane.sum])
+    return whole(m, name, [lane.word, *(lane.x[0][b] for b in range(8)), lane.enable, lane.first, lane.sum[0]])
 
 
 class _Products(Elaboratable):

@@ -95,6 +95,8 @@ def config_for(model: ModelConfig, preset: str, **changes: int | str) -> Decoder
         "gate_wake",
         "gate_isolation",
         "row_scales",
+        "sequences",
+        "batch",
     )
     widths = widths_of(model, preset, **changes)
     if unknown := sorted(set(changes) - set(allowed)):

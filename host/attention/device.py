@@ -24,6 +24,7 @@ FAULTS = {
     3: "the memory did not answer in time",
 }
 MEMORY_TIMEOUT = 1 << 16  # cycles without a beat after which the unit gives up
+HEADS = 1 << 16  # KV heads of all layers whose blocks the unit tells apart
 LOOK_SECONDS = 1.0  # without a result after which registers tell whether the unit is still at work
 MEMORY_BYTES = 1 << 18  # written between two calls of progress
 CANCEL_SECONDS, CANCEL_TRIES, LEFT_WORDS = (
@@ -37,8 +38,9 @@ CANCEL_SECONDS, CANCEL_TRIES, LEFT_WORDS = (
 class Run:
     """What a run of one KV head told.
 
-    values int16 [G, N, D], exponents int8 [G, N] : results in steps of ``2^exponent / 254``; counters, phases : cycles and counts by name;
-    cycles : of the run; aware bool [G] : query-aware heads; map : block map bool [G, nb, nb] or None.
+    values int16 [G, N, D], exponents int8 [G, N] : results in steps of ``2^exponent / 254`` (of the last token alone N is 1);
+    counters, phases : cycles and counts by name; cycles : of the run; aware bool [G] : query-aware heads; map : block map
+    bool [G, nb, nb] or None.
     """
 
     values: np.ndarray
@@ -78,6 +80,7 @@ class AttentionDevice(BaseDevice):
         tenant: int = 0,
         hot_threshold: int = 0,
         maps: bool = False,
+        last_only: bool = False,
         progress: Callable[[str, float], None] | None = None,
     ) -> npt.NDArray[np.float32]:
         """Sparse causal attention.
@@ -98,12 +101,15 @@ class AttentionDevice(BaseDevice):
             Of the cache, docs/prefill.md.
         maps : bool
             Read the block map after each run.
+        last_only : bool
+            q [H, 1, D] is of the last token alone, as in generation: one row of results a head, over all blocks. ``gamma``, ``tau``,
+            ``dense`` and ``maps`` are nothing to it.
         progress : callable or None
             Called with a text and the share done.
 
         Returns
         -------
-        numpy array, float32 [H, N, D], whatever q is. :attr:`runs` has what the runs told.
+        numpy array, float32 as q, [H, N, D] or [H, 1, D], whatever q is. :attr:`runs` has what the runs told.
 
         Raises
         ------
@@ -113,13 +119,16 @@ class AttentionDevice(BaseDevice):
             The run was refused, met a fault, or stood still for the time limit. The next call works.
         """
         c = self.manifest.config
-        q, k, v = self._checked(q, k, v)
-        gamma16, threshold = share(gamma, q.shape[1]), divergence_threshold(tau)
+        q, k, v = self._checked(q, k, v, last_only)
+        gamma16, threshold = share(gamma, k.shape[1]), divergence_threshold(tau)
         for name, value, most in (("tenant", tenant, 255), ("hot_threshold", hot_threshold, 65535)):
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
                 raise ValueError(f"{name} must be an integer in 0..{most}, not {value!r}")
         group, heads = c["group"], len(k)
-        quantised = [quantise(q[h * group : (h + 1) * group], k[h], v[h], block=c["block"]) for h in range(heads)]
+        quantised = [
+            quantise(q[h * group : (h + 1) * group], k[h], v[h], block=c["block"], last_only=last_only)
+            for h in range(heads)
+        ]
         out = np.empty(q.shape, np.float32)
         self.runs = []
         for head, z in enumerate(quantised):
@@ -136,14 +145,14 @@ class AttentionDevice(BaseDevice):
                 tenant=tenant,
                 kv_head=head,
                 hot_threshold=hot_threshold,
-                maps=maps,
+                maps=maps and not last_only,
                 progress=tell,
             )
             self.runs.append(run)
             out[head * group : (head + 1) * group] = z.results(run.values, run.exponents)
         return out
 
-    def _checked(self, q, k, v):
+    def _checked(self, q, k, v, last_only):
         c = self.manifest.config
         arrays = []
         for name, x in (("q", q), ("k", k), ("v", v)):
@@ -162,7 +171,9 @@ class AttentionDevice(BaseDevice):
             raise ValueError(
                 f"query heads must be {c['group']}, the unit's group, times the KV heads, not {len(q)} for {len(k)}"
             )
-        if k.shape != v.shape or q.shape[1] != k.shape[1]:
+        if last_only and q.shape[1] != 1:
+            raise ValueError(f"q must have one token with last_only, the last, not {q.shape[1]}")
+        if k.shape != v.shape or not last_only and q.shape[1] != k.shape[1]:
             raise ValueError(
                 f"q, k and v must have the same tokens, k and v the same shape, not {list(q.shape)}, {list(k.shape)}, "
                 f"{list(v.shape)}"
@@ -180,19 +191,22 @@ class AttentionDevice(BaseDevice):
         kv_head: int = 0,
         hot_threshold: int = 0,
         maps: bool = False,
+        forget: bool = True,
         progress: Callable[[str, float], None] | None = None,
     ) -> Run:
-        """One KV head's run from its integers (:class:`~intaglio.host.attention.quantise.Quantised`)."""
+        """One KV head's run from its integers (:class:`~intaglio.host.attention.quantise.Quantised`). Without ``forget`` complete blocks
+        must be those of the runs of this tenant and KV head before: they may be on chip."""
         c = self.manifest.config
-        group, tokens, head_dim = quantised.q.shape
-        memory = image(quantised, block=c["block"], columns=c["columns"])
+        group, tokens = len(quantised.q), len(quantised.k)
+        memory = image(quantised, block=c["block"])
         if self.read_register("status") & 1:  # a run that nobody waits for
             self._break_off()
         for first in range(0, len(memory.data), MEMORY_BYTES):
             if progress:
                 progress("operands", 0.0)
             self.write_memory(memory.origin + first, memory.data[first : first + MEMORY_BYTES])
-        self.write_register("control", 4)
+        if forget:
+            self.write_register("control", 4)
         values = run_parameters(
             memory,
             tokens=tokens,
@@ -200,24 +214,32 @@ class AttentionDevice(BaseDevice):
             gamma16=gamma16,
             threshold=threshold,
             dense=dense,
+            single=quantised.last_only,
             tenant=tenant,
-            kv_head=kv_head % 256,
+            kv_head=kv_head % HEADS,
             hot_threshold=hot_threshold,
             timeout=MEMORY_TIMEOUT,
         )
         for name, value in values.items():
             self.write_register(name, value)
         self.write_register("control", 1)
-        blocks = -(-tokens // c["block"])
+        whole, short = _packet_beats(c, tokens)
+        if quantised.last_only:
+            wanted = _packet_beats(c, 1)[1]
+        else:
+            wanted = group * ((tokens - 1) // c["block"] * whole + short)
         try:
-            words, ends = self._results(group * blocks * c["block"] * head_dim // c["drain"], progress)
+            words, ends = self._results(wanted, progress)
         except DeviceError:  # the run has ended
             raise
         except BaseException:  # of the caller, such as Ctrl-C: the next run must not get the results of this one
             with suppress(Error):
                 self._break_off()
             raise
-        out, exponents = (x[:, :tokens] for x in _rows(words, ends, c, group, blocks))
+        if quantised.last_only:
+            out, exponents = _last_rows(words, ends, c, group, tokens)
+        else:
+            out, exponents = _rows(words, ends, c, group, tokens)
         counters = {name: self.read_register(name) for name in self.manifest.counters}
         phases = {name: self.read_register(f"phase_{name}") for name in self.manifest.phases}
         cycles = self.read_cycles()
@@ -308,33 +330,57 @@ def _beat_words(c):
     return -(-c["drain"] // 2) + 1
 
 
-def _rows(words, ends, c, group, blocks):
-    """Values int16 [G, nb * B, D] and exponents int8 [G, nb * B] of the words of beats, which come (head, block) by (head, block), in any
-    order of those."""
-    columns, drain, dim = c["columns"], c["drain"], c["head_dim"]
-    packet = c["block"] * dim // drain
-    beats = words.reshape(-1, _beat_words(c))
-    values = np.ascontiguousarray(beats[:, :-1]).view(np.int16)[:, :drain]
-    marks = beats[:, -1].reshape(group * blocks, packet)
-    last = ends.reshape(group * blocks, packet, -1)
-    heads, places = marks[:, 0] >> 14 & 0xFF, marks[:, 0] & 0x3FFF
-    whole = (
-        (marks & 0x3FFFFF == marks[:, :1] & 0x3FFFFF).all() and last[:, -1, -1].all() and last.sum() == group * blocks
-    )
-    if (
-        not whole
-        or len(set(zip(heads.tolist(), places.tolist(), strict=True))) != group * blocks
-        or heads.max() >= group
-        or places.max() >= blocks
-    ):
+def _packet_beats(c, tokens):
+    """Beats of the results of a whole block and of the last: those of the row groups that have rows."""
+    group = c["columns"] * c["head_dim"] // c["drain"]
+    return c["block"] // c["columns"] * group, -(-((tokens - 1) % c["block"] + 1) // c["columns"]) * group
+
+
+def _rows(words, ends, c, group, tokens):
+    """Values int16 [G, N, D] and exponents int8 [G, N] of the words of beats, which come (head, block) by (head, block), in any order of
+    those."""
+    columns, drain, dim, block = c["columns"], c["drain"], c["head_dim"], c["block"]
+    blocks, (whole, short) = -(-tokens // block), _packet_beats(c, tokens)
+    beats, last = words.reshape(-1, _beat_words(c)), ends.reshape(-1, _beat_words(c))
+    values, marks = np.ascontiguousarray(beats[:, :-1]).view(np.int16)[:, :drain], beats[:, -1]
+    stops = np.flatnonzero(last[:, -1]) + 1
+    out = np.zeros((group, blocks * block, dim), np.int16)
+    exponents = np.zeros((group, blocks * block), np.int8)
+    seen = set()
+    for first, stop in zip([0, *stops[:-1]], stops, strict=True):
+        head, place = int(marks[first]) >> 14 & 0xFF, int(marks[first]) & 0x3FFF
+        seen.add((head, place))
+        right = stop - first == (short if place == blocks - 1 else whole)
+        if (
+            not right
+            or head >= group
+            or place >= blocks
+            or ((marks[first:stop] ^ marks[first]) & 0x3FFFFF).any()
+            or last[first:stop].sum() != 1
+        ):
+            seen.clear()
+            break
+        rows = values[first:stop].reshape(-1, dim, columns // drain, drain).transpose(0, 2, 3, 1).reshape(-1, dim)
+        groups = (marks[first:stop] << 1).view(np.int32).reshape(len(rows) // columns, -1)[:, 0] >> 25
+        begin = place * block
+        out[head, begin : begin + len(rows)] = rows
+        exponents[head, begin : begin + len(rows)] = np.repeat(groups, columns)
+    if len(seen) != group * blocks or len(stops) != group * blocks:
         raise DeviceError("each (head, query block) must come once, in a packet of its own, and did not")
-    rows = values.reshape(group * blocks, c["block"] // columns, dim, columns // drain, drain)
-    rows = rows.transpose(0, 1, 3, 4, 2).reshape(group * blocks, c["block"], dim)
-    groups = (marks << 1).view(np.int32).reshape(len(marks), c["block"] // columns, -1)[:, :, 0] >> 25
-    out = np.empty((group, blocks, c["block"], dim), np.int16)
-    exponents = np.empty((group, blocks, c["block"]), np.int8)
-    out[heads, places], exponents[heads, places] = rows, np.repeat(groups, columns, 1)
-    return out.reshape(group, blocks * c["block"], dim), exponents.reshape(group, blocks * c["block"])
+    return out[:, :tokens], exponents[:, :tokens]
+
+
+def _last_rows(words, ends, c, group, tokens):
+    """Values int16 [G, 1, D] and exponents int8 [G, 1] of the last token, whose packet has a head in each lane."""
+    columns, drain, dim = c["columns"], c["drain"], c["head_dim"]
+    beats, last = words.reshape(-1, _beat_words(c)), ends.reshape(-1, _beat_words(c))
+    marks = beats[:, -1]
+    if (marks & 0x3FFFFF != (tokens - 1) // c["block"]).any() or not last[-1, -1] or last.sum() != 1:
+        raise DeviceError("the results of the last token must come in one packet, and did not")
+    values = np.ascontiguousarray(beats[:, :-1]).view(np.int16)[:, :drain].reshape(dim, columns // drain, drain)
+    exponent = (marks[:1] << 1).view(np.int32)[0] >> 25
+    rows = values.transpose(1, 2, 0).reshape(columns, 1, dim)
+    return rows[:group], np.full((group, 1), exponent, np.int8)
 
 
 open_attention = AttentionDevice.open  # intaglio.host.open_attention

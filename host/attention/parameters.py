@@ -29,7 +29,18 @@ def divergence_threshold(tau):
 
 
 def run_parameters(
-    image, *, tokens, block, gamma16, threshold, dense=False, tenant=0, kv_head=0, hot_threshold=0, timeout=0
+    image,
+    *,
+    tokens,
+    block,
+    gamma16,
+    threshold,
+    dense=False,
+    single=False,
+    tenant=0,
+    kv_head=0,
+    hot_threshold=0,
+    timeout=0,
 ):
     """Values of the parameter registers by name, for an :class:`~intaglio.host.attention.quantise.Image`; docs/prefill.md has them."""
     values = {
@@ -42,6 +53,7 @@ def run_parameters(
         "kv_head": kv_head,
         "hot_threshold": hot_threshold,
         "timeout": timeout,
+        "single": int(single),
     }
     for name in ("kv_base", "q_base", "last_base", "pooled_q_base", "pooled_k_base"):
         address = getattr(image, name)

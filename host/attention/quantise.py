@@ -37,6 +37,11 @@ class Quantised:
     pooled_xk: np.ndarray
     value_exponent: int = 0
 
+    @property
+    def last_only(self):
+        """Whether queries are of the last token alone: q is [G, 1, D], and there are no pooled rows."""
+        return len(self.pooled_k) == 0
+
     def results(self, values, exponents):
         """Real results float32 [..., D] of what the unit gives, in the channels of v: ``values`` int16 [..., D] in steps of
         ``2^exponents / 254``, exponents int8 [...]."""
@@ -48,7 +53,7 @@ class Quantised:
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """Memory of a run.
+    """Memory of a run. That of queries of the last token alone has pages and one Q block, whose rows are the heads.
 
     data : uint8, the bytes from address ``origin`` on. The bases are addresses, multiples of 4096.
     stride, pooled_blocks : blocks of a head among the Q blocks (nb) and among the pooled Q blocks (pb).
@@ -120,7 +125,7 @@ def _block_means(x, block):
     return np.add.reduceat(x, starts, axis=-2) / counts[:, None]
 
 
-def quantise(q, k, v, *, block=128):
+def quantise(q, k, v, *, block=128, last_only=False):
     """Quantise one KV head and the query heads that share it.
 
     Parameters
@@ -129,6 +134,8 @@ def quantise(q, k, v, *, block=128):
         After rotary embedding, q not scaled by 1/sqrt(D). D is a power of 2 in 16..128.
     block : int
         Tokens of a block, power of 2 in D..128.
+    last_only : bool
+        q [G, 1, D] is of the last token alone; queries and keys are balanced by it.
 
     Returns
     -------
@@ -144,11 +151,16 @@ def quantise(q, k, v, *, block=128):
     _, tokens, head_dim = q.shape
     _power("head_dim", head_dim, 16, 128)
     _power("block", block, head_dim, 128)
-    k, v = _real("k", k, (tokens, head_dim)), _real("v", v, (tokens, head_dim))
+    if last_only and tokens != 1:
+        raise ValueError(f"q must have one token with last_only, not {tokens}")
+    k = _real("k", k, (None if last_only else tokens, head_dim))
+    v = _real("v", v, k.shape)
     conditioning = calibrate(q[:, :block], k[:block], v[:block])
     q, k, v = condition(q, k, v, conditioning)
     q = q * (math.log2(math.e) / math.sqrt(head_dim))
     rows = {"q": q, "k": k, "pooled_q": _block_means(q, block), "pooled_k": _block_means(k, block)}
+    if last_only:
+        rows |= {"pooled_q": q[:, :0], "pooled_k": k[:0]}
     found = {}
     for name, x in rows.items():
         found[name], found[("pooled_x" if "_" in name else "x") + name[-1]] = _rows(x)
@@ -162,28 +174,15 @@ def _blocks(x, block):
     return np.pad(x, padding).reshape(-1, block, *x.shape[1:])
 
 
-def _q_blocks(rows, scales, block, columns):
-    """Q blocks uint8 [n, 2 B D]: row groups channel by channel, then scale bytes."""
-    head_dim = rows.shape[1]
-    out = np.zeros((-(-rows.shape[0] // block), 2 * block * head_dim), np.uint8)
-    groups = _blocks(rows, block).reshape(len(out), block // columns, columns, head_dim).swapaxes(2, 3)
-    out[:, : block * head_dim] = groups.reshape(len(out), -1).view(np.uint8)
-    out[:, block * head_dim : block * head_dim + block] = _blocks(scales, block)
-    return out
+def _q_blocks(rows, scales, block):
+    """Q blocks uint8 [n, (B + X) D]: rows, then their scale bytes."""
+    rows, scales = _blocks(rows, block), _blocks(scales, block)
+    return np.concatenate([rows.reshape(len(rows), -1).view(np.uint8), scales], 1)
 
 
-def _kv_lines(keys, key_scales, values, value_scales, block):
-    """KV lines uint8 [n, 4 B D]: keys, their scale bytes, values of each tile channel by channel, theirs (none for pooled keys)."""
-    head_dim = keys.shape[1]
-    size = block * head_dim
-    out = np.zeros((-(-keys.shape[0] // block), 4 * size), np.uint8)
-    out[:, :size] = _blocks(keys, block).reshape(len(out), -1).view(np.uint8)
-    out[:, size : size + block] = _blocks(key_scales, block)
-    if values is not None:
-        tiles = _blocks(values, block).reshape(len(out), -1, head_dim, head_dim).swapaxes(2, 3)
-        out[:, size + block : 2 * size + block] = tiles.reshape(len(out), -1).view(np.uint8)
-        out[:, 2 * size + block : 2 * (size + block)] = _blocks(value_scales, block)
-    return out
+def _pages(keys, key_scales, values, value_scales, block):
+    """Pages uint8 [n, 2 (B + X) D]: keys, their scale bytes, values, theirs."""
+    return np.concatenate([_q_blocks(keys, key_scales, block), _q_blocks(values, value_scales, block)], 1)
 
 
 def _last_rows(x, block):
@@ -192,14 +191,12 @@ def _last_rows(x, block):
     return np.concatenate([np.zeros((block - len(x), *x.shape[1:]), x.dtype), x])
 
 
-def image(quantised, *, block=128, columns, origin=0):
-    """Lay a run out in memory: KV lines, Q blocks, last queries, pooled queries, pooled keys, each from a multiple of 4096.
+def image(quantised, *, block=128, origin=0):
+    """Lay a run out in memory: pages of keys and values, Q blocks, last queries, pooled queries, pooled keys, each from a multiple of 4096.
 
     Parameters
     ----------
     quantised : Quantised, made with the same ``block``
-    columns : int
-        C, queries that the matrix unit takes at once: power of 2 in 8..D.
     origin : int
         Address of the first byte, a multiple of 4096.
 
@@ -208,11 +205,10 @@ def image(quantised, *, block=128, columns, origin=0):
     Image
     """
     x = quantised
-    group, tokens, head_dim = x.q.shape
+    (tokens, head_dim), group = x.k.shape, len(x.q)
     count = -(-tokens // block)
     _power("block", block, head_dim, 128)
-    _power("columns", columns, 8, head_dim)
-    if x.pooled_k.shape[0] != count:
+    if not x.last_only and x.pooled_k.shape[0] != count:
         raise ValueError(
             f"block must be that of the pooled rows, {x.pooled_k.shape[0]} for {tokens} tokens, not {block}"
         )
@@ -220,51 +216,50 @@ def image(quantised, *, block=128, columns, origin=0):
         raise ValueError(f"origin must be a multiple of {ALIGNMENT} that is not negative, not {origin!r}")
 
     def heads(rows, scales):
-        return np.concatenate([_q_blocks(rows[h], scales[h], block, columns) for h in range(group)])
+        return np.concatenate([_q_blocks(rows[h], scales[h], block) for h in range(group)])
 
+    pages = _pages(x.k, x.xk, x.v, x.xv, block)
+    if x.last_only:
+        return _laid_out({"kv_base": pages, "q_base": _q_blocks(x.q[:, 0], x.xq[:, 0], block)}, origin, 1, 0)
     last, last_x = (np.stack([_last_rows(r, block) for r in rows]) for rows in (x.q, x.xq))
     sections = {
-        "kv_base": _kv_lines(x.k, x.xk, x.v, x.xv, block),
+        "kv_base": pages,
         "q_base": heads(x.q, x.xq),
         "last_base": heads(last, last_x),
         "pooled_q_base": heads(x.pooled_q, x.pooled_xq),
-        "pooled_k_base": _kv_lines(x.pooled_k, x.pooled_xk, None, None, block),
+        "pooled_k_base": _pages(x.pooled_k, x.pooled_xk, np.zeros_like(x.pooled_k), np.zeros_like(x.pooled_xk), block),
     }
-    bases, parts, end = {}, [], 0
+    return _laid_out(sections, origin, count, -(-count // block))
+
+
+def _laid_out(sections, origin, stride, pooled_blocks):
+    """Image of sections by the names of their bases; a base without a section is ``origin``."""
+    bases = dict.fromkeys(("kv_base", "q_base", "last_base", "pooled_q_base", "pooled_k_base"), origin)
+    parts, end = [], 0
     for name, section in sections.items():
         bases[name] = origin + end
         parts += [section.ravel(), np.zeros(-section.size % ALIGNMENT, np.uint8)]
         end += len(parts[-2]) + len(parts[-1])
-    return Image(data=np.concatenate(parts), origin=origin, stride=count, pooled_blocks=-(-count // block), **bases)
+    return Image(data=np.concatenate(parts), origin=origin, stride=stride, pooled_blocks=pooled_blocks, **bases)
 
 
-def read_image(memory, *, group, tokens, head_dim, block, columns):
+def read_image(memory, *, group, tokens, head_dim, block):
     """The integers of an image, as a dict with the names of :class:`Quantised`, and last_q, last_xq."""
     data, count, size = memory.data.view(np.int8), -(-tokens // block), block * head_dim
 
-    def q_block(address):
-        beats = data[address - memory.origin :][: size + block]
-        rows = beats[:size].reshape(
-            block // columns, columns, head_dim // columns, columns
-        )  # row group, beat, channel, query
-        return rows.transpose(0, 3, 1, 2).reshape(block, head_dim), beats[size:].view(np.uint8)
+    def blocks(address, number):
+        """Rows and scale bytes of blocks that follow one another."""
+        found = data[address - memory.origin :][: number * (size + block)].reshape(number, size + block)
+        return found[:, :size].reshape(-1, head_dim), found[:, size:].reshape(-1).view(np.uint8)
 
-    def q_rows(base, blocks, rows):
-        found = [[q_block(base + (h * blocks + b) * 2 * size) for b in range(blocks)] for h in range(group)]
-        return (np.stack([np.concatenate([pair[n] for pair in head])[:rows] for head in found]) for n in range(2))
+    def q_rows(base, number, rows):
+        found = [blocks(base + h * number * (size + block), number) for h in range(group)]
+        return (np.stack([head[part][:rows] for head in found]) for part in range(2))
 
     def kv_rows(base, rows):
-        lines = [data[base - memory.origin + b * 4 * size :][: 4 * size] for b in range(-(-rows // block))]
-        keys = np.concatenate([line[:size].reshape(block, head_dim) for line in lines])
-        scales, value_scales = (
-            np.concatenate([line[first : first + block] for line in lines]).view(np.uint8)[:rows]
-            for first in (size, 2 * size + block)
-        )
-        tiles = [
-            line[size + block : 2 * size + block].reshape(-1, head_dim, head_dim) for line in lines
-        ]  # tile, channel, key
-        values = np.concatenate([tile.transpose(0, 2, 1).reshape(block, head_dim) for tile in tiles])
-        return keys[:rows], scales, values[:rows], value_scales
+        number = -(-rows // block)
+        both = [x.reshape(number, 2, block, *x.shape[1:]) for x in blocks(base, 2 * number)]
+        return (x[:, part].reshape(-1, *x.shape[3:])[:rows] for part in range(2) for x in both)
 
     found = {}
     found["q"], found["xq"] = q_rows(memory.q_base, memory.stride, tokens)

@@ -33,10 +33,10 @@ def results(config):
     )
 
 
-def drain_cycles(config):
-    """Cycles from ``start`` to ``done`` if every read is granted at once and every result taken."""
+def drain_cycles(config, groups=None):
+    """Cycles from ``start`` to ``done`` of so many row groups (all without) if every read is granted at once and every result taken."""
     group = 4 + config.columns + Divider.cycles() + 1 + config.head_dim * (config.columns // config.drain + 1)
-    return config.row_groups * group + PIPELINE
+    return (groups or config.row_groups) * group + PIPELINE
 
 
 class Drain(wiring.Component):
@@ -48,8 +48,8 @@ class Drain(wiring.Component):
 
     Members
     -------
-    start : In(1), slot, head, block : In
-        Begin with a slot whose last tile has been merged. Ignored while ``busy``.
+    start : In(1), slot, head, block, final_group : In
+        Begin with a slot whose last tile has been merged; ``final_group`` is its last row group. Ignored while ``busy``.
     walk : Out(1), walk_address : Out, walk_granted : In(1)
         Asks for the sums of a row group; ``lane_valid``, ``lane_mantissa``, ``lane_shift``, ``word_exponent`` of
         :class:`~intaglio.rtl.attention.states.RowStates` then bring them.
@@ -72,6 +72,7 @@ class Drain(wiring.Component):
                 "slot": In(index_bits(config.slots)),
                 "head": In(index_bits(config.group)),
                 "block": In(BLOCK_BITS),
+                "final_group": In(index_bits(config.row_groups)),
                 "walk": Out(1),
                 "walk_address": Out(index_bits(words)),
                 "walk_granted": In(1),
@@ -95,7 +96,9 @@ class Drain(wiring.Component):
         c = self.config
         chunks = c.columns // c.drain
         m.submodules.divider = divider = Divider(SHIFT_BITS)
-        slot, head, block = Signal.like(self.slot), Signal.like(self.head), Signal.like(self.block)
+        slot, head, block, final_group = (
+            Signal.like(given) for given in (self.slot, self.head, self.block, self.final_group)
+        )
         group, channel, chunk = (
             Signal(index_bits(c.row_groups)),
             Signal(index_bits(c.head_dim)),
@@ -119,12 +122,13 @@ class Drain(wiring.Component):
                 inverses.eq(Cat(inverses[MANTISSA:], divider.o_quotient)),
                 shifts_held.eq(Cat(shifts_held[SHIFT_BITS:], divider.o_tag)),
             ]
-        last_channel, last_group, last_chunk = channel == c.head_dim - 1, group == c.row_groups - 1, chunk == chunks - 1
+        last_channel, last_group, last_chunk = channel == c.head_dim - 1, group == final_group, chunk == chunks - 1
         m.d.comb += self.busy.eq(1)
         with m.FSM(name="state"):
             with m.State("IDLE"):
                 m.d.comb += self.busy.eq(0)
                 m.d.sync += [slot.eq(self.slot), head.eq(self.head), block.eq(self.block), group.eq(0)]
+                m.d.sync += final_group.eq(self.final_group)
                 with m.If(self.start):
                     m.next = "WALK"
             with m.State("WALK"):

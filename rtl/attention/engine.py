@@ -36,11 +36,13 @@ class TileEngine(wiring.Component):
     k_read, k_row
         Row ``tile * head_dim + key`` of line ``read_line``; ``k_data`` (head_dim bytes) comes one cycle later, as for all reads.
     v_read, v_row, v_data
-        Values: row ``tile * head_dim + channel``, of line ``read_line`` too: keys and values are never read in the same cycle.
+        Values: channel d of a tile at row ``tile * head_dim + d``, of line ``read_line`` too: keys and values are never read in the same
+        cycle.
     x_read, x_data
         Scale bytes of the keys of tile ``x_tile`` of line ``read_line``, then those of its values.
     q_read, q_slot, q_beat, q_data
-        Beat of a Q block. ``q_data`` is held until the next read.
+        Channels of a row group, or scales, as :class:`~intaglio.rtl.attention.stores.Stores` has them. ``q_data`` is held until the next
+        read.
     masses : Out(:func:`~intaglio.rtl.bus.streams.masses`)
         Probabilities and scores of a key in MASS.
     o : Out(stream of :func:`~intaglio.rtl.attention.drain.results`)
@@ -85,7 +87,9 @@ class TileEngine(wiring.Component):
         place, bank, mode = Signal(index_bits(dim)), Signal(), Signal(2)
         issue_keys, issue_values, weigh, calm = Signal(), Signal(), Signal(), Signal()
         drain_owed, free = Signal(), Signal()
-        slot, head, block, draining = (Signal.like(x) for x in (drain.slot, drain.head, drain.block, drain.slot))
+        slot, head, block, final_group, draining = (
+            Signal.like(x) for x in (drain.slot, drain.head, drain.block, drain.final_group, drain.slot)
+        )
         attend, keys_now = mode == TileMode.ATTEND, (left != 0) & ~values_now
 
         # Phases: at most one of the two issues may come in a cycle, values first.
@@ -166,6 +170,7 @@ class TileEngine(wiring.Component):
             self.masses.tag.head.eq(out.head),
             self.masses.tag.row_group.eq(out.row_group),
             self.masses.tag.tile.eq(out.tile),
+            self.masses.tag.finish.eq(out.finish),
         ]
         with m.If(softmax.p_valid & (out.mode == TileMode.ATTEND)):
             m.d.comb += [
@@ -221,11 +226,13 @@ class TileEngine(wiring.Component):
             drain.slot.eq(slot),
             drain.head.eq(head),
             drain.block.eq(block),
+            drain.final_group.eq(final_group),
         ]
         with m.If(drain.start):
             m.d.sync += [drain_owed.eq(0), draining.eq(slot)]
         with m.If(last_value & valued.finish):
             m.d.sync += [drain_owed.eq(1), slot.eq(valued.slot), head.eq(valued.head), block.eq(valued.block)]
+            m.d.sync += final_group.eq(valued.row_group)
         wiring.connect(m, wiring.flipped(self.o), drain.o)
         return m
 
@@ -301,13 +308,13 @@ class TileEngine(wiring.Component):
         offset = self._offset(m, channels)
         m.d.comb += [o.eq(dot + offset) for o, dot in zip(values.o, matrix.dot, strict=True)]
 
-        limit, loads, group = Signal.like(softmax.limit), Signal(), Signal.like(next_.row_group)
+        limit, alike, loads, group = Signal.like(softmax.limit), Signal(), Signal(), Signal.like(next_.row_group)
         of_keys, of_values = (
             Signal(SCALE_BITS * c.head_dim, name=f"scales_of_{name}", reset_less=True) for name in ("keys", "values")
         )
         queries = [Signal(SCALE_BITS, name=f"scale_{i}", reset_less=True) for i in range(c.columns)]
         with m.If(issue_keys):
-            m.d.sync += [limit.eq(next_.limit), loads.eq(next_.load), group.eq(next_.row_group)]
+            m.d.sync += [limit.eq(next_.limit), alike.eq(next_.alike), loads.eq(next_.load), group.eq(next_.row_group)]
         parts = self.store.q_data.word_select(group % (c.head_dim // c.columns), 8 * c.columns)
         with m.If(firsts[0]):
             with m.If(loads):
@@ -316,6 +323,7 @@ class TileEngine(wiring.Component):
             m.d.sync += [
                 Cat(of_keys, of_values).eq(self.store.x_data),
                 softmax.limit.eq(limit),
+                softmax.alike.eq(alike),
             ]  # read until the next tile's
             m.d.sync += [xq.eq(query) for xq, query in zip(softmax.xq, queries, strict=True)]
         with m.Elif(keys[-1]):

@@ -1,10 +1,10 @@
 """Loads the query blocks of the windows into their slots, as soon as a slot is free."""
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from intaglio.rtl.bus.streams import ADDRESS_BITS, BLOCK_BITS, FetchKind, fetch_request
+from intaglio.rtl.bus.streams import ADDRESS_BITS, BLOCK_BITS, FetchKind, fetch_request, offset_of
 from intaglio.rtl.memory.ram import index_bits
 
 __all__ = ["QueryLoader"]
@@ -26,8 +26,12 @@ class QueryLoader(wiring.Component):
         All slots are free.
     blocks : In
         Of the run, and between the heads in memory; stable.
+    last_row : In
+        Index of the last row of the last block. Stable.
+    single : In(1)
+        One Q block for the run, at ``base``, whose rows are the heads. Stable.
     base : In(44)
-        Of Q block (head h, block b): ``base + (h * blocks + b) * 2 * block * head_dim``. Stable.
+        Of Q block (head h, block b): ``base + (h * blocks + b) * query_block_bytes``. Stable.
     o_fetch : Out(stream of fetch_request)
     arrived : In(1), arrived_slot : In
         The queries of the slot are there.
@@ -48,6 +52,8 @@ class QueryLoader(wiring.Component):
             {
                 "start": In(1),
                 "blocks": In(BLOCK_BITS),
+                "last_row": In(index_bits(config.block)),
+                "single": In(1),
                 "base": In(ADDRESS_BITS),
                 "o_fetch": Out(stream.Signature(fetch_request(config))),
                 "arrived": In(1),
@@ -63,13 +69,19 @@ class QueryLoader(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         c = self.config
-        size = 2 * c.block * c.head_dim
+        size = c.query_block_bytes
         free, slot = Signal(c.slots), Signal(index_bits(c.slots))
         head, block = Signal(index_bits(c.group)), Signal(BLOCK_BITS)
         row_address, address = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)  # of head 0, of this head
         request = self.o_fetch.payload
-        last_head = head == c.group - 1
-        m.d.comb += [request.kind.eq(FetchKind.Q), request.address.eq(address), request.index.eq(slot)]
+        last_head, last_block = head == c.group - 1, Signal()
+        m.d.comb += [
+            last_block.eq(block == self.blocks - 1),
+            request.kind.eq(FetchKind.Q),
+            request.address.eq(address),
+            request.index.eq(slot),
+            request.last_row.eq(Mux(self.single, c.group - 1, Mux(last_block, self.last_row, c.block - 1))),
+        ]
         with m.FSM(name="state"):
             with m.State("IDLE"):
                 with m.If(self.start):
@@ -90,7 +102,7 @@ class QueryLoader(wiring.Component):
                         free.bit_select(slot, 1).eq(0),
                         slot.eq(slot + 1),
                         head.eq(head + 1),
-                        address.eq(address + (self.blocks << (size.bit_length() - 1))),
+                        address.eq(address + offset_of(self.blocks, size)),
                     ]
                     with m.If(slot == c.slots - 1):
                         m.d.sync += slot.eq(0)
@@ -101,8 +113,10 @@ class QueryLoader(wiring.Component):
                             row_address.eq(row_address + size),
                             address.eq(row_address + size),
                         ]
-                        with m.If(block == self.blocks - 1):
+                        with m.If(last_block):
                             m.next = "IDLE"
+                    with m.If(self.single):
+                        m.next = "IDLE"
         with m.If(self.drained):
             m.d.sync += free.bit_select(self.drained_slot, 1).eq(1)
         with m.If(self.arrived):

@@ -56,8 +56,8 @@ class TileSoftmax(wiring.Component):
     dot : In(signed(dot_bits)).array(columns)
     xq : In(8).array(columns), xk : In(8), xv : In(8)
         Scale bytes of the queries, of the key and of its value.
-    limit : In(signed)
-        Key j is masked for lane i where ``j > limit + i``.
+    limit : In(signed), alike : In(1)
+        Key j is masked for lane i where ``j > limit + i``, or with ``alike`` where ``j > limit``.
     e_valid : Out(1)
         A tile's maxima are known; its weights may start.
     e : Out(signed(11)).array(columns)
@@ -102,6 +102,7 @@ class TileSoftmax(wiring.Component):
                 "xk": In(SCALE_BITS),
                 "xv": In(SCALE_BITS),
                 "limit": In(signed(config.head_dim.bit_length() + 2)),
+                "alike": In(1),
                 "e_valid": Out(1),
                 "e": Out(signed(config.maximum_bits)).array(lanes),
                 "f": Out(signed(config.maximum_bits)).array(lanes),
@@ -177,7 +178,7 @@ class TileSoftmax(wiring.Component):
                 m.d.sync += [
                     dot.eq(_scaled(self.dot[i], self.xq[i][:SCALE_FRACTION])),
                     shift[0].eq(Mux(wanted < 0, 0, Mux(wanted > SHIFT_MAX, SHIFT_MAX, wanted))),
-                    masked[0].eq(place[0] > self.limit + i),
+                    masked[0].eq(place[0] > self.limit + Mux(self.alike, 0, i)),
                 ]
             with m.If(valid[1]):
                 m.d.sync += [product.eq(_scaled(dot, mantissa)), shift[1].eq(shift[0])]

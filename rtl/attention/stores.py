@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In
 
 from intaglio.rtl.bus.streams import store_read, store_write
 from intaglio.rtl.memory.ram import Ram
+from intaglio.rtl.memory.transpose import TransposeRam
 
 __all__ = ["Stores", "store_bits"]
 
@@ -19,7 +20,7 @@ def store_bits(config):
 
 
 class Stores(wiring.Component):
-    """Six memories of words of a beat (``head_dim`` bytes).
+    """Six memories of words of a beat (``head_dim`` bytes), all written by rows. Values and queries are read across them.
 
     Parameters
     ----------
@@ -32,7 +33,10 @@ class Stores(wiring.Component):
     read : In(:func:`~intaglio.rtl.bus.streams.store_read`)
         To :class:`~intaglio.rtl.attention.engine.TileEngine`. Latency: 1 cycle; data stay until the next read of the same kind.
 
-    ``read.x_data`` are the scale bytes of a tile's keys, then those of its values.
+    ``read.k_data`` is a key. ``v_data`` of row ``tile * head_dim + d`` is channel d of the tile's ``head_dim`` values. ``q_data`` of beat
+    ``row_group * columns + n`` has in byte ``k * columns + i`` channel ``n * head_dim / columns + k`` of query i of the row group, that of
+    beat ``block + n`` the scale bytes of queries ``n * head_dim`` onwards. ``x_data`` are the scale bytes of a tile's keys, then those of
+    its values.
 
     Throughput: a beat written and a beat of each kind read in a cycle.
     """
@@ -43,7 +47,7 @@ class Stores(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        c, beat = self.config, 8 * self.config.head_dim
+        c = self.config
         scales = self.read.q_beat >= c.block
         from_scales = Signal()
         with m.If(self.read.q_read):
@@ -91,7 +95,7 @@ class Stores(wiring.Component):
         }
         rams = {}
         for name, (depth, write, write_at, read, read_at) in places.items():
-            m.submodules[name] = ram = rams[name] = Ram(beat, depth)
+            m.submodules[name] = ram = rams[name] = self._memory(name, depth)
             m.d.comb += [
                 ram.write_en.eq(write),
                 ram.write_addr.eq(write_at),
@@ -103,6 +107,23 @@ class Stores(wiring.Component):
             self.read.k_data.eq(rams["keys"].read_data),
             self.read.v_data.eq(rams["values"].read_data),
             self.read.x_data.eq(Cat(rams["key_scales"].read_data, rams["value_scales"].read_data)),
-            self.read.q_data.eq(Mux(from_scales, rams["query_scales"].read_data, rams["queries"].read_data)),
+            self.read.q_data.eq(Mux(from_scales, rams["query_scales"].read_data, self._by_channel(rams["queries"]))),
         ]
         return m
+
+    def _memory(self, name, depth):
+        c = self.config
+        if name == "values":
+            return TransposeRam(c.head_dim, 8, depth // c.head_dim)
+        if name == "queries":
+            return TransposeRam(c.columns, 8 * c.head_dim // c.columns, depth // c.columns)
+        return Ram(8 * c.head_dim, depth)
+
+    def _by_channel(self, queries):
+        """A column of the queries' memory has ``head_dim / columns`` channels query by query; the engine takes them channel by channel."""
+        bytes_ = [
+            queries.read_data[query * queries.width :][8 * channel : 8 * channel + 8]
+            for channel in range(queries.width // 8)
+            for query in range(queries.count)
+        ]
+        return Cat(*bytes_)

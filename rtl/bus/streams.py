@@ -17,6 +17,7 @@ __all__ = [
     "fetched",
     "mass_tag",
     "masses",
+    "offset_of",
     "retired",
     "store_read",
     "store_write",
@@ -57,9 +58,14 @@ class FetchKind(enum.IntEnum):
 
 
 def mass_tag(config):
-    """What comes back with the probabilities of a MASS tile: the head, the row group, the key tile of the block."""
+    """What comes back with the probabilities of a MASS tile: the head, the row group, the key tile of the block; ``finish`` of the tile."""
     return data.StructLayout(
-        {"head": index_bits(config.group), "row_group": index_bits(config.row_groups), "tile": index_bits(config.tiles)}
+        {
+            "head": index_bits(config.group),
+            "row_group": index_bits(config.row_groups),
+            "tile": index_bits(config.tiles),
+            "finish": 1,
+        }
     )
 
 
@@ -69,9 +75,11 @@ def tile_command(config):
     slot, row_group : where the queries lie in the Q store; line, tile : where the keys lie in the line store.
     state : row group whose state is used: ``slot * row_groups + row_group`` as the sender chooses.
     limit : signed; key j is masked for lane i where j > limit + i; saturated to -columns..head_dim.
+    alike : for all lanes where j > limit.
     first : the row group's state starts with this tile.
     load : the queries differ from those of the tile before in this mode, so they must be loaded.
-    finish : last tile of a (head, query block): drain slot. retire : last tile that uses the line.
+    finish : last tile of a (head, query block): drain slot; in MAX and MASS last tile of a (head, key block). retire : last tile that uses
+        the line.
     head, block : identity of the results, for the output's header.
     """
     return data.StructLayout(
@@ -83,6 +91,7 @@ def tile_command(config):
             "tile": index_bits(config.tiles),
             "state": index_bits(config.slots * config.row_groups),
             "limit": signed(config.head_dim.bit_length() + 2),
+            "alike": 1,
             "first": 1,
             "load": 1,
             "finish": 1,
@@ -93,9 +102,21 @@ def tile_command(config):
     )
 
 
+def offset_of(index, size):
+    """``index * size`` as a sum of shifts: the sizes of blocks have two bits, and a multiplier would take a DSP slice."""
+    return sum(index << bit for bit in range(size.bit_length()) if size >> bit & 1)
+
+
 def fetch_request(config):
-    """A block to bring in: index is a line or a slot."""
-    return data.StructLayout({"kind": 2, "address": ADDRESS_BITS, "index": index_bits(max(config.lines, config.slots))})
+    """A block to bring in: index is a line or a slot, last_row the index of its last row that counts."""
+    return data.StructLayout(
+        {
+            "kind": 2,
+            "address": ADDRESS_BITS,
+            "index": index_bits(max(config.lines, config.slots)),
+            "last_row": index_bits(config.block),
+        }
+    )
 
 
 def fetched(config):
@@ -144,7 +165,8 @@ def masses(config):
 
 
 def store_write(config):
-    """A beat from memory into a store of keys, values, queries or their scales, whose strobe is high; ``scale_address`` is of the last."""
+    """A beat from memory, a row of keys, values or queries or their scales, into the store whose strobe is high; ``scale_address`` is of
+    scales."""
     index = index_bits(max(config.lines, config.slots))
     return wiring.Signature(
         {
@@ -157,8 +179,8 @@ def store_write(config):
 
 
 def store_read(config):
-    """Reads of the stores by the engine, one cycle late: a row of keys (k) and of values (v), the scales of a key tile (x), all of
-    ``read_line``, and a beat of a query block (q)."""
+    """Reads of the stores by the engine, one cycle late: a row of keys (k), a channel of a tile's values (v), the scales of a key tile
+    (x), all of ``read_line``; and channels of a row group of queries (q), ``columns`` beats for each, then beats of scales."""
     beat = 8 * config.head_dim
     return wiring.Signature(
         {

@@ -9,7 +9,7 @@ from intaglio.rtl.arithmetic.attention import MASS_FRACTION, MERGE_SHIFT, WEIGHT
 
 __all__ = ["PrefillConfig"]
 
-FORMAT = 3  # raised when the hardware changes, so that old digests no longer match
+FORMAT = 4  # raised when the hardware changes, so that old digests no longer match
 
 
 def _power(name, value, low, high):
@@ -105,6 +105,16 @@ class PrefillConfig:
     def scale_beats(self) -> int:
         """X: beats that hold the scale bytes of a block of rows."""
         return self.block // self.head_dim
+
+    @property
+    def query_block_bytes(self) -> int:
+        """Bytes of a block of rows with their scale bytes, in memory: a Q block."""
+        return (self.block + self.scale_beats) * self.head_dim
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a block of keys and values with their scale bytes, in memory."""
+        return 2 * self.query_block_bytes
 
     @property
     def slots(self) -> int:

@@ -30,7 +30,14 @@ ADAPTED_OPERATIONS = (
     ("down",),
 )  # matrices that one linear operation computes together
 _ADAPTER_FIELDS = ("rank", "adapters", "adapter_trits", "adapter_targets")
-_MODEL_FIELDS = {"activation": "relu2", "sub_norms": 1, "tied_head": 1, "row_scales": 0}  # told only where they differ
+_USUAL_FIELDS = {  # told only where they differ
+    "activation": "relu2",
+    "sub_norms": 1,
+    "tied_head": 1,
+    "row_scales": 0,
+    "batch": 1,
+    "sequences": 1,
+}
 _GATE_FIELDS = ("gate_words", "gate_wake", "gate_isolation")
 MOST_BANKS = 128
 FORMAT = 2  # raised when the hardware or its program changes, so that old digests no longer match
@@ -72,7 +79,11 @@ class DecoderConfig:
     row_scales : int
         1: each row (token) of the embedding and of the head has a scale of its own; 0: each matrix has one.
     context : int
-        Tokens that the KV cache holds.
+        Tokens of a sequence that the KV cache holds.
+    sequences : int
+        Sequences whose keys and values the cache holds at a time, 1 to 256.
+    batch : int
+        Tokens, of any sequences, that meet every weight word side by side, 1 to 32.
     lanes : int
         Output rows that the ternary linear unit computes at once; even.
     lane_width : int
@@ -149,6 +160,8 @@ class DecoderConfig:
     sub_norms: int = 1
     tied_head: int = 1
     row_scales: int = 0
+    sequences: int = 1
+    batch: int = 1
 
     def __post_init__(self):
         def need(ok, text):
@@ -189,6 +202,10 @@ class DecoderConfig:
             isinstance(self.context, int) and 2 <= self.context <= 65535,
             f"context must be in 2..65535 tokens, not {self.context!r}",
         )
+        for name, most in (("sequences", 256), ("batch", 32)):
+            value = getattr(self, name)
+            need(type(value) is int and 1 <= value <= most, f"{name} must be an integer in 1..{most}, not {value!r}")
+            need(not (self.rank and value > 1), f"{name} must be 1 where there are adapters, not {value}")
         need(2 <= self.vocab < 1 << 20, f"vocab must be in 2..{(1 << 20) - 1}, not {self.vocab}")
         need(
             self.context < 1 << self.position_bits,
@@ -459,7 +476,7 @@ class DecoderConfig:
     def to_json(self):
         """Without the fields of what is not there, so that digests do not depend on them."""
         absent = (() if self.rank else _ADAPTER_FIELDS) + (() if self.gate_words else _GATE_FIELDS)
-        absent += tuple(name for name, usual in _MODEL_FIELDS.items() if getattr(self, name) == usual)
+        absent += tuple(name for name, usual in _USUAL_FIELDS.items() if getattr(self, name) == usual)
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in absent}
 
     @classmethod

@@ -10,13 +10,12 @@ from intaglio.rtl.memory.ram import index_bits
 __all__ = ["JobSequencer", "job_tiles"]
 
 
-def job_tiles(config, diagonal):
-    """Tiles of a job: all of a block, or those not wholly above the diagonal."""
+def job_tiles(config, diagonal, rows=None):
+    """Tiles of a job: all of a block of ``rows`` queries (all without), or those not wholly above the diagonal."""
+    groups = -(-(rows or config.block) // config.columns)
     if not diagonal:
-        return config.row_groups * config.tiles
-    return sum(
-        (group * config.columns + config.columns - 1) // config.head_dim + 1 for group in range(config.row_groups)
-    )
+        return groups * config.tiles
+    return sum((group * config.columns + config.columns - 1) // config.head_dim + 1 for group in range(groups))
 
 
 class JobSequencer(wiring.Component):
@@ -32,6 +31,10 @@ class JobSequencer(wiring.Component):
         Taken when its last tile has been taken. ``line`` is the place of its block.
     line : In
         Stable with ``i_visit``.
+    blocks : In; last_row : In
+        Of the run; index of the last row of the last block. Row groups wholly past it have no tiles. Stable.
+    single : In(1)
+        The jobs, all of slot 0, have one row group, whose lanes are all at the last row of the last block. Stable.
     loaded : In(slots)
         Slots whose queries are there, and whose accumulators may start anew.
     o_tile : Out(stream of :func:`~intaglio.rtl.bus.streams.tile_command`)
@@ -49,6 +52,9 @@ class JobSequencer(wiring.Component):
             {
                 "i_visit": In(stream.Signature(visit(config))),
                 "line": In(index_bits(config.lines)),
+                "blocks": In(BLOCK_BITS),
+                "last_row": In(index_bits(config.block)),
+                "single": In(1),
                 "loaded": In(config.slots),
                 "o_tile": Out(stream.Signature(tile_command(config))),
                 "waiting": Out(1),
@@ -80,13 +86,22 @@ class JobSequencer(wiring.Component):
         tiles_here = Array(
             Const((g * c.columns + c.columns - 1) // c.head_dim, index_bits(c.tiles)) for g in range(c.row_groups)
         )
+        here, groups = (
+            Signal.like(key_tile),
+            Signal.like(group),
+        )  # the last that count: of a diagonal block, of the query block
+        last_block = self.blocks - 1
+        m.d.comb += [
+            here.eq(Mux(self.single, self.last_row >> c.head_dim.bit_length() - 1, tiles_here[group])),
+            groups.eq(Mux(row_block == last_block, self.last_row >> c.columns.bit_length() - 1, c.row_groups - 1)),
+        ]
         last_tile, last_group, last_job = Signal(), Signal(), Signal()
         m.d.comb += [
-            last_tile.eq(key_tile == Mux(diagonal, tiles_here[group], c.tiles - 1)),
-            last_group.eq(group == c.row_groups - 1),
+            last_tile.eq(key_tile == Mux(diagonal, here, c.tiles - 1)),
+            last_group.eq(self.single | (group == groups)),
             last_job.eq(left == 0),
         ]
-        difference = group * c.columns - key_tile * c.head_dim
+        difference = Mux(self.single, self.last_row, group * c.columns) - key_tile * c.head_dim
         offset = Signal.like(difference, name="offset")
         m.d.comb += offset.eq(difference)
         m.d.comb += [
@@ -97,8 +112,9 @@ class JobSequencer(wiring.Component):
             tile.tile.eq(key_tile),
             tile.state.eq(slot * c.row_groups + group),
             tile.limit.eq(Mux(diagonal & (offset < c.head_dim), offset, c.head_dim)),
+            tile.alike.eq(self.single),
             tile.first.eq(fresh & (key_tile == 0)),
-            tile.load.eq(key_tile == 0),
+            tile.load.eq((key_tile == 0) & (fresh | ~self.single)),
             tile.finish.eq(diagonal & last_group & last_tile),
             tile.retire.eq(last_job & last_group & last_tile),
             tile.head.eq(head),
@@ -126,7 +142,8 @@ class JobSequencer(wiring.Component):
                     ]
                     query_of = Array(Const(s // c.group, index_bits(c.window)) for s in range(c.slots))
                     head_of = Array(Const(s % c.group, index_bits(c.group)) for s in range(c.slots))
-                    m.d.sync += [row_block.eq(now.window * c.window + query_of[lowest]), head.eq(head_of[lowest])]
+                    in_window = now.window * c.window + query_of[lowest]
+                    m.d.sync += [row_block.eq(Mux(self.single, last_block, in_window)), head.eq(head_of[lowest])]
                     m.next = "TILES"
             with m.State("TILES"):
                 m.d.comb += self.o_tile.valid.eq(1)

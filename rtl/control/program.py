@@ -1,7 +1,8 @@
 """Instructions of the layer program: the words that ``gen`` writes and the sequencer reads.
 
 One word starts one unit or performs one scalar operation. ``wait`` names the units that must be idle before the word takes effect; words
-take effect in order.
+take effect in order. NORM8, LINEAR and scalar operations work on all slots of a group at once, other units on one slot, which EACH and
+NEXT choose; a machine with one slot has no need of these.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class Op(enum.Enum, shape=5):
     NORM8 = 2  # activations <- quantised norm; rd: source (0 residual, 1 results), m: gain word, e: words
     NORM16 = 3  # operands <- quantised norm of the residual
     LINEAR = 4  # rd: mode, m: row groups, e: chunks, ra: scale (residual mode), rb: 1 where a row has words of the adapter's B
-    ROPE = 5  # results -> queries, keys, values; ra: scale of queries, e: layer
+    ROPE = 5  # results -> queries, keys, values; ra: scale of queries, e: layer, rb: 1 for the slot after this one, if there is one
     ATTEND = 6  # m: group
     DRAIN = 7  # m: group
     HEAD = 8
@@ -40,13 +41,15 @@ class Op(enum.Enum, shape=5):
     ADD = 17  # rd <- ra + rb
     SQRT = 18  # rd <- sqrt(ra)
     SCX = 19  # rd <- ra * 2^(-2 shift)
-    STK = 20  # key scale of KV head m <- ra
-    STV = 21  # value scale of KV head m <- ra
+    STK = 20  # key scale of KV head m <- ra, of the slot whose ROPE was the last
+    STV = 21  # value scale of KV head m <- ra, likewise
     # adapters
     ADAPT = 24  # the adapter's A times the activations, into the linear unit; rd: kind, m: row groups, e: chunks
     # flow
     SKIP = 22  # the token ends here unless its logits are wanted
-    END = 23  # result packet; ra: unit of a logit
+    END = 23  # result packet; ra: unit of a logit; then as NEXT, and the end
+    EACH = 25  # what follows is done for each slot; rd: 0 of all tokens, 1 of those whose result is wanted
+    NEXT = 26  # from the word after EACH again, for the next slot, if there is one
 
 
 class Wait(enum.IntFlag):

@@ -31,6 +31,8 @@ class Schedule(wiring.Component):
     -------
     blocks : In(BLOCK_BITS)
         Blocks of the run, 1 at least; stable.
+    single : In(1)
+        No map: one visit with the job of slot 0 to each block. Stable.
     start : In(1)
         Begin; the map is complete and stays. Its diagonal is kept, for the last visit is that of the last block.
     busy : Out(1)
@@ -41,7 +43,8 @@ class Schedule(wiring.Component):
     o_visit : Out(stream of :func:`~intaglio.rtl.bus.streams.visit`)
         Windows ascending, in a window key blocks ascending. ``next_window`` is 0 without ``next_valid``.
 
-    Latency: :func:`schedule_cycles`. Throughput: a visit in ``group + 3`` cycles, a block without a visit in 1.
+    Latency: :func:`schedule_cycles`; a visit a cycle with ``single``. Throughput: a visit in ``group + 3`` cycles, a block without a visit
+    in 1.
     """
 
     def __init__(self, config):
@@ -49,6 +52,7 @@ class Schedule(wiring.Component):
         super().__init__(
             {
                 "blocks": In(BLOCK_BITS),
+                "single": In(1),
                 "start": In(1),
                 "busy": Out(1),
                 "read_en": Out(1),
@@ -152,6 +156,22 @@ class Schedule(wiring.Component):
                 m.d.sync += [block.eq(0), batch.eq(0), head.eq(0), row.eq(0), count.eq(0)]
                 with m.If(self.start):
                     m.next = "COUNT"
+                    with m.If(self.single):
+                        m.d.sync += window.eq(0)
+                        m.next = "EVERY"
+            with m.State("EVERY"):
+                m.d.comb += [
+                    self.o_visit.valid.eq(1),
+                    out.jobs.eq(1),
+                    out.next_valid.eq(0),
+                    out.next_window.eq(0),
+                    out.remaining.eq(0),
+                    out.last.eq(last_block),
+                ]
+                with m.If(self.o_visit.ready):
+                    m.d.sync += block.eq(block + 1)
+                    with m.If(last_block):
+                        m.next = "IDLE"
             with m.State("COUNT"):
                 m.d.comb += self.read_en.eq(1)
                 m.d.sync += head.eq(Mux(last_head, 0, head + 1))

@@ -14,8 +14,8 @@ __all__ = ["BlockMasses"]
 class BlockMasses(wiring.Component):
     """Sums the probabilities of one head over a block of keys, apart by the distance of query and key.
 
-    Keys come in any order of row groups and tiles, but head by head and block by block; the sums leave after the last key of the last
-    tile of the last row group. Query i of the representative ones lies in the last block of the grid if ``i >= pad``, else in the one
+    Keys come in any order of row groups and tiles, but head by head and block by block; the sums leave after the last key of a tile
+    whose tag has ``finish``. Query i of the representative ones lies in the last block of the grid if ``i >= pad``, else in the one
     before; a key past the query's place in its own block belongs to the next smaller block distance. Hence three classes: the
     distance of the blocks, one less, two less.
 
@@ -92,15 +92,7 @@ class BlockMasses(wiring.Component):
             Signal(MASS_FRACTION + c.columns.bit_length(), name=f"mass_{kind}", reset_less=True) for kind in range(3)
         ]
         pool = Signal(signed(SCORE_BITS + c.columns.bit_length()), reset_less=True)
-        m.d.sync += [
-            summed.eq(self.valid),
-            last[0].eq(
-                self.valid
-                & (self.key == c.head_dim - 1)
-                & (self.tag.tile == c.tiles - 1)
-                & (self.tag.row_group == c.row_groups - 1)
-            ),
-        ]
+        m.d.sync += [summed.eq(self.valid), last[0].eq(self.valid & (self.key == c.head_dim - 1) & self.tag.finish)]
         with m.If(self.valid):
             m.d.sync += [total.eq(_tree(part)) for total, part in zip([*mass, pool], [*terms, scores], strict=True)]
             m.d.sync += head.eq(self.tag.head)

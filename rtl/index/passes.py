@@ -10,9 +10,10 @@ from intaglio.rtl.memory.ram import index_bits
 __all__ = ["IndexPass", "pass_tiles"]
 
 
-def pass_tiles(config, *, blocks, heads, groups):
-    """Commands of a pass (one a cycle): tiles, or for NORM, whose ``blocks`` count as one, row groups."""
-    return blocks * heads * groups * config.tiles
+def pass_tiles(config, *, blocks, heads, groups, rows=None):
+    """Commands of a pass (one a cycle) over blocks, the last one of ``rows`` keys (all without)."""
+    last = -(-(rows or config.block) // config.head_dim)
+    return ((blocks - 1) * config.tiles + last) * heads * groups
 
 
 class IndexPass(wiring.Component):
@@ -32,8 +33,10 @@ class IndexPass(wiring.Component):
     mode : In(2)
     blocks : In
         Key blocks, 1 at least.
+    last_row : In
+        Index of the last key of the last block: tiles wholly past it are left out.
     base : In(44)
-        Address of the first key block; blocks lie ``4 * block * head_dim`` bytes apart.
+        Address of the first key block; blocks lie ``page_bytes`` apart.
     slot, heads, group, groups : In
         Counts are 1 at least. Head h of the pass (0, 1, ...) and the g-th of its row groups have state ``h * row_groups + g``.
     query : In(signed)
@@ -59,6 +62,7 @@ class IndexPass(wiring.Component):
                 "start": In(1),
                 "mode": In(2),
                 "blocks": In(BLOCK_BITS),
+                "last_row": In(index_bits(config.block)),
                 "base": In(ADDRESS_BITS),
                 "slot": In(index_bits(config.slots)),
                 "heads": In(range(config.group + 1)),
@@ -95,11 +99,12 @@ class IndexPass(wiring.Component):
             request.kind.eq(FetchKind.K),
             request.address.eq(address),
             request.index.eq(ask_line),
+            request.last_row.eq(Mux(asked == self.blocks - 1, self.last_row, c.block - 1)),
         ]
         with m.If(self.o_fetch.valid & self.o_fetch.ready):
             m.d.sync += [
                 asked.eq(asked + 1),
-                address.eq(address + 4 * c.block * c.head_dim),
+                address.eq(address + c.page_bytes),
                 ask_line.eq(Mux(ask_line == c.lines - 1, 0, ask_line + 1)),
             ]
         with m.If(self.arrived):
@@ -108,8 +113,9 @@ class IndexPass(wiring.Component):
             m.d.sync += over.eq(over + 1)
 
         last_tile, last_group, last_head, last_block = Signal(), Signal(), Signal(), Signal()
+        dim_bits = c.head_dim.bit_length() - 1
         m.d.comb += [
-            last_tile.eq(norm | (key_tile == c.tiles - 1)),
+            last_tile.eq(norm | (key_tile == Mux(last_block, self.last_row >> dim_bits, c.tiles - 1))),
             last_group.eq(group == self.groups - 1),
             last_head.eq(head == self.heads - 1),
             last_block.eq(norm | (block == self.blocks - 1)),
@@ -127,6 +133,7 @@ class IndexPass(wiring.Component):
             tile.limit.eq(Mux(offset > c.head_dim, c.head_dim, Mux(offset < -c.columns, -c.columns, offset))),
             tile.first.eq((block == 0) & (key_tile == 0)),
             tile.load.eq(~norm & (key_tile == 0)),
+            tile.finish.eq(~norm & last_tile & last_group),
             tile.retire.eq(~norm & last_tile & last_group & last_head),
             tile.head.eq(self.slot + head),
             tile.block.eq(block),

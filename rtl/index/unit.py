@@ -14,6 +14,7 @@ from intaglio.rtl.bus.streams import (
     TileMode,
     fetch_request,
     masses,
+    offset_of,
     tile_command,
 )
 from intaglio.rtl.index.decide import Decision
@@ -105,7 +106,7 @@ class IndexUnit(wiring.Component):
         m.submodules.scores = s.scores = ScoreStore(c)
         m.submodules.selector = s.selector = Selector(c)
         m.submodules.decision = s.decision = Decision(c)
-        s.block_bytes = 2 * c.block * c.head_dim  # of a Q block
+        s.block_bytes = c.query_block_bytes  # of a Q block
         s.row_bits = c.block.bit_length() - 1
         self._place(m, s)
         self._fetch(m, s)
@@ -142,6 +143,8 @@ class IndexUnit(wiring.Component):
 
     def _fetch(self, m, s):
         """Key blocks for the pass, query blocks for this unit: never both at a time."""
+        c, last_block, last_pooled = self.config, Signal(BLOCK_BITS), Signal()
+        m.d.comb += [last_block.eq(self.blocks - 1), last_pooled.eq(s.pooled_block == last_block >> s.row_bits)]
         m.d.comb += [
             self.o_fetch.valid.eq(s.asking | s.passes.o_fetch.valid),
             self.o_fetch.payload.eq(s.passes.o_fetch.payload),
@@ -152,6 +155,7 @@ class IndexUnit(wiring.Component):
                 self.o_fetch.p.kind.eq(FetchKind.Q),
                 self.o_fetch.p.address.eq(s.address),
                 self.o_fetch.p.index.eq(s.asked),
+                self.o_fetch.p.last_row.eq(Mux(s.pooled & last_pooled, last_block[: s.row_bits], c.block - 1)),
             ]
             with m.If(self.o_fetch.ready):
                 m.d.sync += [s.asked.eq(s.asked + 1), s.address.eq(s.address + s.head_stride)]
@@ -161,14 +165,15 @@ class IndexUnit(wiring.Component):
     def _passes(self, m, s):
         """The pass over keys that is under way."""
         c = self.config
-        query = Signal(signed(19))
+        query, last_key = Signal(signed(19)), Signal(18)
         with m.If(s.pooled):
-            m.d.comb += query.eq(s.batch * c.columns)
+            m.d.comb += [query.eq(s.batch * c.columns), last_key.eq(s.selector.count - 1)]
         with m.Else():
-            m.d.comb += query.eq(self.tokens - c.block)
+            m.d.comb += [query.eq(self.tokens - c.block), last_key.eq(self.tokens - 1)]
         m.d.comb += [
             s.passes.mode.eq(s.mode),
             s.passes.blocks.eq(Mux(s.pooled, s.pooled_block + 1, self.blocks)),
+            s.passes.last_row.eq(last_key[: s.row_bits]),
             s.passes.base.eq(Mux(s.pooled, self.pooled_k_base, self.kv_base)),
             s.passes.slot.eq(0),
             s.passes.heads.eq(Mux(s.pooled, 1, c.group)),
@@ -357,7 +362,7 @@ class IndexUnit(wiring.Component):
             with m.Else():
                 m.d.sync += [
                     s.head.eq(s.head + 1),
-                    s.address.eq(s.address + ((self.blocks + c.block - 1) >> s.row_bits) * s.block_bytes),
+                    s.address.eq(s.address + offset_of((self.blocks + c.block - 1) >> s.row_bits, s.block_bytes)),
                 ]
         with m.State("MAP"):
             m.d.comb += [self.phase.eq(RunPhase.MAP), self.map_start.eq(1)]

@@ -10,7 +10,7 @@ from intaglio.rtl.memory.ram import Ram, index_bits
 __all__ = ["COUNTER_BITS", "CacheControl", "decision_cycles"]
 
 COUNTER_BITS = 32
-OWNER_BITS = 8  # each of tenant and KV head
+TENANT_BITS, HEAD_BITS = 8, 16  # a KV head of a layer
 
 
 def decision_cycles(config):
@@ -19,15 +19,17 @@ def decision_cycles(config):
 
 
 def _entry(config):
-    """What is known of a line: whose block it holds; visits to come; the window of the next; visits decided and not yet retired."""
+    """What is known of a line: whose block it holds; visits to come; the window of the next; visits decided and not yet retired; ``kept``:
+    the run that visited it last was single."""
     return data.StructLayout(
         {
-            "tenant": OWNER_BITS,
-            "kv_head": OWNER_BITS,
+            "tenant": TENANT_BITS,
+            "kv_head": HEAD_BITS,
             "block": BLOCK_BITS,
             "remaining": config.windows.bit_length(),
             "next_window": index_bits(config.windows),
             "pins": (config.lookahead + 1).bit_length(),
+            "kept": 1,
         }
     )
 
@@ -47,8 +49,13 @@ class CacheControl(wiring.Component):
 
     Members
     -------
-    tenant, kv_head : In(8)
+    tenant : In(8), kv_head : In(16)
         Stable from the first visit to the last.
+    single : In(1)
+        The run visits every block once, and so will the next: lines without a visit to come that such a run has used do not count as free
+        in another. They may be evicted, the highest block first. Stable.
+    partial : In(1)
+        The run's last block is not complete: its visit, the last, is a miss, and its line is free afterwards, its block forgotten. Stable.
     hot_threshold : In
         Blocks with so many remaining visits or fewer are evicted before the others. Stable.
     i_visit : In(stream of :func:`~intaglio.rtl.bus.streams.visit`)
@@ -82,8 +89,10 @@ class CacheControl(wiring.Component):
         line = index_bits(config.lines)
         super().__init__(
             {
-                "tenant": In(OWNER_BITS),
-                "kv_head": In(OWNER_BITS),
+                "tenant": In(TENANT_BITS),
+                "kv_head": In(HEAD_BITS),
+                "single": In(1),
+                "partial": In(1),
                 "hot_threshold": In(config.windows.bit_length()),
                 "i_visit": In(stream.Signature(visit(config))),
                 "o_fetch": Out(stream.Signature(data.StructLayout({"line": line, "block": BLOCK_BITS}))),
@@ -196,6 +205,8 @@ class CacheControl(wiring.Component):
                 m.d.sync += [oldest.eq(following(oldest)), over.eq(0)]
                 with m.If(ahead == 1):
                     m.d.sync += ended.eq(0)
+                    with m.If(ended & self.partial):
+                        m.d.sync += valid.bit_select(ring_line[oldest], 1).eq(0)
                 m.next = "ROUND"
         with m.If(take & self.o_visit.p.last):
             m.d.sync += running.eq(0)
@@ -218,9 +229,13 @@ class CacheControl(wiring.Component):
         m.d.sync += [judging.eq(reading), comparing.eq(judging), judged.eq(scan), compared.eq(judged)]
         m.d.sync += [
             match.eq(
-                known & (entry.tenant == self.tenant) & (entry.kv_head == self.kv_head) & (entry.block == now.block)
+                known
+                & ~(now.last & self.partial)
+                & (entry.tenant == self.tenant)
+                & (entry.kv_head == self.kv_head)
+                & (entry.block == now.block)
             ),
-            free.eq(~known | ((entry.pins == 0) & (entry.remaining == 0))),
+            free.eq(~known | ((entry.pins == 0) & (entry.remaining == 0) & ~(self.single & entry.kept))),
             candidate.eq(entry.pins == 0),
             key.eq(Cat(entry.block, entry.next_window, entry.remaining <= self.hot_threshold)),
         ]
@@ -253,6 +268,7 @@ class CacheControl(wiring.Component):
             update.tenant.eq(self.tenant),
             update.kv_head.eq(self.kv_head),
             update.block.eq(now.block),
+            update.kept.eq(self.single),
             update.remaining.eq(now.remaining),
             update.next_window.eq(now.next_window),
             update.pins.eq(Mux(hit, pins + 1, 1)),

@@ -30,9 +30,11 @@ class FetchFault(enum.IntEnum):
     TIMEOUT = 3  # no beat for `timeout` cycles
 
 
-def request_beats(config, kind):
-    """Beats of a request of a kind."""
-    return (config.scale_beats + config.block) * (2 if kind == FetchKind.KV else 1)
+def request_beats(config, kind, rows=None):
+    """Beats of a request of a kind for a block's first ``rows`` (all without): rows come in whole tiles, queries in whole row groups."""
+    rows = rows or config.block
+    size = config.columns if kind == FetchKind.Q else config.head_dim
+    return (-(-rows // size) * size + -(-rows // config.head_dim)) * (2 if kind == FetchKind.KV else 1)
 
 
 class Fetch(wiring.Component):
@@ -45,7 +47,8 @@ class Fetch(wiring.Component):
     Members
     -------
     i_request : In(stream of :func:`~intaglio.rtl.bus.streams.fetch_request`)
-        Its address is a multiple of D (lower bits are taken as 0); it may lie anywhere in a 4 KiB page.
+        Its address is a multiple of D (lower bits are taken as 0); it may lie anywhere in a 4 KiB page. Tiles of keys and values, row
+        groups of queries and beats of scales that lie wholly past ``last_row`` are not read (:func:`request_beats`).
     o_fetched : Out(stream of :func:`~intaglio.rtl.bus.streams.fetched`)
         Requests whose last beat has been written in a cycle before, in order of requests. Withdrawn untaken by ``cancel``, ``clear`` and
         a fault only. A request counts as in flight until it is taken here; two may be in flight.
@@ -60,7 +63,7 @@ class Fetch(wiring.Component):
         ``index * X + beat``, beat 0..X-1: the scale bytes of rows ``beat * D ..``, of row i in byte i % D. Both addresses are as wide as
         the larger of the stores needs; a store takes the lower bits.
     data
-        The beat.
+        The beat. Rows past ``last_row`` are zero, and their scale bytes, whatever memory holds there.
     clear : In(1)
         One cycle before each run: drops everything under way, a fault and the counters, and begins an epoch.
     cancel : In(1)
@@ -109,7 +112,8 @@ class Fetch(wiring.Component):
         beat_bits = c.head_dim.bit_length() - 1
         page_bits = PAGE.bit_length() - 1 - beat_bits  # of a beat's place in its page
         request = self.i_request.payload
-        entry = data.StructLayout({"kind": 2, "index": len(request.index), "place": page_bits})
+        layout = {"kind": 2, "index": len(request.index), "last_row": len(request.last_row), "place": page_bits}
+        entry = data.StructLayout(layout)
 
         # Requests in flight: a ring of two. `wanted` await beats, `held` await the taker of completions.
         ring = [Signal(entry, name=f"entry_{i}") for i in range(_DEPTH)]
@@ -142,6 +146,7 @@ class Fetch(wiring.Component):
                 m.d.sync += [
                     item.kind.eq(request.kind),
                     item.index.eq(request.index),
+                    item.last_row.eq(request.last_row),
                     item.place.eq(request.address[beat_bits : beat_bits + page_bits]),
                 ]
 
@@ -168,13 +173,32 @@ class Fetch(wiring.Component):
             m.d.sync += [self.beats.eq(0), self.stalled.eq(0), self.idle.eq(0), self.fault.eq(FetchFault.NONE)]
         return m
 
+    def _parts(self, last_row, kind):
+        """Last beats that a request reads of its rows and of its scales, and whether it reads all of the block, whose parts then follow one
+        another without a gap."""
+        c = self.config
+        last_beat = Signal(range(c.block))
+        last_scale = last_row[c.head_dim.bit_length() - 1 :]
+        return (
+            last_beat,
+            last_scale,
+            last_beat.all(),
+            last_beat.eq(last_row | Mux(kind == FetchKind.Q, c.columns - 1, c.head_dim - 1)),
+        )
+
     def _addresses(self, m, accepted, active, epoch, page_bits):
-        """Bursts of the request taken last."""
+        """Bursts of the request taken last: of all of a block, or part by part of a short one."""
         c, bus = self.config, self.memory
         beat_bits = c.head_dim.bit_length() - 1
         request, most = self.i_request.payload, request_beats(c, FetchKind.KV)
         page, place, left = Signal(ADDRESS_BITS - page_bits - beat_bits), Signal(page_bits), Signal(range(most + 1))
         to_page, length, final = Signal(page_bits + 1), Signal(range(max(most, 1 << page_bits) + 1)), Signal()
+        part, parts_left, gap = Signal(), Signal(2), Signal(range(c.block))
+        kind, last_row = Signal.like(request.kind), Signal.like(request.last_row)
+        last_beat, last_scale, whole, rounded = self._parts(last_row, kind)
+        m.d.comb += rounded
+        with m.If(final & (parts_left != 0)):
+            m.d.comb += gap.eq(Mux(part, ~last_scale, ~last_beat))
         m.d.comb += [
             to_page.eq((1 << page_bits) - place),
             final.eq(left <= to_page),
@@ -190,11 +214,16 @@ class Fetch(wiring.Component):
                 bus.arid.eq(epoch),
                 bus.araddr.eq(Cat(Const(0, beat_bits), place, page)),
                 bus.arlen.eq(length - 1),
-                page.eq(page + 1),
-                place.eq(0),
+                Cat(place, page).eq(Cat(place, page) + length + gap),
                 left.eq(left - length),
-                active.eq(~final),
+                active.eq(~final | (parts_left != 0)),
             ]
+            with m.If(final & (parts_left != 0)):
+                m.d.sync += [
+                    part.eq(~part),
+                    parts_left.eq(parts_left - 1),
+                    left.eq(Mux(part, last_beat, last_scale) + 1),
+                ]
             # A burst of the epoch that ends now would only fetch beats to drop.
             with m.If(self.cancel | self.clear):
                 m.d.sync += bus.arvalid.eq(0)
@@ -202,8 +231,19 @@ class Fetch(wiring.Component):
             m.d.sync += [
                 active.eq(1),
                 Cat(place, page).eq(request.address[beat_bits:]),
-                left.eq(Mux(request.kind == FetchKind.KV, most, request_beats(c, FetchKind.K))),
+                kind.eq(request.kind),
+                last_row.eq(request.last_row),
+                part.eq(0),
             ]
+            first_beat, _, all_of_it, first_rounded = self._parts(request.last_row, request.kind)
+            m.d.comb += first_rounded
+            with m.If(all_of_it):
+                m.d.sync += [
+                    left.eq(Mux(request.kind == FetchKind.KV, most, request_beats(c, FetchKind.K))),
+                    parts_left.eq(0),
+                ]
+            with m.Else():
+                m.d.sync += [left.eq(first_beat + 1), parts_left.eq(Mux(request.kind == FetchKind.KV, 3, 1))]
 
     def _beats(self, m, ring, take, wanted, epoch, page_bits, ended, failed):
         """Beats of the oldest request, their place in the stores, and what may go wrong. Returns a beat that is taken."""
@@ -214,12 +254,16 @@ class Fetch(wiring.Component):
             index.eq(Array(item.index for item in ring)[take]),
             begins.eq(Array(item.place for item in ring)[take]),
         ]
+        last_row = Signal.like(ring[0].last_row)
+        m.d.comb += last_row.eq(Array(item.last_row for item in ring)[take])
+        last_beat, last_scale, whole, rounded = self._parts(last_row, kind)
+        m.d.comb += rounded
         part, beat, next_place = Signal(2), Signal(range(c.block)), Signal(page_bits)
         place, part_ends, last = Signal(page_bits), Signal(), Signal()
         scales = part[0]
         m.d.comb += [
             place.eq(Mux((part == 0) & (beat == 0), begins, next_place)),
-            part_ends.eq(beat == Mux(scales, c.scale_beats - 1, c.block - 1)),
+            part_ends.eq(beat == Mux(scales, last_scale, last_beat)),
             last.eq(part_ends & (part == Mux(kind == FetchKind.KV, 3, 1))),
         ]
         taken, good, wrong_last, late = Signal(), Signal(), Signal(), Signal()
@@ -227,7 +271,7 @@ class Fetch(wiring.Component):
         m.d.comb += [
             bus.rready.eq(1),
             taken.eq(bus.rvalid & (bus.rid == epoch) & (wanted != 0)),
-            wrong_last.eq(bus.rlast != (last | place.all())),
+            wrong_last.eq(bus.rlast != (last | place.all() | (part_ends & ~whole))),
             late.eq((self.timeout != 0) & (quiet == self.timeout)),
             failed.eq((taken & ((bus.rresp != 0) | wrong_last)) | (~bus.rvalid & (wanted != 0) & late)),
             good.eq(taken & ~failed & ~self.cancel & ~self.clear),
@@ -241,7 +285,8 @@ class Fetch(wiring.Component):
         with m.If(good):
             m.d.sync += [beat.eq(beat + 1), next_place.eq(place + 1)]
             with m.If(part_ends):
-                m.d.sync += [beat.eq(0), part.eq(Mux(last, 0, part + 1))]
+                gap = Mux(scales, ~last_scale, ~last_beat)
+                m.d.sync += [beat.eq(0), part.eq(Mux(last, 0, part + 1)), next_place.eq(place + 1 + gap)]
         with m.If(self.clear | self.cancel | failed):
             m.d.sync += [beat.eq(0), part.eq(0), quiet.eq(0)]
 
@@ -256,6 +301,15 @@ class Fetch(wiring.Component):
             self.store.query_scale.eq(good & scales & queries),
             self.store.address.eq(Cat(beat, index)),
             self.store.scale_address.eq(Cat(scale_beat, index)),
-            self.store.data.eq(bus.rdata),
+            self.store.data.eq(self._counted(m, beat, scales, last_row, last_scale)),
         ]
         return taken
+
+    def _counted(self, m, beat, scales, last_row, last_scale):
+        """The beat, zero where it is of rows past the last one: wholly, or in scale bytes."""
+        c, beat_now = self.config, self.memory.rdata
+        place = last_row[: c.head_dim.bit_length() - 1]
+        every, some = Signal(), Signal()
+        m.d.comb += [every.eq(Mux(scales, beat < last_scale, beat <= last_row)), some.eq(scales & (beat == last_scale))]
+        keep = (every | (some & (place >= i if i else 1)) for i in range(c.head_dim))
+        return Cat(Mux(kept, beat_now[8 * i : 8 * i + 8], 0) for i, kept in enumerate(keep))

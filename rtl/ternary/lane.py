@@ -1,4 +1,4 @@
-"""One lane: decodes its weight word, forms the dot product with the shared activations and accumulates the chunks of a row."""
+"""One lane: decodes its weight word, forms the dot product with the activations of every slot and accumulates the chunks of a row."""
 
 from typing import Any
 
@@ -43,8 +43,8 @@ class Lane(wiring.Component):
 
     With ``dot="planes"`` or ``"adders"``:
 
-    x : In(lane_width) [8]
-        Bit planes of the activations that ``word`` meets, ``LEAD`` cycles after it: one register takes the word as it comes out
+    x : In(lane_width) [batch][8]
+        Bit planes of each slot's activations that ``word`` meets, ``LEAD`` cycles after it: one register takes the word as it comes out
         of the ROM, one the unpacked weights.
     masks : In(64) [3]
         ``TernaryDot.MASKS``.
@@ -58,7 +58,7 @@ class Lane(wiring.Component):
 
     enable, first : In(1)
         ``DOT_LATENCY`` cycles after ``word``: add its dot product to ``sum``; ``first`` starts from 0 instead.
-    sum : Out(signed(lane_sum_bits))
+    sum : Out(signed(lane_sum_bits)) [batch]
         A cycle after ``enable``.
 
     With adapters also:
@@ -80,11 +80,11 @@ class Lane(wiring.Component):
         self.operands = shared.operands(config.lane_width)
         members = {
             "word": In(config.weight_word_bits),
-            **{name: In(shape).array(count) for name, (shape, count) in self.operands.items()},
+            **{name: In(shape).array(config.batch, count) for name, (shape, count) in self.operands.items()},
             "masks": In(64).array(len(self.dot.MASKS)),
             "enable": In(1),
             "first": In(1),
-            "sum": Out(signed(config.lane_sum_bits)),
+            "sum": Out(signed(config.lane_sum_bits)).array(config.batch),
         }
         if config.rank:
             members |= {
@@ -101,8 +101,6 @@ class Lane(wiring.Component):
         config = self.config
         if config.packing != "pairs":
             m.submodules.unpack = unpack = Unpack(config.packing, config.lane_width)
-        m.submodules.dot = dot = self.dot(config.lane_width)
-        accumulator = Signal(signed(config.lane_sum_bits), reset_less=True)
         word = Signal(config.weight_word_bits, name="held", reset_less=True)
         if config.packing == "pairs":
             weights = {"code": self._code_of(m, word)}
@@ -113,19 +111,22 @@ class Lane(wiring.Component):
         registers = {name: Signal(len(value), name=name, reset_less=True) for name, value in weights.items()}
         m.d.sync += [word.eq(self.word), *(register.eq(weights[name]) for name, register in registers.items())]
         m.d.comb += unpack.word.eq(word) if config.packing != "pairs" else []
-        m.d.comb += [
-            *(getattr(dot, name).eq(register) for name, register in registers.items()),
-            self.sum.eq(accumulator),
-        ]
-        for name in self.operands:
-            m.d.comb += [a.eq(b) for a, b in zip(getattr(dot, name), getattr(self, name), strict=True)]
-        m.d.comb += [dot.masks[k].eq(self.masks[k]) for k in range(len(dot.MASKS))]
-        before = Mux(self.first, 0, accumulator)
-        if config.rank and config.adapter_trits > 1:
-            before = before + Mux(self.triple & ~self.first, accumulator << 1, 0)
-        total = added(m, before, dot.sum, dot.negative, "total") if config.dot == "tables" else before + dot.sum
-        with m.If(self.enable):
-            m.d.sync += accumulator.eq(total)
+        for s, dot in enumerate(self.dot(config.lane_width) for _ in range(config.batch)):
+            m.submodules[f"dot_{s}"] = dot
+            accumulator = Signal(signed(config.lane_sum_bits), name=f"accumulator_{s}", reset_less=True)
+            m.d.comb += [getattr(dot, name).eq(register) for name, register in registers.items()]
+            m.d.comb += self.sum[s].eq(accumulator)
+            for name in self.operands:
+                m.d.comb += [a.eq(b) for a, b in zip(getattr(dot, name), getattr(self, name)[s], strict=True)]
+            m.d.comb += [dot.masks[k].eq(self.masks[k]) for k in range(len(dot.MASKS))]
+            before = Mux(self.first, 0, accumulator)
+            if config.rank and config.adapter_trits > 1:
+                before = before + Mux(self.triple & ~self.first, accumulator << 1, 0)
+            total = before + dot.sum
+            if config.dot == "tables":
+                total = added(m, before, dot.sum, dot.negative, f"total_{s}")
+            with m.If(self.enable):
+                m.d.sync += accumulator.eq(total)
         return m
 
     def _code_of(self, m, word):
@@ -158,16 +159,20 @@ class Lane(wiring.Component):
 def lane_designs(config):
     """The modules that :class:`LinearUnit` instantiates with ``lane_instance``: tuples of name, design and ports for conversion.
 
-    ``intaglio_lane``: clk, word, x0.., masks0.., enable, first, sum, with adapters also adapter, source, sub, high, triple;
-    ``intaglio_planes``: data, masks0..masks5, x0..x7. With tables: no masks, but sums0.. and differences0.. to ``intaglio_lane``, from
-    ``intaglio_tables``: clk, data, x0.., sums0.., differences0...
+    ``intaglio_lane``: clk, word, masks0.., enable, first, of every slot ``s`` x<s>_0.. and sum<s>, with adapters also adapter, source, sub,
+    high, triple;
+    ``intaglio_planes``: data, masks0..masks5, x0..x7. With tables: no masks, but sums<s>_0.. and differences<s>_0.. to
+    ``intaglio_lane``, from ``intaglio_tables``: clk, data, x0.., sums0.., differences0...
     """
     module, shared, _ = FORMS[config.dot]
     lane, operands = Lane(config), shared(config.lane_width)
-    names = [*lane.operands, "masks"]
     m, clk = _clocked(lane)
-    ports = {"clk": clk, "word": lane.word, "enable": lane.enable, "first": lane.first, "sum": lane.sum}
-    ports |= _numbered(lane, names)
+    ports = {"clk": clk, "word": lane.word, "enable": lane.enable, "first": lane.first}
+    for s in range(config.batch):
+        ports |= {f"{name}{s}_{k}": value for name in lane.operands for k, value in enumerate(getattr(lane, name)[s])}
+        ports |= {f"sum{s}": lane.sum[s]}
+    names = [*lane.operands, "masks"]
+    ports |= _numbered(lane, ["masks"])
     if config.rank:
         ports |= {
             "adapter": lane.adapter,

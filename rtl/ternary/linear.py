@@ -1,4 +1,4 @@
-"""Linear unit: `lanes` rows of a ternary matrix at once, one word of weights a lane and cycle, no bubble between rows."""
+"""Linear unit: `lanes` rows of a ternary matrix at once, a word of weights a lane and cycle for `batch` vectors, no bubble between rows."""
 
 from amaranth.hdl import ClockSignal, Const, Instance, Module, Mux, Signal, signed
 from amaranth.lib import wiring
@@ -24,7 +24,9 @@ def rom_name(lane):
 
 
 class LinearUnit(wiring.Component):
-    """Ternary matrix times the activations of buffer A, to R or into X.
+    """Ternary matrix times the activations of buffer A, to R or into X, for ``batch`` slots in lockstep.
+
+    A slot has buffers A, X and R and scales of its own; words, addresses and enables are those of all.
 
     Parameters
     ----------
@@ -42,23 +44,23 @@ class LinearUnit(wiring.Component):
         last operation. ``groups``, ``chunks`` (both at least 1) and ``mode`` are taken with it.
     restart : In(1)
         Strobe, while not busy, at the latest with ``start``: weights from word 0.
-    scale_m : In(16), scale_e : In(signed(10))
+    scale_m : In(16) [batch], scale_e : In(signed(10)) [batch]
         Scale of RESIDUAL, and of the gate in GATED with SiLU; stable from four cycles after ``start`` (the first row's sum comes later)
         until not busy.
     busy, busy_next : Out(1)
         ``busy`` from the cycle after ``start``, for ``groups * chunks + fill(config, mode)`` cycles; low when its buffer has been given
         the last result.
         ``busy_next`` is what it is in the next cycle; combinational.
-    act_addr : Out, act_data : In(8 * lane_width)
+    act_addr : Out, act_data : In(8 * lane_width) [batch]
         Buffer A, element ``i`` of a word in bits ``8 i ..``; latency 1.
-    x_rd_addr, x_rd_data, x_wr_en, x_wr_addr, x_wr_data
+    x_rd_addr, x_rd_data [batch], x_wr_en, x_wr_addr, x_wr_data [batch]
         Buffer X, words of ``vector_width`` elements of 32 bits, read latency 1; bit ``k`` of ``x_wr_en`` writes ``lanes`` elements, all
         of ``x_wr_data``, from element ``k * lanes`` on. Words are read and written in one cycle, elements never: what those being written
         read as does not matter.
-    r_wr_en, r_wr_addr, r_wr_data
+    r_wr_en, r_wr_addr, r_wr_data [batch]
         Buffer R, elements of ``result_bits``; bit ``k`` of ``r_wr_en`` writes ``lanes / 2`` elements, the lower half of ``r_wr_data``
         for an even ``k`` and else the upper, from element ``k * lanes / 2`` on.
-    x_or : Out(31), r_or : Out(result_bits - 1)
+    x_or : Out(31) [batch], r_or : Out(result_bits - 1) [batch]
         OR of ``v ^ sign(v)`` over all elements written to X, to R, since ``start``.
 
     With ``gate_words`` also:
@@ -140,22 +142,22 @@ class LinearUnit(wiring.Component):
                 "groups": In(GROUP_BITS),
                 "chunks": In(max(8, depth.bit_length())),
                 "mode": In(PostMode),
-                "scale_m": In(16),
-                "scale_e": In(signed(10)),
+                "scale_m": In(16).array(config.batch),
+                "scale_e": In(signed(10)).array(config.batch),
                 "busy": Out(1),
                 "busy_next": Out(1),
                 "act_addr": Out(self.act_address_bits),
-                "act_data": In(PLANES * config.lane_width),
+                "act_data": In(PLANES * config.lane_width).array(config.batch),
                 "x_rd_addr": Out(x_address_bits(config)),
-                "x_rd_data": In(width * RESIDUAL_BITS),
+                "x_rd_data": In(width * RESIDUAL_BITS).array(config.batch),
                 "x_wr_en": Out(width // config.lanes),
                 "x_wr_addr": Out(x_address_bits(config)),
-                "x_wr_data": Out(config.lanes * RESIDUAL_BITS),
+                "x_wr_data": Out(config.lanes * RESIDUAL_BITS).array(config.batch),
                 "r_wr_en": Out(2 * width // config.lanes),
                 "r_wr_addr": Out(r_address_bits(config)),
-                "r_wr_data": Out(config.lanes * config.result_bits),
-                "x_or": Out(RESIDUAL_BITS - 1),
-                "r_or": Out(config.result_bits - 1),
+                "r_wr_data": Out(config.lanes * config.result_bits).array(config.batch),
+                "x_or": Out(RESIDUAL_BITS - 1).array(config.batch),
+                "r_or": Out(config.result_bits - 1).array(config.batch),
             }
         )
 
@@ -164,31 +166,18 @@ class LinearUnit(wiring.Component):
         config = self.config
         m.submodules.post = post = Post(config, external=self.weights is None)
         path = None
-        activations = self.act_data
-        if config.rank:
+        activations = list(self.act_data)
+        if config.rank:  # there is one slot
             m.submodules.adapter = path = AdapterPath(config)
             path.connect_outer(m, self)
-            activations = Signal.like(self.act_data, name="activations", reset_less=True)
-            chosen = activations.eq(Mux(path.source == Source.B, path.word, self.act_data))
+            activations = [Signal.like(self.act_data[0], name="activations", reset_less=True)]
+            chosen = activations[0].eq(Mux(path.source == Source.B, path.word, self.act_data[0]))
             if FORMS[config.dot][1].LATENCY:  # which has the register
                 m.d.comb += chosen
             else:
                 m.d.sync += chosen
-        module, shared, dot = FORMS[config.dot]
-        operands = {
-            name: [Signal(shape, name=f"{name}_{k}") for k in range(count)]
-            for name, (shape, count) in shared.operands(config.lane_width).items()
-        }
-        if self.lane_instance:
-            clock = {"i_clk": ClockSignal()} if shared.LATENCY else {}
-            ports = {f"o_{name}{k}": value for name, values in operands.items() for k, value in enumerate(values)}
-            m.submodules.planes = Instance(module, i_data=activations, **ports, **clock, **_masks(shared))
-        else:
-            m.submodules.planes = planes = shared(config.lane_width)
-            m.d.comb += planes.data.eq(activations)
-            for name, values in operands.items():
-                m.d.comb += [a.eq(b) for a, b in zip(values, getattr(planes, name), strict=True)]
-            m.d.comb += [planes.masks[k].eq(mask) for k, mask in enumerate(shared.MASKS)]
+        dot = FORMS[config.dot][2]
+        operands = [self._operands(m, s, data) for s, data in enumerate(activations)]
 
         # Issue: one word a cycle.
         issuing = Signal()
@@ -280,51 +269,59 @@ class LinearUnit(wiring.Component):
                 m.d.comb += [rom.power.eq(gate.power), rom.awake.eq(gate.awake), rom.select.eq(gate.select)]
             m.submodules[f"rom_{i}"] = rom
             m.d.comb += rom.addr.eq(word[: len(rom.addr)])
-            total = post.sums[i] if path is None else path.sums[i]
+            totals = [sums[i] for sums in post.sums] if path is None else [path.sums[i]]
             beside = {} if path is None else path.lane_inputs(i)
             if self.lane_instance:
-                ports = {f"i_{name}{k}": value for name, values in operands.items() for k, value in enumerate(values)}
-                ports |= _masks(dot) | {f"i_{name}": value for name, value in beside.items()}
+                ports = {
+                    f"i_{name}{s}_{k}": value
+                    for s, of_slot in enumerate(operands)
+                    for name, values in of_slot.items()
+                    for k, value in enumerate(values)
+                }
+                ports |= {f"o_sum{s}": total for s, total in enumerate(totals)} | _masks(dot)
+                ports |= {f"i_{name}": value for name, value in beside.items()}
                 m.submodules[f"lane_{i}"] = Instance(
-                    LANE_MODULE,
-                    i_clk=ClockSignal(),
-                    i_word=rom.data,
-                    i_enable=enable,
-                    i_first=first,
-                    o_sum=total,
-                    **ports,
+                    LANE_MODULE, i_clk=ClockSignal(), i_word=rom.data, i_enable=enable, i_first=first, **ports
                 )
             else:
                 m.submodules[f"lane_{i}"] = lane = Lane(config)
-                m.d.comb += [lane.word.eq(rom.data), lane.enable.eq(enable), lane.first.eq(first), total.eq(lane.sum)]
+                m.d.comb += [lane.word.eq(rom.data), lane.enable.eq(enable), lane.first.eq(first)]
                 m.d.comb += [getattr(lane, name).eq(value) for name, value in beside.items()]
-                for name, values in operands.items():
-                    m.d.comb += [a.eq(b) for a, b in zip(getattr(lane, name), values, strict=True)]
+                m.d.comb += [total.eq(lane.sum[s]) for s, total in enumerate(totals)]
+                for s, of_slot in enumerate(operands):
+                    for name, values in of_slot.items():
+                        m.d.comb += [a.eq(b) for a, b in zip(getattr(lane, name)[s], values, strict=True)]
                 m.d.comb += [lane.masks[k].eq(mask) for k, mask in enumerate(dot.MASKS)]
 
         if path is not None:
-            m.d.comb += [post.sums[i].eq(total) for i, total in enumerate(path.totals)]
-        m.d.comb += [
-            post.clear.eq(began),
-            post.valid.eq(valid),
-            post.mode.eq(mode),
-            post.scale_m.eq(self.scale_m),
-            post.scale_e.eq(self.scale_e),
-            post.x_rd_data.eq(self.x_rd_data),
-        ]
-        for name in (
-            "x_rd_addr",
-            "x_wr_en",
-            "x_wr_addr",
-            "x_wr_data",
-            "r_wr_en",
-            "r_wr_addr",
-            "r_wr_data",
-            "x_or",
-            "r_or",
-        ):
+            m.d.comb += [post.sums[0][i].eq(total) for i, total in enumerate(path.totals)]
+        m.d.comb += [post.clear.eq(began), post.valid.eq(valid), post.mode.eq(mode)]
+        for name in ("scale_m", "scale_e", "x_rd_data"):
+            m.d.comb += [a.eq(b) for a, b in zip(getattr(post, name), getattr(self, name), strict=True)]
+        for name in ("x_rd_addr", "x_wr_en", "x_wr_addr", "r_wr_en", "r_wr_addr"):
             m.d.comb += getattr(self, name).eq(getattr(post, name))
+        for name in ("x_wr_data", "r_wr_data", "x_or", "r_or"):
+            m.d.comb += [a.eq(b) for a, b in zip(getattr(self, name), getattr(post, name), strict=True)]
         return m
+
+    def _operands(self, m, slot, activations):
+        """What the lanes take of the activations of a slot, by name: bit planes, or sums of pairs."""
+        module, shared, _ = FORMS[self.config.dot]
+        operands = {
+            name: [Signal(shape, name=f"{name}_{slot}_{k}") for k in range(count)]
+            for name, (shape, count) in shared.operands(self.config.lane_width).items()
+        }
+        if self.lane_instance:
+            clock = {"i_clk": ClockSignal()} if shared.LATENCY else {}
+            ports = {f"o_{name}{k}": value for name, values in operands.items() for k, value in enumerate(values)}
+            m.submodules[f"planes_{slot}"] = Instance(module, i_data=activations, **ports, **clock, **_masks(shared))
+        else:
+            m.submodules[f"planes_{slot}"] = planes = shared(self.config.lane_width)
+            m.d.comb += planes.data.eq(activations)
+            for name, values in operands.items():
+                m.d.comb += [a.eq(b) for a, b in zip(values, getattr(planes, name), strict=True)]
+            m.d.comb += [planes.masks[k].eq(mask) for k, mask in enumerate(shared.MASKS)]
+        return operands
 
 
 def _lead(config):

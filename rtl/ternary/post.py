@@ -1,18 +1,14 @@
 """Post stage of the linear unit: row sums to results, to the result buffer or into the residual stream."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import enum, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from intaglio.rtl.arithmetic.numerics import RESIDUAL_FRACTION
-from intaglio.rtl.arithmetic.silu import SILU_BITS, SILU_WORDS, Silu
-from intaglio.rtl.memory.copies import COPY
+from intaglio.rtl.arithmetic.silu import Silu
+from intaglio.rtl.ternary.slot import RESIDUAL_BITS, PostSlot
 
 __all__ = ["RESIDUAL_BITS", "Post", "PostMode", "r_address_bits", "x_address_bits"]
-
-RESIDUAL_BITS = 32
-SPLIT = 16  # bits of relu^2 that one multiplier takes; at most 16, so that they fit where the scale goes
 
 
 class PostMode(enum.Enum, shape=2):
@@ -34,7 +30,7 @@ def r_address_bits(config):
 
 
 class Post(wiring.Component):
-    """Results of one group of rows a cycle.
+    """Results of one group of rows a cycle, of ``batch`` slots in lockstep: addresses and enables are theirs together.
 
     Parameters
     ----------
@@ -46,10 +42,10 @@ class Post(wiring.Component):
     -------
     clear : In(1)
         Start of an operation: results count from element 0, magnitudes from 0.
-    mode : In(PostMode), scale_m : In(16), scale_e : In(signed(10))
+    mode : In(PostMode), scale_m : In(16) [batch], scale_e : In(signed(10)) [batch]
         Stable from the cycle before the first ``valid`` until the operation's last write; the scale counts for RESIDUAL, and for GATED
         with SiLU, where it is the gate's.
-    valid : In(1), sums : In(signed(accumulator_bits)) [lanes]
+    valid : In(1), sums : In(signed(accumulator_bits)) [batch][lanes]
         Row sums of the next group.
     x_*, r_*, x_or, r_or
         As of :class:`~intaglio.rtl.ternary.linear.LinearUnit`.
@@ -66,42 +62,34 @@ class Post(wiring.Component):
 
     def __init__(self, config, external=True):
         self.config, self.external = config, external
-        width, lanes = config.vector_width, config.lanes
+        width, lanes, batch = config.vector_width, config.lanes, config.batch
         x_bits, r_bits = x_address_bits(config), r_address_bits(config)
         super().__init__(
             {
                 "clear": In(1),
                 "mode": In(PostMode),
-                "scale_m": In(16),
-                "scale_e": In(signed(10)),
+                "scale_m": In(16).array(batch),
+                "scale_e": In(signed(10)).array(batch),
                 "valid": In(1),
-                "sums": In(signed(config.accumulator_bits)).array(lanes),
+                "sums": In(signed(config.accumulator_bits)).array(batch, lanes),
                 "x_rd_addr": Out(x_bits),
-                "x_rd_data": In(width * RESIDUAL_BITS),
+                "x_rd_data": In(width * RESIDUAL_BITS).array(batch),
                 "x_wr_en": Out(width // lanes),
                 "x_wr_addr": Out(x_bits),
-                "x_wr_data": Out(lanes * RESIDUAL_BITS),
+                "x_wr_data": Out(lanes * RESIDUAL_BITS).array(batch),
                 "r_wr_en": Out(2 * width // lanes),
                 "r_wr_addr": Out(r_bits),
-                "r_wr_data": Out(lanes * config.result_bits),
-                "x_or": Out(RESIDUAL_BITS - 1),
-                "r_or": Out(config.result_bits - 1),
+                "r_wr_data": Out(lanes * config.result_bits).array(batch),
+                "x_or": Out(RESIDUAL_BITS - 1).array(batch),
+                "r_or": Out(config.result_bits - 1).array(batch),
                 "write": Out(1),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
-        config, lanes = self.config, self.config.lanes
-        copies = config.vector_width // lanes
-        place_bits = ceil_log2(copies)
-
-        def register(name, shape, value, enable=None, attrs=None):
-            signal = Signal(shape, name=name, reset_less=True, attrs=attrs)
-            with m.If(1 if enable is None else enable):
-                m.d.sync += signal.eq(value)
-            return signal
-
+        config = self.config
+        place_bits = ceil_log2(config.vector_width // config.lanes)
         with_silu = config.activation == "silu"
         valid = [self.valid, Signal(name="valid_1"), Signal(name="valid_2"), self.write]
         if with_silu:
@@ -112,78 +100,14 @@ class Post(wiring.Component):
             m.d.sync += group[0].eq(0)
         with m.Elif(valid[1]):
             m.d.sync += group[0].eq(group[0] + 1)
-        group += [register("group_2", group[0].shape(), group[0])]
-        group += [register("group_3", group[0].shape(), group[1])]
+        for stage in (2, 3):
+            group.append(Signal.like(group[0], name=f"group_{stage}", reset_less=True))
+            m.d.sync += group[-1].eq(group[-2])
         gated, residual = Signal(), Signal()
         m.d.sync += [gated.eq(self.mode == PostMode.GATED), residual.eq(self.mode == PostMode.RESIDUAL)]
         gated_copies_bits = place_bits + 1
 
-        # Stage 1: products. Stage 2: second product, shift. Stage 3: sums.
-        # rs - 1; (p + (1 << (rs - 1))) >> rs = ((p >> (rs - 1)) + 1) >> 1
-        less = Signal(signed(12), name="shift_less_1")
-        scale_m, scale_e = register("scale_m_0", 16, self.scale_m), register("scale_e_0", signed(10), self.scale_e)
-        m.d.comb += less.eq(-scale_e - (RESIDUAL_FRACTION + 1))
-        shift = [
-            register(f"shift_{i}", 6, Mux(less < 0, 0, Mux(less > 39, 39, less[:6])), attrs=COPY) for i in range(lanes)
-        ]
-        half = config.gate_bits - 1
-        factor_bits = 17 if with_silu else max(17, half + 1)
         m.d.comb += self.x_rd_addr.eq(group[0] >> place_bits)
-        place_2 = group[1][:place_bits]
-        old_group = self.x_rd_data.word_select(place_2, lanes * RESIDUAL_BITS) if copies > 1 else self.x_rd_data
-        raw, new, combined = [], [], []
-        square = gate = None  # of the even lane before
-        for i in range(lanes):
-            total = self.sums[i]
-            raw_1 = register(f"raw_1_{i}", total.shape(), total, valid[0])
-            raw.append(register(f"raw_2_{i}", total.shape(), raw_1, valid[1]))
-            # GATED borrows the multiplier: of even lanes for relu^2, of odd lanes a stage later for the low part of relu^2 * up.
-            left = Signal(signed(config.accumulator_bits), name=f"left_{i}")
-            right = Signal(signed(factor_bits), name=f"right_{i}")
-            product = Signal(signed(config.accumulator_bits + factor_bits), name=f"product_{i}", reset_less=True)
-            if with_silu:
-                enable, other_left, other_right = valid[0], total, scale_m
-            elif i % 2:
-                enable = Mux(gated, valid[1], valid[0])
-                other_left, other_right = (
-                    register(f"up_{i // 2}", signed(config.gate_bits), total, valid[0]),
-                    square[:SPLIT],
-                )
-            else:
-                relu = Signal(half, name=f"relu_{i // 2}")
-                m.d.comb += relu.eq(Mux(total[-1], 0, total[:half]))
-                enable, other_left, other_right, square = valid[0], relu, relu, product[: 2 * half]
-            m.d.comb += [left.eq(Mux(gated, other_left, total)), right.eq(Mux(gated, other_right, scale_m))]
-            with m.If(enable):
-                m.d.sync += product.eq(left * right)
-            if i % 2 and not with_silu:
-                high = register(
-                    f"high_{i // 2}", signed(config.result_bits - SPLIT), square[SPLIT:] * other_left, valid[1]
-                )
-                gated_value = Signal(signed(config.result_bits), name=f"gated_{i // 2}")
-                m.d.comb += gated_value.eq(product + (high << SPLIT))
-                combined.append(gated_value)
-            shifted = register(f"shifted_{i}", signed(config.accumulator_bits + 16), product >> shift[i], valid[1])
-            if with_silu and i % 2:
-                combined.append(self._silu_gate(m, register, i // 2, gate, raw_1[: config.gate_bits].as_signed()))
-            gate = shifted
-            old = Signal(signed(RESIDUAL_BITS), name=f"old_{i}")
-            m.d.comb += old.eq(old_group[i * RESIDUAL_BITS : (i + 1) * RESIDUAL_BITS])
-            # old + ((shifted + 1) >> 1) as one addition
-            sum_ = Cat(Const(1, 1), old).as_signed() + shifted
-            doubled = Signal.like(sum_, name=f"doubled_{i}")  # a wider one would be assigned from its own sign
-            m.d.comb += doubled.eq(sum_)
-            moved = doubled[1:].as_signed()
-            top = moved[RESIDUAL_BITS - 1 :]
-            value = Signal(RESIDUAL_BITS, name=f"new_{i}")
-            m.d.comb += value.eq(
-                Mux(
-                    top.all() | ~top.any(),
-                    moved[:RESIDUAL_BITS],
-                    Mux(moved[-1], 1 << (RESIDUAL_BITS - 1), (1 << (RESIDUAL_BITS - 1)) - 1),
-                )
-            )
-            new.append(value)
 
         store, r_group = valid[2], group[2]
         if with_silu:  # GATED takes longer, and its results are counted as they are written
@@ -201,18 +125,8 @@ class Post(wiring.Component):
                 m.d.sync += written.eq(written + 1)
             r_group = Mux(gated, written, group[2])
 
-        results = []
-        for i in range(lanes):
-            value = Signal(signed(config.result_bits), name=f"result_{i}")
-            m.d.comb += value.eq(Mux(gated, combined[i % (lanes // 2)], raw[i]))
-            results.append(value)
-        x_data = register("x_data", lanes * RESIDUAL_BITS, Cat(new), valid[2])
-        r_data = register("r_data", lanes * config.result_bits, Cat(results), store)
-
         # Writes. A RAW group fills two granules of R.
         m.d.comb += [
-            self.x_wr_data.eq(x_data),
-            self.r_wr_data.eq(r_data),
             self.x_wr_addr.eq(group[2] >> place_bits),
             self.r_wr_addr.eq(Mux(gated, r_group >> gated_copies_bits, group[2] >> place_bits)),
         ]
@@ -225,32 +139,21 @@ class Post(wiring.Component):
             with m.Else():
                 m.d.comb += self.r_wr_en.eq(3 << Cat(Signal(name="zero"), place))
 
-        # Magnitudes.
-        def magnitude(data, count, width):
-            values = [data[i * width : (i + 1) * width] for i in range(count)]
-            total = values[0][:-1] ^ values[0][-1].replicate(width - 1)
-            for value in values[1:]:
-                total = total | (value[:-1] ^ value[-1].replicate(width - 1))
-            return total
-
-        with m.If(self.clear):
-            m.d.sync += [self.x_or.eq(0), self.r_or.eq(0)]
-        with m.Elif(self.write & residual):
-            m.d.sync += self.x_or.eq(self.x_or | magnitude(x_data, lanes, RESIDUAL_BITS))
-        with m.Elif(self.write):
-            m.d.sync += self.r_or.eq(self.r_or | magnitude(r_data, lanes, config.result_bits))
+        for s, slot in enumerate(PostSlot(config, self.external) for _ in range(config.batch)):
+            m.submodules[f"slot_{s}"] = slot
+            m.d.comb += [
+                slot.clear.eq(self.clear),
+                slot.valid.eq(Cat(valid[:3])),
+                slot.gated.eq(gated),
+                slot.place.eq(group[1][:place_bits]),
+                slot.store.eq(store),
+                slot.write.eq(self.write),
+                slot.write_x.eq(self.write & residual),
+                *(total.eq(given) for total, given in zip(slot.sums, self.sums[s], strict=True)),
+                *(getattr(slot, name).eq(getattr(self, name)[s]) for name in ("scale_m", "scale_e", "x_rd_data")),
+                *(
+                    getattr(self, name)[s].eq(getattr(slot, name))
+                    for name in ("x_wr_data", "r_wr_data", "x_or", "r_or")
+                ),
+            ]
         return m
-
-    def _silu_gate(self, m, register, pair, shifted, up):
-        """``silu(z) * up`` of a pair of lanes, from the gate's shifted product (of stage 2) and the up sum (of stage 1)."""
-        config = self.config
-        m.submodules[f"silu_{pair}"] = unit = Silu(None if self.external else SILU_WORDS)
-        rounded = Signal(signed(len(shifted)), name=f"rounded_{pair}")
-        m.d.comb += rounded.eq((shifted + 1) >> 1)
-        top, most = rounded[SILU_BITS - 1 :], 1 << (SILU_BITS - 1)
-        z = Mux(top.all() | ~top.any(), rounded[:SILU_BITS], Mux(rounded[-1], most, most - 1))
-        m.d.comb += unit.z.eq(register(f"z_{pair}", SILU_BITS, z))
-        for stage in range(2, 4 + Silu.LATENCY):
-            up = register(f"up_{pair}_{stage}", signed(config.gate_bits), up)
-        product = register(f"gated_product_{pair}", signed(config.result_bits), unit.o * up)
-        return register(f"gated_value_{pair}", signed(config.result_bits), product)

@@ -8,12 +8,12 @@ from intaglio.rtl.attention.drain import results
 from intaglio.rtl.attention.engine import TileEngine
 from intaglio.rtl.attention.queries import QueryLoader
 from intaglio.rtl.attention.stores import Stores
-from intaglio.rtl.bus.streams import ADDRESS_BITS, BLOCK_BITS, FetchKind, RunPhase
+from intaglio.rtl.bus.streams import ADDRESS_BITS, BLOCK_BITS, FetchKind, RunPhase, offset_of
 from intaglio.rtl.control.jobs import JobSequencer
 from intaglio.rtl.control.schedule import Schedule
 from intaglio.rtl.index.block_map import BlockMap
 from intaglio.rtl.index.unit import IndexUnit
-from intaglio.rtl.kv.cache import COUNTER_BITS, OWNER_BITS, CacheControl
+from intaglio.rtl.kv.cache import COUNTER_BITS, HEAD_BITS, TENANT_BITS, CacheControl
 from intaglio.rtl.kv.fetch import Fetch, FetchFault, memory_port
 from intaglio.rtl.matrix.unit import MatrixUnit
 from intaglio.rtl.memory.ram import index_bits
@@ -26,11 +26,12 @@ PARAMETERS = {  # of a run: bits
     "gamma16": 17,
     "threshold": 32,
     "inverse": 17,
-    "tenant": OWNER_BITS,
-    "kv_head": OWNER_BITS,
+    "tenant": TENANT_BITS,
+    "kv_head": HEAD_BITS,
     "hot_threshold": 16,
     "timeout": 24,
     **{f"{name}_base": ADDRESS_BITS for name in ("kv", "q", "last", "pooled_q", "pooled_k")},
+    "single": 1,
 }
 MONITOR = ("keys", "values", "draining", "fetching", "stalled", "waiting")
 
@@ -48,11 +49,11 @@ class PrefillCore(wiring.Component):
     -------
     start : In(1)
         While not ``busy``: begin a run with the parameters (:data:`PARAMETERS`, docs/prefill.md), which stay until ``done``.
-        1 <= tokens <= context; dense if tokens < block.
+        1 <= tokens <= context; dense or single if tokens < block. ``single``: one query for each head at the last token, in one Q block.
     cancel : In(1)
         End the run at once.
     forget : In(1)
-        The memory behind the blocks on chip has changed. Ignored while ``busy``; a run that is not dense forgets them itself.
+        The memory behind the blocks on chip has changed. Ignored while ``busy``; a run with an index forgets them itself.
     busy : Out(1); done : Out(1)
         High for a cycle at the end of a run, with ``failed`` if it was a fault or ``cancel``. fault : Out(FetchFault), of the last run.
     phase : Out(RunPhase), aware : Out(group)
@@ -111,7 +112,7 @@ class PrefillCore(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         c = self.config
-        restart, blocks, line_bytes = Signal(), Signal(BLOCK_BITS), 4 * c.block * c.head_dim
+        restart, blocks = Signal(), Signal(BLOCK_BITS)
         units = {
             "index": IndexUnit(c),
             "block_map": BlockMap(c),
@@ -127,7 +128,8 @@ class PrefillCore(wiring.Component):
         index, block_map, schedule, cache, jobs, queries, engine, stores = units.values()
         m.submodules.fetch = fetch = Fetch(c)
         attending = self.phase == RunPhase.ATTEND
-        m.d.comb += blocks.eq((self.tokens + (c.block - 1))[c.block.bit_length() - 1 :])
+        last_row = Signal(index_bits(c.block))  # of the last block
+        m.d.comb += [blocks.eq((self.tokens + (c.block - 1))[c.block.bit_length() - 1 :]), last_row.eq(self.tokens - 1)]
 
         # Parameters and counters.
         for name in (
@@ -142,14 +144,19 @@ class PrefillCore(wiring.Component):
             "pooled_k_base",
         ):
             m.d.comb += getattr(index, name).eq(getattr(self, name))
-        for unit in (index, block_map, schedule, queries):
+        for unit in (index, block_map, schedule, queries, jobs):
             m.d.comb += unit.blocks.eq(blocks)
+        for unit in (queries, jobs):
+            m.d.comb += unit.last_row.eq(last_row)
+        for unit in (schedule, queries, jobs, cache):
+            m.d.comb += unit.single.eq(self.single)
         m.d.comb += [
             cache.tenant.eq(self.tenant),
             cache.kv_head.eq(self.kv_head),
+            cache.partial.eq(last_row != c.block - 1),
             cache.hot_threshold.eq(self.hot_threshold),
             cache.clear.eq(self.start & ~self.busy),
-            cache.flush.eq(~self.busy & (self.forget | (self.start & ~self.dense))),
+            cache.flush.eq(~self.busy & (self.forget | (self.start & ~self.dense & ~self.single))),
             fetch.clear.eq(self.start & ~self.busy),
             fetch.cancel.eq(self.cancel),
             fetch.timeout.eq(self.timeout),
@@ -180,7 +187,8 @@ class PrefillCore(wiring.Component):
                 m.d.comb += [
                     request.p.kind.eq(FetchKind.KV),
                     request.p.index.eq(kv.p.line),
-                    request.p.address.eq(self.kv_base + (kv.p.block << (line_bytes.bit_length() - 1))),
+                    request.p.last_row.eq(Mux(kv.p.block == blocks - 1, last_row, c.block - 1)),
+                    request.p.address.eq(self.kv_base + offset_of(kv.p.block, c.page_bytes)),
                 ]
             with m.If(request.valid & request.ready):
                 m.d.sync += turn.eq(~choose_q)
@@ -233,9 +241,15 @@ class PrefillCore(wiring.Component):
                 with m.If(self.start):
                     m.next = "BEGIN"
             with m.State("BEGIN"):
-                m.d.comb += [self.phase.eq(RunPhase.LOAD), index.start.eq(1)]
-                m.d.sync += left.eq(blocks * c.group)
-                m.next = "INDEX"
+                m.d.comb += self.phase.eq(RunPhase.LOAD)
+                with m.If(self.single):
+                    m.d.comb += [schedule.start.eq(1), queries.start.eq(1)]
+                    m.d.sync += left.eq(1)
+                    m.next = "ATTEND"
+                with m.Else():
+                    m.d.comb += index.start.eq(1)
+                    m.d.sync += left.eq(blocks * c.group)
+                    m.next = "INDEX"
             with m.State("INDEX"):
                 m.d.comb += self.phase.eq(index.phase)
                 with m.If(broken):

@@ -6,7 +6,7 @@ from intaglio.rtl.top.attention import MONITOR, PARAMETERS
 
 __all__ = ["COUNTERS", "MAP_WORDS", "PHASES", "REGISTER_MAP", "VERSION", "parameter_words"]
 
-VERSION = 2
+VERSION = 3
 MAP_WORDS = 4  # of 32 rows: a word of the map
 PHASES = tuple(phase for phase in RunPhase if phase != RunPhase.IDLE)
 COUNTERS = {

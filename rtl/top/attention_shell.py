@@ -90,7 +90,7 @@ class PrefillShell(wiring.Component):
                 & (core.tokens <= c.context)
                 & (core.gamma16 != 0)
                 & (core.gamma16 <= 1 << 16)
-                & (core.dense | (core.tokens >= c.block))
+                & (core.dense | core.single | (core.tokens >= c.block))
             ),
             start.eq(written("control") & lite.write_data[0] & ~core.busy & ~ending),
             core.start.eq(start & sensible),

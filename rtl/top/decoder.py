@@ -1,19 +1,20 @@
-"""Decoder core: the units, the buffers between them, and the sequencer."""
+"""Decoder core: the slots of the tokens, the units that they share, and the sequencer."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from intaglio.rtl.arithmetic.numerics import XS_BITS, ZERO_EXPONENT
-from intaglio.rtl.arithmetic.scalar import ScalarLayout, bit_length
+from intaglio.rtl.arithmetic.numerics import ZERO_EXPONENT
+from intaglio.rtl.arithmetic.scalar import ScalarLayout
 from intaglio.rtl.attention.narrow.unit import AttentionUnit
 from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.control.program import Op, Phase
 from intaglio.rtl.control.sequencer import Sequencer
-from intaglio.rtl.memory.ram import Ram
+from intaglio.rtl.memory.ram import index_bits
 from intaglio.rtl.ternary.adapter.loader import Loader, Outcome
 from intaglio.rtl.ternary.linear import LinearUnit
-from intaglio.rtl.vector.unit import Destination, VectorOp, VectorUnit
+from intaglio.rtl.top.slot import TokenSlot
+from intaglio.rtl.vector.unit import Destination, VectorOp, VectorUnit, gain_rom
 
 __all__ = ["DecoderCore"]
 
@@ -26,45 +27,8 @@ _KINDS = {
 }
 
 
-class Buffer(wiring.Component):
-    """Memory of ``depth`` words of ``parts`` parts that are written apart and read together.
-
-    Latency 1; a part that is read and written at one address in the same cycle reads as anything.
-    ``write_en`` has a bit per part; ``write_data`` and ``read_data`` are whole words.
-    """
-
-    def __init__(self, part_bits, parts, depth):
-        self.part_bits = part_bits
-        self.rams = [Ram(part_bits, depth) for _ in range(parts)]
-        bits = self.rams[0].read_addr.shape()
-        super().__init__(
-            {
-                "write_en": In(parts),
-                "write_addr": In(bits),
-                "write_data": In(part_bits * parts),
-                "read_addr": In(bits),
-                "read_data": Out(part_bits * parts),
-            }
-        )
-
-    def elaborate(self, platform):
-        m = Module()
-        for i, ram in enumerate(self.rams):
-            part = slice(i * self.part_bits, (i + 1) * self.part_bits)
-            m.submodules[f"part_{i}"] = ram
-            m.d.comb += [
-                ram.write_en.eq(self.write_en[i]),
-                ram.write_addr.eq(self.write_addr),
-                ram.write_data.eq(self.write_data[part]),
-                ram.read_en.eq(1),
-                ram.read_addr.eq(self.read_addr),
-                self.read_data[part].eq(ram.read_data),
-            ]
-        return m
-
-
 class DecoderCore(wiring.Component):
-    """Commands in, results out; the counters' events beside them.
+    """Commands in, results out; the counters' events beside them: ``computed`` is the number of tokens of the group that has ``finished``.
 
     Parameters
     ----------
@@ -114,55 +78,56 @@ class DecoderCore(wiring.Component):
                 "phase": Out(Phase),
                 "overflow": Out(1),
                 "finished": Out(1),
+                "computed": Out(range(config.batch + 1)),
                 "position": Out(16),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
-        c, v = self.config, self.config.vector_width
+        c = self.config
         m.submodules.sequencer = s = Sequencer(c, self.length)
         m.submodules.linear = linear = LinearUnit(c, lane_instance=self.lane_instance)
-        m.submodules.vector = vector = VectorUnit(c)
         m.submodules.attention = attention = AttentionUnit(c)
-        m.submodules.residual = x = Buffer(32 * c.lanes, v // c.lanes, c.hidden // v)
-        half = c.lanes // 2
-        m.submodules.results = r = Buffer(
-            c.result_bits * half, v // half, max(c.qkv_rows, c.hidden, c.intermediate) // v
-        )
-        m.submodules.activations = a = Buffer(8 * v, c.lane_width // v, max(c.hidden, c.intermediate) // c.lane_width)
-        self._waits(m, s, linear, vector, attention)
+        members = linear.signature.members
+        slots = [TokenSlot(c, {name: members[name].shape for name in TokenSlot.LINEAR}) for _ in range(c.batch)]
+        for i, slot in enumerate(slots):
+            m.submodules[f"slot_{i}"] = slot
+        if c.batch > 1:
+            m.submodules.gains = gains = gain_rom(c)
+            norm = Signal(index_bits(c.batch))  # one of the slots whose norm is under way, all at the same word
+            for i in reversed(range(c.batch)):
+                with m.If(s.start_vector[i]):
+                    m.d.sync += norm.eq(i)
+            m.d.comb += [
+                gains.addr.eq(Array(slot.gain_addr for slot in slots)[norm]),
+                *(slot.gain_data.eq(gains.data) for slot in slots),
+            ]
+        self._waits(m, s, linear, slots, attention)
         self._events(m, s)
-        self._starts(m, s, linear, vector, attention)
+        self._linear(m, s, linear, slots)
+        self._vector(m, s, slots, attention)
         if c.rank:
             self._adapters(m, s, linear)
-        self._shifts(m, s, linear, vector)
-        self._reads(m, linear, vector, attention, x, r, a)
-        to = {destination: Signal(name=f"write_{destination.name.lower()}") for destination in Destination}
-        for destination, signal in to.items():
-            m.d.comb += signal.eq(vector.w_en & (vector.w_dest == destination))
-        self._results(m, to, linear, vector, x, r)
-        self._activations(m, s, to, vector, a)
-        self._attention(m, s, to, vector, attention)
+        self._attention(m, s, slots, attention)
         return m
 
-    def _waits(self, m, s, linear, vector, attention):
+    def _waits(self, m, s, linear, slots, attention):
         """What the sequencer waits for; a linear starts while its last activations are written."""
         c = self.config
-        ending, ending_next = vector.ending, vector.ending_next
-        for stage in range(vector.EARLY - linear.early(c)):
+        busy, a_busy, done, done_next = Signal(), Signal(), Signal(name="ended"), Signal(name="ended_next")
+        m.d.comb += [
+            busy.eq(Cat(slot.busy_next for slot in slots).any()),
+            a_busy.eq(Cat(slot.a_busy_next for slot in slots).any()),
+            done.eq(Cat(slot.ending | ~s.live[i] for i, slot in enumerate(slots)).all()),
+            done_next.eq(Cat(slot.ending_next | ~s.live[i] for i, slot in enumerate(slots)).all()),
+        ]
+        ending, ending_next = done, done_next
+        for stage in range(VectorUnit.EARLY - linear.early(c)):
             later = Signal(name=f"ending_{stage}")
             m.d.sync += later.eq(ending)
-            ending, ending_next = later & vector.ending, ending & vector.ending_next  # until the next start
-        m.d.comb += s.busy_next.eq(
-            Cat(
-                linear.busy_next,
-                vector.busy_next,
-                vector.a_busy_next,
-                attention.busy_next,
-                vector.busy_next & ~ending_next,
-            )
-        )
+            ending, ending_next = later & done, ending & done_next  # until the next start
+        m.d.comb += s.busy_next.eq(Cat(linear.busy_next, busy, a_busy, attention.busy_next, busy & ~ending_next))
 
     def _events(self, m, s):
         """Commands, results, and what is counted."""
@@ -178,125 +143,92 @@ class DecoderCore(wiring.Component):
             self.phase.eq(s.phase),
             self.overflow.eq(s.overflow),
             self.finished.eq(s.finished),
+            self.computed.eq(sum(s.live, Const(0, 1))),
             self.position.eq(s.position),
         ]
 
-    def _starts(self, m, s, linear, vector, attention):
-        """Starts of the units; the angles are needed late."""
+    def _linear(self, m, s, linear, slots):
+        """Starts of the linear unit, and its ends in the slots."""
         c = self.config
-        begun = Signal()
-        m.d.sync += begun.eq(s.begin)
         m.d.comb += [
             *([] if c.rank else [linear.start.eq(s.start_linear)]),
             linear.restart.eq(s.begin),
             linear.groups.eq(s.m),
             linear.chunks.eq(s.e),
             linear.mode.eq(s.rd),
-            linear.scale_m.eq(s.scale.m),
-            linear.scale_e.eq(s.scale.e),
-            vector.start.eq(s.start_vector),
-            vector.source.eq(s.rd[0]),
-            vector.gain_base.eq(s.m),
-            vector.words.eq(s.e),
-            vector.group.eq(s.m),
-            vector.embed_scale.eq(attention.emb_scale if c.row_scales else s.m),
-            vector.q_mantissa.eq(s.q_scale.m),
-            vector.shift.eq(s.vector_shift),
-            vector.rotary_start.eq(begun),
-            vector.position.eq(s.position),
-            attention.attend.eq(s.start_attend),
-            attention.head.eq(s.start_head),
-            attention.group.eq(s.m),
-            attention.layer.eq(s.layer),
-            attention.position.eq(s.position),
         ]
+        for i, slot in enumerate(slots):
+            m.d.comb += [
+                linear.scale_m[i].eq(s.scale[i].m),
+                linear.scale_e[i].eq(s.scale[i].e),
+                slot.start_linear.eq(s.start_linear),
+                slot.linear_busy.eq(linear.busy),
+                slot.act_addr.eq(linear.act_addr),
+                slot.x_rd_addr.eq(linear.x_rd_addr),
+                linear.act_data[i].eq(slot.act_data),
+                linear.x_rd_data[i].eq(slot.x_rd_data),
+                *(
+                    getattr(slot, name).eq(getattr(linear, name))
+                    for name in ("x_wr_en", "x_wr_addr", "r_wr_en", "r_wr_addr")
+                ),
+                *(
+                    getattr(slot, name).eq(getattr(linear, name)[i])
+                    for name in ("x_wr_data", "r_wr_data", "x_or", "r_or")
+                ),
+            ]
         if c.gate_words:
             m.d.comb += [
-                linear.ahead.eq(s.start_vector & (s.op == Op.NORM8)),
+                linear.ahead.eq(s.start_vector.any() & (s.op == Op.NORM8)),
                 self.gate_power.eq(linear.gate_power),
                 self.gate_reads.eq(linear.gate_reads),
                 self.gate_stall.eq(linear.gate_stall),
             ]
-        with m.Switch(s.op):
-            for op, kind in _KINDS.items():
-                with m.Case(op):
-                    m.d.comb += vector.kind.eq(kind)
 
-    def _shifts(self, m, s, linear, vector):
-        """Magnitudes of the residual and of the results, as shifts, a cycle later."""
+    def _vector(self, m, s, slots, attention):
+        """Starts of the vector units; the angles are needed late."""
         c = self.config
-        in_vector = Signal()
-        draining = Signal()
-        with m.If(s.start_linear):
-            m.d.sync += in_vector.eq(0)
-        with m.If(s.start_vector & (s.op == Op.EMBED)):
-            m.d.sync += in_vector.eq(1)
-        with m.If(s.start_vector & (s.op == Op.DRAIN)):
-            m.d.sync += draining.eq(1)
-        with m.If(s.start_linear):
-            m.d.sync += draining.eq(0)
-        shifts = {}
-        for name, ors in (("vector", vector.w_or), ("linear", linear.x_or), ("results", linear.r_or)):
-            shifts[name] = Signal(c.shift_bits, name=f"{name}_shift")
-            m.d.sync += shifts[name].eq(bit_length(m, ors[XS_BITS - 1 :], f"{name}_bits"))
-        m.d.comb += [
-            s.x_shift.eq(Mux(in_vector, shifts["vector"], shifts["linear"])),
-            s.r_shift.eq(Mux(draining, 0, shifts["results"])),
-        ]
-
-    def _reads(self, m, linear, vector, attention, x, r, a):
-        """Reads of the buffers: the linear unit and the vector unit take turns."""
-        c, v = self.config, self.config.vector_width
-        m.d.comb += [
-            linear.act_data.eq(a.read_data),
-            a.read_addr.eq(linear.act_addr),
-            linear.x_rd_data.eq(x.read_data),
-            x.read_addr.eq(Mux(linear.busy, linear.x_rd_addr, vector.src_addr)),
-            r.read_addr.eq(vector.src_addr),
-        ]
-        for i in range(v):
+        begun = Signal()
+        m.d.sync += begun.eq(s.begin)
+        kind = Signal(VectorOp)
+        with m.Switch(s.op):
+            for op, of in _KINDS.items():
+                with m.Case(op):
+                    m.d.comb += kind.eq(of)
+        for i, slot in enumerate(slots):
             m.d.comb += [
-                vector.x_data[i].eq(x.read_data[32 * i : 32 * i + 32].as_signed()),
-                vector.r_data[i].eq(r.read_data[c.result_bits * i : c.result_bits * (i + 1)].as_signed()),
-                vector.emb_data[i].eq(attention.emb_data[i]),
-                vector.acc_data[i].eq(attention.acc_data[i]),
+                slot.start.eq(s.start_vector[i]),
+                slot.kind.eq(kind),
+                slot.source.eq(s.rd[0]),
+                slot.gain_base.eq(s.m),
+                slot.words.eq(s.e),
+                slot.group.eq(s.m),
+                slot.embed_scale.eq(attention.emb_scale if c.row_scales else s.m),
+                slot.q_mantissa.eq(s.q_scale[i].m),
+                slot.shift.eq(s.vector_shift[i]),
+                slot.rotary_start.eq(begun),
+                slot.position.eq(s.positions[i]),
+                slot.m_segment.eq(s.segment),
+                s.x_shift[i].eq(slot.x_shift),
+                s.r_shift[i].eq(slot.r_shift),
+                s.m_value[i].eq(slot.m_value),
+                s.squares[i].eq(slot.ss),
+                *(a.eq(b) for a, b in zip(slot.emb_data, attention.emb_data, strict=True)),
+                *(a.eq(b) for a, b in zip(slot.acc_data, attention.acc_data, strict=True)),
+                slot.sum_value.eq(attention.sum),
             ]
 
-    def _results(self, m, to, linear, vector, x, r):
-        """Writes of the residual and of the results."""
-        c, v = self.config, self.config.vector_width
-        narrow = [Signal(signed(c.result_bits), name=f"result_{i}") for i in range(v)]
-        m.d.comb += [signal.eq(vector.w_data[i]) for i, signal in enumerate(narrow)]
-        # Registers before what decodes the address for every 16 words of a part; nothing reads a word in the two cycles after its write.
-        for buffer, destination, words, en, addr, data_ in (
-            (x, Destination.RESIDUAL, vector.w_data, linear.x_wr_en, linear.x_wr_addr, linear.x_wr_data),
-            (r, Destination.RESULT, narrow, linear.r_wr_en, linear.r_wr_addr, linear.r_wr_data),
-        ):
-            m.d.sync += [
-                buffer.write_en.eq(Mux(to[destination], -1, en)),
-                buffer.write_addr.eq(Mux(to[destination], vector.w_index, addr)),
-                buffer.write_data.eq(Mux(to[destination], Cat(*words), data_.replicate(v // c.lanes))),
-            ]
+    def _attention(self, m, s, slots, attention):
+        """Attention's operands, cache (scales two cycles later), accumulators, embedding, each of the slot whose turn it is."""
+        c = self.config
 
-    def _activations(self, m, s, to, vector, a):
-        """Writes of the activations, part by part of a word."""
-        c, v = self.config, self.config.vector_width
-        parts = c.lane_width // v
-        part, word = Signal(range(parts)), Signal.like(a.write_addr)
-        m.d.comb += [
-            a.write_en.eq(to[Destination.A8] << part),
-            a.write_addr.eq(word),
-            a.write_data.eq(Cat(*(element[:8] for element in vector.w_data)).replicate(parts)),
-        ]
-        with m.If(s.start_vector):
-            m.d.sync += [part.eq(0), word.eq(0)]
-        with m.Elif(to[Destination.A8]):
-            m.d.sync += part.eq(part + 1)
-            with m.If(part == parts - 1):
-                m.d.sync += [part.eq(0), word.eq(word + 1)]
+        def of(index, pick):
+            """What ``pick`` takes of the slot."""
+            return pick(slots[0]) if c.batch == 1 else Array(pick(slot) for slot in slots)[index]
 
-    def _attention(self, m, s, to, vector, attention):
-        """Attention's operands, cache (scales two cycles later), accumulators, embedding."""
+        def to(*destinations):
+            return lambda slot: slot.w_en & Cat(slot.w_dest == destination for destination in destinations).any()
+
+        write, at = s.writer, s.slot
         stored = Signal(data.StructLayout({"key": 1, "value": 1, "head": 8, "scale": ScalarLayout}))
         m.d.sync += [
             stored.key.eq(s.store_key),
@@ -309,33 +241,46 @@ class DecoderCore(wiring.Component):
             attention.sc_m.eq(stored.scale.m),
             attention.sc_e.eq(Mux(stored.scale.m == 0, ZERO_EXPONENT, stored.scale.e)),
         ]
+        operand = Signal()
         m.d.comb += [
-            attention.op_en.eq(to[Destination.OPERAND]),
-            attention.op_index.eq(vector.w_index),
-            attention.eq_en.eq(to[Destination.OPERAND] & vector.w_first),
-            attention.eq_head.eq(vector.w_head),
-            attention.eq_exp.eq(s.q_base + vector.w_en_shift),
-            attention.kv_en.eq(to[Destination.KEY] | to[Destination.VALUE]),
-            attention.kv_is_v.eq(to[Destination.VALUE]),
-            attention.kv_head.eq(vector.w_head),
-            attention.kv_index.eq(vector.w_index),
-            attention.acc_en.eq(vector.acc_en),
-            attention.emb_en.eq(vector.emb_en),
-            attention.acc_addr.eq(vector.acc_addr),
-            attention.sum_head.eq(vector.sum_head),
-            vector.sum_value.eq(attention.sum),
-            attention.emb_token.eq(s.token),
-            attention.emb_index.eq(vector.emb_index),
-            s.m_value.eq(vector.m_value),
-            vector.m_segment.eq(s.segment),
-            s.squares.eq(vector.ss),
-            s.reference.eq(attention.eref),
+            operand.eq(of(write, to(Destination.OPERAND))),
+            attention.op_en.eq(operand),
+            attention.op_index.eq(of(write, lambda slot: slot.w_index)),
+            attention.eq_en.eq(operand & of(write, lambda slot: slot.w_first)),
+            attention.eq_head.eq(of(write, lambda slot: slot.w_head)),
+            attention.eq_exp.eq(
+                (s.q_base[0] if c.batch == 1 else Array(s.q_base)[write]) + of(write, lambda slot: slot.w_en_shift)
+            ),
+            attention.kv_en.eq(of(write, to(Destination.KEY, Destination.VALUE))),
+            attention.kv_is_v.eq(of(write, lambda slot: slot.w_dest == Destination.VALUE)),
+            attention.kv_head.eq(of(write, lambda slot: slot.w_head)),
+            attention.kv_index.eq(of(write, lambda slot: slot.w_index)),
+            attention.sequence.eq(Array(s.sequences)[write]),
+            attention.position.eq(Array(s.positions)[write]),
+            attention.bank.eq(s.bank),
+            attention.attend.eq(s.start_attend),
+            attention.head.eq(s.start_head),
+            attention.group.eq(s.m),
+            attention.layer.eq(s.layer),
+            attention.at_sequence.eq(Array(s.sequences)[at]),
+            attention.at_position.eq(Array(s.positions)[at]),
+            attention.at_bank.eq(s.at_bank),
+            attention.acc_en.eq(of(at, lambda slot: slot.acc_en)),
+            attention.acc_addr.eq(of(at, lambda slot: slot.acc_addr)),
+            attention.sum_head.eq(of(at, lambda slot: slot.sum_head)),
+            attention.emb_en.eq(of(at, lambda slot: slot.emb_en)),
+            attention.emb_index.eq(of(at, lambda slot: slot.emb_index)),
+            attention.emb_token.eq(Array(s.tokens)[at]),
+            s.reference.eq(attention.at_eref),
             attention.top_index.eq(s.rank),
             s.rank_token.eq(attention.top_token),
             s.rank_logit.eq(attention.top_logit),
         ]
-        for i in range(self.config.vector_width):
-            m.d.comb += [attention.op_data[i].eq(vector.w_data[i]), attention.kv_data[i].eq(vector.w_data[i])]
+        for i in range(c.vector_width):
+            m.d.comb += [
+                attention.op_data[i].eq(of(write, lambda slot, i=i: slot.w_data[i])),
+                attention.kv_data[i].eq(of(write, lambda slot, i=i: slot.w_data[i])),
+            ]
 
     def _adapters(self, m, s, linear):
         """The loader between registers, sequencer and the linear unit's memories."""

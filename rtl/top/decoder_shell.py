@@ -75,8 +75,12 @@ class DecoderShell(wiring.Component):
         for name, counter in counters.items():
             counted = Signal(name=f"{name}_counted")  # in the last cycle, as ``clear`` and ``active``
             m.d.sync += counted.eq(counts[name])
+            by = Const(1)
+            if name == "tokens" and self.config.batch > 1:
+                by = Signal.like(core.computed, name="tokens_counted_by")
+                m.d.sync += by.eq(core.computed)
             with m.If(counted):
-                m.d.sync += counter.eq(counter + 1)
+                m.d.sync += counter.eq(counter + by)
         m.d.sync += clear.eq(lite.written(offsets["control"]) & lite.write_data[0])
         with m.If(clear):
             m.d.sync += [cycles.eq(0), *(counter.eq(0) for counter in counters.values())]

@@ -8,16 +8,22 @@ from amaranth.lib.wiring import In, Out
 from intaglio.rtl.arithmetic.divider import NUMERATOR_BITS, Divider
 from intaglio.rtl.arithmetic.numerics import INT8_NUMERATOR, INT16_NUMERATOR, INVERSE, MANTISSA, T_BITS
 from intaglio.rtl.arithmetic.scalar import bit_length
+from intaglio.rtl.memory.ram import index_bits
 from intaglio.rtl.memory.rom import Rom
 from intaglio.rtl.vector.pass_a import COEFFICIENT_BITS, LOAD_STAGES, MAXIMUM_BITS, PassA, max_words, segments, sum_bits
 from intaglio.rtl.vector.pass_b import AMOUNT_BITS, TS_STAGES, Destination, PassB, VectorOp
 from intaglio.rtl.vector.rotary import POSITION_BITS, Rotary
 
-__all__ = ["ACC_LATENCY", "EMB_LATENCY", "Destination", "VectorOp", "VectorUnit"]
+__all__ = ["ACC_LATENCY", "EMB_LATENCY", "Destination", "VectorOp", "VectorUnit", "gain_rom"]
 
 ACC_LATENCY = 1  # cycles from acc_addr to acc_data
 EMB_LATENCY = 4  # cycles from emb_index to emb_data
 NORMALISE_STAGES = 2
+
+
+def gain_rom(config, gains=None):
+    """The ROM of the norms' gains."""
+    return Rom("gains", COEFFICIENT_BITS * config.vector_width, config.gain_words, init=gains)
 
 
 class VectorUnit(wiring.Component):
@@ -28,12 +34,14 @@ class VectorUnit(wiring.Component):
     config : DecoderConfig
     gains : sequence of int or None
         Contents of the ROM ``gains`` (``config.gain_words`` words of V gains of 16 bits, the lowest element's in the lowest bits).
-        None: the ROM is an external image, as for the next two.
+        None: the ROM is an external image, as for the next two. With a batch all slots share one, which is outside.
     increments, sine : sequence of int or None
         Contents of the ROMs ``rotary`` and ``sine``, see :class:`Rotary`.
 
     Members
     -------
+    gain_addr, gain_data : Out, In
+        With a batch: the ROM of gains, latency 1.
     rotary_start, position, rotary_ready : In, In, Out
         Start of a token, see :class:`Rotary`; not while ROPE is busy. ROPE waits until it is ready.
     start : In
@@ -80,8 +88,10 @@ class VectorUnit(wiring.Component):
     def __init__(self, config, gains=None, increments=None, sine=None):
         self.config, self.gains, self.increments, self.sine_table = config, gains, increments, sine
         width, depth = config.vector_width, max_words(config)
+        outside = {"gain_addr": Out(index_bits(config.gain_words)), "gain_data": In(COEFFICIENT_BITS * width)}
         super().__init__(
             {
+                **(outside if config.batch > 1 else {}),
                 "rotary_start": In(1),
                 "position": In(POSITION_BITS),
                 "rotary_ready": Out(1),
@@ -145,7 +155,11 @@ class VectorUnit(wiring.Component):
         m.submodules.pass_a = a = PassA(config)
         m.submodules.pass_b = b = PassB(config)
         m.submodules.rotary = rotary = Rotary(config, self.increments, self.sine_table)
-        m.submodules.gains = gains = Rom("gains", COEFFICIENT_BITS * width, config.gain_words, init=self.gains)
+        if config.batch > 1:
+            gain_addr, gain_data = self.gain_addr, self.gain_data
+        else:
+            m.submodules.gains = gains = gain_rom(config, self.gains)
+            gain_addr, gain_data = gains.addr, gains.data
 
         # Operation
         kind, results = Signal(VectorOp), Signal()
@@ -183,7 +197,7 @@ class VectorUnit(wiring.Component):
             rotary.position.eq(self.position),
             self.rotary_ready.eq(rotary.ready),
             rotary.word.eq(a.rotary_word),
-            gains.addr.eq(a.gain_addr),
+            gain_addr.eq(a.gain_addr),
             self.src_addr.eq(a.src_addr),
             a.start.eq(self.start),
             a.wanted.eq(with_a),
@@ -214,7 +228,7 @@ class VectorUnit(wiring.Component):
             m.d.comb += [
                 a.x[i].eq(self.x_data[i]),
                 a.r[i].eq(self.r_data[i]),
-                a.gain[i].eq(gains.data[COEFFICIENT_BITS * i : COEFFICIENT_BITS * (i + 1)]),
+                a.gain[i].eq(gain_data[COEFFICIENT_BITS * i : COEFFICIENT_BITS * (i + 1)]),
                 w.addr.eq(a.t_addr),
                 w.data.eq(a.t[i]),
                 w.en.eq(a.t_en),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-__all__ = ["Traffic", "Visit", "belady", "lru", "simulate", "uncached", "visits"]
+__all__ = ["Traffic", "Visit", "belady", "every_block", "lru", "simulate", "uncached", "visits"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Traffic:
     """What :func:`simulate` counts.
 
     lines, rounds : line of each visit, and the round that decided it. fetches : (visit, line, block) in order. evicted : (visit, block)
-    in order. tags : what each line holds after the run, by the line's number.
+    in order. tags : what each line holds after the run, by the line's number; kept :
+    lines that a single run has used last.
     """
 
     hits: int = 0
@@ -43,6 +44,7 @@ class Traffic:
     fetches: list = field(default_factory=list)
     evicted: list = field(default_factory=list)
     tags: dict = field(default_factory=dict)
+    kept: set = field(default_factory=set)
 
 
 def visits(block_map, window):
@@ -79,7 +81,12 @@ def visits(block_map, window):
     return found[::-1]
 
 
-def simulate(visits, lines, lookahead, hot_threshold=0, *, owner=0, tags=None):
+def every_block(count):
+    """Visits of a single run (docs/prefill.md) over so many blocks."""
+    return [Visit(0, block, 1, None, 0) for block in range(count)]
+
+
+def simulate(visits, lines, lookahead, hot_threshold=0, *, owner=0, before=None, single=False, partial=False):
     """The control's decisions.
 
     Parameters
@@ -91,8 +98,12 @@ def simulate(visits, lines, lookahead, hot_threshold=0, *, owner=0, tags=None):
         Blocks with so many remaining visits or fewer are evicted before the others; 0 is the pure order of next visits.
     owner : hashable
         Tenant and KV head.
-    tags : dict
-        :attr:`Traffic.tags` of the run before; none are known without it.
+    before : Traffic
+        Of the run before; without it all lines are empty.
+    single : bool
+        The run has one query for each head: it visits every block once, and so will the next.
+    partial : bool
+        The last block is not complete: it is read anew, and forgotten after the run.
 
     Returns
     -------
@@ -100,7 +111,7 @@ def simulate(visits, lines, lookahead, hot_threshold=0, *, owner=0, tags=None):
     """
     if lines < lookahead + 2:
         raise ValueError(f"lines must be at least lookahead + 2, {lookahead + 2}, not {lines}")
-    done = Traffic(tags=dict(tags or {}))
+    done = Traffic(tags=dict(before.tags), kept=set(before.kept)) if before else Traffic()
     held = done.tags  # line -> (owner, block)
     pins, later = [0] * lines, [None] * lines  # later: (remaining, next_window) of a live line
     decided = 0
@@ -109,17 +120,22 @@ def simulate(visits, lines, lookahead, hot_threshold=0, *, owner=0, tags=None):
             pins[done.lines[retired - 1]] -= 1
         while decided <= min(retired + lookahead, len(visits) - 1):
             visit = visits[decided]
-            line = next((n for n in range(lines) if held.get(n) == (owner, visit.block)), None)
+            fresh = partial and decided == len(visits) - 1
+            line = next((n for n in range(lines) if held.get(n) == (owner, visit.block) and not fresh), None)
             if line is not None:
                 done.hits += 1
             else:
-                line = next((n for n in range(lines) if not pins[n] and not later[n]), None)
+                taken = done.kept if single else ()
+                line = next((n for n in range(lines) if not pins[n] and not later[n] and n not in taken), None)
                 if line is None:
                     if decided > retired + 1:
                         break
                     line = max(
                         (n for n in range(lines) if not pins[n]),
-                        key=lambda n: (later[n][0] <= hot_threshold, later[n][1], held[n][1]),
+                        key=lambda n: (
+                            *((later[n][0] <= hot_threshold, later[n][1]) if later[n] else (True, 0)),
+                            held[n][1],
+                        ),
                     )
                     done.evictions += 1
                     done.evicted.append((decided, held[line][1]))
@@ -127,10 +143,14 @@ def simulate(visits, lines, lookahead, hot_threshold=0, *, owner=0, tags=None):
                 done.fetches.append((decided, line, visit.block))
                 held[line] = owner, visit.block
             pins[line] += 1
+            (done.kept.add if single else done.kept.discard)(line)
             later[line] = (visit.remaining, visit.next_window) if visit.remaining else None
             done.lines.append(line)
             done.rounds.append(retired)
             decided += 1
+    if partial:
+        del held[done.lines[-1]]
+        done.kept.discard(done.lines[-1])
     return done
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 from intaglio.rtl.arithmetic import attention as numerics
 from intaglio.sim.attention.selection import decide, top
@@ -10,6 +11,8 @@ from intaglio.sim.attention.selection import decide, top
 __all__ = [
     "HeadGroup",
     "attend",
+    "attend_last",
+    "attend_rows",
     "block_map",
     "exp2",
     "index",
@@ -21,21 +24,21 @@ __all__ = [
     "weight",
 ]
 
-_EXP = torch.tensor(numerics.EXP)
-_WEIGHT = torch.tensor(numerics.WEIGHT)
+_EXP = torch.tensor([numerics.mass_exp2(x) for x in range((numerics.MASS_FRACTION << 8) + 1)], dtype=torch.int32)
+_WEIGHT = torch.tensor([numerics.weight(x) for x in range((10 << 8) + 1)], dtype=torch.int32)  # both end in 0
 _LOG = torch.tensor(numerics.LOG_TABLE)
 _NONE = -(1 << 20)  # below every score: a masked key
 _GONE = 1 << 20  # a distance of which nothing is left
 
 
 def exp2(x):
-    """``2^(-x/256)`` with 28 fraction bits, for int64 ``x >= 0`` of any shape."""
-    return _EXP[x & 255] << numerics.MASS_FRACTION - 16 >> (x >> 8).clamp(max=62)
+    """``2^(-x/256)`` with 28 fraction bits, int32, for integers ``x >= 0`` of any shape."""
+    return _EXP[x.clamp(max=len(_EXP) - 1)]
 
 
 def weight(x):
-    """``254 * 2^(-x/256)``, rounded, for int64 ``x >= 0`` of any shape."""
-    return (_WEIGHT[x & 255] >> (x >> 8).clamp(max=62)) + 1 >> 1
+    """``254 * 2^(-x/256)``, rounded, int32, for integers ``x >= 0`` of any shape."""
+    return _WEIGHT[x.clamp(max=len(_WEIGHT) - 1)]
 
 
 def log2(n):
@@ -51,9 +54,10 @@ def log2(n):
 class HeadGroup:
     """What a run reads: one KV head and its query heads, N tokens, as integers with a scale a row.
 
-    q int8 [G, N, D], xq uint8 [G, N]; k, v int8 [N, D], xk, xv uint8 [N]; pooled_q int8 [G, nb, D], pooled_xq [G, nb];
-    pooled_k int8 [nb, D], pooled_xk [nb]. Elements are in -127..127. A scale byte x stands for ``(4 + x % 4) * 2^(20 - x // 4)`` of a query
-    or key, for ``2^((x - 128) / 4)`` of a value. torch tensors of any integer dtype.
+    q int8 [G, n, D], xq uint8 [G, n], the queries of the last n tokens; k, v int8 [N, D], xk, xv uint8 [N]; pooled_q int8 [G, qb, D],
+    pooled_xq [G, qb], of the last qb blocks, all that have queries; pooled_k int8 [nb, D], pooled_xk [nb]. Elements are in -127..127. A
+    scale byte x stands for ``(4 + x % 4) * 2^(20 - x // 4)`` of a query or key, for ``2^((x - 128) / 4)`` of a value. torch tensors of any
+    integer dtype.
     """
 
     q: torch.Tensor
@@ -69,14 +73,14 @@ class HeadGroup:
 
 
 def scores(q, xq, k, xk):
-    """Scores int64 [..., rows, keys] of queries [..., rows, D] and keys [keys, D] with their scale bytes."""
-    dot = (q.float() @ k.float().transpose(-1, -2)).long()  # below 2^24, hence exact
-    of_q, of_k = xq.long()[..., :, None], xk.long()
+    """Scores int32 [..., rows, keys] of queries [..., rows, D] and keys [keys, D] with their scale bytes."""
+    dot = (q.float() @ k.float().transpose(-1, -2)).int()  # below 2^21, hence exact
+    of_q, of_k = xq.int()[..., :, None], xk.int()
     one = 1 << numerics.SCALE_FRACTION
-    product = dot * (one + of_q % one) * (one + of_k % one)
-    shift = (of_q // one + of_k // one - numerics.SHIFT_BIAS).clamp(0, numerics.SHIFT_MAX)
-    half = (1 << shift) >> 1
-    return ((product + half) >> shift).clamp(-numerics.SCORE_MAX - 1, numerics.SCORE_MAX)
+    product = dot.mul_(one + of_q % one).mul_(one + of_k % one)  # below 2^27
+    shift = (of_q // one + of_k // one - numerics.SHIFT_BIAS).clamp_(0, numerics.SHIFT_MAX)
+    half = (1 << (shift - 1).clamp_(min=0)).masked_fill_(shift == 0, 0)
+    return (product.add_(half) >> shift).clamp_(-numerics.SCORE_MAX - 1, numerics.SCORE_MAX)
 
 
 def _shifted(x, amount):
@@ -126,23 +130,20 @@ def index(group, *, block, gamma16, threshold):
     Returns
     -------
     dict : ver, sla [G, nb], pool [G, nb], divergence [G], query_aware bool [G], vertical, slash bool [G, nb],
-        rows bool [G, nb, nb] (selections of pooled rows; only those of query-aware heads are set).
+        rows bool [G, qb, nb] (selections of pooled rows; only those of query-aware heads are set).
     """
-    heads, tokens, head_dim = group.q.shape
-    if tokens < block:
-        raise ValueError(f"tokens must be at least a block, {block}, not {tokens}: shorter prompts run dense")
+    (heads, new, head_dim), tokens = group.q.shape, group.k.shape[0]
+    if new < block:
+        raise ValueError(f"tokens must be at least a block, {block}, not {new}: shorter prompts run dense")
     count = -(-tokens // block)
+    asking = count - (tokens - new) // block  # blocks with queries
     last = torch.arange(tokens - block, tokens)
     ver, sla, pool = (torch.zeros(heads, count, dtype=torch.int64) for _ in range(3))
-    queries, exponents = group.q[:, last], group.xq[:, last]
+    queries, exponents = group.q[:, -block:], group.xq[:, -block:]
     step = 16 * block  # keys at a time: bounds memory, and is a multiple of a tile
     t = torch.cat(
-        [
-            scores(queries, exponents, group.k[i : i + step], group.xk[i : i + step]).int()
-            for i in range(0, tokens, step)
-        ],
-        -1,
-    ).long()
+        [scores(queries, exponents, group.k[i : i + step], group.xk[i : i + step]) for i in range(0, tokens, step)], -1
+    )
     key = torch.arange(tokens)
     masked = (key > last[:, None]).expand_as(t)
     logs = log_sums(t, masked, head_dim)
@@ -150,13 +151,13 @@ def index(group, *, block, gamma16, threshold):
     distance = torch.div(last[:, None] - key, block, rounding_mode="floor").clamp(min=0)
     for head in range(heads):
         ver[head].index_add_(0, key // block, p[head].sum(0))
-        sla[head].index_add_(0, distance.flatten(), p[head].flatten())
+        sla[head].index_add_(0, distance.flatten(), p[head].flatten().long())
         pool[head].index_add_(0, key // block, t[head].sum(0))
     aware, divergence = decide(ver, pool, block, tokens, threshold)
-    rows = torch.zeros(heads, count, count, dtype=torch.bool)
+    rows = torch.zeros(heads, asking, count, dtype=torch.bool)
     for head in torch.as_tensor(aware).nonzero().flatten().tolist():
         t = scores(group.pooled_q[head], group.pooled_xq[head], group.pooled_k, group.pooled_xk)
-        hidden = torch.ones(count, count, dtype=torch.bool).triu(1)
+        hidden = torch.ones(asking, count, dtype=torch.bool).triu(1 + count - asking)
         rows[head] = torch.as_tensor(top(masses(t, log_sums(t, hidden, head_dim), hidden), gamma16)) & ~hidden
     return {
         "ver": ver,
@@ -171,10 +172,10 @@ def index(group, *, block, gamma16, threshold):
 
 
 def block_map(found):
-    """Map bool [G, nb, nb] (head, query block, key block) from what :func:`index` returns."""
+    """Map bool [G, qb, nb] (head, query block, key block) from what :func:`index` returns."""
     vertical, slash, aware = found["vertical"], found["slash"], found["query_aware"]
-    heads, count = vertical.shape
-    row, column = torch.arange(count)[:, None], torch.arange(count)
+    count = vertical.shape[1]
+    row, column = torch.arange(count - found["rows"].shape[1], count)[:, None], torch.arange(count)
     causal = column <= row
     forced = (column == 0) | (column == row)
     distance = (row - column).clamp(min=0)
@@ -184,60 +185,100 @@ def block_map(found):
     return (torch.where(aware[:, None, None], pooled, pattern) | forced) & causal
 
 
-def attend(group, keep, *, block, progress=None):
+def attend(group, keep, *, block, by_row=False, progress=None):
     """Block-sparse causal attention.
 
     Parameters
     ----------
-    keep : bool [G, nb, nb]
+    keep : bool [G, qb, nb]
         Block map; the diagonal must be kept.
+    by_row : bool
+        As in :func:`attend_rows`.
 
     Returns
     -------
-    values int16 [G, N, D], exponents int8 [G, N] : the weighted mean of v is ``values / 254 * 2^exponents``.
+    values int16 [G, n, D], exponents int8 [G, n] : the weighted mean of v is ``values / 254 * 2^exponents``.
     """
-    heads, tokens, head_dim = group.q.shape
-    count = -(-tokens // block)
-    if keep.shape != (heads, count, count):
-        raise ValueError(f"the block map must be of shape {(heads, count, count)}, not {tuple(keep.shape)}")
-    if not keep.diagonal(dim1=1, dim2=2).all():
+    (heads, new, head_dim), tokens = group.q.shape, group.k.shape[0]
+    count, first = -(-tokens // block), tokens - new
+    asking = range(first // block, count)
+    if keep.shape != (heads, len(asking), count):
+        raise ValueError(f"the block map must be of shape {(heads, len(asking), count)}, not {tuple(keep.shape)}")
+    if not keep.diagonal(asking.start, 1, 2).all():
         raise ValueError("the block map must keep every block of the diagonal")
-    out = torch.empty(heads, tokens, head_dim, dtype=torch.int16)
-    exponents = torch.empty(heads, tokens, dtype=torch.int8)
-    for row in range(count):
-        rows = torch.arange(row * block, min((row + 1) * block, tokens))
-        for head in range(heads):
-            blocks = keep[head, row, : row + 1].nonzero().flatten()
-            keys = (blocks[:, None] * block + torch.arange(block)).flatten()
-            out[head, rows], exponents[head, rows] = _attend_rows(group, head, rows, keys[keys < tokens], head_dim)
+    out = torch.empty(heads, new, head_dim, dtype=torch.int16)
+    exponents = torch.empty(heads, new, dtype=torch.int8)
+    for row in asking:
+        rows = torch.arange(max(row * block, first), min((row + 1) * block, tokens))
+        mine = rows - first
+        kept = keep[:, row - asking.start, : row + 1]
+        for found in kept.unique(dim=0):  # heads with the same blocks side by side
+            of = (kept == found).all(1).nonzero()
+            keys = (found.nonzero() * block + torch.arange(block)).flatten()
+            keys = keys[keys < tokens]
+            hidden = (keys > rows[:, None]).repeat(len(of), 1)
+            q, xq = group.q[of, mine].flatten(0, 1), group.xq[of, mine].flatten()
+            got, m = attend_rows(
+                q, xq, *(x[keys] for x in (group.k, group.xk, group.v, group.xv)), hidden, by_row=by_row
+            )
+            out[of, mine], exponents[of, mine] = got.view(len(of), -1, head_dim), m.view(len(of), -1)
         if progress:
-            progress(row + 1, count)
+            progress(row - asking.start + 1, len(asking))
     return out, exponents
 
 
-def _attend_rows(group, head, rows, keys, head_dim):
-    pad = -len(keys) % head_dim
-    keys = torch.cat([keys, keys.new_full((pad,), 1 << 40)])  # past the last token: masked
-    held = keys.clamp(max=group.k.shape[0] - 1)
-    t = scores(group.q[head, rows], group.xq[head, rows], group.k[held], group.xk[held])
-    loud = group.xv[held].long().masked_fill(keys >= group.k.shape[0], 0) - numerics.VALUE_BIAS
+def attend_last(q, xq, group):
+    """Attention of one query for each head, q int8 [G, D] with scale bytes xq uint8 [G], at the last of the keys and values of ``group``
+    (a :class:`HeadGroup` of which nothing else is read).
+
+    Returns
+    -------
+    values int16 [G, D], exponent int : means are ``values / 254 * 2^exponent``.
+    """
+    hidden = torch.zeros(len(q), group.k.shape[0], dtype=torch.bool)
+    values, exponents = attend_rows(q, xq, group.k, group.xk, group.v, group.xv, hidden)
+    return values, int(exponents[0])
+
+
+def attend_rows(q, xq, k, xk, v, xv, hidden, *, by_row=False):
+    """Attention of rows over all the keys given, tiles in order.
+
+    Parameters
+    ----------
+    q, xq : [R, D], [R]; k, xk, v, xv : [N, D], [N]
+    hidden : bool [R, N]
+        Keys that a row does not see. Each row sees one at least.
+    by_row : bool
+        The exponent of a row is that of the loudest value that the row sees, so that its result depends on nothing after it. Otherwise it
+        is that of all values in the tiles that it sees some of.
+
+    Returns
+    -------
+    values int16 [R, D], exponents int8 [R]
+    """
+    rows, head_dim = q.shape
+    pad = -len(k) % head_dim  # past the last key: masked
+    k, v = (F.pad(x, (0, 0, 0, pad)) for x in (k, v))
+    xk, xv, hidden = F.pad(xk, (0, pad)), F.pad(xv, (0, pad)), F.pad(hidden, (0, pad), value=True)
+    t = scores(q, xq, k, xk)
+    loud = xv.int() - numerics.VALUE_BIAS
     scaled = t + (loud << numerics.FRACTION - numerics.VALUE_FRACTION)
-    hidden = keys > rows[:, None]
-    tiles = len(keys) // head_dim
-    t, scaled, hidden = (x.reshape(len(rows), tiles, head_dim) for x in (t, scaled, hidden))
+    tiles = len(k) // head_dim
+    t, scaled, hidden = (x.reshape(rows, tiles, head_dim) for x in (t, scaled, hidden))
     reach = ~hidden.all(-1)
     e, f = ((x.masked_fill(hidden, _NONE).amax(-1) >> numerics.FRACTION) + 1 for x in (t, scaled))
     p = exp2(((e << numerics.FRACTION)[..., None] - t).masked_fill(hidden, _GONE)).sum(-1)
     weights = weight(((f << numerics.FRACTION)[..., None] - scaled).masked_fill(hidden, _GONE))
-    values = group.v[held].reshape(tiles, head_dim, head_dim)
+    values = v.reshape(tiles, head_dim, head_dim)
     sums = torch.einsum("rtk,tkd->rtd", weights.float(), values.float()).long() << numerics.MERGE_SHIFT
     state, means = None, None
     for tile in range(tiles):
         state = tile_merge(state, e[:, tile], p[:, tile], reach[:, tile])
         means = tile_merge(means, f[:, tile], sums[:, tile], reach[:, tile])
     (maximum, total, _), (top, sums, _) = state, means
-    loudest = (loud.reshape(tiles, head_dim).amax(-1) + (1 << numerics.VALUE_FRACTION) - 1) >> numerics.VALUE_FRACTION
-    exponent = torch.where(reach, loudest, -numerics.VALUE_BIAS).amax(-1)
+    loudest = ((loud + (1 << numerics.VALUE_FRACTION) - 1) >> numerics.VALUE_FRACTION).reshape(tiles, head_dim)
+    unseen = hidden if by_row else ~reach[..., None]
+    exponent = loudest.expand_as(hidden).masked_fill(unseen, -numerics.VALUE_BIAS).amax((1, 2))
     shift = torch.frexp(total.double())[1].long() - 17  # l has 28 bits at least, since its largest key has
     inverse = numerics.INVERSE // (total >> shift)
     k = (numerics.OUT_SHIFT + shift + maximum + exponent - top).clamp(max=60)

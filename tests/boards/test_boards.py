@@ -1,8 +1,11 @@
 """Boards without their long steps: pins, clocks, stamps of steps, and what becomes of a report of nextpnr."""
 
 import json
+import pickle
 import subprocess
 import sys
+from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 
@@ -10,13 +13,16 @@ from intaglio import Error
 from intaglio.boards import cli, tools
 from intaglio.boards.alveo import CARDS, package
 from intaglio.boards.arty import archive
-from intaglio.boards.build import build, critical_path
+from intaglio.boards.build import FLATTEN, build, critical_path
 from intaglio.boards.config import BOARDS, Board, Pin, board
 from intaglio.boards.ecp5 import Pll, constraints, pll, top_verilog
 from intaglio.boards.lane import build_lane
 from intaglio.boards.tools import Stamp, run_yowasp
 from intaglio.cli import main
 from intaglio.gen.emit import output
+from intaglio.gen.emit.verilog import convert
+from intaglio.rtl.config.decoder import DecoderConfig
+from intaglio.rtl.top.decoder import DecoderCore
 
 COMMANDS = {"board": lambda: cli.register}
 PIN = Pin(ball="A1")
@@ -31,6 +37,34 @@ PLAIN = {
     "tx": PIN,
     "input_hz": 25_000_000,
 }
+
+
+def test_only_memories_and_the_attention_array_are_mapped_apart():
+    """A module of logic that is not named would be mapped without its neighbours, and its paths would be longer."""
+    config = DecoderConfig(
+        hidden=32,
+        intermediate=32,
+        layers=1,
+        heads=2,
+        kv_heads=1,
+        head_dim=16,
+        vocab=16,
+        context=8,
+        lanes=2,
+        lane_width=16,
+        vector_width=4,
+        attention_heads=2,
+        top_k=2,
+    )
+    modules = convert(DecoderCore(config, 64), "core", None)
+    apart = {name: text for name, text in modules.items() if not any(fnmatch(name, kind) for kind in FLATTEN)}
+    logic = {name for name, text in apart.items() if "intaglio_ram" not in text and "intaglio_rom" not in text}
+    assert logic == {
+        "core_attention_array",
+        "core_slot_0_activations",
+        "core_slot_0_residual",
+        "core_slot_0_results",
+    }  # the last three: memories in parts
 
 
 def test_pins_are_those_of_the_boards():
@@ -318,6 +352,15 @@ def test_a_seed_that_does_not_route_is_left_out(tmp_path, monkeypatch):
         assert result["unrouted"] == {"1": 500} and list(result["seeds"]) == ["2"] and result["best_seed"] == 2
     assert (out / "runs").read_text() == "12" and (out / "seed_2" / "notes.txt").is_file()
     assert json.loads((out / "manifest.json").read_text())["content"].keys() == {"board.json", "ulx3s.bit"}
+
+
+def test_seeds_go_to_other_processes_and_back():
+    from intaglio.boards.build import Seeds, Unrouted
+
+    seeds = pickle.loads(pickle.dumps(Seeds(board("ulx3s"), Path("out"), Path("netlist.json"), None)))
+    assert (seeds.board, seeds.out) == (board("ulx3s"), Path("out"))
+    fault = pickle.loads(pickle.dumps(Unrouted(3, 17)))
+    assert (fault.seed, fault.wires, str(fault)) == (3, 17, str(Unrouted(3, 17)))
 
 
 def test_a_folder_of_another_kind_is_refused(tmp_path):

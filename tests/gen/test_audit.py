@@ -10,10 +10,10 @@ import pytest
 
 from intaglio.cli import main
 from intaglio.gen.audit.gates import GateError, read_gates
-from intaglio.gen.banks.emit import emit
 from intaglio.gen.banks.layout import BankLayout
 from intaglio.gen.checkpoint.published import BITNET_2B4T
 from intaglio.gen.checkpoint.synthetic import write_random_checkpoint
+from intaglio.gen.emit.banks import emit
 from intaglio.gen.emit.decoder import generate
 from intaglio.rtl.memory.logic import bank, bits_of_words
 

@@ -14,15 +14,16 @@ import pytest
 
 from intaglio import Error
 from intaglio.cli import main
-from intaglio.gen.banks import emit as emit_module
-from intaglio.gen.banks.emit import emit, matrix_shapes
+from intaglio.gen.banks import parts as parts_module
+from intaglio.gen.banks.execution import execution_matrix, matrix_shapes
 from intaglio.gen.banks.layout import LAYOUTS, BankLayout, layout_for
 from intaglio.gen.checkpoint.model import CheckpointError, ModelConfig
 from intaglio.gen.checkpoint.published import BITNET_2B4T, model_config
 from intaglio.gen.checkpoint.quantised import quantise
 from intaglio.gen.checkpoint.reader import load_checkpoint
 from intaglio.gen.checkpoint.synthetic import write_random_checkpoint
-from intaglio.gen.emit.images import execution_matrix, images
+from intaglio.gen.emit.banks import emit
+from intaglio.gen.emit.images import images
 from intaglio.gen.presets.decoder import config_for
 
 CONFIG = BITNET_2B4T | {
@@ -93,9 +94,6 @@ def test_every_weight_is_where_the_layout_says(model, tmp_path):
         gains = np.concatenate([layer.gains[name] for name in ("input", "attn_sub", "post_attention", "ffn_sub")])
         assert_gains(part, [32, 32, 32, 48], gains)
 
-    def int8(text, layout):
-        return np.array([list(bytes.fromhex(line)[::-1]) for line in text.split()]).astype(np.uint8).view(np.int8)
-
     part = tmp_path / "out" / "embedding"
     np.testing.assert_array_equal(read_back(part, ODD, "embedding", 50, 32, int8), quantised.embedding)
     described = json.loads((part / "banks.json").read_text())
@@ -132,8 +130,31 @@ def test_layers_of_a_llama(tmp_path):
     described = json.loads((part / "banks.json").read_text())
     assert described["constants"] == {name: [scalar.m, scalar.e] for name, scalar in layer.constants.items()}
     assert_gains(part, [32, 32], np.concatenate([layer.gains[name] for name in ("input", "post_attention")]))
-    with pytest.raises(Error, match="the head must be tied to the embedding where banks of all are written"):
-        emit(tmp_path / "model", tmp_path / "all", layout=ODD, processes=1)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_head_and_scales_of_a_llama(tmp_path, tied):
+    llama = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu"}
+    write_random_checkpoint(tmp_path / "model", CONFIG | llama | {"tie_word_embeddings": tied}, seed=4)
+    done = emit(tmp_path / "model", tmp_path / "out", layout=ODD, processes=1)
+    tables = ["embedding"] if tied else ["embedding", "head"]
+    assert done["written"] == [*tables, "layer_00", "layer_01", "layer_02"]
+    assert emit(tmp_path / "model", tmp_path / "out", layout=ODD, processes=1)["written"] == []
+    checkpoint = load_checkpoint(tmp_path / "model")
+    widths = {"lanes": 2, "lane_width": 16, "vector_width": 4, "context": 8}
+    model = quantise(checkpoint, config_for(checkpoint.config, "small", **widths))
+    assert not np.array_equal(model.embedding, model.head) or tied
+    for name in tables:
+        part = tmp_path / "out" / name
+        np.testing.assert_array_equal(read_back(part, ODD, name, 50, 32, int8), getattr(model, name))
+        scales = [int(line, 16) for bank in sorted(part.glob("*_scales_*")) for line in bank.read_text().split()]
+        assert scales == model.row_scales[name].tolist()
+    described = json.loads((tmp_path / "out" / tables[-1] / "banks.json").read_text())
+    assert described["logit_unit"] == [model.logit_constant.m, model.logit_constant.e]
+
+
+def int8(text, layout):
+    return np.array([list(bytes.fromhex(line)[::-1]) for line in text.split()]).astype(np.uint8).view(np.int8)
 
 
 @pytest.mark.parametrize("packing", ["2bit", "5trit"])
@@ -293,7 +314,7 @@ def test_folders_and_arguments_that_are_refused(model, tmp_path, monkeypatch):
 
     refuse(r"layers must be in 0..2, not \[3\]", layers=[3])
     refuse(r"layers must be in 0..2, not \[-1, 1\]", layers=[1, -1])
-    refuse("the form of banks must be one of image, logic, not 'brass'", form="brass")
+    refuse("the form of banks must be one of image, logic, words, not 'brass'", form="brass")
     refuse("processes must be an integer in 1..64, not 0", processes=0)
     refuse(
         "a bank's height must be at least a row's 5 words, not 4",
@@ -310,9 +331,9 @@ def test_folders_and_arguments_that_are_refused(model, tmp_path, monkeypatch):
         "same model, layout and form", Error, tmp_path / "out", layout=BankLayout(lanes=3, units=2, width=10, height=13)
     )
     with open(tmp_path / "out" / ".lock", "w") as lock:
-        emit_module.fcntl.flock(lock, emit_module.fcntl.LOCK_EX)
+        parts_module.fcntl.flock(lock, parts_module.fcntl.LOCK_EX)
         refuse("must not be in use", Error, tmp_path / "out")
-    monkeypatch.setattr(emit_module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(parts_module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     refuse("must have room for .* MB of banks, and 0 MB are free", Error, tmp_path / "out", layers=[1])
 
 
@@ -321,7 +342,7 @@ def test_folders_and_arguments_that_are_refused(model, tmp_path, monkeypatch):
     [
         ({"lanes": 0}, "lanes of a bank layout must be an integer in 1..4096, not 0"),
         ({"units": 2.0}, "units of a bank layout must be an integer in 1..4096, not 2.0"),
-        ({"height": 1 << 21}, "height of a bank layout must be an integer in 1..1048576, not 2097152"),
+        ({"height": 1 << 31}, "height of a bank layout must be an integer in 1..1073741824, not 2147483648"),
         ({"packing": "3bit"}, "packing must be one of 2bit, 5trit, pairs, not '3bit'"),
     ],
 )

@@ -187,7 +187,7 @@ def test_a_folder_of_the_other_kind_is_told_before_it_is_built(
 
 
 def test_ctrl_c(python_scheme, capsys, monkeypatch):
-    def interrupted(self):
+    def interrupted(self, taker=None):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Device, "receive", interrupted)

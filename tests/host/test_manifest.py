@@ -45,6 +45,9 @@ def test_refuses(double, change, message):
         ({"eos": [0, 256]}, "eos must be a token in 0..255, not 256"),
         ({"eos": [True]}, "eos must be a token in 0..255, not True"),
         ({"tokenizer": "x"}, "tokenizer must be"),
+        ({"batch": 0}, "batch must be an integer in 1..32, not 0"),
+        ({"batch": True}, "batch must be an integer in 1..32, not True"),
+        ({"sequences": 257}, "sequences must be an integer in 1..256, not 257"),
         ({"bos": "a"}, "bos must be a token in 0..255, not 'a'"),
     ],
 )

@@ -87,6 +87,7 @@ class Case:
             self.expected["traffic"][1],
             times,
             dense=self.dense or self.tokens < C.block,
+            tokens=self.tokens,
         )
 
 

@@ -3,6 +3,7 @@
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
 
 from intaglio.rtl.arithmetic.numerics import ROW_SCALE_BITS
 from intaglio.rtl.attention.narrow.array import MacArray, add_tree, product_bits, tree_stages
@@ -20,6 +21,22 @@ KEY_DRAIN = 6  # cycles between the last key and the first score of the second p
 VALUE_DRAIN = 8  # cycles between the last score's address and the end
 HEAD_DRAIN = 5
 SCALE_STAGES = 2  # of a logit's product with it
+REFERENCE = 8  # cycles from attend until the reference exponent is taken: after the value scales of its token, before those of the next
+_OF_CACHE = (
+    "sequence",
+    "layer",
+    "position",
+    "kv_en",
+    "kv_is_v",
+    "kv_head",
+    "kv_index",
+    "ks_en",
+    "vs_en",
+    "sc_head",
+    "sc_m",
+    "sc_e",
+    "at_sequence",
+)
 
 
 def attend_cycles(config, position):
@@ -42,8 +59,12 @@ class AttentionUnit(wiring.Component):
     """Attention of one token over the cache, ``attention_heads`` queries at a time, and logits with the ``top_k`` best.
 
     V is ``vector_width``, A is ``attention_heads``. ``busy`` rises in the cycle after ``attend`` or ``head`` and falls when
-    the results are readable. Nothing may be written or started while it is high; a start may follow a write in the next cycle.
-    Counted from the start, ATTEND is busy for :func:`attend_cycles` and HEAD for :func:`head_cycles`.
+    the results are readable; nothing may be started while it is high. A start may follow a write in the next cycle; value scales may come
+    up to 5 cycles after ``attend``. Counted from the start, ATTEND is busy for :func:`attend_cycles` and HEAD for :func:`head_cycles`.
+
+    With ``batch`` above 1 the next token may be written while the unit is busy, from the cycle of the start on: rows and key scales of
+    another sequence or of a position above ``at_position``, operands and exponents of the other bank than ``at_bank``; value scales from
+    8 cycles after the ``attend`` of the token's last group. ``layer`` is that of both tokens. Otherwise nothing may be written.
 
     Parameters
     ----------
@@ -58,18 +79,25 @@ class AttentionUnit(wiring.Component):
 
     Members
     -------
-    layer, position : In
-        Of a write, with its strobe; of a start, stable until ``busy`` falls, ``layer`` from one cycle before it.
+    layer : In
+        Of a write, with its strobe; of a start, stable until ``busy`` falls, and from one cycle before it.
+    sequence, position, kv_en, kv_is_v, kv_head, kv_index, kv_data, ks_en, vs_en, sc_head, sc_m, sc_e : In
+        As in :class:`~intaglio.rtl.attention.narrow.cache.KvCache`.
+    bank : In(1)
+        Where operands and exponents go, with their strobes. Without a batch there is one bank, whatever this is.
     op_en, op_index, op_data : In
         Operand (query or final hidden state): word ``op_index`` of V signed 16-bit elements out of ``hidden``.
     eq_en, eq_head, eq_exp : In
         Exponent of query head ``eq_head``, 12 bits signed.
-    kv_en, kv_is_v, kv_head, kv_index, kv_data, ks_en, vs_en, sc_head, sc_m, sc_e, eref
-        As in :class:`~intaglio.rtl.attention.narrow.cache.KvCache`.
+    at_sequence, at_position, at_bank : In
+        Of a start, stable until ``busy`` falls.
     attend : In(1), group : In
-        Starts attention of query heads ``group * A ..`` over the tokens ``0..position``.
+        Starts attention of query heads ``group * A ..`` over the tokens ``0..at_position`` of ``at_sequence``.
+    at_eref : Out(signed(10))
+        Largest exponent of the value scales of ``at_sequence`` and ``layer``, as the last ATTEND uses it: taken 8 cycles after
+        ``attend``, there from the cycle after that until as long after the next ``attend``.
     head : In(1)
-        Starts the head on the operand memory.
+        Starts the head on the operands of ``at_bank``.
     busy, busy_next : Out(1)
         ``busy_next`` is what ``busy`` is in the next cycle; combinational.
     acc_en, acc_addr : In, acc_data : Out
@@ -99,7 +127,10 @@ class AttentionUnit(wiring.Component):
         self.scaler = Scaler(config)
         self.topk = TopK(config.top_k, index_bits(config.vocab), LOGIT_BITS)
         self.score_ram = Ram(heads * SCORE_BITS, config.context)
-        self.operand_rams = [Ram(16 * width, config.head_groups) for _ in range(config.array // width)]
+        # A bank begins at a power of 2, so that its address takes no adder.
+        self.banks, self.operand_bits = min(config.batch, 2), ceil_log2(config.head_groups)
+        depth = config.head_groups if self.banks == 1 else self.banks << self.operand_bits
+        self.operand_rams = [Ram(16 * width, depth) for _ in range(config.array // width)]
         self.rom = Rom("embedding", 8 * config.array, config.vocab * config.head_groups, init=embedding)
         self.head_rom = self.rom
         if not config.tied_head:
@@ -109,28 +140,15 @@ class AttentionUnit(wiring.Component):
             for name, words in zip(("embedding", "head"), scales, strict=True)
             if config.row_scales and not (name == "head" and config.tied_head)
         ]
-        cache = {
-            name: In(getattr(self.cache, name).shape())
-            for name in (
-                "layer",
-                "position",
-                "kv_en",
-                "kv_is_v",
-                "kv_head",
-                "kv_index",
-                "ks_en",
-                "vs_en",
-                "sc_head",
-                "sc_m",
-                "sc_e",
-            )
-        }
         super().__init__(
-            cache
+            {name: In(getattr(self.cache, name).shape()) for name in _OF_CACHE}
             | ({"emb_scale": Out(ROW_SCALE_BITS)} if config.row_scales else {})
             | {
                 "kv_data": In(signed(8)).array(width),
-                "eref": Out(signed(10)),
+                "at_position": In(index_bits(config.context)),
+                "at_bank": In(1),
+                "at_eref": Out(signed(10)),
+                "bank": In(1),
                 "op_en": In(1),
                 "op_index": In(index_bits(config.hidden // width)),
                 "op_data": In(signed(16)).array(width),
@@ -181,18 +199,20 @@ class AttentionUnit(wiring.Component):
         self.clear, self.heading = Signal(), Signal()
         self.operand_addr = Signal(index_bits(config.head_groups))
         self.word_addr = Signal(index_bits(words))
-        left, wait = Signal.like(self.position), Signal(4 + config.row_scales)
+        left, wait = Signal.like(self.at_position), Signal(4 + config.row_scales)
         kv_head = Array(g * config.attention_heads // config.group for g in range(config.head_groups))
         group = Signal.like(self.group)
-        fresh = Signal()  # the first cycle of HEAD
-        m.d.sync += fresh.eq(0)
-        m.d.comb += self.topk.clear.eq(fresh)
+        fresh, since = Signal(), Signal(REFERENCE)  # the first cycle of HEAD; those of ATTEND, one bit after the other
+        m.d.sync += [fresh.eq(0), since.eq(since << 1)]
+        m.d.comb += [self.topk.clear.eq(fresh), cache.recall.eq(since[-2])]
+        with m.If(since[-1]):
+            m.d.sync += self.at_eref.eq(cache.eref)
         with m.FSM() as fsm:
             with m.State("IDLE"):
-                m.d.sync += [left.eq(self.position), group.eq(self.group)]
+                m.d.sync += [left.eq(self.at_position), group.eq(self.group)]
                 with m.If(self.attend):
                     m.d.comb += [cache.start.eq(1), cache.start_head.eq(kv_head[self.group])]
-                    m.d.sync += [self.heading.eq(0), self.operand_addr.eq(self.group)]
+                    m.d.sync += [self.heading.eq(0), self.operand_addr.eq(self.group), since.eq(1)]
                     m.next = "BASE"
                 with m.Elif(self.head):
                     m.d.sync += [fresh.eq(1), self.heading.eq(1), self.operand_addr.eq(0), self.word_addr.eq(0)]
@@ -206,7 +226,7 @@ class AttentionUnit(wiring.Component):
                 with m.If(left == 0):
                     m.next = "KEY_DRAIN"
             with m.State("KEY_DRAIN"):
-                m.d.sync += [wait.eq(wait - 1), left.eq(self.position)]
+                m.d.sync += [wait.eq(wait - 1), left.eq(self.at_position)]
                 with m.If(wait == 0):
                     m.d.comb += [cache.start.eq(1), cache.values.eq(1), cache.start_head.eq(kv_head[group])]
                     m.next = "VALUES"
@@ -238,10 +258,15 @@ class AttentionUnit(wiring.Component):
         """Operand memory, the exponents of the queries, and the loads of the array."""
         config, array, width = self.config, self.array, self.config.vector_width
         word, part = _split(m, "op", self.op_index, config.hidden // width, len(self.operand_rams))
-        enable, address, data = Signal(len(self.operand_rams)), Signal.like(word), Signal(16 * width, reset_less=True)
+
+        def banked(address, bank):
+            return address if self.banks == 1 else Cat(address[: self.operand_bits], bank)
+
+        enable, data = Signal(len(self.operand_rams)), Signal(16 * width, reset_less=True)
+        address = Signal.like(self.operand_rams[0].write_addr)
         m.d.sync += enable.eq(self.op_en << part)
         with m.If(self.op_en):
-            m.d.sync += [address.eq(word), data.eq(Cat(*self.op_data))]
+            m.d.sync += [address.eq(banked(word, self.bank)), data.eq(Cat(*self.op_data))]
         load = Signal()
         m.d.sync += load.eq(self.key_issue | self.word_issue)
         m.d.comb += [
@@ -257,41 +282,33 @@ class AttentionUnit(wiring.Component):
                 ram.write_addr.eq(address),
                 ram.write_data.eq(data),
                 ram.read_en.eq(self.key_issue | self.word_issue),
-                ram.read_addr.eq(self.operand_addr),
+                ram.read_addr.eq(banked(self.operand_addr, self.at_bank)),
                 *(
                     array.operand[i * width + j].eq(ram.read_data[16 * j : 16 * j + 16].as_signed())
                     for j in range(width)
                 ),
             ]
 
-        exponents = [Signal(signed(EXPONENT_BITS), name=f"exponent_{h}") for h in range(config.heads)]
-        with m.If(self.eq_en):
-            m.d.sync += Array(exponents)[self.eq_head].eq(self.eq_exp)
+        banks = [
+            [Signal(signed(EXPONENT_BITS), name=f"exponent_{b}_{h}") for h in range(config.heads)]
+            for b in range(self.banks)
+        ]
+        for b, exponents in enumerate(banks):
+            with m.If(self.eq_en & (self.bank == b if self.banks > 1 else 1)):
+                m.d.sync += Array(exponents)[self.eq_head].eq(self.eq_exp)
         with m.If(self.idle):
-            for a in range(config.attention_heads):
-                m.d.sync += self.scores.exponent[a].eq(Array(exponents[a :: config.attention_heads])[self.group])
+            for a, exponent in enumerate(self.scores.exponent):
+                of_banks = [Array(exponents[a :: config.attention_heads])[self.group] for exponents in banks]
+                m.d.sync += exponent.eq(Mux(self.at_bank, *reversed(of_banks)) if self.banks > 1 else of_banks[0])
 
     def _attention(self, m):
         config, array, cache = self.config, self.array, self.cache
         scores, weights, scaler, ram = self.scores, self.weights, self.scaler, self.score_ram
-        for name in (
-            "layer",
-            "position",
-            "kv_en",
-            "kv_is_v",
-            "kv_head",
-            "kv_index",
-            "ks_en",
-            "vs_en",
-            "sc_head",
-            "sc_m",
-            "sc_e",
-        ):
+        for name in _OF_CACHE:
             m.d.comb += getattr(cache, name).eq(getattr(self, name))
         m.d.comb += [
             *(a.eq(b) for a, b in zip(cache.kv_data, self.kv_data, strict=True)),
-            self.eref.eq(cache.eref),
-            weights.eref.eq(cache.eref),
+            weights.eref.eq(self.at_eref),
             cache.row_step.eq(self.key_issue | weights.row_step),
             cache.scale_step.eq((array.dot_soon & ~self.heading) | weights.scale_step),
             *(a.eq(b) for a, b in zip(array.cached, cache.row, strict=True)),

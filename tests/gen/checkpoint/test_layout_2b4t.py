@@ -106,8 +106,8 @@ def test_full_size_is_opened_and_read_in_bounded_memory(full):
         "post_attention": 2560,
         "ffn_sub": 6912,
     }
-    assert reader.embed(0, 1)[0, :3].tolist() == [0, 0.25, 0]
-    assert not reader.embed(128255).any()
+    assert reader.table("embedding", 0, 1)[0, :3].tolist() == [0, 0.25, 0]
+    assert not reader.table("embedding", 128255).any()
 
 
 @pytest.mark.parametrize(

@@ -151,10 +151,11 @@ def test_defaults():
             "rope_parameters's rope_type must be 'default', 'linear' or 'llama3', not 'yarn'",
         ),
         ({"rope_parameters": 3}, "rope_parameters must be null or an object"),
-        ({"quantization_config": ...}, "quantization_config must be present"),
+        ({"quantization_config": "bitnet"}, "quantization_config must be an object"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quant_method must be 'bitnet', not 'gptq'"),
         ({"quantization_config": {"quant_method": "bitnet", "linear_class": "linear"}}, "linear_class must be"),
         ({"quantization_config": {"quant_method": "bitnet", "quantization_mode": "x"}}, "quantization_mode must be"),
+        ({"quantization_config": {"quant_method": "bitnet", "quantization_mode": "floats"}}, "not 'floats'"),
         ({"quantization_config": {"quant_method": "bitnet", "quantization_mode": "online"}}, "needs linear_class"),
         ({"quantization_config": {"quant_method": "bitnet", "use_rms_norm": True}}, "use_rms_norm must be False"),
         (

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intaglio.cli import main
-from intaglio.gen.banks.emit import emit
 from intaglio.gen.banks.layout import BankLayout
 from intaglio.gen.checkpoint import tensorfile
 from intaglio.gen.checkpoint.model import CheckpointError, ModelConfig
@@ -24,6 +23,7 @@ from intaglio.gen.checkpoint.reader import (
 )
 from intaglio.gen.checkpoint.synthetic import random_checkpoint
 from intaglio.gen.checkpoint.tensorfile import Tensor
+from intaglio.gen.emit.banks import emit
 from intaglio.gen.emit.decoder import generate
 from intaglio.host.manifest import Manifest
 

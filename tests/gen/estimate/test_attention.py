@@ -161,7 +161,7 @@ def test_command(capsys):
         ),
         (
             ("--target", "a7-100t", "--columns", "8"),
-            "the memory must hold Q, K and V of a layer, 805 MB at 131,072 tokens; a7-100t has 268 MB",
+            "the memory must hold Q, K and V of a layer, 409 MB at 131,072 tokens; a7-100t has 268 MB",
         ),
         (
             ("--target", "a7-100t", "--columns", "8", "--tokens", "32768", "--reserved", "0.42"),

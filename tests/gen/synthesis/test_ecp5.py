@@ -119,8 +119,8 @@ def test_lane(tmp_path, dot, luts, carries, registers):
     ports = [
         "input clk, enable, first",
         f"input [{CONFIG.weight_word_bits - 1}:0] word",
-        *(f"input [{CONFIG.lane_width - 1}:0] x{b}" for b in range(8)),
-        f"output [{CONFIG.accumulator_bits - 1}:0] sum",
+        *(f"input [{CONFIG.lane_width - 1}:0] x0_{b}" for b in range(8)),
+        f"output [{CONFIG.accumulator_bits - 1}:0] sum0",
     ]
     connected = [f".{name}({name})" for name in names(ports)] + [
         f".masks{k}(64'd{mask})" for k, mask in enumerate(FORMS[dot][2].MASKS)

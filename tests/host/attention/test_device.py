@@ -93,6 +93,7 @@ def with_value(which, value):
 
 
 BAD = [
+    (arrays, {"last_only": True}, "q must have one token with last_only, the last, not 40"),
     (lambda: [x[0] for x in arrays()], {}, r"q must be of shape \[heads, tokens, head_dim\], not \[40, 16\]"),
     (lambda: arrays(dim=32), {}, "head_dim of q must be 16, the unit's, not 32"),
     (lambda: [*arrays()[:2], arrays(dim=8)[2]], {}, "head_dim of v must be 16, the unit's, not 8"),
@@ -179,6 +180,20 @@ def test_what_is_sent(device, recorder):
     assert sent["timeout"] == 65536 and sent["kv_base_high"] == 0
 
 
+def test_the_last_token_alone(device, recorder):
+    """One packet of a row group, whose lanes are the heads; from fewer tokens than a block too."""
+    q, k, v = arrays()
+    recorder.script = [(np.arange(4 * 32), [1 | (n == 31) << 31 for n in range(32)])]
+    out = device.attention(q[:, -1:], k, v, last_only=True)
+    assert dict(recorder.sent)["single"] == 1 and out.shape == (2, 1, 16)
+    values = np.arange(128).reshape(16, 8).T[:2, None]  # channel by channel, in it lane by lane
+    assert np.array_equal(device.runs[0].values, values) and not device.runs[0].exponents.any()
+    for marks in ([0] * 31 + [1 << 31], [1 | 1 << 14] * 31 + [1 | 1 << 14 | 1 << 31], [1] * 30 + [1 | 1 << 31] * 2):
+        recorder.script = [(np.arange(4 * 32), marks)]
+        with pytest.raises(DeviceError, match="the results of the last token must come in one packet, and did not"):
+            device.attention(q[:, -1:], k, v, last_only=True)
+
+
 @pytest.mark.parametrize(("gamma", "dense"), [(0.9999, 0), (0.99999, 1), (1, 1)])
 def test_a_share_of_everything_runs_dense(device, recorder, gamma, dense):
     with pytest.raises(DeviceTimeout):
@@ -191,7 +206,7 @@ def test_silence_ends_at_the_time_limit(device, recorder):
     """A cancel, and, since that is not answered either, a reset."""
     recorder.put("status", 1 | 7 << 1)
     with pytest.raises(
-        DeviceTimeout, match="nothing moved for 0.05 s in phase attend: 0 of 512 beats, status 0x0000000f"
+        DeviceTimeout, match="nothing moved for 0.05 s in phase attend: 0 of 320 beats, status 0x0000000f"
     ):
         device.attention(*arrays())
     assert recorder.sent[-1] == ("control", 2) and recorder.resets == 2  # the run that nobody waited for, and this one
@@ -219,9 +234,12 @@ def test_a_void_beat_is_told(device, recorder, status, message):
         device.attention(*arrays())
 
 
-def packets(order=((0, 0), (1, 0), (0, 1), (1, 1)), last=127):
-    """Beats of two heads and two blocks: marks as the unit gives them."""
-    marks = [block | head << 14 | (n == last) << 31 for head, block in order for n in range(128)]
+def packets(order=((0, 0), (1, 0), (0, 1), (1, 1)), last=-1, short=32):
+    """Beats of two heads and two blocks, the second of 8 rows, a row group: marks as the unit gives them."""
+    marks = []
+    for head, block in order:
+        beats = short if block else 128
+        marks += [block | head << 14 | (n == beats + last) << 31 for n in range(beats)]
     return [(np.arange(4 * len(marks)) % 1000, marks)]
 
 
@@ -275,9 +293,10 @@ def test_tensors_of_every_floating_type(device, recorder, monkeypatch, kind):
         packets(((0, 0), (0, 0), (0, 1), (1, 1))),
         packets(((0, 0), (1, 0), (0, 1), (2, 1))),
         packets(((0, 0), (1, 0), (0, 1), (1, 2))),
-        packets(last=126),
+        packets(last=-2),
+        packets(short=128),
     ],
-    ids=["twice", "head", "block", "tlast"],
+    ids=["twice", "head", "block", "tlast", "length"],
 )
 def test_results_that_cannot_be(device, recorder, script):
     recorder.script = script

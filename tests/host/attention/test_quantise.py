@@ -171,87 +171,69 @@ def test_quantise_arguments():
         (lambda: quantise.quantise(q, k, v.astype(int)), "v must be of a floating type"),
         (lambda: quantise.quantise(q, k, v, block=16), "block must be a power of 2 in 32..128, not 16"),
         (lambda: quantise.quantise(q[..., :8], k[:, :8], v[:, :8]), "head_dim must be a power of 2"),
-        (
-            lambda: quantise.image(found, block=64, columns=8),
-            "block must be that of the pooled rows, 7 for 200 tokens, not 64",
-        ),
-        (lambda: quantise.image(found, block=32, columns=64), "columns must be a power of 2 in 8..32, not 64"),
-        (lambda: quantise.image(found, block=32, columns=8, origin=100), "origin must be a multiple of 4096"),
+        (lambda: quantise.image(found, block=64), "block must be that of the pooled rows, 7 for 200 tokens, not 64"),
+        (lambda: quantise.image(found, block=32, origin=100), "origin must be a multiple of 4096"),
     ]:
         with pytest.raises(ValueError, match=message):
             run()
 
 
-@pytest.mark.parametrize(
-    ("head_dim", "block", "columns", "tokens"),
-    [(16, 32, 8, 150), (32, 32, 32, 64), (16, 16, 8, 300), (64, 128, 16, 50)],
-)
-def test_image_addresses(head_dim, block, columns, tokens):
+@pytest.mark.parametrize(("head_dim", "block", "tokens"), [(16, 32, 150), (32, 32, 64), (16, 16, 300), (64, 128, 50)])
+def test_image_addresses(head_dim, block, tokens):
     *_, x = quantised_noise(3, 3, tokens, head_dim, block, spread=9.0)
     origin = 3 * 4096
-    memory = quantise.image(x, block=block, columns=columns, origin=origin)
-    config = PrefillConfig(head_dim=head_dim, group=3, block=block, columns=columns, context=8192)
-    d, b, c, nb = head_dim, block, columns, -(-tokens // block)
-    pb = -(-nb // b)
+    memory = quantise.image(x, block=block, origin=origin)
+    config = PrefillConfig(head_dim=head_dim, group=3, block=block, columns=8, context=8192)
+    d, b, nb = head_dim, block, -(-tokens // block)
+    pb, size = -(-nb // b), (block + config.scale_beats) * head_dim
+    assert (config.query_block_bytes, config.page_bytes) == (size, 2 * size)
     assert (memory.stride, memory.pooled_blocks, memory.kv_base) == (nb, pb, origin)
     sizes = [
-        ("kv_base", nb * 4),
-        ("q_base", 3 * nb * 2),
-        ("last_base", 6),
-        ("pooled_q_base", 3 * pb * 2),
-        ("pooled_k_base", pb * 4),
+        ("kv_base", nb * 2),
+        ("q_base", 3 * nb),
+        ("last_base", 3),
+        ("pooled_q_base", 3 * pb),
+        ("pooled_k_base", pb * 2),
     ]
     end = origin
     for name, units in sizes:
         assert getattr(memory, name) % 4096 == 0 and end <= getattr(memory, name) < end + 4096
-        end = getattr(memory, name) + units * b * d
+        end = getattr(memory, name) + units * size
     assert len(memory.data) == -(-(end - origin) // 4096) * 4096
 
     seen = np.zeros(len(memory.data), bool)
 
-    def byte(address):
-        seen[address - origin] = True
-        return int(memory.data[address - origin])
+    def row_at(base, row):
+        """Row of the block at base: channels and scale."""
+        places = [base - origin + row * d, base - origin + b * d + row]
+        seen[places[0] : places[0] + d] = seen[places[1]] = True
+        return memory.data[places[0] :][:d].view(np.int8).tolist(), int(memory.data[places[1]])
 
-    def q_row(base, row):  # row of the Q block at base: channels and scale
-        group, i = divmod(row, c)
-        channels = [byte(base + group * c * d + ch // (d // c) * d + ch % (d // c) * c + i) for ch in range(d)]
-        return channels, byte(base + b * d + row)
-
-    def same(pair, rows, scales, index):
-        return pair == (rows[index].view(np.uint8).tolist(), int(scales[index]))
+    def same(found, rows, scales, index):
+        return found == (rows[index].tolist(), int(scales[index]))
 
     for t in range(tokens):
-        line, row = memory.kv_base + t // b * 4 * b * d, t % b
-        assert same(([byte(line + row * d + ch) for ch in range(d)], byte(line + b * d + row)), x.k, x.xk, t)
-        values = line + (b + config.scale_beats) * d
-        assert [byte(values + (row // d * d + ch) * d + row % d) for ch in range(d)] == x.v[t].view(np.uint8).tolist()
-        assert byte(values + b * d + row) == x.xv[t]
+        page = memory.kv_base + t // b * 2 * size
+        assert same(row_at(page, t % b), x.k, x.xk, t) and same(row_at(page + size, t % b), x.v, x.xv, t)
         for h in range(3):
-            assert same(q_row(memory.q_base + (h * nb + t // b) * 2 * b * d, t % b), x.q, x.xq, (h, t))
+            assert same(row_at(memory.q_base + (h * nb + t // b) * size, t % b), x.q, x.xq, (h, t))
             if t >= tokens - b:
-                assert same(q_row(memory.last_base + h * 2 * b * d, t - tokens + b), x.q, x.xq, (h, t))
+                assert same(row_at(memory.last_base + h * size, t - tokens + b), x.q, x.xq, (h, t))
     for t in range(nb):
-        line = memory.pooled_k_base + t // b * 4 * b * d
-        assert same(
-            ([byte(line + t % b * d + ch) for ch in range(d)], byte(line + b * d + t % b)), x.pooled_k, x.pooled_xk, t
-        )
+        assert same(row_at(memory.pooled_k_base + t // b * 2 * size, t % b), x.pooled_k, x.pooled_xk, t)
         for h in range(3):
-            assert same(
-                q_row(memory.pooled_q_base + (h * pb + t // b) * 2 * b * d, t % b), x.pooled_q, x.pooled_xq, (h, t)
-            )
+            assert same(row_at(memory.pooled_q_base + (h * pb + t // b) * size, t % b), x.pooled_q, x.pooled_xq, (h, t))
     assert not memory.data[~seen].any()  # rows past the end and gaps
 
 
 def test_image_read_back():
     *_, x = quantised_noise(4, 2, 150, 16, 32, spread=9.0)
-    shape = {"group": 2, "tokens": 150, "head_dim": 16, "block": 32, "columns": 8}
-    memory = quantise.image(x, block=32, columns=8, origin=8192)
+    shape = {"group": 2, "tokens": 150, "head_dim": 16, "block": 32}
+    memory = quantise.image(x, block=32, origin=8192)
     found = quantise.read_image(memory, **shape)
     for name in ("q", "xq", "k", "xk", "v", "xv", "pooled_q", "pooled_xq", "pooled_k", "pooled_xk"):
         assert np.array_equal(found[name], getattr(x, name)), name
     assert np.array_equal(found["last_q"], x.q[:, -32:]) and np.array_equal(found["last_xq"], x.xq[:, -32:])
-    assert not np.array_equal(quantise.read_image(memory, **{**shape, "columns": 16})["q"], x.q)
     memory.data[memory.kv_base - memory.origin + 700] ^= 1  # a byte of V
     changed = quantise.read_image(memory, **shape)
     assert (changed["v"] != x.v).sum() == 1 and np.array_equal(changed["k"], x.k)

@@ -14,11 +14,12 @@ from intaglio.cli import main
 from intaglio.host.attention.device import AttentionDevice
 from intaglio.host.attention.quantise import quantise
 from intaglio.host.device import Device
-from intaglio.host.protocol import OwedRun
+from intaglio.host.protocol import OwedRun, group, sequence
 from intaglio.host.server import DeviceEnd, Server
 from intaglio.host.transport import open_transport, register, session
 from intaglio.host.transport.frames import MEMORY_WORDS, Decoder, Frame, Kind, encode
 from intaglio.host.transport.link import LinkTransport
+from tests.double.sequences import HistoryTransport
 from tests.host.transport.channels import Board, PeerChannel, served
 
 SPEC = importlib.util.spec_from_file_location("attention_double", Path(__file__).parents[2] / "double" / "attention.py")
@@ -102,7 +103,41 @@ def use_decoder(device):
     return answers
 
 
-KINDS = {"decoder": (Device, use_decoder), "attention": (AttentionDevice, use_attention)}
+def use_batched(device):
+    """What a host does with several sequences: prompts at once, conversations, bursts that are left, refusals in the midst of a run."""
+
+    def figures():
+        wall = ("seconds", "wall_tokens_per_second", "seconds_prefill", "seconds_decode")
+        return {name: value for name, value in device.last.items() if name not in wall}
+
+    prompts = [[1] * 9, [2, 3], [4] * 5, [5], [6] * 7]
+    answers = [device.info, list(device.generate_tokens_many(prompts, 12, burst=5)), figures()]
+    answers += [list(device.generate_tokens_many(prompts, 4, temperature=1.0, seed=[1, 2, 3, 4, 5])), figures()]
+    with device.sequence() as one, device.sequence() as two:
+        for tokens in ([1, 2, 3, 4, 5], [6]):
+            answers.append(list(zip(one.generate_tokens(tokens, 6), two.generate_tokens(tokens[:1], 6), strict=True)))
+            answers += [list(device.generate_tokens(tokens, 20)), figures()]
+    left = device.generate_tokens_many([[1], [2]], 30, burst=16)
+    answers.append([next(left) for _ in range(4)])  # in the midst of a burst
+    left.close()
+    answers.append([(r.token, r.position) for r in device.evaluate(range(40), every=True, chunk=40)])
+    full = [sequence(1), group(4), *[device.command(2, first=i == 0) for i in range(4)]] + 11 * [group(4), *4 * [3]]
+    device.submit([*full, group(2, run=2), device.command(1, want=True), sequence(0), device.command(1, want=True)])
+    with pytest.raises(host.RefusedError, match="context of 48 tokens is full"):
+        device.receive()
+    answers.append([(r.token, r.position) for r in (device.receive() for _ in range(3))])
+    device.submit([group(3), device.command(1, want=True)])  # a group that is not whole: nothing is owed
+    device.drain()
+    device.reset()
+    answers.append(device.evaluate([7])[0].token)
+    return answers
+
+
+KINDS = {
+    "decoder": (Device, use_decoder),
+    "batched decoder": (Device, use_batched),
+    "attention": (AttentionDevice, use_attention),
+}
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +150,7 @@ def behind(double, unit):
     """Makes the device behind the transport, by kind."""
     return {
         "decoder": lambda: double.PythonDevice(double.describe()),
+        "batched decoder": lambda: HistoryTransport(batch=4, sequences=3),
         "attention": lambda: attention.PythonAttention(unit),
     }
 

@@ -30,6 +30,7 @@ CONFIGS = {
     "three heads of 4": SMALL.replace(
         hidden=24, intermediate=24, heads=6, kv_heads=3, head_dim=4, lane_width=8, layers=3, context=3
     ),
+    "three sequences": SMALL.replace(sequences=3, layers=3, context=3),
 }
 
 
@@ -57,28 +58,42 @@ class Bench:
                 self.ctx.set(one, given)
         await self.ctx.tick().repeat(count)
         self.cycle += count
-        for name in ("kv_en", "ks_en", "vs_en", "start", "row_step", "scale_step"):
+        for name in ("kv_en", "ks_en", "vs_en", "start", "recall", "row_step", "scale_step"):
             self.ctx.set(getattr(self.dut, name), 0)
 
-    async def part(self, layer, position, head, is_v, index, values):
+    async def part(self, layer, position, head, is_v, index, values, sequence=0):
         await self.tick(
-            layer=layer, position=position, kv_en=1, kv_is_v=is_v, kv_head=head, kv_index=index, kv_data=values
+            sequence=sequence,
+            layer=layer,
+            position=position,
+            kv_en=1,
+            kv_is_v=is_v,
+            kv_head=head,
+            kv_index=index,
+            kv_data=values,
         )
 
-    async def row(self, layer, position, head, is_v, values):
+    async def row(self, layer, position, head, is_v, values, sequence=0):
         width = self.config.vector_width
         for index in range(self.config.head_dim // width):
-            await self.part(layer, position, head, is_v, index, values[index * width : (index + 1) * width])
+            await self.part(layer, position, head, is_v, index, values[index * width : (index + 1) * width], sequence)
 
-    async def scale(self, layer, position, head, is_v, scale):
+    async def scale(self, layer, position, head, is_v, scale, sequence=0):
         name = "vs_en" if is_v else "ks_en"
         await self.tick(
-            layer=layer, position=position, sc_head=head, sc_m=scale[0], sc_e=scale[1], kv_is_v=1 - is_v, **{name: 1}
+            sequence=sequence,
+            layer=layer,
+            position=position,
+            sc_head=head,
+            sc_m=scale[0],
+            sc_e=scale[1],
+            kv_is_v=1 - is_v,
+            **{name: 1},
         )
 
-    async def begin(self, layer, head, is_v):
+    async def begin(self, layer, head, is_v, sequence=0):
         """Reads begin at position 0; the next step may come in the cycle after this one."""
-        await self.tick(layer=layer, start=1, values=is_v, start_head=head)
+        await self.tick(at_sequence=sequence, layer=layer, start=1, values=is_v, start_head=head)
         await self.tick()
 
     def read_row(self):
@@ -89,7 +104,10 @@ class Bench:
 
 
 def places(config):
-    return itertools.product(range(config.layers), (0, 1), range(config.kv_heads), range(config.context))
+    """All (layer, is_v, head, position, sequence)."""
+    return itertools.product(
+        range(config.layers), (0, 1), range(config.kv_heads), range(config.context), range(config.sequences)
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -103,19 +121,25 @@ def test_every_row_and_scale_in_its_place(name):
     async def script(bench):
         order = list(places(config))
         picks.shuffle(order)
-        for layer, is_v, head, position in order:
-            await bench.row(layer, position, head, is_v, rows[layer, is_v, head, position])
-            await bench.scale(layer, position, head, is_v, scales[layer, is_v, head, position])
+        for place in order:
+            layer, is_v, head, position, sequence = place
+            await bench.row(layer, position, head, is_v, rows[place], sequence)
+            await bench.scale(layer, position, head, is_v, scales[place], sequence)
         await bench.tick(2)
-        for layer, is_v, head in itertools.product(range(config.layers), (0, 1), range(config.kv_heads)):
-            want = [(rows[layer, is_v, head, t], scales[layer, is_v, head, t]) for t in range(config.context)]
+        for layer, is_v, head, first, sequence in places(config):
+            if first:
+                continue
+            all_ = [(layer, is_v, head, t, sequence) for t in range(config.context)]
+            want = [(rows[place], scales[place]) for place in all_]
             for gap in (0, 2):
-                await bench.begin(layer, head, is_v)
+                await bench.begin(layer, head, is_v, sequence)
                 found, ahead = [], None
                 for t in range(config.context + 1):
                     stepping = t < config.context
-                    # The values of `layer` and `values` after `start` must not matter.
-                    await bench.tick(row_step=stepping, scale_step=stepping, values=1 - is_v, start_head=0, layer=0)
+                    # What is there after `start` must not matter.
+                    await bench.tick(
+                        row_step=stepping, scale_step=stepping, values=1 - is_v, start_head=0, layer=0, at_sequence=0
+                    )
                     if ahead is not None and not gap:
                         found.append((ahead, bench.read_scale()))
                     ahead = bench.read_row()
@@ -180,37 +204,43 @@ def test_a_write_is_readable_after_three_cycles_and_not_before(later):
     Bench(SMALL).run(script)
 
 
-@pytest.mark.parametrize("layers", [1, 3])
-def test_the_largest_value_exponent_of_each_layer(layers):
+@pytest.mark.parametrize("layers, sequences", [(1, 1), (3, 1), (3, 3), (1, 4)])
+def test_the_largest_value_exponent_of_each_sequence_and_layer(layers, sequences):
     """Key scales leave it alone, position 0 of head 0 starts it anew, and it is there three cycles after the strobe."""
-    config, picks = SMALL.replace(layers=layers), random.Random(layers)
+    config, picks = SMALL.replace(layers=layers, sequences=sequences), random.Random(layers)
     largest = {}
 
     async def script(bench):
-        for layer in range(layers):
-            await bench.scale(layer, 0, 0, 1, (40000, -100 - layer))
+        for place, (sequence, layer) in enumerate(itertools.product(range(sequences), range(layers))):
+            await bench.scale(layer, 0, 0, 1, (40000, -100 - place), sequence)
             await bench.tick(2)
-            largest[layer] = -100 - layer
+            largest[sequence, layer] = -100 - place
         for _ in range(400):
-            layer, position, head = picks.randrange(layers), picks.choice((0, 0, 1, 5)), picks.randrange(2)
+            sequence, layer = place = picks.randrange(sequences), picks.randrange(layers)
+            position, head = picks.choice((0, 0, 1, 5)), picks.randrange(2)
             is_v, exponent = (
                 picks.random() < 0.7,
                 picks.choice((-512, -128, -100, -1, 0, 1, 511, picks.randrange(-9, 9))),
             )
-            before = largest[layer]
-            await bench.tick(layer=layer)  # must not change less than a cycle before it is looked at
+            before = largest[place]
+            await bench.tick(sequence=sequence, layer=layer)  # must not change less than a cycle before it is looked at
             assert bench.ctx.get(bench.dut.eref) == before
-            await bench.scale(layer, position, head, is_v, (0 if exponent == -128 else 33000, exponent))
+            await bench.scale(layer, position, head, is_v, (0 if exponent == -128 else 33000, exponent), sequence)
             if is_v:
-                largest[layer] = exponent if position == head == 0 else max(before, exponent)
-            await bench.tick()
-            assert bench.ctx.get(bench.dut.eref) == before
+                largest[place] = exponent if position == head == 0 else max(before, exponent)
+            await bench.tick(sequence=picks.randrange(sequences))  # that of a write counts with its strobe alone
+            await bench.tick(sequence=sequence)
+            assert bench.ctx.get(bench.dut.eref) == largest[place]
             await bench.tick(picks.choice((1, 1, 4)))
-            assert bench.ctx.get(bench.dut.eref) == largest[layer]
             if picks.random() < 0.3:
-                other = picks.randrange(layers)
-                await bench.tick(layer=other)
-                assert bench.ctx.get(bench.dut.eref) == largest[other]
+                sequence, layer = picks.randrange(sequences), picks.randrange(layers)
+                await bench.tick(sequence=sequence, layer=layer)
+                assert bench.ctx.get(bench.dut.eref) == largest[sequence, layer]
+                other = picks.randrange(sequences)
+                await bench.tick(at_sequence=other, recall=1)
+                assert bench.ctx.get(bench.dut.eref) == largest[other, layer]
+                await bench.tick(at_sequence=0)
+                assert bench.ctx.get(bench.dut.eref) == largest[sequence, layer]
 
     Bench(config).run(script)
 

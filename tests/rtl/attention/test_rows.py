@@ -55,6 +55,7 @@ def tile_of(picks, config, kind):
         xk=[4 * picks.randint(24, 24 + high) + picks.randrange(4) for _ in keys],
         xv=[picks.randint(*picks.choice([(120, 136), (0, 255), (0, 0)])) for _ in keys],
         limit=picks.choice([config.head_dim, -config.columns, *range(-config.columns, config.head_dim)]),
+        alike=picks.random() < 0.3,
         mode=picks.choice([TileMode.MAX, TileMode.MASS, TileMode.ATTEND]),
         log=[
             picks.choice([numerics.MASKED_L, picks.randint(-2000, 20000), picks.randint(-134912, 131071)])
@@ -75,7 +76,7 @@ def softmax_of(tile, base, bias=1):
             for dot, xk in zip(tile["dots"], tile["xk"], strict=True)
         ]
         scaled = [x + 64 * (xv - 128) for x, xv in zip(t, tile["xv"], strict=True)]
-        masked = [key > tile["limit"] + lane for key in range(len(t))]
+        masked = [key > tile["limit"] + (0 if tile["alike"] else lane) for key in range(len(t))]
         for out, values in ((e, t), (f, scaled)):
             open_ = [x for x, hidden in zip(values, masked, strict=True) if not hidden]
             out.append((max(open_) >> 8) + 1 if open_ else UNREACHED)
@@ -107,6 +108,7 @@ def run_softmax(config, base, tiles, gap):
                 n, key = keys.pop(0)
                 if key == 0:
                     ctx.set(dut.limit, tiles[n]["limit"])
+                    ctx.set(dut.alike, tiles[n]["alike"])
                     for port, x in zip(dut.xq, tiles[n]["xq"], strict=True):
                         ctx.set(port, x + 4 * base)
                 ctx.set(dut.xk, tiles[n]["xk"][key])
@@ -161,7 +163,7 @@ def run_softmax(config, base, tiles, gap):
 def test_softmax_lanes(base, gap):
     picks = random.Random(base)
     tiles = [tile_of(picks, SMALL, kind) for kind in ("random", "loud", "quiet", "negative") for _ in range(4)]
-    tiles[0] |= dict(mode=TileMode.ATTEND, limit=SMALL.head_dim)
+    tiles[0] |= dict(mode=TileMode.ATTEND, limit=SMALL.head_dim, alike=False)
     out = run_softmax(SMALL, base, tiles, gap)
     assert out == [softmax_of(tile, base) for tile in tiles]
 
@@ -306,6 +308,7 @@ def run_accumulators(config, slot, groups, stall=0.0):
         ctx.set(drain.slot, slot)
         ctx.set(drain.head, 1)
         ctx.set(drain.block, 77)
+        ctx.set(drain.final_group, len(groups) - 1)
         ctx.set(drain.start, 1)
         while True:
             ctx.set(drain.o.ready, picks.random() >= stall)
@@ -316,7 +319,7 @@ def run_accumulators(config, slot, groups, stall=0.0):
                 exponents.append(payload.exponent)
                 assert (
                     payload.last
-                    == (len(beats) == config.block * config.head_dim // config.drain)
+                    == (len(beats) == len(groups) * config.columns * config.head_dim // config.drain)
                     == ctx.get(drain.done)
                 )
             if ctx.get(drain.done):
@@ -331,27 +334,29 @@ def run_accumulators(config, slot, groups, stall=0.0):
     simulate(dut, bench)
     flat = iter(beats)
     out = []
-    for _ in range(config.row_groups):
+    for _ in groups:
         rows = [sum((next(flat) for _ in range(config.columns // config.drain)), []) for _ in range(config.head_dim)]
         out.append([list(lane) for lane in zip(*rows, strict=True)])
-    size = len(beats) // config.row_groups
+    size = len(beats) // len(groups)
     parts = [set(exponents[i : i + size]) for i in range(0, len(beats), size)]
     assert all(len(part) == 1 for part in parts)
     return out, [min(part) for part in parts], took
 
 
 @pytest.mark.parametrize(
-    ("kind", "count", "stall"), [("near", 6, 0.0), ("jumps", 6, 0.4), ("falling", 30, 0.0), ("full", 32, 0.0)]
+    ("kind", "count", "stall", "filled"),
+    [("near", 6, 0.0, 4), ("jumps", 6, 0.4, 4), ("falling", 30, 0.0, 4), ("full", 32, 0.0, 4), ("near", 5, 0.0, 2)],
 )
-def test_merge_and_drain(kind, count, stall):
+def test_merge_and_drain(kind, count, stall, filled):
+    """Of all row groups, or of the first ``filled``."""
     picks = random.Random(count)
-    groups = [row_tiles(picks, SMALL, count if group else 1, kind) for group in range(SMALL.row_groups)]
+    groups = [row_tiles(picks, SMALL, count if group else 1, kind) for group in range(filled)]
     out, exponents, took = run_accumulators(SMALL, 5, groups, stall)
     want = [[merge_rows(lane_of(tiles, lane)) for lane in range(SMALL.columns)] for tiles in groups]
     assert out == [[means(state) for state in rows] for rows in want]
     assert exponents == [rows[0][-1] for rows in want]
     if not stall:
-        assert took == drain_cycles(SMALL)
+        assert took == drain_cycles(SMALL, filled)
 
 
 def test_means_beyond_the_range_saturate():

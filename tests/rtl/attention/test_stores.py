@@ -14,9 +14,15 @@ from intaglio.rtl.config.attention import PrefillConfig
 from intaglio.rtl.index import scores
 from intaglio.rtl.index.decide import pool_bits
 from intaglio.rtl.index.scores import ScoreStore
+from intaglio.rtl.memory import transpose
 
 SMALL = dict(head_dim=16, group=2, block=32, columns=8, context=512, window=4, lines=6, lookahead=2, drain=4)
-SHAPES = [SMALL, SMALL | dict(block=16, lines=9, window=8), SMALL | dict(group=3, window=2, lines=5)]
+SHAPES = [
+    SMALL,
+    SMALL | dict(block=16, lines=9, window=8),
+    SMALL | dict(group=3, window=2, lines=5),
+    SMALL | dict(columns=16, window=2),
+]
 
 
 def simulate(dut, bench):
@@ -42,6 +48,20 @@ def store_reads(shape, cycles=200, seed=0):
         "query_scale": c.slots * c.scale_beats,
     }
     held = {name: [None] * size for name, size in sizes.items()}
+    tile_of = {"value": c.head_dim, "query": c.columns}  # rows that a read goes across
+    channels = c.head_dim // c.columns  # of a beat of queries
+
+    def shown_at(name, place):
+        """What a read there brings: a row, or channels of all rows of its tile, one channel after the other."""
+        if name not in tile_of:
+            return held[name][place]
+        size = tile_of[name]
+        first, column = place // size * size, place % size
+        rows = [held[name][row].to_bytes(c.head_dim, "little") for row in range(first, first + size)]
+        wide = 1 if name == "value" else channels
+        return int.from_bytes(
+            bytes(row[i] for i in range(column * wide, (column + 1) * wide) for row in rows), "little"
+        )
 
     async def bench(ctx):
         def write(name, place):
@@ -75,6 +95,11 @@ def store_reads(shape, cycles=200, seed=0):
                 if beat < c.block
                 else ("query_scale", slot * c.scale_beats + beat - c.block),
             }
+            met = {  # reads of what is written: they may bring anything
+                kind
+                for kind, (other, where) in reads.items()
+                if other == name and where // tile_of.get(name, 1) == place // tile_of.get(name, 1)
+            }
             for port, value in (
                 ("k_row", row),
                 ("v_row", other_row),
@@ -85,10 +110,10 @@ def store_reads(shape, cycles=200, seed=0):
                 ctx.set(getattr(dut.read, port), value)
             for kind, where in reads.items():
                 if kind != "y":  # read together with x
-                    asked = picks.random() < 0.8 and (name, place) not in (where, reads["y"])
+                    asked = picks.random() < 0.8 and kind not in met and not (kind == "x" and "y" in met)
                     ctx.set(getattr(dut.read, f"{kind}_read"), asked)
                 if asked:
-                    shown[kind] = held[where[0]][where[1]]
+                    shown[kind] = shown_at(*where)
             await ctx.tick()
             held[name][place] = word
             both, size = ctx.get(dut.read.x_data), 8 * c.head_dim
@@ -108,7 +133,12 @@ def test_stores(shape):
 
 
 def test_rows_and_lines_exchanged_show(monkeypatch):
-    monkeypatch.setattr(stores, "Cat", lambda row, line: Cat(line, row))
+    monkeypatch.setattr(stores, "Cat", lambda *parts: Cat(*(parts[::-1] if len(parts) == 2 else parts)))
+    assert any(found != expected for found, expected in store_reads(SMALL, 50))
+
+
+def test_values_that_are_not_transposed_show(monkeypatch):
+    monkeypatch.setattr(transpose.TransposeRam, "_exchanged", lambda self, m, name, words, by: words)
     assert any(found != expected for found, expected in store_reads(SMALL, 50))
 
 
@@ -228,7 +258,7 @@ def test_wrong_block_scores_show(monkeypatch):
 # Queries
 
 
-def query_run(shape, blocks, *, seed=0, given=None, always=True, drain=None):
+def query_run(shape, blocks, *, seed=0, given=None, always=True, drain=None, rows=5, single=False):
     """Requests, cycles of them, and whether ``loaded`` was right in every cycle. ``drain``: slots that never are drained."""
     c, picks = PrefillConfig(**shape), random.Random(seed)
     dut, requests, cycles, right = QueryLoader(c), [], [], True
@@ -238,6 +268,8 @@ def query_run(shape, blocks, *, seed=0, given=None, always=True, drain=None):
         nonlocal right
         ctx.set(dut.blocks, given or blocks)
         ctx.set(dut.base, base)
+        ctx.set(dut.last_row, rows - 1)
+        ctx.set(dut.single, single)
         ctx.set(dut.start, 1)
         await ctx.tick()
         ctx.set(dut.start, 0)
@@ -248,7 +280,7 @@ def query_run(shape, blocks, *, seed=0, given=None, always=True, drain=None):
             ctx.set(dut.o_fetch.ready, ready)
             if ctx.get(dut.o_fetch.valid) and ready:
                 payload = ctx.get(dut.o_fetch.payload)
-                requests.append((payload.kind, payload.address, payload.index))
+                requests.append((payload.kind, payload.address, payload.index, payload.last_row))
                 cycles.append(cycle)
                 coming.append(payload.index)
                 idle = 0
@@ -278,8 +310,9 @@ def query_expectation(shape, blocks):
     return [
         (
             FetchKind.Q,
-            0x123_4567_0000 + (head * blocks + block) * 2 * c.block * c.head_dim,
+            0x123_4567_0000 + (head * blocks + block) * (c.block + c.scale_beats) * c.head_dim,
             block % c.window * c.group + head,
+            4 if block == blocks - 1 else c.block - 1,
         )
         for block in range(blocks)
         for head in range(c.group)
@@ -295,6 +328,13 @@ def test_queries(shape, blocks):
         slots = min(len(requests), PrefillConfig(**shape).slots)
         if always:  # as long as slots are free: a request a cycle
             assert cycles[:slots] == list(range(1, slots + 1))
+
+
+def test_queries_of_the_last_token():
+    """One block, a row for each head."""
+    c = PrefillConfig(**SMALL)
+    requests, _, right = query_run(SMALL, 5, single=True)
+    assert requests == [(FetchKind.Q, 0x123_4567_0000, 0, c.group - 1)] and right
 
 
 def test_a_slot_that_is_not_drained_is_not_asked_for():

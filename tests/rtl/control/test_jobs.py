@@ -26,6 +26,7 @@ FIELDS = (
     "tile",
     "state",
     "limit",
+    "alike",
     "first",
     "load",
     "finish",
@@ -35,19 +36,20 @@ FIELDS = (
 )
 
 
-def expected(config, visits):
+def expected(config, visits, blocks, rows):
     begun, out = set(), []
     for seen in visits:
         jobs = [slot for slot in range(config.slots) if seen["jobs"] >> slot & 1]
         for slot in jobs:
             row = seen["window"] * config.window + slot // config.group
+            here = rows if row == blocks - 1 else config.block
             tiles = [
                 (group, tile)
-                for group in range(config.row_groups)
+                for group in range(-(-here // config.columns))
                 for tile in range(config.tiles)
                 if row != seen["block"] or tile * config.head_dim <= group * config.columns + config.columns - 1
             ]
-            assert len(tiles) == job_tiles(config, row == seen["block"])
+            assert len(tiles) == job_tiles(config, row == seen["block"], here)
             for group, tile in tiles:
                 limit = group * config.columns - tile * config.head_dim if row == seen["block"] else config.head_dim
                 final = (group, tile) == tiles[-1]
@@ -60,6 +62,7 @@ def expected(config, visits):
                         tile=tile,
                         state=slot * config.row_groups + group,
                         limit=min(limit, config.head_dim),
+                        alike=0,
                         first=slot not in begun and tile == 0,
                         load=tile == 0,
                         finish=final and row == seen["block"],
@@ -87,7 +90,24 @@ def some_visits(config, seed):
     return visits
 
 
-def run(config, visits, *, seed=0, stall=0.0, wait=0.0):
+def expected_single(config, blocks, rows):
+    """A row group over all key blocks, its lanes at row ``rows - 1`` of the last."""
+    out = []
+    for block in range(blocks):
+        here = rows if block == blocks - 1 else config.block
+        for tile in range(-(-here // config.head_dim)):
+            last = tile == -(-here // config.head_dim) - 1
+            limit = rows - 1 - tile * config.head_dim if block == blocks - 1 else config.head_dim
+            fields = dict.fromkeys(("slot", "row_group", "state", "head"), 0)
+            fields |= dict(mode=TileMode.ATTEND, line=block % 3, tile=tile, limit=min(limit, config.head_dim), alike=1)
+            fields |= dict(
+                first=block == tile == 0, load=block == tile == 0, finish=last and block == blocks - 1, retire=last
+            )
+            out.append(fields | dict(block=blocks - 1))
+    return out
+
+
+def run(config, visits, blocks, rows, *, single=False, seed=0, stall=0.0, wait=0.0):
     """Tile commands and cycles; ``wait``: how often a slot is not there."""
     dut, picks, out = JobSequencer(config), random.Random(seed), []
     cycles = 0
@@ -95,6 +115,9 @@ def run(config, visits, *, seed=0, stall=0.0, wait=0.0):
     async def bench(ctx):
         nonlocal cycles
         queue, everything = list(visits), (1 << config.slots) - 1
+        ctx.set(dut.blocks, blocks)
+        ctx.set(dut.last_row, rows - 1)
+        ctx.set(dut.single, single)
         while queue:
             shown = queue[0]
             ctx.set(dut.line, shown["line"])
@@ -119,21 +142,35 @@ def run(config, visits, *, seed=0, stall=0.0, wait=0.0):
     return out, cycles
 
 
+@pytest.mark.parametrize("rows", [1, 8, 9, 16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_commands_and_cycles(shape):
+def test_commands_and_cycles(shape, rows):
+    """The last block has ``rows`` rows: row groups past them are left out."""
     config = PrefillConfig(**shape)
     visits = some_visits(config, 1)
-    want = expected(config, visits)
-    out, cycles = run(config, visits)
+    blocks = min(3, config.windows) * config.window
+    want = expected(config, visits, blocks, rows)
+    out, cycles = run(config, visits, blocks, rows)
+    assert rows > config.block - config.columns or out != expected(config, visits, blocks, config.block)
     assert out == want
     jobs = sum(seen["jobs"].bit_count() for seen in visits)
     assert cycles == len(out) + jobs + len(visits)
 
 
+@pytest.mark.parametrize("rows", [1, 8, 15, 16, 17, 32])
+@pytest.mark.parametrize("blocks", [1, 2, 9])
+def test_the_last_token_alone(blocks, rows):
+    config = PrefillConfig(**SMALL)
+    visits = [dict(window=0, block=block, jobs=1, line=block % 3) for block in range(blocks)]
+    out, cycles = run(config, visits, blocks, rows, single=True)
+    assert out == expected_single(config, blocks, rows) and cycles == len(out) + 2 * blocks
+    assert out != run(config, visits, blocks, rows)[0]
+
+
 def test_stalls_change_nothing():
     config = PrefillConfig(**SMALL)
     visits = some_visits(config, 2)
-    assert run(config, visits, seed=3, stall=0.5, wait=0.5)[0] == expected(config, visits)
+    assert run(config, visits, 12, 17, seed=3, stall=0.5, wait=0.5)[0] == expected(config, visits, 12, 17)
 
 
 def test_every_job_waits_for_its_queries():

@@ -12,7 +12,7 @@ from intaglio.rtl.control.schedule import Schedule, schedule_cycles
 from tests.rtl.visits import CONFIGS, expected, fields, mutated, sparse
 
 
-def streamed(config, block_map, *, taker=None, cancel_at=None, cls=Schedule):
+def streamed(config, block_map, *, taker=None, cancel_at=None, cls=Schedule, single=False):
     """Visits and the cycle of the last, in a run from ``start``, after a run that a reset ended if asked for."""
     dut, reset, found, cycles = cls(config), Signal(), [], 0
     count = block_map.shape[1]
@@ -20,6 +20,7 @@ def streamed(config, block_map, *, taker=None, cancel_at=None, cls=Schedule):
     async def bench(ctx):
         nonlocal cycles
         ctx.set(dut.blocks, count)
+        ctx.set(dut.single, single)
         for run in range(1 if cancel_at is None else 2):
             found.clear()
             ctx.set(dut.start, 1)
@@ -30,6 +31,7 @@ def streamed(config, block_map, *, taker=None, cancel_at=None, cls=Schedule):
                 cancelled = cancel_at is not None and run == 0 and cycles == cancel_at
                 ctx.set(reset, int(cancelled))
                 if ctx.get(dut.read_en):
+                    assert not single
                     head, batch, block = ctx.get(dut.read_head), ctx.get(dut.read_batch), ctx.get(dut.read_block)
                     rows = range(batch * config.columns, min(count, (batch + 1) * config.columns))
                     assert block < rows.stop
@@ -64,6 +66,16 @@ def test_the_visits_of_the_map(name, whole):
     found, cycles = streamed(c, block_map)
     assert found == want and cycles == schedule_cycles(c, count, len(want))
     assert streamed(c, block_map, taker=random.Random(1))[0] == want
+
+
+@pytest.mark.parametrize("count", [1, 2, 16])
+def test_a_visit_to_every_block(count):
+    """For the last token alone: no map is read."""
+    c = CONFIGS["small"]
+    for taker in (None, random.Random(2)):
+        found, cycles = streamed(c, np.zeros((c.group, count, count)), taker=taker, single=True)
+        assert found == [(0, block, 1, None, 0) for block in range(count)]
+        assert taker or cycles == count
 
 
 @pytest.mark.parametrize("density", [0.0, 1.0, 2.0])

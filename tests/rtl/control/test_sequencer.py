@@ -231,13 +231,13 @@ class Bench:
         for what in [what for when, what in self.later if when == cycle]:
             if what == "begin":  # token and position are there in the cycle after
                 at = self.events.index((cycle - 1, ("begin",)))
-                self.events[at] = cycle - 1, ("begin", get(dut.token), get(dut.position))
+                self.events[at] = cycle - 1, ("begin", get(dut.tokens[0]), get(dut.positions[0]))
             if what == "scale":
-                self.events.append((cycle, ("scale", scalar(get(dut.scale)))))
+                self.events.append((cycle, ("scale", scalar(get(dut.scale[0])))))
             if what == "query":
-                self.events.append((cycle, ("query", scalar(get(dut.q_scale)), get(dut.layer))))
+                self.events.append((cycle, ("query", scalar(get(dut.q_scale[0])), get(dut.layer))))
             if what == "base":
-                self.events.append((cycle, ("base", get(dut.q_base))))
+                self.events.append((cycle, ("base", get(dut.q_base[0]))))
         flags = sum(int(flag) for flag, end in self.ends.items() if cycle + 1 < end)
         ctx.set(dut.busy_next, flags)
 
@@ -248,11 +248,11 @@ class Bench:
 
         async def bench(ctx):
             dut, around, rank, shown = self.dut, self.around, 0, None
-            ctx.set(dut.squares, around.squares)
+            ctx.set(dut.squares[0], around.squares)
             ctx.set(dut.reference, around.reference)
             for cycle in range(cycles):
-                ctx.set(dut.x_shift, around.shifts[cycle % 4096][0])
-                ctx.set(dut.r_shift, around.shifts[cycle % 4096][1])
+                ctx.set(dut.x_shift[0], around.shifts[cycle % 4096][0])
+                ctx.set(dut.r_shift[0], around.shifts[cycle % 4096][1])
                 ctx.set(dut.rank_token, around.ranking[rank][0])  # of the cycle before
                 ctx.set(dut.rank_logit, around.ranking[rank][1])
                 ctx.set(dut.result_ready, around.ready(cycle, self.stall))
@@ -263,7 +263,7 @@ class Bench:
                     ctx.set(dut.ok, ctx.get(dut.selected) in (1, 3))
                     ctx.set(dut.physical, ctx.get(dut.selected) % 3)
                     ctx.set(dut.lost, cycle in lost_at)
-                ctx.set(dut.m_value, around.maxima[ctx.get(dut.segment)])
+                ctx.set(dut.m_value[0], around.maxima[ctx.get(dut.segment)])
                 self.look(ctx, cycle)
                 if not self.phases or self.phases[-1][1] != ctx.get(dut.phase):
                     self.phases.append((cycle, ctx.get(dut.phase)))
@@ -298,7 +298,7 @@ def loads(picks):
 def random_program(seed, length, *, adapt=False):
     """Every operation, with registers, waits and fields at random; a store after every scalar shows its result."""
     picks = random.Random(seed)
-    ops = [op for op in Op if op not in (Op.SKIP, Op.END) and (adapt or op is not Op.ADAPT)]
+    ops = [op for op in Op if op not in (Op.SKIP, Op.END, Op.EACH, Op.NEXT) and (adapt or op is not Op.ADAPT)]
     ops = (ops * (length // len(ops) + 1))[:length]
     picks.shuffle(ops)
     program = loads(picks)

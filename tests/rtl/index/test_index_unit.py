@@ -53,43 +53,52 @@ class Scores:
         return ver, sla, pool
 
 
-def pass_commands(config, mode, *, blocks, heads, group, groups, query):
-    """Tile commands of a pass, written from docs/prefill.md, Order of the work."""
+def pass_commands(config, mode, *, blocks, rows, heads, group, groups, query):
+    """Tile commands of a pass, written from docs/prefill.md, Order of the work; the last block has ``rows`` rows."""
     c, norm, out = config, mode == TileMode.NORM, []
     for block in range(1 if norm else blocks):
+        tiles = 1 if norm else -(-rows // c.head_dim) if block == blocks - 1 else c.tiles
         for head in range(heads):
             for g in range(groups):
-                for tile in range(1 if norm else c.tiles):
+                for tile in range(tiles):
                     limit = query + g * c.columns - block * c.block - tile * c.head_dim
-                    final = (head, g, tile) == (heads - 1, groups - 1, c.tiles - 1)
+                    finish = not norm and (g, tile) == (groups - 1, tiles - 1)
                     state = head * c.row_groups + g
                     limit = max(-c.columns, min(c.head_dim, limit))
-                    first, load, retire = block == tile == 0, not norm and tile == 0, not norm and final
-                    out.append((mode, head, group + g, block % c.lines, tile, state, limit, first, load, 0, retire))
+                    first, load, retire = block == tile == 0, not norm and tile == 0, finish and head == heads - 1
+                    out.append(
+                        (mode, head, group + g, block % c.lines, tile, state, limit, first, load, finish, retire)
+                    )
     return out
 
 
 def expected(scores, aware):
     """``(requests, commands)`` of a run."""
     c, tokens, count = scores.config, scores.tokens, scores.count
-    bytes_, pooled_blocks = 2 * c.block * c.head_dim, -(-count // c.block)
-    requests = [(FetchKind.Q, BASES["last_base"] + head * bytes_, head) for head in range(c.group)]
+    bytes_, pooled_blocks = (c.block + c.scale_beats) * c.head_dim, -(-count // c.block)
+    requests = [(FetchKind.Q, BASES["last_base"] + head * bytes_, head, c.block) for head in range(c.group)]
     commands = []
 
-    def one(base, blocks, **fields):
+    def one(base, keys, **fields):
+        blocks = -(-keys // c.block)
+        rows = keys - (blocks - 1) * c.block
         for mode in (TileMode.MAX, TileMode.NORM, TileMode.MASS):
-            commands.extend(pass_commands(c, mode, blocks=blocks, **fields))
+            commands.extend(pass_commands(c, mode, blocks=blocks, rows=rows, **fields))
             if mode != TileMode.NORM:
-                requests.extend((FetchKind.K, base + b * 2 * bytes_, b % c.lines) for b in range(blocks))
+                requests.extend(
+                    (FetchKind.K, base + b * 2 * bytes_, b % c.lines, rows if b == blocks - 1 else c.block)
+                    for b in range(blocks)
+                )
 
-    one(BASES["kv_base"], count, heads=c.group, group=0, groups=c.row_groups, query=tokens - c.block)
+    one(BASES["kv_base"], tokens, heads=c.group, group=0, groups=c.row_groups, query=tokens - c.block)
     for head in np.flatnonzero(aware):
         for batch in range(-(-count // c.columns)):
             block, group = divmod(batch, c.row_groups)
             if group == 0:
                 address = BASES["pooled_q_base"] + (head * pooled_blocks + block) * bytes_
-                requests.append((FetchKind.Q, address, 0))
-            one(BASES["pooled_k_base"], block + 1, heads=1, group=group, groups=1, query=batch * c.columns)
+                requests.append((FetchKind.Q, address, 0, min(c.block, count - block * c.block)))
+            keys = min(count, (batch + 1) * c.columns)
+            one(BASES["pooled_k_base"], keys, heads=1, group=group, groups=1, query=batch * c.columns)
     return requests, commands
 
 
@@ -150,7 +159,7 @@ class Bench:
             ctx.set(dut.map_done, cycle == map_at)
             if ctx.get(dut.o_fetch.valid) and ctx.get(dut.o_fetch.ready):
                 request = ctx.get(dut.o_fetch.payload)
-                found["requests"].append((request.kind, request.address, request.index))
+                found["requests"].append((request.kind, request.address, request.index, request.last_row + 1))
                 coming.append((cycle + self.latency, request.kind))
             if ctx.get(dut.o_tile.valid) and ctx.get(dut.o_tile.ready):
                 tile = ctx.get(dut.o_tile.payload)
@@ -163,7 +172,7 @@ class Bench:
                 if tile.mode == TileMode.MASS:
                     # As many keys as cycles, at least: the masses of a tile follow those of the one before.
                     begin = max(cycle, masses[-1][0] + 1 - DEPTH if masses else 0)
-                    tag = {name: getattr(tile, name) for name in ("head", "row_group", "tile")}
+                    tag = {name: getattr(tile, name) for name in ("head", "row_group", "tile", "finish")}
                     head = ctx.get(dut.row_head) if pooled else 0
                     assert not pooled or head in heads
                     masses += [(*send, tag) for send in self.sends(scores, tile, head, pooled, begin)]
@@ -284,7 +293,7 @@ def test_cycles_are_the_closed_forms():
 
     async def script(ctx):
         found = (await bench.run(ctx, scores, gamma16=50_000, threshold=threshold))["phases"]
-        want = index_cycles(SMALL, scores.count, int(aware.sum()), Memory(latency=latency - 5, rate=1e9))
+        want = index_cycles(SMALL, scores.count, int(aware.sum()), Memory(latency=latency - 5, rate=1e9), tokens=283)
         # The engine that is played has neither the true one's pipeline nor its logarithms: a few dozen cycles a pass less.
         assert found[RunPhase.LOAD] <= want["load"] + 2 * 50
         passes = 2 * scores.count * SMALL.group * SMALL.row_groups * (SMALL.head_dim + 1)

@@ -53,7 +53,8 @@ def run(config, keys, pad, gap):
             ctx.set(dut.valid, here)
             if here:
                 head, group, tile, key, p, t = queue.pop(0)
-                ctx.set(dut.tag, {"head": head, "row_group": group, "tile": tile})
+                finish = (group, tile) == (config.row_groups - 1, config.tiles - 1)
+                ctx.set(dut.tag, {"head": head, "row_group": group, "tile": tile, "finish": finish})
                 ctx.set(dut.key, key)
                 for lane in range(config.columns):
                     ctx.set(dut.p[lane], p[lane])

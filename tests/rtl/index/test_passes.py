@@ -27,14 +27,15 @@ FIELDS = (
 )
 
 
-def expected(config, mode, *, blocks, slot, heads, group, groups, query):
+def expected(config, mode, *, blocks, last_row, slot, heads, group, groups, query):
     out, norm = [], mode == TileMode.NORM
     for block in range(1 if norm else blocks):
+        tiles = 1 if norm else last_row // config.head_dim + 1 if block == blocks - 1 else config.tiles
         for head in range(heads):
             for g in range(groups):
-                for tile in range(1 if norm else config.tiles):
+                for tile in range(tiles):
                     offset = query + g * config.columns - block * config.block - tile * config.head_dim
-                    final = (head, g, tile) == (heads - 1, groups - 1, config.tiles - 1)
+                    last = not norm and (g, tile) == (groups - 1, tiles - 1)
                     out.append(
                         dict(
                             mode=mode,
@@ -46,8 +47,8 @@ def expected(config, mode, *, blocks, slot, heads, group, groups, query):
                             limit=max(-config.columns, min(config.head_dim, offset)),
                             first=block == 0 and tile == 0,
                             load=not norm and tile == 0,
-                            finish=0,
-                            retire=not norm and final,
+                            finish=last,
+                            retire=last and head == heads - 1,
                             head=slot + head,
                             block=block,
                         )
@@ -84,7 +85,7 @@ def run(config, passes, *, latency=0, stall=0.0, retire_after=0, seed=0):
                     held -= 1
                 if ctx.get(dut.o_fetch.valid) and ctx.get(dut.o_fetch.ready):
                     request = ctx.get(dut.o_fetch.payload)
-                    asked.append((request.kind, request.address, request.index))
+                    asked.append((request.kind, request.address, request.index, request.last_row))
                     coming.append(cycles + latency)
                     held += 1
                     assert held <= config.lines, "a line was overwritten"
@@ -106,8 +107,9 @@ def run(config, passes, *, latency=0, stall=0.0, retire_after=0, seed=0):
     return results
 
 
-FULL = dict(blocks=7, slot=0, heads=2, group=0, groups=4, query=7 * 32 - 32 - 13)
-POOLED = dict(blocks=1, slot=1, heads=1, group=2, groups=1, query=8)
+FULL = dict(blocks=7, last_row=31, slot=0, heads=2, group=0, groups=4, query=7 * 32 - 32 - 13)
+SHORT = FULL | dict(last_row=15)
+POOLED = dict(blocks=1, last_row=6, slot=1, heads=1, group=2, groups=1, query=8)
 
 
 @pytest.mark.parametrize("timing", [{}, dict(latency=70, stall=0.3, retire_after=25), dict(latency=1, retire_after=90)])
@@ -117,17 +119,24 @@ def test_commands_and_requests(timing):
         (TileMode.MAX, FULL),
         (TileMode.NORM, FULL),
         (TileMode.MASS, FULL),
+        (TileMode.MAX, SHORT),
+        (TileMode.MASS, SHORT | dict(last_row=16)),
         (TileMode.MAX, POOLED),
         (TileMode.NORM, POOLED),
     ]
     for (mode, fields), (out, asked, cycles) in zip(passes, run(config, passes, **timing), strict=True):
         assert out == expected(config, mode, **fields)
         blocks = 0 if mode == TileMode.NORM else fields["blocks"]
-        assert asked == [(FetchKind.K, 4096 + b * 4 * 32 * 16, b % config.lines) for b in range(blocks)]
+        assert asked == [
+            (FetchKind.K, 4096 + b * 2 * (32 + 2) * 16, b % config.lines, fields["last_row"] if b == blocks - 1 else 31)
+            for b in range(blocks)
+        ]
         if not timing:
             tiles = (
                 len(out)
                 if mode == TileMode.NORM
-                else pass_tiles(config, blocks=blocks, heads=fields["heads"], groups=fields["groups"])
+                else pass_tiles(
+                    config, blocks=blocks, heads=fields["heads"], groups=fields["groups"], rows=fields["last_row"] + 1
+                )
             )
             assert tiles == len(out) and cycles <= tiles + 4

@@ -10,7 +10,7 @@ from amaranth.sim import Simulator
 from intaglio.rtl.control.schedule import Schedule
 from intaglio.rtl.kv import cache as cache_rtl
 from intaglio.rtl.kv.cache import CacheControl, decision_cycles
-from intaglio.sim.attention.cache import simulate, visits
+from intaglio.sim.attention.cache import every_block, simulate, visits
 from tests.rtl.visits import CONFIGS, expected, fields, mutated, sparse
 
 
@@ -53,7 +53,9 @@ class Bench:
         self.held[line] = owner, block
         self.content.pop(line, None)
 
-    async def visit_all(self, found, want, owner, *, threshold=0, cancel_at=None, limit=60_000):
+    async def visit_all(
+        self, found, want, owner, *, threshold=0, cancel_at=None, limit=60_000, single=False, partial=False
+    ):
         ctx, dut, rng = self.ctx, self.dut, self.random
         before = self.counters()
         sent, taken, retired, fetches, busy, gap, cycle, stalls, running = 0, 0, 0, [], [], 0, 0, 0, False
@@ -61,6 +63,8 @@ class Bench:
         ctx.set(dut.tenant, owner[0])
         ctx.set(dut.kv_head, owner[1])
         ctx.set(dut.hot_threshold, threshold)
+        ctx.set(dut.single, single)
+        ctx.set(dut.partial, partial)
         cancelled = False
         while retired < len(found) or not ctx.get(dut.idle):
             offer = sent < len(found) and gap == 0 and not cancelled
@@ -164,12 +168,12 @@ def test_decisions_are_the_models_under_any_timing(name, latency, work, gap):
 
 async def _runs_of_owners(bench):
     """The same visits for owners that differ in one field each; a block left by another must not serve."""
-    c, tags = bench.config, None
+    c, before = bench.config, None
     found = traffic(c, 12, count=5)
     for owner in ((1, 0), (1, 0), (2, 0), (2, 1), (1, 0)):
-        want = simulate(found, c.lines, c.lookahead, owner=owner, tags=tags)
+        want = simulate(found, c.lines, c.lookahead, owner=owner, before=before)
         await bench.visit_all(found, want, owner)
-        tags = want.tags
+        before = want
     bench.ctx.set(bench.dut.flush, 1)
     bench.ctx.set(bench.dut.clear, 1)
     await bench.ctx.tick()
@@ -187,8 +191,8 @@ def test_owners_do_not_share_blocks():
 @pytest.mark.parametrize(
     "old, new",
     [
-        ("(entry.tenant == self.tenant) & ", ""),
-        ("(entry.kv_head == self.kv_head) & ", ""),
+        ("& (entry.tenant == self.tenant)", ""),
+        ("& (entry.kv_head == self.kv_head)", ""),
         ("m.d.sync += valid.eq(0)", "m.d.sync += valid.eq(valid)"),
     ],
 )
@@ -196,6 +200,61 @@ def test_a_stale_tag_shows(old, new):
     wrong = mutated(cache_rtl, old, new)["CacheControl"]
     with pytest.raises(AssertionError):
         Bench(CONFIGS["small"], 1, cls=wrong).run(_runs_of_owners)
+
+
+ENDS = (
+    (2, True),
+    (2, True),
+    (2, False),
+    (3, True),
+    (3, False),
+    (3, True),
+)  # blocks, and whether the last is not complete
+
+
+async def _runs_of_generation(bench):
+    """Single runs over more and more blocks, for two owners in turn, of which the last block is complete or not; a run of a window
+    between them and after them. Returns hits of each."""
+    c, before, hits = bench.config, None, []
+    prefill = visits(sparse(3, c, 8, 0.5), c.window)
+    runs = [(1, every_block(count), True, partial) for count, partial in ENDS]
+    runs += [(owner, every_block(4), True, True) for owner in (1, 2, 1, 2)]
+    runs += [(1, prefill, False, True), (1, prefill, False, False)]
+    runs += [(1, every_block(count), True, True) for count in (9, 9, 9, 10)]
+    runs += [(2, prefill, False, False)]
+    for owner, found, single, partial in runs:
+        want = simulate(found, c.lines, c.lookahead, owner=(owner, 300), before=before, single=single, partial=partial)
+        await bench.visit_all(found, want, (owner, 300), single=single, partial=partial)
+        before = want
+        hits.append(want.hits)
+    return hits
+
+
+def test_blocks_stay_between_runs_of_generation():
+    hits = []
+
+    async def script(bench):
+        hits.extend(await _runs_of_generation(bench))
+
+    Bench(CONFIGS["small"], 5).run(script)
+    assert hits[:6] == [0, 1, 1, 2, 2, 2]  # complete blocks that were there; never one that is not complete, or was not
+    assert sum(hits[8:10]) >= 2  # six lines for eight blocks of two owners in turn
+    assert hits[13] == hits[14] == 2  # nine blocks in turn: the first ones stay, also the other owner's
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("& ~(now.last & self.partial)", ""),
+        ("with m.If(ended & self.partial)", "with m.If(0)"),
+        (" & ~(self.single & entry.kept)", ""),
+        ("update.kept.eq(self.single)", "update.kept.eq(1)"),
+    ],
+)
+def test_wrong_rules_of_generation_show(old, new):
+    wrong = mutated(cache_rtl, old, new)["CacheControl"]
+    with pytest.raises(AssertionError):
+        Bench(CONFIGS["small"], 5, cls=wrong).run(_runs_of_generation)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +302,7 @@ def test_schedule_and_control_together():
     block_map = sparse(21, c, c.blocks, 0.3)
     found = visits(block_map, c.window)
     first = simulate(found, c.lines, c.lookahead)
-    second = simulate(found, c.lines, c.lookahead, tags=first.tags)
+    second = simulate(found, c.lines, c.lookahead, before=first)
     assert first.evictions and first.hits
 
     async def script(ctx):

@@ -19,21 +19,52 @@ IMAGE = random.Random(0).randbytes(1 << 17)
 FAST = MemoryModel(latency_cycles=20, bytes_per_cycle=256)
 
 
+def parts_of(config, request):
+    """(store, first byte, beats that are read, beats in memory) of the parts of a request, written from docs/prefill.md."""
+    kind, address, _, rows = full(config, request)
+    size = config.columns if kind == FetchKind.Q else config.head_dim
+    names = {FetchKind.Q: ["query"], FetchKind.K: ["key"], FetchKind.KV: ["key", "value"]}[kind]
+    first = address - BASE
+    for name in names:
+        for store, beats, every in (
+            (name, -(-rows // size) * size, config.block),
+            (f"{name}_scale", -(-rows // config.head_dim), config.scale_beats),
+        ):
+            yield store, first, beats, every
+            first += every * config.head_dim
+
+
+def full(config, request):
+    """A request with its number of rows; without one, all rows of the block count."""
+    return (*request, config.block)[:4]
+
+
+def bursts_of(config, request):
+    """Fewest bursts: of each stretch of beats, the pages that it touches."""
+    stretches = []
+    for _, first, beats, _ in parts_of(config, request):
+        end = first + beats * config.head_dim
+        if stretches and stretches[-1][1] == first:
+            stretches[-1][1] = end
+        else:
+            stretches.append([first, end])
+    return sum((end - 1) // PAGE - first // PAGE + 1 for first, end in stretches)
+
+
+def beats_of(config, requests):
+    return sum(request_beats(config, full(config, r)[0], full(config, r)[3]) for r in requests)
+
+
 def expected(config, requests):
-    """Words of the stores by (store, address), written from docs/prefill.md; later requests overwrite."""
-    stores = {}
-    for kind, address, index in requests:
-        first, queries = address - BASE, kind == FetchKind.Q
-        parts = [
-            ("query" if queries else "key", config.block),
-            ("query_scale" if queries else "key_scale", config.scale_beats),
-        ]
-        if kind == FetchKind.KV:
-            parts += [("value", config.block), ("value_scale", config.scale_beats)]
-        for name, beats in parts:
+    """Words of the stores by (store, address); later requests overwrite. Rows past the last one are zero, their scale bytes too."""
+    stores, dim = {}, config.head_dim
+    for request in requests:
+        *_, index, rows = full(config, request)
+        for name, first, beats, every in parts_of(config, request):
             for beat in range(beats):
-                stores[name, index * beats + beat] = IMAGE[first : first + config.head_dim]
-                first += config.head_dim
+                word = IMAGE[first + beat * dim :][:dim]
+                kept = min(max(0, rows - beat * dim), dim) if name.endswith("scale") else dim * (beat < rows)
+                stores[name, index * every + beat] = word[:kept] + bytes(dim - kept)
     return stores
 
 
@@ -50,6 +81,7 @@ def some_requests(config, seed, count):
                 kind,
                 BASE + first // config.head_dim * config.head_dim,
                 picks.randrange(config.slots if kind == FetchKind.Q else config.lines),
+                picks.choice([config.block, 1, picks.randint(1, config.block)]),
             )
         )
     return out
@@ -119,7 +151,8 @@ class Bus:
             assert self.cycles < end, "the unit hangs"
             ctx.set(dut.i_request.valid, bool(queue))
             if queue:
-                ctx.set(dut.i_request.payload, dict(zip(("kind", "address", "index"), queue[0], strict=True)))
+                kind, address, index, rows = full(self.config, queue[0])
+                ctx.set(dut.i_request.payload, dict(kind=kind, address=address, index=index, last_row=rows - 1))
             taken, before = ctx.get(dut.i_request.ready) and bool(queue), len(self.fetched)
             await self.tick(ctx)
             if taken:
@@ -161,16 +194,12 @@ def test_contents_under_latency_and_back_pressure(shape, seed):
         bursts=picks.randrange(1, 6),
     )
     bus = Bus(config, memory, seed=seed, busy=0.4 * seed, hold=0.2, unready=0.5).fetch(requests)
-    assert bus.fetched == [(kind, index) for kind, _, index in requests]
+    assert bus.fetched == [(kind, index) for kind, _, index, _ in requests]
     assert bus.stores == expected(config, requests)
-    beats = sum(request_beats(config, kind) for kind, _, _ in requests)
+    beats = beats_of(config, requests)
     assert bus.counts[0] == beats == len(bus.beats) == sum(length for _, length in bus.bursts)
     assert bus.counts[1] > 0 and bus.counts[2] > 0
-    for kind, address, _ in requests:  # no burst more than the pages that it touches
-        end = address + request_beats(config, kind) * config.head_dim
-        assert sum(address <= first < end for first, _ in bus.bursts) >= (end - 1) // PAGE - address // PAGE + 1
-    pages = sum((a + request_beats(config, k) * config.head_dim - 1) // PAGE - a // PAGE + 1 for k, a, _ in requests)
-    assert len(bus.bursts) == pages
+    assert len(bus.bursts) == sum(bursts_of(config, request) for request in requests)
 
 
 def test_latency_is_hidden():
@@ -181,6 +210,33 @@ def test_latency_is_hidden():
     assert bus.beats[0] <= 36 + 4
     half = Bus(config, MemoryModel(latency_cycles=36, bytes_per_cycle=64)).fetch(requests)
     assert half.beats[-1] - half.beats[0] == pytest.approx(2 * 4 * 257, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", list(FetchKind))
+@pytest.mark.parametrize("shape", [SMALL, SMALL | dict(block=128, columns=16)])
+def test_short_blocks(shape, kind):
+    """Only beats of tiles with rows are asked for, rows past the end are zero."""
+    config = PrefillConfig(**shape)
+    counts = [1, 7, 8, 9, 15, 16, 17, 24, 25, config.block - 1, config.block, 31]
+    for first in range(0, len(counts), config.lines):
+        some = enumerate(counts[first : first + config.lines])
+        requests = [(kind, BASE + (3 * line + 1) * PAGE - 3 * config.head_dim, line, rows) for line, rows in some]
+        bus = Bus(config, MemoryModel(latency_cycles=2, bytes_per_cycle=16)).fetch(requests)
+        assert bus.stores == expected(config, requests) and len(bus.beats) == beats_of(config, requests)
+        assert len(bus.bursts) == sum(bursts_of(config, request) for request in requests)
+
+
+def test_rows_past_the_end_that_are_kept_show(monkeypatch):
+    config = PrefillConfig(**SMALL)
+    request = (FetchKind.KV, BASE, 0, 19)
+    monkeypatch.setattr(Fetch, "_counted", lambda self, *_: self.memory.rdata)
+    stores, want = Bus(config).fetch([request]).stores, expected(config, [request])
+    assert {name for name, address in want if stores[name, address] != want[name, address]} == {
+        "key",
+        "value",
+        "key_scale",
+        "value_scale",
+    }
 
 
 def test_a_changed_beat_shows():
@@ -205,7 +261,9 @@ def test_beats_of_every_other_epoch_are_dropped():
             ctx.set(dut.clear, 1)
             await ctx.tick()
             ctx.set(dut.clear, 0)
-            ctx.set(dut.i_request.payload, {"kind": FetchKind.K, "address": BASE, "index": 0})
+            ctx.set(
+                dut.i_request.payload, {"kind": FetchKind.K, "address": BASE, "index": 0, "last_row": config.block - 1}
+            )
             ctx.set(dut.i_request.valid, 1)
             await ctx.tick()
             ctx.set(dut.i_request.valid, 0)
@@ -230,7 +288,9 @@ def test_beats_of_every_other_epoch_are_dropped():
 
 
 def test_a_request_for_a_beat_less_fails(monkeypatch):
-    monkeypatch.setattr("intaglio.rtl.kv.fetch.request_beats", lambda config, kind: request_beats(config, kind) - 1)
+    monkeypatch.setattr(
+        "intaglio.rtl.kv.fetch.request_beats", lambda config, kind, *rows: request_beats(config, kind, *rows) - 1
+    )
     with pytest.raises(AssertionError, match="the unit hangs"):
         Bus(PrefillConfig(**SMALL)).fetch([(FetchKind.K, BASE, 0)], most=500)
 
@@ -264,11 +324,11 @@ def faulty(bus, fault, first, second, timeout=0):
         await bus.pulse(ctx, dut.clear)
         assert ctx.get(dut.fault) == FetchFault.NONE
         await bus.ask(ctx, second)
-        assert ctx.get(dut.beats) == sum(request_beats(bus.config, kind) for kind, _, _ in second)
+        assert ctx.get(dut.beats) == beats_of(bus.config, second)
 
     bus.run(bench)
     assert bus.stores == expected(bus.config, second)
-    assert bus.fetched == [(kind, index) for kind, _, index in second]
+    assert bus.fetched == [(kind, index) for kind, _, index, _ in second]
 
 
 @pytest.mark.parametrize("memory", [FAST, MemoryModel(latency_cycles=50, bytes_per_cycle=5)])
@@ -342,7 +402,7 @@ def test_abort_at_any_time_and_late_beats():
             requests = some_requests(config, 100 + turn, 2)
             await bus.ask(ctx, requests)
             assert bus.stores == expected(config, requests)
-            assert bus.fetched == [(kind, index) for kind, _, index in requests]
+            assert bus.fetched == [(kind, index) for kind, _, index, _ in requests]
 
     bus.run(bench)
     assert len(bus.beats) < sum(length for _, length in bus.bursts) + 1

@@ -53,7 +53,9 @@ def run(config, announce, mutate=None):
     dut = LinearUnit(config, [packing.pack_ints(lane, config.packing) for lane in weights])
     if mutate:
         mutate(dut)
-    activations = [int.from_bytes(rng.bytes(8 * config.lane_width // 8), "little") for _ in range(8)]
+    activations = [
+        [int.from_bytes(rng.bytes(config.lane_width), "little") for _ in range(8)] for _ in range(config.batch)
+    ]
     written, power, streams, busies, stalls = [], [], [], [], 0
     clock = itertools.count()
     now, act = 0, 0
@@ -61,15 +63,16 @@ def run(config, announce, mutate=None):
     async def cycle(ctx):
         nonlocal act, now, stalls
         if ctx.get(dut.r_wr_en):
-            written.append((ctx.get(dut.r_wr_en), ctx.get(dut.r_wr_addr), ctx.get(dut.r_wr_data)))
+            written.append((ctx.get(dut.r_wr_en), ctx.get(dut.r_wr_addr), tuple(map(ctx.get, dut.r_wr_data))))
         if config.gate_words:
             power.append(ctx.get(dut.gate_power))
             stalls += ctx.get(dut.gate_stall)
             if ctx.get(dut.gate_reads) and streams and streams[-1][1] is None:
                 streams[-1][1] = now
-        following = activations[ctx.get(dut.act_addr) % 8]
+        following = [words[ctx.get(dut.act_addr) % 8] for words in activations]
         await ctx.tick()
-        ctx.set(dut.act_data, following)
+        for port, word in zip(dut.act_data, following, strict=True):
+            ctx.set(port, word)
         now = next(clock) + 1
 
     async def bench(ctx):
@@ -115,7 +118,7 @@ def run(config, announce, mutate=None):
 
 CASES = [
     ({"gate_words": 16, "gate_wake": 5}, 20),
-    ({"gate_words": 16, "gate_wake": 9}, 4),
+    ({"gate_words": 16, "gate_wake": 9, "batch": 2}, 4),
     ({"gate_words": 4, "gate_wake": 0}, 2),
     ({"gate_words": 8, "gate_wake": 7, "gate_isolation": 0}, NEVER),
     ({"gate_words": 32, "gate_wake": 3, "packing": "5trit"}, 0),
@@ -125,7 +128,7 @@ CASES = [
 @pytest.mark.parametrize("changes, announce", CASES)
 def test_results_power_and_stalls(changes, announce):
     config = make_config(**changes)
-    plain = run(make_config(packing=config.packing), announce)
+    plain = run(make_config(packing=config.packing, batch=config.batch), announce)
     found = run(config, announce)
     assert found["written"] == plain["written"] and len(plain["written"]) > 60
     early = 0 if announce == NEVER else announce

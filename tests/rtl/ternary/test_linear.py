@@ -7,38 +7,14 @@ import pytest
 from amaranth.back import verilog
 from amaranth.sim import Simulator
 
-from intaglio.rtl.arithmetic.silu import SILU_BITS, SILU_FRACTION, silu
-from intaglio.rtl.config.decoder import DecoderConfig, word_bits
+from intaglio.rtl.arithmetic.silu import SILU_BITS
+from intaglio.rtl.config.decoder import word_bits
 from intaglio.rtl.ternary import packing
 from intaglio.rtl.ternary.adders import AdderDot
 from intaglio.rtl.ternary.lane import lane_designs
 from intaglio.rtl.ternary.linear import LinearUnit, PostMode
 from intaglio.rtl.ternary.tree import BitPlanes, TernaryDot
-
-
-def make_config(**changes):
-    fields = dict(
-        hidden=32,
-        intermediate=48,
-        layers=1,
-        heads=4,
-        kv_heads=2,
-        head_dim=8,
-        vocab=16,
-        context=4,
-        lanes=2,
-        lane_width=16,
-        vector_width=8,
-    )
-    return DecoderConfig(**(fields | changes))
-
-
-def run(dut, bench):
-    sim = Simulator(dut)
-    sim.add_clock(1e-6)
-    sim.add_testbench(bench)
-    sim.run()
-
+from tests.rtl.ternary.linear_bench import Bench, layer, make_config, run
 
 # -- packing
 
@@ -162,125 +138,7 @@ def test_bit_planes(width):
 # -- linear unit
 
 
-def split(word, count, bits):
-    values = [(word >> (i * bits)) & ((1 << bits) - 1) for i in range(count)]
-    return [v - (1 << bits) if v >> (bits - 1) else v for v in values]
-
-
-def join(values, bits):
-    return sum((int(v) & ((1 << bits) - 1)) << (i * bits) for i, v in enumerate(values))
-
-
-class Bench:
-    """The unit with buffers A, X, R; runs operations in order and checks values, magnitudes, cycles."""
-
-    def __init__(self, config, matrices, flip=None):
-        self.config = config
-        words = np.concatenate([packing.execution_order(w, config.lanes, config.lane_width) for w in matrices], axis=1)
-        if flip is not None:
-            words[flip] = (words[flip] + 2) % 3 - 1  # another ternary value
-        init = [packing.pack_ints(lane, config.packing) for lane in words]
-        self.dut = LinearUnit(config, init)
-        self.x = [0] * config.hidden
-        self.r = [None] * max(config.qkv_rows, config.intermediate)
-        self.a = np.zeros(max(config.hidden, config.intermediate), np.int64)
-        self.written = []
-
-    async def operate(self, ctx, rows, inputs, mode, scale=(0, 0), restart=False):
-        """One operation; returns its busy cycles."""
-        dut, config = self.dut, self.config
-        width, lanes = config.vector_width, config.lanes
-        self.written = []
-        for name, value in dict(
-            start=1,
-            restart=restart,
-            groups=rows // lanes,
-            chunks=inputs // config.lane_width,
-            mode=mode,
-            scale_m=scale[0],
-            scale_e=scale[1],
-        ).items():
-            ctx.set(getattr(dut, name), value)
-        cycles = 0
-        while True:
-            # Buffers: read the old word, then write, at the coming edge.
-            act = ctx.get(dut.act_addr) * config.lane_width
-            x_at = ctx.get(dut.x_rd_addr) * width
-            act_word = join(self.a[act : act + config.lane_width], 8)
-            x_word = join(self.x[x_at : x_at + width], 32)
-            for name, target, bits, granule in (
-                ("x", self.x, 32, lanes),
-                ("r", self.r, config.result_bits, lanes // 2),
-            ):
-                enable = ctx.get(getattr(dut, f"{name}_wr_en"))
-                at = ctx.get(getattr(dut, f"{name}_wr_addr")) * width
-                values = split(ctx.get(getattr(dut, f"{name}_wr_data")), lanes, bits) * (width // lanes)
-                for i in range(width):
-                    if enable >> (i // granule) & 1:
-                        target[at + i] = values[i]
-                        self.written.append((name, at + i))
-            await ctx.tick()
-            ctx.set(dut.start, 0)
-            ctx.set(dut.restart, 0)
-            ctx.set(dut.act_data, act_word)
-            ctx.set(dut.x_rd_data, x_word)
-            if not ctx.get(dut.busy):
-                break
-            cycles += 1
-            assert cycles < 20000
-        assert cycles == rows // lanes * (inputs // config.lane_width) + LinearUnit.fill(config, mode)
-        return cycles
-
-
-def magnitude(values):
-    result = 0
-    for value in values:
-        result |= value ^ (value >> 80)
-    return result
-
-
-def residual(x, acc, m, e):
-    rs = min(max(-(e + 16), 1), 40)
-    return min(max(x + ((acc * m + (1 << (rs - 1))) >> rs), -(2**31)), 2**31 - 1)
-
-
-def gate_argument(acc, m, e):
-    rs = min(max(-(e + SILU_FRACTION), 1), 40)
-    most = 1 << (SILU_BITS - 1)
-    return min(max((acc * m + (1 << (rs - 1))) >> rs, -most), most - 1)
-
-
-def expect(bench, matrix, mode, scale, x_before):
-    """Expected (buffer, values) of an operation."""
-    acc = [int(v) for v in matrix.astype(np.int64) @ bench.a[: matrix.shape[1]]]
-    if mode == PostMode.RAW:
-        return "r", acc
-    if mode == PostMode.GATED and bench.config.activation == "silu":
-        return "r", [silu(gate_argument(gate, *scale)) * up for gate, up in zip(acc[::2], acc[1::2], strict=True)]
-    if mode == PostMode.GATED:
-        return "r", [max(gate, 0) ** 2 * up for gate, up in zip(acc[::2], acc[1::2], strict=True)]
-    return "x", [residual(x, a, *scale) for x, a in zip(x_before, acc, strict=True)]
-
-
-def check(bench, matrix, mode, scale, x_before, ctx):
-    name, values = expect(bench, matrix, mode, scale, x_before)
-    target = bench.x if name == "x" else bench.r
-    assert target[: len(values)] == values
-    assert sorted(bench.written) == [(name, i) for i in range(len(values))]
-    assert ctx.get(bench.dut.x_or) == (magnitude(values) if name == "x" else 0)
-    assert ctx.get(bench.dut.r_or) == (magnitude(values) if name == "r" else 0)
-
-
-def layer(config, rng):
-    """The four matrices of a layer, in order, with their modes; gate and up rows interleaved."""
-    shapes = [
-        (config.qkv_rows, config.hidden),
-        (config.hidden, config.hidden),
-        (2 * config.intermediate, config.hidden),
-        (config.hidden, config.intermediate),
-    ]
-    modes = (PostMode.RAW, PostMode.RESIDUAL, PostMode.GATED, PostMode.RESIDUAL)
-    return [rng.integers(-1, 2, shape).astype(np.int8) for shape in shapes], modes
+NO_SCALE = (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +151,10 @@ def layer(config, rng):
         dict(hidden=64, kv_heads=4, head_dim=16, intermediate=192, lanes=8, lane_width=64),
         dict(activation="silu"),
         dict(activation="silu", lanes=8, lane_width=8, packing="5trit"),
-        dict(dot="tables", packing="pairs"),
+        dict(batch=3),
+        dict(batch=3, lanes=8, dot="adders", packing="5trit"),
+        dict(batch=3, activation="silu", lanes=4),
+        dict(dot="tables", packing="pairs", batch=2),
         dict(dot="tables", lanes=4, lane_width=8, packing="5trit"),
         dict(
             dot="tables",
@@ -308,28 +169,31 @@ def layer(config, rng):
     ],
 )
 def test_layer_in_every_mode(changes):
+    """Every slot has activations, residual and scales of its own."""
     config = make_config(**changes)
     rng = np.random.default_rng(7)
     matrices, modes = layer(config, rng)
     bench = Bench(config, matrices)
 
     async def testbench(ctx):
-        bench.x = [int(v) for v in rng.integers(-(2**31), 2**31, config.hidden)]
+        for slot in bench.slots:
+            slot.x = [int(v) for v in rng.integers(-(2**31), 2**31, config.hidden)]
         for _token in range(2):
             for k, (matrix, mode) in enumerate(zip(matrices, modes, strict=True)):
-                bench.a = rng.integers(-127, 128, len(bench.a))
-                scale = (int(rng.integers(2**15, 2**16)), -int(rng.integers(17, 45)))
-                before = list(bench.x)
-                await bench.operate(ctx, *matrix.shape, mode, scale, restart=k == 0)
-                check(bench, matrix, mode, scale, before, ctx)
+                for slot in bench.slots:
+                    slot.a = rng.integers(-127, 128, len(slot.a))
+                scales = [(int(rng.integers(2**15, 2**16)), -int(rng.integers(17, 45))) for _ in bench.slots]
+                await bench.run(ctx, matrix, mode, scales, restart=k == 0)
 
     run(bench.dut, testbench)
 
 
-@pytest.mark.parametrize("name, dot", [("2bit", "planes"), ("5trit", "adders"), ("pairs", "tables")])
-def test_extremes(name, dot):
-    """Accumulators, gated products and the residual at their bounds; every shift, and exponents beyond its limits."""
-    config = make_config(packing=name, dot=dot)
+@pytest.mark.parametrize("name, dot, batch", [("2bit", "planes", 1), ("5trit", "adders", 3), ("pairs", "tables", 2)])
+def test_extremes(name, dot, batch):
+    """Accumulators, gated products and the residual at their bounds; every shift, and exponents beyond its limits.
+
+    Every slot is at another bound."""
+    config = make_config(packing=name, dot=dot, batch=batch)
     matrices, modes = layer(config, np.random.default_rng(0))
     for matrix in matrices:
         matrix[:] = 1
@@ -338,66 +202,68 @@ def test_extremes(name, dot):
 
     async def testbench(ctx):
         for sign in (1, -1):
-            bench.a = np.full(len(bench.a), 127 * sign)
+            for s, slot in enumerate(bench.slots):
+                slot.a = np.full(len(slot.a), (127, -127, 0)[s] * sign)
             for k, (matrix, mode) in enumerate(zip(matrices, modes, strict=True)):
-                scale, before = (65535, -17), [2**31 - 1, -(2**31), 5, -5] * (config.hidden // 4)
-                bench.x = list(before)
-                await bench.operate(ctx, *matrix.shape, mode, scale, restart=k == 0)
-                check(bench, matrix, mode, scale, before, ctx)
+                for s, slot in enumerate(bench.slots):
+                    bounds = [2**31 - 1, -(2**31), 5, -5]
+                    slot.x = (bounds[s:] + bounds[:s]) * (config.hidden // 4)
+                await bench.run(ctx, matrix, mode, [(65535 - s, -17) for s in range(batch)], restart=k == 0)
             if sign == 1:
-                assert max(abs(v) for v in bench.r[: config.intermediate]) == (127 * config.hidden) ** 3
+                assert max(abs(v) for v in bench.slots[0].r[: config.intermediate]) == (127 * config.hidden) ** 3
         matrix = matrices[0][: config.hidden]
-        for e in [511, 0, -15, -16, -17, -18] + list(range(-58, -19, 3)) + [-55, -56, -57, -512]:
-            bench.a = np.arange(len(bench.a)) - 20
-            before = [int(v) for v in range(-config.hidden, config.hidden, 2)]
-            bench.x = list(before)
-            await bench.operate(ctx, *matrix.shape, PostMode.RESIDUAL, (40001, e), restart=True)
-            check(bench, matrix, PostMode.RESIDUAL, (40001, e), before, ctx)
+        exponents = [511, 0, -15, -16, -17, -18] + list(range(-58, -19, 3)) + [-55, -56, -57, -512]
+        for i in range(len(exponents)):
+            for s, slot in enumerate(bench.slots):
+                slot.a = np.arange(len(slot.a)) - 20 + s
+                slot.x = list(range(-config.hidden, config.hidden, 2))
+            scales = [(40001 + s, exponents[(i + s) % len(exponents)]) for s in range(batch)]
+            await bench.run(ctx, matrix, PostMode.RESIDUAL, scales, restart=True)
 
     run(bench.dut, testbench)
 
 
-def test_extremes_of_silu():
+@pytest.mark.parametrize("batch", [1, 3])
+def test_extremes_of_silu(batch):
     """The gated product at its bounds, arguments beyond theirs, and every shift."""
-    config = make_config(activation="silu")
-    rows = 2 * config.intermediate
-    matrix = np.ones((rows, config.hidden), np.int8)
+    config = make_config(activation="silu", batch=batch)
+    matrix = np.ones((2 * config.intermediate, config.hidden), np.int8)
     matrix[1::4] = -1
     matrix[2::8, ::2] = 0
     bench = Bench(config, [matrix])
 
     async def testbench(ctx):
-        for e in [511, 0, -15, -16, -17, -18, *range(-58, -19, 6), -512]:
-            bench.a = np.full(len(bench.a), 127 if e % 2 else -127)
-            await bench.operate(ctx, *matrix.shape, PostMode.GATED, (65535, e), restart=True)
-            check(bench, matrix, PostMode.GATED, (65535, e), None, ctx)
-            if e == -17:
-                assert max(abs(v) for v in bench.r[: config.intermediate]) == 127 * config.hidden * (
-                    (1 << (SILU_BITS - 1)) - 1
-                )
+        exponents = [511, 0, -15, -16, -17, -18, *range(-58, -19, 6), -512]
+        for i in range(len(exponents)):
+            scales = [(65535, exponents[(i + s) % len(exponents)]) for s in range(batch)]
+            for slot, (_, e) in zip(bench.slots, scales, strict=True):
+                slot.a = np.full(len(slot.a), 127 if e % 2 else -127)
+            await bench.run(ctx, matrix, PostMode.GATED, scales, restart=True)
+            if scales[0][1] == -17:
+                most = 127 * config.hidden * ((1 << (SILU_BITS - 1)) - 1)
+                assert max(abs(v) for v in bench.slots[0].r[: config.intermediate]) == most
 
     run(bench.dut, testbench)
 
 
-def test_one_chunk_and_one_group():
+@pytest.mark.parametrize("batch", [1, 2])
+def test_one_chunk_and_one_group(batch):
     """Rows of one chunk leave without a bubble; a single group works."""
-    config = make_config(lane_width=8, lanes=8, packing="5trit")
+    config = make_config(lane_width=8, lanes=8, packing="5trit", batch=batch)
     weight = np.random.default_rng(2).integers(-1, 2, (config.qkv_rows, 8)).astype(np.int8)
     bench = Bench(config, [weight])
 
     async def testbench(ctx):
-        bench.a = np.arange(len(bench.a)) * 5 - 100
-        await bench.operate(ctx, *weight.shape, PostMode.RAW, restart=True)
-        check(bench, weight, PostMode.RAW, None, None, ctx)
-        await bench.operate(ctx, 8, 8, PostMode.RAW, restart=True)
-        check(bench, weight[:8], PostMode.RAW, None, None, ctx)
+        for s, slot in enumerate(bench.slots):
+            slot.a = np.arange(len(slot.a)) * 5 - 100 + s
+        await bench.run(ctx, weight, PostMode.RAW, [NO_SCALE] * batch, restart=True)
+        await bench.run(ctx, weight[:8], PostMode.RAW, [NO_SCALE] * batch, restart=True)
 
     run(bench.dut, testbench)
 
 
 def test_start_is_ignored_while_busy():
     config = make_config()
-    matrices, _ = layer(config, np.random.default_rng(4))
     dut = LinearUnit(config, [[0]] * config.lanes)
     cycles = 0
 
@@ -420,27 +286,56 @@ def test_start_is_ignored_while_busy():
 
 
 def test_a_flipped_weight_is_seen():
-    config = make_config()
+    config = make_config(batch=2)
     rng = np.random.default_rng(9)
     matrices, modes = layer(config, rng)
     bench = Bench(config, matrices, flip=(1, 3, 5))
-    bench.a = rng.integers(1, 128, len(bench.a))
+    for slot in bench.slots:
+        slot.a = rng.integers(1, 128, len(slot.a))
 
     async def testbench(ctx):
-        await bench.operate(ctx, *matrices[0].shape, modes[0], restart=True)
+        await bench.operate(ctx, matrices[0], modes[0], [NO_SCALE] * 2, restart=True)
         with pytest.raises(AssertionError):
-            check(bench, matrices[0], modes[0], None, None, ctx)
-        values = expect(bench, matrices[0], modes[0], None, None)[1]
-        assert [i for i, v in enumerate(values) if bench.r[i] != v] == [3]  # word 3 of lane 1 is in row 3
+            bench.check(ctx, matrices[0], modes[0], [NO_SCALE] * 2)
+        for slot in bench.slots:
+            values = bench.expect(slot, matrices[0], modes[0], NO_SCALE)[1]
+            assert [i for i, v in enumerate(values) if slot.r[i] != v] == [3]  # word 3 of lane 1 is in row 3
+
+    run(bench.dut, testbench)
+
+
+@pytest.mark.parametrize("name", ["act_data", "scale_m", "scale_e", "x_rd_data"])
+def test_a_slot_that_takes_what_is_slot_0_s_is_seen(name):
+    config = make_config(batch=2)
+    rng = np.random.default_rng(11)
+    matrix = rng.integers(-1, 2, (config.hidden, config.hidden)).astype(np.int8)
+    bench = Bench(config, [matrix])
+    for slot in bench.slots:
+        slot.a = rng.integers(-127, 128, len(slot.a))
+        slot.x = [int(v) for v in rng.integers(-(2**31), 2**31, config.hidden)]
+    own, elaborate = getattr(bench.dut, name), bench.dut.elaborate
+
+    def wrong(platform):
+        setattr(bench.dut, name, [own[0], own[0]])
+        module = elaborate(platform)
+        setattr(bench.dut, name, own)
+        return module
+
+    bench.dut.elaborate = wrong
+
+    async def testbench(ctx):
+        with pytest.raises(AssertionError, match="slot 1"):
+            await bench.run(ctx, matrix, PostMode.RESIDUAL, [(50000, -20), (40000, -21)], restart=True)
 
     run(bench.dut, testbench)
 
 
 def test_lane_designs_have_the_ports_of_the_instances():
     texts = {
-        name: verilog.convert(design, name=name, ports=ports) for name, design, ports in lane_designs(make_config())
+        name: verilog.convert(design, name=name, ports=ports)
+        for name, design, ports in lane_designs(make_config(batch=2))
     }
-    for port in ("clk", "word", "enable", "first", "sum", *(f"x{b}" for b in range(8))):
+    for port in ("clk", "word", "enable", "first", "sum0", "sum1", *(f"x{s}_{b}" for s in range(2) for b in range(8))):
         assert f" {port};" in texts["intaglio_lane"]
     assert " rst;" not in texts["intaglio_lane"]
     assert " data;" in texts["intaglio_planes"]

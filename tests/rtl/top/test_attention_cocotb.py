@@ -63,7 +63,9 @@ def words_of(values):
 
 
 def packets(values, exponents, tokens):
-    """((tuser, mask) of each word, words, masks of what counts) of each (block, head) in the order in which they leave."""
+    """((tuser, mask) of each word, words, masks of what counts) of each (block, head) in the order in which they leave.
+    Row groups wholly past
+    the end do not."""
     count = -(-tokens // C.block)
     padded = np.zeros((2, C.group, count * C.block, C.head_dim), np.int16)  # values, masks
     padded[0, :, :tokens], padded[1, :, :tokens] = values, -1
@@ -71,17 +73,16 @@ def packets(values, exponents, tokens):
     parts = parts.transpose(0, 2, 1, 3, 6, 4, 5).reshape(2, count, C.group, -1, C.drain)
 
     def users(block, head):  # a row group has one exponent, any if none of its rows counts
-        for first in range(block * C.block, (block + 1) * C.block, C.columns):
-            known = first < tokens
-            exponent = int(exponents[head, first]) & 0x7F if known else 0
-            mark = block | head << 14 | exponent << 24, 0x7FFFFFFF if known else 0xFFFFFF
+        for first in range(block * C.block, min(tokens, (block + 1) * C.block), C.columns):
+            exponent = int(exponents[head, first]) & 0x7F
+            mark = block | head << 14 | exponent << 24, 0x7FFFFFFF
             yield from [mark] * (C.columns // C.drain * C.head_dim)
 
-    return [
-        (list(users(block, head)), *(words_of(part[block, head]) for part in parts))
-        for block in range(count)
-        for head in range(C.group)
-    ]
+    def packet(block, head):
+        marks = list(users(block, head))
+        return marks, *(words_of(part[block, head])[: len(marks)] for part in parts)
+
+    return [packet(block, head) for block in range(count) for head in range(C.group)]
 
 
 def vectors_of(name, seed):
@@ -97,25 +98,35 @@ def vectors_of(name, seed):
     values, exponents = (x.numpy() for x in exact.attend(group, keep, block=C.block))
     keep = keep.numpy()
     traffic = cache.simulate(cache.visits(keep, C.window), C.lines, C.lookahead)
-    memory = image(z, block=C.block, columns=C.columns, origin=1 << 40)
+    memory = image(z, block=C.block, origin=1 << 40)
     registers = run_parameters(memory, tokens=tokens, block=C.block, timeout=3000, **parameters)
     for base in ("kv_base", "q_base", "last_base", "pooled_q_base", "pooled_k_base"):
         address = getattr(memory, base) - memory.origin + ORIGIN
         registers |= {base: address & 0xFFFFFFFF, f"{base}_high": address >> 32}
 
     # Rows multiplied and beats read, by count: index passes (queries of the last block; pooled rows in batches), then jobs.
-    passes = [] if dense else [(C.group * C.row_groups, count)]
+    last = (tokens - 1) % C.block + 1
+    passes = [] if dense else [(C.group * C.row_groups, tokens)]
     passes += [
-        (1, batch * C.columns // C.block + 1)
+        (1, min(count, (batch + 1) * C.columns))
         for _ in range(int(aware.sum()))
         for batch in range(-(-count // C.columns))
     ]
-    rows = sum(2 * groups * blocks * C.tiles * C.head_dim for groups, blocks in passes)
-    diagonal = keep.diagonal(axis1=1, axis2=2).sum()
-    rows += 2 * C.head_dim * int(diagonal * job_tiles(C, True) + (keep.sum() - diagonal) * job_tiles(C, False))
-    q_beats, k_beats, kv_beats = (request_beats(C, kind) for kind in (FetchKind.Q, FetchKind.K, FetchKind.KV))
-    beats = sum(2 * blocks * k_beats for _, blocks in passes) + traffic.misses * kv_beats + C.group * count * q_beats
-    beats += 0 if dense else q_beats * (C.group + int(aware.sum()))
+    rows = sum(2 * groups * -(-keys // C.head_dim) * C.head_dim for groups, keys in passes)
+    for row in range(count):
+        filled = last if row == count - 1 else C.block
+        others = int(keep[:, row, :row].sum())
+        rows += 2 * C.head_dim * (C.group * job_tiles(C, True, filled) + others * job_tiles(C, False, filled))
+
+    def blocks(kind, number):
+        """Beats of so many rows in blocks."""
+        whole, short = divmod(number, C.block)
+        return whole * request_beats(C, kind) + (request_beats(C, kind, short) if short else 0)
+
+    kv_beats = blocks(FetchKind.KV, tokens) + (traffic.misses - count) * request_beats(C, FetchKind.KV)
+    beats = sum(2 * blocks(FetchKind.K, keys) for _, keys in passes) + kv_beats + C.group * blocks(FetchKind.Q, tokens)
+    if not dense:
+        beats += C.group * blocks(FetchKind.Q, C.block) + int(aware.sum()) * blocks(FetchKind.Q, count)
     return {
         "image": memory.data.tobytes().hex(),
         "origin": ORIGIN,
@@ -126,7 +137,9 @@ def vectors_of(name, seed):
         "traffic": [traffic.hits, traffic.misses, traffic.evictions],
         "rows": rows,
         "beats": beats,
-        "phases": run_cycles(C, keep, int(aware.sum()), traffic.misses, Memory(latency=LATENCY), dense=dense),
+        "phases": run_cycles(
+            C, keep, int(aware.sum()), traffic.misses, Memory(latency=LATENCY), dense=dense, tokens=tokens
+        ),
     }
 
 

@@ -31,7 +31,7 @@ class Bench:
         self.core, self.slave, self.phases = PrefillCore(CONFIG), None, []
 
     async def start(self, ctx, z, threshold, **faults):
-        core, memory = self.core, image(z, block=CONFIG.block, columns=CONFIG.columns, origin=1 << 40)
+        core, memory = self.core, image(z, block=CONFIG.block, origin=1 << 40)
         self.slave = ReadSlave(
             MemoryModel(latency_cycles=20, bytes_per_cycle=16),
             memory.data.tobytes(),
@@ -86,13 +86,13 @@ def values(beats):
     """int [tokens, D] of a run's beats, which come block by block, row group by row group, channel by channel, and exponents [tokens]."""
     c = CONFIG
     order = [block for block, last, *_ in beats if last]
-    rows = torch.tensor([row for _, _, row, _ in beats]).reshape(-1, c.row_groups, c.head_dim, c.columns)
-    blocks = rows.transpose(2, 3).reshape(len(order), c.block, c.head_dim)
     assert sorted(order) == list(range(len(order)))
-    marks = torch.tensor([exponent for *_, exponent in beats]).reshape(len(order), c.row_groups, -1)
-    assert (marks == marks[..., :1]).all()
-    marks = marks[..., 0].repeat_interleave(c.columns, 1)
-    return [torch.cat([x[order.index(i)] for i in range(len(order))])[:TOKENS] for x in (blocks, marks)]
+    beats = sorted(beats, key=lambda beat: beat[0])  # beats of a block stay in their order
+    rows = torch.tensor([row for _, _, row, _ in beats]).reshape(-1, c.head_dim, c.columns).transpose(1, 2)
+    assert len(rows) == -(-TOKENS // c.columns)  # no row group wholly past the end
+    marks = torch.tensor([exponent for *_, exponent in beats]).reshape(len(rows), -1)
+    assert (marks == marks[:, :1]).all()
+    return [x[:TOKENS] for x in (rows.reshape(-1, c.head_dim), marks[:, 0].repeat_interleave(c.columns))]
 
 
 def test_runs_and_a_fault_between_them():

@@ -2,21 +2,17 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
-from amaranth.sim import Simulator
 
 from intaglio.gen.checkpoint.model import ModelConfig
 from intaglio.gen.checkpoint.quantised import quantise
 from intaglio.gen.checkpoint.synthetic import random_checkpoint
 from intaglio.gen.cycles.decoder import token_cycles
-from intaglio.gen.emit.images import images, program_words
 from intaglio.gen.presets.decoder import config_for
 from intaglio.host.protocol import command
 from intaglio.rtl.arithmetic.numerics import RotaryScaling
-from intaglio.rtl.memory.rom import Rom
-from intaglio.rtl.top.decoder import DecoderCore
 from intaglio.sim.reference.device import ReferenceDevice
+from tests.rtl.top.core_bench import answers, fill
 
 LLAMA3 = RotaryScaling(kind="llama3", factor=4.0, original_max_position_embeddings=16)
 FAMILIES = {
@@ -49,65 +45,23 @@ SHAPES = {
 }
 
 
-@pytest.fixture
-def filled(monkeypatch):
-    """Gives ROMs without contents those of a set of images."""
-
-    def fill(roms):
-        plain = Rom.elaborate
-
-        def elaborate(rom, platform):
-            if rom.init is None:
-                rom.init = [int.from_bytes(word.tobytes(), "little") for word in np.ascontiguousarray(roms[rom.name])]
-            return plain(rom, platform)
-
-        monkeypatch.setattr(Rom, "elaborate", elaborate)
-
-    return fill
-
-
 @pytest.mark.parametrize(
     ("shape", "family"), [*((shape, None) for shape in SHAPES), *(("wide", name) for name in FAMILIES)]
 )
-def test_tokens_are_the_exact_models(shape, family, filled):
+def test_tokens_are_the_exact_models(shape, family, monkeypatch):
     """A prompt, a burst into a full context, a token too many, a second sequence; a host that does not always take a word."""
     described = replace(MODEL, **FAMILIES.get(family, {}))
     checkpoint = random_checkpoint(described, 3)
     model = quantise(checkpoint, config_for(described, "small", context=3, top_k=3, **SHAPES[shape]))
-    program = program_words(model)
-    filled(images(model))
-    core = DecoderCore(model.config, len(program), lane_instance=False)
+    fill(monkeypatch, model)
     commands = [
         command(4, first=True),
         command(9, want=True, top=3),
         command(2, run=2, top=1),
         command(7, first=True, want=True, top=2),
     ]
-    want, found, active = ReferenceDevice(model).run(commands), [], []
-
-    async def bench(ctx):
-        queue, cycle, packet = list(commands), 0, []
-        while len(found) < len(want) or ctx.get(core.active):
-            ctx.set(core.command_valid, bool(queue))
-            ctx.set(core.command_data, queue[0] if queue else 0)
-            ctx.set(core.result_ready, cycle % 3 != 0 or len(found) < 1)
-            if ctx.get(core.result_valid) and ctx.get(core.result_ready):
-                packet.append(ctx.get(core.result_data))
-                if ctx.get(core.result_last):
-                    found.append(packet)
-                    packet = []
-            if queue and ctx.get(core.command_ready):
-                queue.pop(0)
-            active.append(ctx.get(core.active))
-            await ctx.tick()
-            cycle += 1
-            assert cycle < 20_000, "the core hangs"
-        assert not queue and not packet
-
-    simulator = Simulator(core)
-    simulator.add_clock(1e-6)
-    simulator.add_testbench(bench)
-    simulator.run()
+    want = ReferenceDevice(model).run(commands)
+    found, active = answers(model, commands, len(want), stall=lambda cycle, found: cycle % 3 == 0 and found)
     assert found == want
     first = token_cycles(model, 0, want=False).total
     assert active[: first + 2] == [0, *[1] * first, 0]

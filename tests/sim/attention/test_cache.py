@@ -138,9 +138,9 @@ def test_what_a_run_leaves_serves_its_owner_alone():
     first = simulate(found, 8, 2, owner=(1, 0))
     assert first.misses == 4
     assert (
-        simulate(found, 8, 2, owner=(1, 0), tags=first.tags).misses == 2
+        simulate(found, 8, 2, owner=(1, 0), before=first).misses == 2
     )  # block 0 gave its line to block 3, which gives it back
-    assert simulate(found, 8, 2, owner=(2, 0), tags=first.tags).misses == 4
+    assert simulate(found, 8, 2, owner=(2, 0), before=first).misses == 4
 
 
 def test_errors():

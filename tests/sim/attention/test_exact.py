@@ -1,5 +1,6 @@
 """The exact model of prefill attention against plain Python integers, written from docs/prefill.md one number at a time."""
 
+import dataclasses
 import math
 import random
 
@@ -50,7 +51,7 @@ def merged(state, e, sums):
     return new, [(a >> (new - state[0])) + (b >> (new - e)) for a, b in zip(state[1], sums, strict=True)]
 
 
-def attended(group, head, row, blocks, block):
+def attended(group, head, row, blocks, block, by_row=False):
     """One result row and its exponent: tiles in order, sums rescaled by shifts."""
     head_dim, tokens = group.q.shape[2], group.q.shape[1]
     sums, means, exponent = None, None, -32
@@ -66,7 +67,8 @@ def attended(group, head, row, blocks, block):
         means = merged(
             means, f, [sum(weights[key] * int(group.v[key, d]) for key in keys) << 4 for d in range(head_dim)]
         )
-        exponent = max(exponent, *(-(-(int(x) - 128) // 4) for x in group.xv[start : start + head_dim]))
+        counted = group.xv[keys] if by_row else group.xv[start : start + head_dim]
+        exponent = max(exponent, *(-(-(int(x) - 128) // 4) for x in counted))
     (e, (total,)), (f, o) = sums, means
     shift = total.bit_length() - 17
     inverse, k = numerics.INVERSE // (total >> shift), 9 + shift + e + exponent - f
@@ -102,6 +104,12 @@ def test_attention_row_by_row(tokens, base):
         blocks = keep[head, row // 32].nonzero().flatten().tolist()
         got = out[head, row].tolist(), int(exponents[head, row])
         assert got == attended(group, head, row, blocks, 32), (head, row)
+    out_by_row, exponents_by_row = exact.attend(group, keep, block=32, by_row=True)
+    for head, row in ((h, r) for h in range(2) for r in range(tokens - 18, tokens)):
+        blocks = keep[head, row // 32].nonzero().flatten().tolist()
+        got = out_by_row[head, row].tolist(), int(exponents_by_row[head, row])
+        assert got == attended(group, head, row, blocks, 32, by_row=True), (head, row)
+    assert not torch.equal(exponents_by_row, exponents)
     other = keep.clone()
     other[:, -1, 0] ^= True  # a block more or less in the last rows
     (changed, exponents), head, row = exact.attend(group, other, block=32), 1, tokens - 1
@@ -111,6 +119,20 @@ def test_attention_row_by_row(tokens, base):
     assert got == attended(group, head, row, blocks, 32)
     first = row // 32 * 32  # and no other row
     assert torch.equal(changed[:, :first], out[:, :first])
+
+
+@pytest.mark.parametrize("tokens", [1, 15, 16, 17, 32, 33, 70])
+def test_the_last_token(tokens):
+    """One row, over all keys, as dense attention of the whole prompt has it."""
+    group = group_of(tokens, tokens=tokens, base=4)
+    values, exponent = exact.attend_last(group.q[:, -1], group.xq[:, -1], group)
+    count = -(-tokens // 32)
+    for head in range(2):
+        assert (values[head].tolist(), exponent) == attended(group, head, tokens - 1, range(count), 32)
+    out, exponents = exact.attend(group, torch.ones(2, count, count, dtype=torch.bool).tril(), block=32)
+    assert torch.equal(values, out[:, -1]) and (exponents[:, -1] == exponent).all()
+    if tokens > 1:
+        assert not torch.equal(values, exact.attend_last(group.q[:, -1] // 2, group.xq[:, -1], group)[0])
 
 
 @pytest.mark.parametrize("tokens", [96, 77, 40])
@@ -169,6 +191,28 @@ def test_map_rules():
     assert keep.diagonal(dim1=1, dim2=2).all() and keep[:, :, 0].all() and not keep.triu(1).any()
     assert (keep[:, -1] >= everything["vertical"]).all()
     assert not torch.equal(keep, exact.block_map(found))
+
+
+@pytest.mark.parametrize(("tokens", "new"), [(256, 64), (250, 58), (250, 90), (96, 32)])
+def test_queries_of_the_last_tokens_alone(tokens, new):
+    """What continues a sequence: index, map and results are those of the last rows, whatever the queries before were."""
+    group, first = group_of(tokens, tokens=tokens), (tokens - new) // 32
+    last = dataclasses.replace(
+        group,
+        q=group.q[:, -new:],
+        xq=group.xq[:, -new:],
+        pooled_q=group.pooled_q[:, first:],
+        pooled_xq=group.pooled_xq[:, first:],
+    )
+    for threshold in (0, 1 << 40):
+        whole, part = (exact.index(g, block=32, gamma16=40000, threshold=threshold) for g in (group, last))
+        for name in whole:
+            want = whole[name][:, first:] if name == "rows" else whole[name]
+            assert torch.equal(torch.as_tensor(want), torch.as_tensor(part[name]))
+        keep = exact.block_map(whole)[:, first:]
+        assert torch.equal(exact.block_map(part), keep)
+    want, got = (exact.attend(g, m, block=32) for g, m in ((group, exact.block_map(whole)), (last, keep)))
+    assert all(torch.equal(a[:, -new:], b) for a, b in zip(want, got, strict=True))
 
 
 def test_bad_shapes():

@@ -61,7 +61,7 @@ def test_a_device_that_stands_still(device, case, monkeypatch):
     device.transport.simulation.new_memory(silent_burst=12)
     device.timeout = 1.0
     began = time.monotonic()
-    with pytest.raises(DeviceTimeout, match=r"nothing moved for 1 s in phase \w+: 0 of 1024 beats, status 0x0000000"):
+    with pytest.raises(DeviceTimeout, match=r"nothing moved for 1 s in phase \w+: 0 of 832 beats, status 0x0000000"):
         case.run(device)
     assert time.monotonic() - began < 20 and not device.read_register("status") & 1
 
@@ -93,7 +93,7 @@ def test_wrong_parameters_are_refused(device, case, wrong, monkeypatch):
 
 
 def begin(device, case):
-    memory = image(case.z, block=32, columns=8)
+    memory = image(case.z, block=32)
     device.write_memory(memory.origin, memory.data)
     device.write_register("control", 4)
     values = run_parameters(memory, tokens=case.tokens, block=32, gamma16=case.gamma16, threshold=case.threshold)

@@ -1,0 +1,99 @@
+"""Groups of several tokens and sequences on the decoder's core: every answer is that of the sequence alone, every cycle is foreseen."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from intaglio.gen.checkpoint.model import ModelConfig
+from intaglio.gen.checkpoint.quantised import quantise
+from intaglio.gen.checkpoint.synthetic import random_checkpoint
+from intaglio.gen.cycles.decoder import group_cycles
+from intaglio.gen.presets.decoder import config_for
+from intaglio.host.protocol import command, group, sequence
+from intaglio.rtl.control.sequencer import Sequencer
+from intaglio.sim.reference.device import ReferenceDevice
+from tests.rtl.top.core_bench import answers, fill
+
+MODEL = ModelConfig(
+    vocab_size=11,
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=4,
+)
+LLAMA = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+WIDTHS = {"lanes": 2, "lane_width": 8, "vector_width": 4, "attention_heads": 2, "top_k": 3}
+
+
+def model_of(batch, sequences, *, context=6, family=None, **widths):
+    described = replace(MODEL, **family or {})
+    config = config_for(described, "small", context=context, batch=batch, sequences=sequences, **{**WIDTHS, **widths})
+    return quantise(random_checkpoint(described, 3), config)
+
+
+def random_commands(seed, batch, sequences, groups):
+    """Groups of all sizes and lone tokens of all sequences, with runs, beginnings, and tokens too many."""
+    picks, words, begun = random.Random(seed), [], set()
+    for _ in range(groups):
+        count = picks.randrange(batch + 1)
+        if count:
+            words.append(group(count, picks.choice((0, 0, 1, 2))))
+        for _ in range(max(1, count)):
+            number = picks.randrange(sequences)
+            first = number not in begun or picks.random() < 0.15
+            begun.add(number)
+            words.append(sequence(number))
+            run = 0 if count or picks.random() < 0.7 else picks.randrange(1, 3)
+            want = picks.random() < 0.6
+            words.append(command(picks.randrange(11), first=first, want=want, top=picks.randrange(5), run=run))
+    return words
+
+
+@pytest.mark.parametrize(
+    ("batch", "sequences", "family", "widths"),
+    [
+        (3, 2, None, {}),
+        (2, 3, LLAMA, {"attention_heads": 1}),
+        (4, 1, None, {"lanes": 4, "packing": "5trit", "dot": "adders"}),
+        (1, 3, None, {}),
+    ],
+)
+def test_every_sequence_gets_what_it_gets_alone(batch, sequences, family, widths, monkeypatch):
+    model = model_of(batch, sequences, family=family, **widths)
+    fill(monkeypatch, model)
+    commands = random_commands(batch, batch, sequences, 8)
+    want = ReferenceDevice(model).run(commands)
+    found, _ = answers(model, commands, len(want), stall=lambda cycle, _: cycle % 3 == 0, most=60_000)
+    assert found == want
+
+
+def test_cycles_of_a_group(monkeypatch):
+    model = model_of(3, 2, row_scales=1)
+    fill(monkeypatch, model)
+    commands = [group(3), command(1, first=True), command(2), command(3, want=True)]  # positions 0, 1, 2
+    commands += [group(2, 1), command(4, want=True), sequence(1), command(5, first=True, want=True)]  # 3, 0; then 4, 1
+    found, active = answers(model, commands, 5)
+    assert found == ReferenceDevice(model).run(commands)
+    groups = [([0, 1, 2], 1), ([3, 0], 2), ([4, 1], 2)]
+    spent = sum(group_cycles(model, at, wants=wants).total for at, wants in groups)
+    assert sum(active) == spent + 2  # the second group of a run is put together
+
+
+def test_a_slot_that_takes_the_next_ones_place_is_seen(monkeypatch):
+    """The bench notices one wrong line: keys and values of a slot stored at the position of the slot after it."""
+    model = model_of(2, 1)
+    fill(monkeypatch, model)
+    commands = [group(2), command(1, first=True), command(2, want=True), command(3, want=True)]
+    want = ReferenceDevice(model).run(commands)
+    assert answers(model, commands, 2)[0] == want
+    plain = Sequencer._starts
+
+    def wrong(self, m, s):
+        plain(self, m, s)
+        m.d.comb += self.positions[0].eq(s.group.positions[1])
+
+    monkeypatch.setattr(Sequencer, "_starts", wrong)
+    assert answers(model, commands, 2)[0] != want
