@@ -20,6 +20,7 @@ from bench import (
     gating,
     generator,
     guarantee,
+    lane,
     link,
     long_context,
     matrix,
@@ -97,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             *guarantee.figures(progress),
             *pages.figures(job.checkpoint, progress),
             *rom.figures(args.model, args.pdk, progress),
+            *lane.figures(progress),
         ]
         progress.say("measured")
     (args.build / "bench.json").write_text(json.dumps({"commit": commit(), "figures": figures}, indent=2) + "\n")

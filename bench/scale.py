@@ -21,7 +21,7 @@ from intaglio.gen.estimate.machine import machine_for
 
 __all__ = ["figures"]
 
-ROOM = 5e9  # the larger of 2B4T's checkpoint, 1.2 GB, and banks, 1.7; Falcon3-1B's checkpoint, 1.4, parts, 0.8, and images, 1.7
+ROOM = 5e9  # 2B4T: checkpoint 1.2 GB, banks 1.7, a layer as logic 0.4; or Falcon3-1B: checkpoint 1.4, parts 0.8, images 1.7
 LIMIT_S = 7200
 _COMMAND = "import sys; from intaglio.cli import main; sys.exit(main())"
 
@@ -54,14 +54,21 @@ def _of_2b4t(scratch, progress):
     check = _watched(["check", model], "check of 2B4T", progress)
     banks = ["gen", "banks", "--model", model, "-o"]
     layer = _watched([*banks, str(scratch / "layer"), "--layer", "7"], "banks of a layer of 2B4T", progress)
+    logic = _watched(
+        [*banks, str(scratch / "logic"), "--layer", "7", "--form", "logic"], "a layer of 2B4T as logic", progress
+    )
     whole = _watched([*banks, str(scratch / "whole"), "--all"], "banks of 2B4T", progress)
     size = _size(scratch / "layer"), _size(scratch / "whole")
-    for name in ("2b4t", "layer", "whole"):
+    of_logic = (
+        f"{_size(scratch / 'logic') / 1e6:,.0f} MB of gates, each read at every address, {logic['peak'] / 1e9:.2f} GB"
+    )
+    for name in ("2b4t", "layer", "logic", "whole"):
         shutil.rmtree(scratch / name)
     peak = max(layer["peak"], whole["peak"]) / 1e9
     return [
         figure("check.seconds", check["seconds"], "s", "", "2B4T's layout, start of Python included"),
         figure("gen.layer2b_seconds", layer["seconds"], "s", "<= 60", f"{size[0] / 1e6:,.0f} MB of images"),
+        figure("gen.layer2b_logic_seconds", logic["seconds"], "s", "<= 30", of_logic),
         figure("gen.model2b_minutes", whole["seconds"] / 60, "min", "<= 30", f"{size[1] / 1e6:,.0f} MB of images"),
         figure("gen.model2b_peak_gb", peak, "GB", "<= 2", "resident, all processes"),
     ]

@@ -25,7 +25,7 @@ from intaglio.gen.synthesis import ecp5 as synthesis
 from intaglio.progress import silent
 from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.memory.rom import ROM_MODULE, ROM_VERILOG, Rom, hex_text
-from intaglio.rtl.ternary.lane import Lane
+from intaglio.rtl.ternary.lane import FORMS, Lane
 from intaglio.rtl.ternary.tree import PLANES, BitPlanes
 
 __all__ = ["ROWS", "TOP", "LaneTop", "build_lane"]
@@ -80,7 +80,7 @@ class LaneTop(wiring.Component):
             self.valid.eq(valid[-1]),
             *(
                 port.eq(mask)
-                for ports, masks in ((planes.masks, BitPlanes.MASKS), (lane.masks, Lane.MASKS))
+                for ports, masks in ((planes.masks, BitPlanes.MASKS), (lane.masks, FORMS[config.dot][2].MASKS))
                 for port, mask in zip(ports, masks, strict=True)
             ),
             *(a.eq(b) for a, b in zip(lane.x[0], planes.x, strict=True)),

@@ -73,6 +73,12 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="NAME",
         help="units and banks: tom (the default: 16 lanes x 10 units x 128 weights), or a preset of the decoder",
     )
+    banks.add_argument(
+        "--form",
+        choices=("image", "logic"),
+        default="image",
+        help="what the banks of weights are: files for $readmemh (the default), or modules of gates",
+    )
     _add_processes(banks, "processes")
     add_scheduler(banks)
     banks.add_argument("-o", "--out", required=True, metavar="DIR", help="output folder")
@@ -142,6 +148,7 @@ def run_banks(args: argparse.Namespace) -> None:
             args.out,
             layout=layout_for(args.preset),
             layers=None if args.all else args.layer,
+            form=args.form,
             processes=args.processes,
             scheduler=args.scheduler,
             progress=progress,

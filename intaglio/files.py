@@ -6,7 +6,7 @@ from pathlib import Path
 
 from intaglio import Error
 
-__all__ = ["check_output"]
+__all__ = ["check_output", "user_cache"]
 
 
 def check_output(path: Path | str, what: str) -> Path:
@@ -39,3 +39,8 @@ def check_output(path: Path | str, what: str) -> Path:
             f"{what} must name a file that can be written, not {str(path)!r}: {fault.strerror or fault}"
         ) from fault
     return path
+
+
+def user_cache() -> Path:
+    """The user's cache folder: ``$XDG_CACHE_HOME/intaglio``, else ``~/.cache/intaglio``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "intaglio"

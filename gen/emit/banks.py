@@ -21,6 +21,7 @@ from intaglio.gen.checkpoint.source import tables_of
 from intaglio.gen.cluster import check_scheduler
 from intaglio.gen.emit.output import check_folder, described
 from intaglio.gen.executor import workers
+from intaglio.gen.native.rom import fastest_maker
 from intaglio.gen.pool import check_processes, peak_kib
 from intaglio.gen.sources import json_text
 from intaglio.progress import silent
@@ -85,6 +86,8 @@ def emit(
     placement = Placement(weights=layout, tables=layout, row_scales=default_row_scales(config))
     parts = Parts(reader, placement, out, layers, tables_of(config) if everything else (), tell)
     about = _about(parts, form)
+    if form == "logic":  # compiled before the processes ask for it, or told that it is not
+        fastest_maker(lambda text: tell(text, 0.0))
     _acceptable(out, about)  # before the checkpoint is read
     with workers(processes, scheduler, Job, model, placement, form) as pool:
         parts.check(pool, allow_constant)

@@ -5,15 +5,17 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from intaglio.gen.emit.images import weight_names
+from intaglio.gen.native.rom import fastest_maker
 from intaglio.gen.pool import Pool, check_processes
 from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.memory.logic import bank
+from intaglio.rtl.memory.logic.search import PYTHON
 from intaglio.rtl.memory.rom import logic_module
 
 __all__ = ["MOST_BITS", "check_logic", "logic_modules"]
 
 MOST_BITS = 1 << 24  # of all ROMs: some 40 MB of Verilog, more than synthesis and simulation take in a reasonable time
-SECONDS_PER_BIT = 8e-6  # on one core of 2026
+SECONDS_PER_BIT = 0.2e-6, 10e-6  # on one core of 2026, by C++ and by numpy
 
 
 def check_logic(config: DecoderConfig, processes: int) -> None:
@@ -47,7 +49,9 @@ def logic_modules(
     tasks = [(name, "module", name, roms[name]) for name in names]
     processes = min(processes, len(names))
     texts: dict[str, str] = {}
-    progress(f"{len(names)} weight ROMs as logic, about {_bits(config) * SECONDS_PER_BIT / processes:.0f} s", 0.0)
+    slow = fastest_maker(lambda text: progress(text, 0.0)) is PYTHON
+    seconds = _bits(config) * SECONDS_PER_BIT[slow] / processes
+    progress(f"{len(names)} weight ROMs as logic, about {seconds:.0f} s", 0.0)
     with Pool(processes, _Maker, config.weight_word_bits) as pool:
         for name, text in pool.run(tasks):
             texts[name] = text
@@ -64,7 +68,7 @@ class _Maker:
     """What each process does."""
 
     def __init__(self, width: int) -> None:
-        self.width = width
+        self.width, self.maker = width, fastest_maker()
 
     def module(self, name: str, words: np.ndarray) -> str:
-        return bank(words, self.width, logic_module(name)).verilog
+        return bank(words, self.width, logic_module(name), maker=self.maker).verilog

@@ -20,8 +20,8 @@ __all__ = [
     "word_bits",
 ]
 
-PACKINGS = ("2bit", "5trit")
-DOTS = ("planes", "adders")
+PACKINGS = ("2bit", "5trit", "pairs")
+DOTS = ("planes", "adders", "tables")
 ACTIVATIONS = ("relu2", "silu")
 ADAPTED_OPERATIONS = (
     ("q", "k", "v"),
@@ -50,9 +50,11 @@ def check_packing(packing):
 
 
 def word_bits(packing, lane_width):
-    """Bits of a word of ``lane_width`` weights; raises ``ValueError`` for an unknown packing."""
+    """Bits of a word of ``lane_width`` weights; raises ``ValueError`` for an unknown packing, or one that needs another width."""
     check_packing(packing)
-    return 2 * lane_width if packing == "2bit" else 8 * -(-lane_width // 5)
+    if packing == "pairs" and lane_width % 2:
+        raise ValueError(f"lane_width must be even where packing is pairs, not {lane_width}; 2bit and 5trit take any")
+    return 8 * -(-lane_width // 5) if packing == "5trit" else 2 * lane_width
 
 
 def logit_shift(hidden):
@@ -87,10 +89,12 @@ class DecoderConfig:
     lane_width : int
         Weights that one lane takes in a cycle; divides ``hidden`` and ``intermediate``.
     packing : str
-        ``"2bit"`` (00 zero, 01 plus, 10 minus) or ``"5trit"`` (five weights in a byte).
+        ``"2bit"`` (00 zero, 01 plus, 10 minus), ``"5trit"`` (five weights in a byte) or ``"pairs"`` (two weights in four bits, as
+        ``dot="tables"`` takes them, and only that).
     dot : str
-        How a lane adds: ``"planes"`` (bitwise, fast to simulate) or ``"adders"`` (carry chains, small on an FPGA). Same results in
-        as many cycles; with ``"adders"`` the vector unit's divider has shorter stages, and an operation takes three cycles more.
+        How a lane adds: ``"planes"`` (bitwise, fast to simulate), ``"adders"`` (carry chains, small on an FPGA of LUTs of four inputs)
+        or ``"tables"`` (the sums of pairs of activations looked up, small where LUTs have six). Same results in as many cycles; but
+        for ``"planes"`` the vector unit's divider has shorter stages, and an operation takes three cycles more.
     rom : str
         What the lanes' weight ROMs are made of: ``"image"`` (memories that read a file) or ``"logic"`` (gates, see docs/rom.md). Same
         words in the same cycles.
@@ -210,6 +214,10 @@ class DecoderConfig:
         )
         check_packing(self.packing)
         need(self.dot in DOTS, f"dot must be one of {', '.join(DOTS)}, not {self.dot!r}")
+        need(
+            self.packing != "pairs" or self.dot == "tables",
+            f"dot must be tables where packing is pairs, not {self.dot!r}; 2bit and 5trit go with every dot",
+        )
         need(self.rom in ROM_FORMS, f"rom must be one of {', '.join(ROM_FORMS)}, not {self.rom!r}")
         need(self.lanes % 2 == 0, f"lanes must be even, not {self.lanes}")
         for name in ("hidden", "intermediate"):
@@ -382,7 +390,7 @@ class DecoderConfig:
     @property
     def divider_bits(self):
         """Quotient bits in one cycle."""
-        return 2 if self.dot == "adders" else 3
+        return 3 if self.dot == "planes" else 2
 
     @property
     def score_shift(self):

@@ -9,9 +9,9 @@ from intaglio.rtl.memory.rom import Rom
 from intaglio.rtl.ternary.adapter.intermediate import MatrixGroup
 from intaglio.rtl.ternary.adapter.path import AdapterPath
 from intaglio.rtl.ternary.gate import BankGate, GatedRom
-from intaglio.rtl.ternary.lane import LANE_MODULE, PLANES_MODULE, Lane, Source
+from intaglio.rtl.ternary.lane import FORMS, LANE_MODULE, Lane, Source
 from intaglio.rtl.ternary.post import RESIDUAL_BITS, Post, PostMode, r_address_bits, x_address_bits
-from intaglio.rtl.ternary.tree import PLANES, BitPlanes
+from intaglio.rtl.ternary.tree import PLANES
 
 __all__ = ["LinearUnit", "PostMode", "rom_name"]
 
@@ -34,7 +34,7 @@ class LinearUnit(wiring.Component):
     weights : sequence of sequences of int or None
         Words of each lane's ROM, for simulation (``packing.pack_ints``); ``None``: instances, in the form of the configuration.
     lane_instance : bool
-        Lanes and the transposition of activations are instances of ``intaglio_lane`` and ``intaglio_planes``, whose Verilog
+        Lanes and what they share are instances of ``intaglio_lane`` and ``intaglio_planes`` or ``intaglio_tables``, whose Verilog
         ``lane.lane_designs`` gives: one module for all lanes, and much faster in Verilator. Otherwise embedded.
 
     Members
@@ -171,8 +171,13 @@ class LinearUnit(wiring.Component):
             m.submodules.adapter = path = AdapterPath(config)
             path.connect_outer(m, self)
             activations = [Signal.like(self.act_data[0], name="activations", reset_less=True)]
-            m.d.sync += activations[0].eq(Mux(path.source == Source.B, path.word, self.act_data[0]))
-        x = [self._planes(m, s, data) for s, data in enumerate(activations)]
+            chosen = activations[0].eq(Mux(path.source == Source.B, path.word, self.act_data[0]))
+            if FORMS[config.dot][1].LATENCY:  # which has the register
+                m.d.comb += chosen
+            else:
+                m.d.sync += chosen
+        dot = FORMS[config.dot][2]
+        operands = [self._operands(m, s, data) for s, data in enumerate(activations)]
 
         # Issue: one word a cycle.
         issuing = Signal()
@@ -267,8 +272,13 @@ class LinearUnit(wiring.Component):
             totals = [sums[i] for sums in post.sums] if path is None else [path.sums[i]]
             beside = {} if path is None else path.lane_inputs(i)
             if self.lane_instance:
-                ports = {f"i_x{s}_{b}": plane for s, planes in enumerate(x) for b, plane in enumerate(planes)}
-                ports |= {f"o_sum{s}": total for s, total in enumerate(totals)} | _masks(Lane)
+                ports = {
+                    f"i_{name}{s}_{k}": value
+                    for s, of_slot in enumerate(operands)
+                    for name, values in of_slot.items()
+                    for k, value in enumerate(values)
+                }
+                ports |= {f"o_sum{s}": total for s, total in enumerate(totals)} | _masks(dot)
                 ports |= {f"i_{name}": value for name, value in beside.items()}
                 m.submodules[f"lane_{i}"] = Instance(
                     LANE_MODULE, i_clk=ClockSignal(), i_word=rom.data, i_enable=enable, i_first=first, **ports
@@ -278,8 +288,10 @@ class LinearUnit(wiring.Component):
                 m.d.comb += [lane.word.eq(rom.data), lane.enable.eq(enable), lane.first.eq(first)]
                 m.d.comb += [getattr(lane, name).eq(value) for name, value in beside.items()]
                 m.d.comb += [total.eq(lane.sum[s]) for s, total in enumerate(totals)]
-                m.d.comb += [lane.x[s][b].eq(plane) for s, planes in enumerate(x) for b, plane in enumerate(planes)]
-                m.d.comb += [lane.masks[k].eq(mask) for k, mask in enumerate(Lane.MASKS)]
+                for s, of_slot in enumerate(operands):
+                    for name, values in of_slot.items():
+                        m.d.comb += [a.eq(b) for a, b in zip(getattr(lane, name)[s], values, strict=True)]
+                m.d.comb += [lane.masks[k].eq(mask) for k, mask in enumerate(dot.MASKS)]
 
         if path is not None:
             m.d.comb += [post.sums[0][i].eq(total) for i, total in enumerate(path.totals)]
@@ -292,23 +304,29 @@ class LinearUnit(wiring.Component):
             m.d.comb += [a.eq(b) for a, b in zip(getattr(self, name), getattr(post, name), strict=True)]
         return m
 
-    def _planes(self, m, slot, activations):
-        """Bit planes of the activations of a slot."""
-        x = [Signal(self.config.lane_width, name=f"x_{slot}_{b}") for b in range(PLANES)]
+    def _operands(self, m, slot, activations):
+        """What the lanes take of the activations of a slot, by name: bit planes, or sums of pairs."""
+        module, shared, _ = FORMS[self.config.dot]
+        operands = {
+            name: [Signal(shape, name=f"{name}_{slot}_{k}") for k in range(count)]
+            for name, (shape, count) in shared.operands(self.config.lane_width).items()
+        }
         if self.lane_instance:
-            ports = {f"o_x{b}": plane for b, plane in enumerate(x)} | _masks(BitPlanes)
-            m.submodules[f"planes_{slot}"] = Instance(PLANES_MODULE, i_data=activations, **ports)
+            clock = {"i_clk": ClockSignal()} if shared.LATENCY else {}
+            ports = {f"o_{name}{k}": value for name, values in operands.items() for k, value in enumerate(values)}
+            m.submodules[f"planes_{slot}"] = Instance(module, i_data=activations, **ports, **clock, **_masks(shared))
         else:
-            m.submodules[f"planes_{slot}"] = planes = BitPlanes(self.config.lane_width)
+            m.submodules[f"planes_{slot}"] = planes = shared(self.config.lane_width)
             m.d.comb += planes.data.eq(activations)
-            m.d.comb += [plane.eq(planes.x[b]) for b, plane in enumerate(x)]
-            m.d.comb += [planes.masks[k].eq(mask) for k, mask in enumerate(BitPlanes.MASKS)]
-        return x
+            for name, values in operands.items():
+                m.d.comb += [a.eq(b) for a, b in zip(values, getattr(planes, name), strict=True)]
+            m.d.comb += [planes.masks[k].eq(mask) for k, mask in enumerate(shared.MASKS)]
+        return operands
 
 
 def _lead(config):
-    """Cycles by which activations follow the weights: with adapters a register chooses them."""
-    return Lane.LEAD - (config.rank > 0)
+    """Cycles by which activations follow the weights; one less where a register takes what tables make of them or adapters choose."""
+    return Lane.LEAD - bool(config.rank or FORMS[config.dot][1].LATENCY)
 
 
 def _masks(component):

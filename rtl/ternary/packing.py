@@ -15,6 +15,10 @@ A word lies in *planes*, so that the decoder works on whole vectors of bits:
         b' = 3   (t0, t1) = (-, -),          t2 = a' & 3
 
     which is a bijection from all 243 groups of five trits and takes some 40 gates (a base-3 code needs several times as many).
+``pairs``
+    for :mod:`intaglio.rtl.ternary.tables`: weights ``j`` and ``pairs + j`` (``pairs = lane_width / 2``) are pair ``j``. Four planes of
+    ``pairs`` bits: ``both`` are not zero; ``second``: only the second is not, or both are and differ; ``zero``: both are; ``sign``: that
+    of the first that is not zero (0 where there is none), relative to the same of pair ``j`` without its highest bit; pair 0's as it is.
 """
 
 import itertools
@@ -51,6 +55,8 @@ def pack(weights, packing):
     weights = weights.astype(np.int8, copy=False)
     if packing == "2bit":
         return np.packbits(np.concatenate([weights == 1, weights == -1], axis=1), axis=1, bitorder="little")
+    if packing == "pairs":
+        return _pack_pairs(weights)
     n = -(-lane_width // 5)
     trits = np.zeros((len(weights), 5 * n), np.uint8)
     trits[:, :lane_width] = weights + np.int8(1)
@@ -76,6 +82,8 @@ def unpack(words, packing, lane_width):
     ValueError
         A code stands for no weights.
     """
+    if packing == "pairs":
+        return _unpack_pairs(words, lane_width)
     bits = np.unpackbits(words, axis=1, count=word_bits(packing, lane_width), bitorder="little")
     if packing == "2bit":
         plus, minus = bits[:, :lane_width], bits[:, lane_width:]
@@ -87,6 +95,35 @@ def unpack(words, packing, lane_width):
     if (trits == 2).any():
         raise ValueError(f"a 5-trit code must stand for five weights; {codes[(trits == 2).any(axis=-1)][0]} does not")
     return trits.transpose(0, 2, 1).reshape(len(words), -1)[:, :lane_width]
+
+
+def _pack_pairs(weights):
+    word_bits("pairs", weights.shape[1])
+    first, second = np.split(weights, 2, axis=1)
+    both, neither = (first != 0) & (second != 0), (first == 0) & (second == 0)
+    signs = np.where(first != 0, first, second) < 0
+    signs[:, 1:] ^= signs[:, _without_highest(first.shape[1])[1:]]  # the right side is a copy
+    planes = [both, both & (first != second) | (first == 0) & (second != 0), neither, signs]
+    return np.packbits(np.concatenate(planes, axis=1), axis=1, bitorder="little")
+
+
+def _unpack_pairs(words, lane_width):
+    pairs = word_bits("pairs", lane_width) // 4
+    bits = np.unpackbits(words, axis=1, count=4 * pairs, bitorder="little").astype(bool)
+    both, other, neither, signs = (bits[:, k * pairs : (k + 1) * pairs] for k in range(4))
+    signs = signs.copy()
+    for j, k in enumerate(_without_highest(pairs)[1:], 1):
+        signs[:, j] ^= signs[:, k]
+    if (neither & (both | other | signs)).any():
+        raise ValueError("the code of a pair of zeros must have no other bit")
+    sign = np.where(signs, np.int8(-1), np.int8(1))
+    first = np.where(neither | other & ~both, 0, sign)
+    second = np.where(both, np.where(other, -sign, sign), np.where(other, sign, 0))
+    return np.concatenate([first, second], axis=1).astype(np.int8)
+
+
+def _without_highest(count):
+    return np.array([j & ~(1 << j.bit_length() - 1) if j else 0 for j in range(count)])
 
 
 def execution_order(weight, lanes, lane_width):
@@ -111,7 +148,7 @@ def execution_order(weight, lanes, lane_width):
 
 
 class Unpack(wiring.Component):
-    """Decode a word of weights. Latency 0.
+    """Decode a word of weights, ``2bit`` or ``5trit``. Latency 0.
 
     Members
     -------

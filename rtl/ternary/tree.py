@@ -41,6 +41,7 @@ class BitPlanes(wiring.Component):
         Bit ``i`` of ``x[b]``: bit ``b`` of element ``i``.
     """
 
+    LATENCY = 0
     MASKS = (
         0xAA55AA55AA55AA55,
         0x00AA00AA00AA00AA,
@@ -49,6 +50,11 @@ class BitPlanes(wiring.Component):
         0xF0F0F0F00F0F0F0F,
         0x00000000F0F0F0F0,
     )
+
+    @staticmethod
+    def operands(width):
+        """Of the outputs, which are inputs of each lane: name, shape and number."""
+        return {"x": (width, PLANES)}
 
     def __init__(self, width):
         self.width = width

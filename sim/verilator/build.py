@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from intaglio.files import user_cache
 from intaglio.sim.verilator.tools import BuildError, Tools, find_tools
 
 __all__ = ["BuildError", "Tools", "build", "default_cache", "find_tools"]
@@ -82,7 +83,7 @@ ABANDONED = 86400.0  # seconds after which the remains of a killed build are rem
 
 def default_cache() -> Path:
     """The user's cache folder for simulations: ``$XDG_CACHE_HOME/intaglio``, else ``~/.cache/intaglio``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "intaglio"
+    return user_cache()
 
 
 def build(folder, *, cache=None, trace=None, rom=None, board=None, tools=None, jobs=None, progress=None) -> Path:

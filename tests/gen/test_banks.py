@@ -314,7 +314,7 @@ def test_folders_and_arguments_that_are_refused(model, tmp_path, monkeypatch):
 
     refuse(r"layers must be in 0..2, not \[3\]", layers=[3])
     refuse(r"layers must be in 0..2, not \[-1, 1\]", layers=[1, -1])
-    refuse("the form of banks must be one of image, words, not 'brass'", form="brass")
+    refuse("the form of banks must be one of image, logic, words, not 'brass'", form="brass")
     refuse("processes must be an integer in 1..64, not 0", processes=0)
     refuse(
         "a bank's height must be at least a row's 5 words, not 4",
@@ -343,7 +343,7 @@ def test_folders_and_arguments_that_are_refused(model, tmp_path, monkeypatch):
         ({"lanes": 0}, "lanes of a bank layout must be an integer in 1..4096, not 0"),
         ({"units": 2.0}, "units of a bank layout must be an integer in 1..4096, not 2.0"),
         ({"height": 1 << 31}, "height of a bank layout must be an integer in 1..1073741824, not 2147483648"),
-        ({"packing": "3bit"}, "packing must be one of 2bit, 5trit, not '3bit'"),
+        ({"packing": "3bit"}, "packing must be one of 2bit, 5trit, pairs, not '3bit'"),
     ],
 )
 def test_layouts_that_are_refused(change, message):

@@ -47,6 +47,8 @@ CASES = {
             "top_k": 5,
             "rank": 2,
             "adapters": 3,
+            "packing": "pairs",
+            "dot": "tables",
         },
     ),
     "three trits, some matrices": (

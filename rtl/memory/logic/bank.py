@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from intaglio.rtl.memory.logic.cells import GENERIC
-from intaglio.rtl.memory.logic.forms import Form, build
-from intaglio.rtl.memory.logic.netlist import ONE, Netlist
-from intaglio.rtl.memory.logic.search import best_form
+from intaglio.rtl.memory.logic.forms import Form
+from intaglio.rtl.memory.logic.netlist import Netlist
+from intaglio.rtl.memory.logic.search import PYTHON, best_form
 
 __all__ = ["REGISTER", "Bank", "bank", "bits_of_words", "hex_rows", "module_text"]
 
@@ -49,7 +49,7 @@ class Bank:
             self,
             netlist=netlist,
             verilog=_structured(netlist, self.name, self.width, self.depth, f"{self.form}; {how}"),
-            description=f"{self.depth} x {self.width}: {self.form}; {how}, {len(netlist.kinds)} gates",
+            description=f"{self.depth} x {self.width}: {self.form}; {how}, {len(netlist)} gates",
         )
 
     def mapped(self, cells):
@@ -62,7 +62,7 @@ class Bank:
             cell = cells.cells[kind]
             pins = ", ".join(f".{pin}({names[signal]})" for pin, signal in zip(cell.pins, ins, strict=True))
             lines.append(f"    {cell.name} u{i} ({pins}, .{cell.output}({names[netlist.inputs + i]}));")
-        return module_text(self.name, self.width, self.depth, "\n".join([*lines, _data(netlist, names)]))
+        return module_text(self.name, self.width, self.depth, "\n".join([*lines, netlist.data(names)]))
 
 
 def bits_of_words(words, width):
@@ -95,7 +95,7 @@ def bits_of_words(words, width):
     return bits[:, :width].astype(bool)
 
 
-def bank(words, width, name, *, cells=GENERIC, form=None, tries=3):
+def bank(words, width, name, *, cells=GENERIC, form=None, tries=3, maker=PYTHON):
     """A :class:`Bank` of words, whose netlist has been read at every address.
 
     Parameters
@@ -108,6 +108,8 @@ def bank(words, width, name, *, cells=GENERIC, form=None, tries=3):
         What the gates are shaped for.
     form : Form or None
         None: the best of ``tries`` (:func:`intaglio.rtl.memory.logic.search.best_form`).
+    maker : Maker
+        What builds netlists (:class:`intaglio.rtl.memory.logic.search.Maker`); the result does not depend on it.
 
     Raises
     ------
@@ -125,14 +127,14 @@ def bank(words, width, name, *, cells=GENERIC, form=None, tries=3):
         text = module_text(name, width, depth, body, address=depth == 2)
         return Bank(verilog=text, description=f"{depth} x {width}: nothing to share", **common)
     if form is None:
-        netlist, form = best_form(bits, cells, tries=tries)
+        netlist, form = best_form(bits, cells, tries=tries, maker=maker)
     else:
-        netlist = build(bits, form, cells)
+        netlist = maker.build(bits, form, cells)
     if not netlist.holds(bits):
         raise RuntimeError(f"the netlist of {name} must hold its words, which it does not: a fault of the generator")
     return Bank(
         verilog=_structured(netlist, name, width, depth, form),
-        description=f"{depth} x {width}: {form}, {len(netlist.kinds)} gates for {cells.name}",
+        description=f"{depth} x {width}: {form}, {len(netlist)} gates for {cells.name}",
         form=form,
         netlist=netlist,
         **common,
@@ -163,17 +165,9 @@ def module_text(name, width, depth, body, address=True, register=False):
 
 
 def _structured(netlist, name, width, depth, form):
-    names = netlist.names()
-    wires = names[netlist.inputs :]
     lines = [
         f"    // {form}.",
         "    // r: row lines, c: column lines, s<group>_<pattern>: subsets of row lines, shared; ...n: active low.",
+        netlist.body(),
     ]
-    lines += [f"    wire {wire} = {text};" for wire, text in zip(wires, netlist.expressions(names), strict=True)]
-    return module_text(name, width, depth, "\n".join([*lines, _data(netlist, names)]))
-
-
-def _data(netlist, names):
-    constants = {None: "1'b0", ONE: "1'b1"}
-    outputs = [constants[signal] if signal in constants else names[signal] for signal in netlist.outputs]
-    return "    assign data = {" + ", ".join(reversed(outputs)) + "};"
+    return module_text(name, width, depth, "\n".join(lines))

@@ -130,6 +130,22 @@ class Netlist:
                     return False
         return True
 
+    def __len__(self):
+        """Number of gates."""
+        return len(self.kinds)
+
+    def body(self):
+        """The lines of the module's body: a wire for each gate, and the outputs."""
+        names = self.names()
+        wires = zip(names[self.inputs :], self.expressions(names), strict=True)
+        return "\n".join([*(f"    wire {wire} = {text};" for wire, text in wires), self.data(names)])
+
+    def data(self, names):
+        """The line of the outputs."""
+        constants = {None: "1'b0", ONE: "1'b1"}
+        outputs = [constants[signal] if signal in constants else names[signal] for signal in self.outputs]
+        return "    assign data = {" + ", ".join(reversed(outputs)) + "};"
+
     def names(self):
         """Names of all signals: address bits, labels, numbers."""
         gates = range(self.inputs, self.inputs + len(self.kinds))

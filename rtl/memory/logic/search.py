@@ -1,16 +1,54 @@
 """Which form of the structured ROM is the smallest for a bank and a library: all forms by a model, the best of them built."""
 
+from functools import lru_cache
+
 import numpy as np
 
 from intaglio.rtl.memory.logic.cells import CellSet, dual
 from intaglio.rtl.memory.logic.forms import Form, build, group_bounds
 from intaglio.rtl.memory.logic.trees import WideOr
 
-__all__ = ["best_form", "forms_of", "modelled_areas"]
+__all__ = ["PYTHON", "Maker", "best_form", "forms_of", "modelled_areas", "views"]
 
 SIZES = (3.5, 12.5)  # rows of a group
 STEP = 8  # rows are multiples of it
 SMALL = 32  # words; up to this, any number of rows
+
+
+class Maker:
+    """What builds netlists and counts for them; others do the same faster."""
+
+    def build(self, bits, form, cells):
+        """A netlist, with ``holds``, ``area``, ``body`` and a length: :func:`intaglio.rtl.memory.logic.forms.build`."""
+        return build(bits, form, cells)
+
+    def distinct(self, bits, rows, count):
+        """Used subsets of all ``count`` groups of rows of bool ``bits [depth, width]``."""
+        depth, width = bits.shape
+        columns = -(-depth // rows)
+        matrix = np.zeros((columns * rows, width), bool)
+        matrix[:depth] = bits
+        matrix = matrix.reshape(columns, rows, width)
+        total = 0
+        for group in group_bounds(rows, count):
+            patterns = np.tensordot(1 << np.arange(len(group)), matrix[:, group, :], axes=(0, 1))
+            total += np.count_nonzero(np.bincount(patterns.ravel(), minlength=2)[1:])
+        return total
+
+
+PYTHON = Maker()
+
+
+@lru_cache(maxsize=8)
+def views(cells):
+    """Of the library and of its dual (True): the cells, and their wide ORs."""
+    turned = CellSet("dual", {dual(kind): cell for kind, cell in cells.cells.items()})
+    return {False: (cells, WideOr(cells)), True: (turned, WideOr(turned))}
+
+
+@lru_cache(maxsize=64)
+def _forms(cells, depth):
+    return tuple(forms_of(cells, depth))
 
 
 def forms_of(cells, depth):
@@ -18,8 +56,7 @@ def forms_of(cells, depth):
     step, least = (STEP, SIZES[0]) if depth > SMALL else (1, 1)
     greatest = (1 << (depth - 1).bit_length()) - 1
     styles = set()
-    views = {False: cells, True: CellSet("dual", {dual(kind): cell for kind, cell in cells.cells.items()})}
-    for turned, view in views.items():
+    for turned, (view, _) in views(cells).items():
         for form, groups in view.cells:
             if form in ("oai", "oa"):
                 rest = list(groups)
@@ -52,19 +89,17 @@ def forms_of(cells, depth):
                 yield Form(style=style, parts=parts, rows=rows, merge=merge, gate=gate, dual=turned)
 
 
-def modelled_areas(bits, cells, forms):
+def modelled_areas(bits, cells, forms, maker=PYTHON):
     """Area of each form by counting: used subsets, gates of all columns and outputs, the tree over columns, a decoder."""
     depth, width = bits.shape
-    views = {False: cells, True: CellSet("dual", {dual(kind): cell for kind, cell in cells.cells.items()})}
-    wides = {turned: WideOr(view) for turned, view in views.items()}
-    counted, found = {}, []
+    counted, found, complement = {}, [], ~bits
     for form in forms:
-        view, wide = views[form.dual], wides[form.dual]
+        view, wide = views(cells)[form.dual]
         count = sum(form.parts)
         key = form.rows, count, form.dual
         if key not in counted:
-            counted[key] = _distinct(~bits if form.dual else bits, form.rows, count)
-        subsets, columns = counted[key]
+            counted[key] = maker.distinct(complement if form.dual else bits, form.rows, count)
+        subsets, columns = counted[key], -(-depth // form.rows)
         pair = min(
             a for a in (view.area(("oai", (1, 1))), view.area(("oai", (2,))), view.area(("oa", (2,)))) if a is not None
         )
@@ -97,20 +132,7 @@ def modelled_areas(bits, cells, forms):
     return found
 
 
-def _distinct(bits, rows, count):
-    depth, width = bits.shape
-    columns = -(-depth // rows)
-    matrix = np.zeros((columns * rows, width), bool)
-    matrix[:depth] = bits
-    matrix = matrix.reshape(columns, rows, width)
-    total = 0
-    for group in group_bounds(rows, count):
-        patterns = np.tensordot(1 << np.arange(len(group)), matrix[:, group, :], axes=(0, 1))
-        total += np.count_nonzero(np.bincount(patterns.ravel(), minlength=2)[1:])
-    return total, columns
-
-
-def best_form(bits, cells, *, tries=3, forms=None):
+def best_form(bits, cells, *, tries=3, forms=None, maker=PYTHON):
     """The smallest netlist of a bank and its form.
 
     Parameters
@@ -121,6 +143,7 @@ def best_form(bits, cells, *, tries=3, forms=None):
         Forms that are built, the best by the model.
     forms : sequence of Form or None
         Those to consider, by default all.
+    maker : Maker
 
     Returns
     -------
@@ -131,12 +154,12 @@ def best_form(bits, cells, *, tries=3, forms=None):
     ValueError
         The library lacks cells for every form.
     """
-    forms = list(forms_of(cells, len(bits))) if forms is None else list(forms)
-    areas = modelled_areas(bits, cells, forms)
+    forms = _forms(cells, len(bits)) if forms is None else list(forms)
+    areas = modelled_areas(bits, cells, forms, maker)
     best, built = None, 0
     for i in sorted(range(len(forms)), key=lambda i: (areas[i], i)):
         try:
-            netlist = build(bits, forms[i], cells)
+            netlist = maker.build(bits, forms[i], cells)
         except ValueError:  # a gate of its edges is missing in the library
             continue
         built += 1

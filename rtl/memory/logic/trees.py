@@ -5,6 +5,7 @@ from intaglio.rtl.memory.logic.cells import INV
 __all__ = ["WideOr"]
 
 LIMIT = 5  # inputs of a cell
+MOST = 1024  # signals up to which every number of cells is considered: the search grows with their square
 SPARE = 3  # cells of a level beyond the fewest that are considered
 
 
@@ -76,6 +77,8 @@ class WideOr:
 
 def _levels(count, areas):
     """Ways to take ``count`` signals into fewer cells: for each number of cells the cheapest sizes."""
+    if count > MOST:
+        return [_of_size(count, n, areas) for n in areas if n > 1]
     most = -(-count // max(areas)) + SPARE
     best = {(0, 0): (0.0, ())}
     for used in range(1, count + 1):
@@ -88,3 +91,10 @@ def _levels(count, areas):
             if options:
                 best[used, cells] = min(options)
     return [best[count, cells] for cells in range(1, min(count, most + 1)) if (count, cells) in best]
+
+
+def _of_size(count, n, areas):
+    """Cells of ``n`` inputs as far as they go."""
+    whole, rest = divmod(count, n)
+    sizes = (n,) * whole + ((rest,) if rest in areas else (1,) * rest)
+    return sum(areas[size] for size in sizes), sizes

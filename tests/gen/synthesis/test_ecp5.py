@@ -14,7 +14,7 @@ from intaglio.rtl.attention.narrow.array import MacArray
 from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.memory.ram import RAM_VERILOG
 from intaglio.rtl.memory.rom import ROM_VERILOG, hex_text
-from intaglio.rtl.ternary.lane import Lane, lane_designs
+from intaglio.rtl.ternary.lane import FORMS, lane_designs
 
 pytestmark = pytest.mark.slow
 
@@ -123,7 +123,7 @@ def test_lane(tmp_path, dot, luts, carries, registers):
         f"output [{CONFIG.accumulator_bits - 1}:0] sum0",
     ]
     connected = [f".{name}({name})" for name in names(ports)] + [
-        f".masks{k}(64'd{mask})" for k, mask in enumerate(Lane.MASKS)
+        f".masks{k}(64'd{mask})" for k, mask in enumerate(FORMS[dot][2].MASKS)
     ]
     modules["top"] = module_with(f"intaglio_lane lane ({', '.join(connected)});", ports)
     usages = synthesise_ecp5(folder_of(tmp_path, modules), "top", flatten=["intaglio_*"], timeout=120)

@@ -35,7 +35,12 @@ FIELDS = dict(
                 "the result), not 4096"
             ),
         ),
-        ({"packing": "3bit"}, "packing must be one of 2bit, 5trit, not '3bit'"),
+        ({"packing": "3bit"}, "packing must be one of 2bit, 5trit, pairs, not '3bit'"),
+        (
+            {"packing": "pairs"},
+            "dot must be tables where packing is pairs, not 'planes'; 2bit and 5trit go with every dot",
+        ),
+        ({"dot": "lookup"}, "dot must be one of planes, adders, tables, not 'lookup'"),
         ({"rom": "gates"}, "rom must be one of image, logic, not 'gates'"),
         ({"lanes": 3}, "lanes must be even, not 3"),
         ({"lane_width": 100}, "lane_width must divide hidden = 192, not 100"),

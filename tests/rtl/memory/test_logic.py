@@ -217,3 +217,13 @@ def test_a_proof_in_parts(monkeypatch):
 def test_refuses(call, text):
     with pytest.raises(ValueError, match=text):
         call()
+
+
+@pytest.mark.parametrize("high, result", [(True, True), (True, False), (False, True), (False, False)])
+def test_wide_ors_of_tall_banks_are_planned_in_no_time(high, result):
+    area, steps = WideOr(GENERIC).plan(50_000, high, result)
+    count = 50_000
+    for _, _, _, sizes in steps:
+        assert sum(sizes) == count or sizes == (1,)
+        count = len(sizes)
+    assert count == 1 and area < 50_000 * 2

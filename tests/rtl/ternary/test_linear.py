@@ -28,6 +28,15 @@ def test_pack_round_trip(name, lane_width):
     assert np.array_equal(packing.unpack(words, name, lane_width), weights)
 
 
+@pytest.mark.parametrize("lane_width", [2, 6, 14, 64, 96])
+def test_pairs_round_trip(lane_width):
+    weights = np.random.default_rng(1).integers(-1, 2, (50, lane_width)).astype(np.int8)
+    weights[0] = 0
+    words = packing.pack(weights, "pairs")
+    assert words.shape == (50, -(-word_bits("pairs", lane_width) // 8))
+    assert np.array_equal(packing.unpack(words, "pairs", lane_width), weights)
+
+
 def test_all_codes_in_hardware():
     groups = np.array(list(itertools.product((-1, 0, 1), repeat=5)), np.int8)
     words = packing.pack_ints(groups, "5trit")
@@ -49,13 +58,20 @@ def test_all_codes_in_hardware():
 def test_pack_refuses():
     with pytest.raises(ValueError, match=r"weights must be in -1, 0, 1, not in 0..2"):
         packing.pack(np.array([[0, 2]], np.int8), "2bit")
-    with pytest.raises(ValueError, match="packing must be one of 2bit, 5trit, not '3bit'"):
+    with pytest.raises(ValueError, match="packing must be one of 2bit, 5trit, pairs, not '3bit'"):
         packing.pack(np.zeros((1, 4), np.int8), "3bit")
     with pytest.raises(ValueError, match="2-bit code must be"):
         packing.unpack(np.array([[0b0101]], np.uint8), "2bit", 2)
     with pytest.raises(ValueError, match="5-trit code"):
         unused = next(c for c in range(256) if c not in packing.CODE_OF_TRITS)
         packing.unpack(np.array([[unused]], np.uint8), "5trit", 5)
+    with pytest.raises(
+        ValueError, match="lane_width must be even where packing is pairs, not 3; 2bit and 5trit take any"
+    ):
+        packing.pack(np.zeros((1, 3), np.int8), "pairs")
+    for code in (0b0101, 0b0110, 0b1100):
+        with pytest.raises(ValueError, match="pair of zeros must have no other bit"):
+            packing.unpack(np.array([[code]], np.uint8), "pairs", 2)
     with pytest.raises(ValueError, match="rows a multiple of lanes = 4 .* not 6 x 8"):
         packing.execution_order(np.zeros((6, 8)), 4, 8)
 
@@ -138,6 +154,18 @@ NO_SCALE = (0, 0)
         dict(batch=3),
         dict(batch=3, lanes=8, dot="adders", packing="5trit"),
         dict(batch=3, activation="silu", lanes=4),
+        dict(dot="tables", packing="pairs", batch=2),
+        dict(dot="tables", lanes=4, lane_width=8, packing="5trit"),
+        dict(
+            dot="tables",
+            hidden=64,
+            kv_heads=4,
+            head_dim=16,
+            intermediate=192,
+            lanes=8,
+            lane_width=64,
+            activation="silu",
+        ),
     ],
 )
 def test_layer_in_every_mode(changes):
@@ -160,12 +188,12 @@ def test_layer_in_every_mode(changes):
     run(bench.dut, testbench)
 
 
-@pytest.mark.parametrize("name, batch", [("2bit", 1), ("5trit", 3)])
-def test_extremes(name, batch):
+@pytest.mark.parametrize("name, dot, batch", [("2bit", "planes", 1), ("5trit", "adders", 3), ("pairs", "tables", 2)])
+def test_extremes(name, dot, batch):
     """Accumulators, gated products and the residual at their bounds; every shift, and exponents beyond its limits.
 
     Every slot is at another bound."""
-    config = make_config(packing=name, batch=batch)
+    config = make_config(packing=name, dot=dot, batch=batch)
     matrices, modes = layer(config, np.random.default_rng(0))
     for matrix in matrices:
         matrix[:] = 1

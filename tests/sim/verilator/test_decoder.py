@@ -72,7 +72,9 @@ CASES = {
     ),
     "narrow": Case(model=_model(37, 16, 48, 3, 4, 2), widths=_widths(7, 2, 4, 2, 2, 3, "5trit"), embed=0.01),
     "one chunk": Case(
-        model=_model(256, 32, 32, 2, 2, 1, rope_theta=100.0), widths=_widths(20, 4, 32, 8, 1, 16), embed=1e-4
+        model=_model(256, 32, 32, 2, 2, 1, rope_theta=100.0),
+        widths=_widths(20, 4, 32, 8, 1, 16, "pairs", "tables"),
+        embed=1e-4,
     ),
     "smallest": Case(model=_model(4, 16, 16, 1, 2, 2), widths=_widths(2, 8, 16, 8, 1, 1)),
 }

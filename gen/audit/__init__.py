@@ -1,0 +1,1 @@
+"""Emitted models against their checkpoints, file by file."""
