@@ -1,4 +1,7 @@
-"""Groups of several tokens and sequences on the decoder's core: every answer is that of the sequence alone, every cycle is foreseen."""
+"""Groups of several tokens and sequences on the decoder's core: every answer is that of the sequence alone.
+
+Shapes, long words of commands and cycles: tests/sim/verilator/test_batch.py, which is much faster.
+"""
 
 import random
 from dataclasses import replace
@@ -8,7 +11,6 @@ import pytest
 from intaglio.gen.checkpoint.model import ModelConfig
 from intaglio.gen.checkpoint.quantised import quantise
 from intaglio.gen.checkpoint.synthetic import random_checkpoint
-from intaglio.gen.cycles.decoder import group_cycles
 from intaglio.gen.presets.decoder import config_for
 from intaglio.host.protocol import command, group, sequence
 from intaglio.rtl.control.sequencer import Sequencer
@@ -53,33 +55,15 @@ def random_commands(seed, batch, sequences, groups):
 
 
 @pytest.mark.parametrize(
-    ("batch", "sequences", "family", "widths"),
-    [
-        (3, 2, None, {}),
-        (2, 3, LLAMA, {"attention_heads": 1}),
-        (4, 1, None, {"lanes": 4, "packing": "5trit", "dot": "adders"}),
-        (1, 3, None, {}),
-    ],
+    ("batch", "sequences", "family", "widths"), [(3, 2, None, {}), (2, 3, LLAMA, {"attention_heads": 1})]
 )
 def test_every_sequence_gets_what_it_gets_alone(batch, sequences, family, widths, monkeypatch):
     model = model_of(batch, sequences, family=family, **widths)
     fill(monkeypatch, model)
-    commands = random_commands(batch, batch, sequences, 8)
+    commands = random_commands(batch, batch, sequences, 4)
     want = ReferenceDevice(model).run(commands)
     found, _ = answers(model, commands, len(want), stall=lambda cycle, _: cycle % 3 == 0, most=60_000)
     assert found == want
-
-
-def test_cycles_of_a_group(monkeypatch):
-    model = model_of(3, 2, row_scales=1)
-    fill(monkeypatch, model)
-    commands = [group(3), command(1, first=True), command(2), command(3, want=True)]  # positions 0, 1, 2
-    commands += [group(2, 1), command(4, want=True), sequence(1), command(5, first=True, want=True)]  # 3, 0; then 4, 1
-    found, active = answers(model, commands, 5)
-    assert found == ReferenceDevice(model).run(commands)
-    groups = [([0, 1, 2], 1), ([3, 0], 2), ([4, 1], 2)]
-    spent = sum(group_cycles(model, at, wants=wants).total for at, wants in groups)
-    assert sum(active) == spent + 2  # the second group of a run is put together
 
 
 def test_a_slot_that_takes_the_next_ones_place_is_seen(monkeypatch):
