@@ -219,7 +219,7 @@ class Group(wiring.Component):
         if config.sequences > 1:
             with m.If(word[24:29] == Kind.SEQUENCE.value):
                 most = config.sequences - 1
-                m.d.sync += sequence.eq(Mux(word[:8] > most, most, word[:8]))
+                m.d.sync += sequence.eq(word if most == 255 else Mux(word[:8] > most, most, word[:8]))
         with m.If(word[24:29] == Kind.GROUP.value):
             most = config.batch - 1
             m.d.sync += [grouped.eq(1), run.eq(word[COUNT_BITS:24])]

@@ -49,10 +49,10 @@ class SlotScalars(wiring.Component):
     rope : In(1)
         Strobe: ROPE of this slot; register ``ra`` becomes the scale of the queries.
     referred : In(1)
-        Strobe: ``reference`` is that of this slot's attention.
+        Strobe: ``eref`` is that of this slot's attention.
     of_results : In(1), x_shift, r_shift : In, vector_shift : Out
         Shifts of the residual and of the results, and that of the two which ``of_results`` names.
-    m_value, squares, reference : In
+    m_value, squares, eref : In
         Maximum of segment ``m`` and sum of squares of this slot's vector unit; exponent of its attention.
     scale_register : In, scale : Out(ScalarLayout)
         A register as it stands.
@@ -74,7 +74,7 @@ class SlotScalars(wiring.Component):
                 "vector_shift": Out(shift),
                 "m_value": In(33),
                 "squares": In(self.squares_bits),
-                "reference": In(signed(10)),
+                "eref": In(signed(10)),
                 "scale_register": In(range(REGISTERS)),
                 "scale": Out(ScalarLayout),
                 "a": Out(ScalarLayout),
@@ -98,7 +98,7 @@ class SlotScalars(wiring.Component):
             self.vector_shift.eq(Mux(self.of_results, self.r_shift, self.x_shift)),
             self.done.eq(alu.done),
         ]
-        shift, reference = Signal.like(self.vector_shift, name="shift"), Signal.like(self.reference, name="referred_to")
+        shift, eref = Signal.like(self.vector_shift, name="shift"), Signal.like(self.eref, name="eref_held")
         with m.If(self.rope):
             m.d.sync += self.q_scale.eq(self.a)
         with m.If(self.taken):
@@ -107,10 +107,10 @@ class SlotScalars(wiring.Component):
                 self.q_base.eq(self.q_scale.e + self.vector_shift + OPERAND_SHIFT),
             ]
         if self.config.batch == 1:  # nobody else's attention comes between
-            m.d.comb += reference.eq(self.reference)
+            m.d.comb += eref.eq(self.eref)
         else:
             with m.If(self.referred):
-                m.d.sync += reference.eq(self.reference)
+                m.d.sync += eref.eq(self.eref)
 
         twice = -(shift << 1)
         shift2 = Signal.like(twice, name="shift2")
@@ -128,7 +128,7 @@ class SlotScalars(wiring.Component):
                     elif op is Op.SCX:
                         m.d.comb += alu.shift.eq(shift2)
                     elif op is Op.LDR:
-                        m.d.comb += [alu.a.eq(imm), alu.shift.eq(-((reference + 7) << 1))]
+                        m.d.comb += [alu.a.eq(imm), alu.shift.eq(-((eref + 7) << 1))]
                     elif op is Op.MULI:
                         m.d.comb += alu.b.eq(imm)
         with m.If(alu.done):

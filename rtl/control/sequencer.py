@@ -296,7 +296,7 @@ class Sequencer(wiring.Component):
                 self.vector_shift[i].eq(unit.vector_shift),
                 unit.m_value.eq(self.m_value[i]),
                 unit.squares.eq(self.squares[i]),
-                unit.reference.eq(self.reference),
+                unit.eref.eq(self.reference),
                 unit.scale_register.eq(s.scale_register),
                 self.scale[i].eq(unit.scale),
                 self.q_scale[i].eq(unit.q_scale),

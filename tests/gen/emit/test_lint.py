@@ -48,11 +48,18 @@ FOREIGN = {  # other widths of sums, results and addresses than the shipped mode
         {"context": 5, "lane_width": 8, "attention_heads": 2},
     ),
 }
+FOREIGN["tiny, several"] = (*FOREIGN["tiny"][:2], {**FOREIGN["tiny"][2], "batch": 3, "sequences": 5})
+FOREIGN["tiny, one slot, several sequences"] = (*FOREIGN["tiny"][:2], {**FOREIGN["tiny"][2], "sequences": 256})
+FOREIGN["tiny, tables"] = (
+    *FOREIGN["tiny"][:2],
+    {**FOREIGN["tiny"][2], "batch": 2, "dot": "tables", "packing": "pairs"},
+)
 FOREIGN["tiny from gates"] = (*FOREIGN["tiny"][:2], {**FOREIGN["tiny"][2], "rom": "logic"})
 SHIPPED = {
     **{name: (name, {}) for name in PRESETS},
     "desk with adapters": ("desk", {"rank": 4, "adapters": 2}),
     "ulx3s with gated banks": ("ulx3s", {"gate_words": 1024}),
+    "desk, several": ("desk", {"batch": 4, "sequences": 8, "gate_words": 1024}),
 }
 PREFILL = {"desk": "desk", "wide rows": "llama-1b"}  # small is tested with its folder
 LLAMA = {"context": 1024, "columns": 32, "lut_columns": 8, "lines": 16}  # narrower than the preset, which takes minutes
