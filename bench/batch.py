@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from bench.common import Job, figure
+from bench.common import Job, equal_to_exact, figure
 from intaglio.gen.checkpoint.quantised import quantise
 from intaglio.gen.cycles.decoder import group_cycles, operations, token_cycles
 from intaglio.gen.emit.decoder import generate
@@ -11,7 +11,6 @@ from intaglio.gen.emit.program import layer_program
 from intaglio.gen.presets.decoder import config_for
 from intaglio.host import open as open_device
 from intaglio.host.protocol import command, group, sequence
-from intaglio.sim.reference.exact_decoder import ExactDecoder
 from intaglio.sim.train.corpus import Corpus
 
 __all__ = ["figures"]
@@ -55,14 +54,13 @@ def figures(job: Job) -> list[dict[str, Any]]:
 
 def _equal(job, device, prompts):
     """Share of tokens that are those of each text alone, by the exact model."""
-    exact = ExactDecoder(job.quantised)
     found = [[] for _ in prompts]
     for index, token in device.generate_tokens_many(prompts, TOKENS):
         found[index].append(token)
-    want = [exact.generate(prompt, TOKENS, stop=0) for prompt in prompts]
-    want = [[token for token in tokens if token != 0] for tokens in want]
-    equal = sum(a == b for one, other in zip(found, want, strict=True) for a, b in zip(one, other, strict=False))
-    return equal / max(sum(map(len, want)), sum(map(len, found)))
+    equal = sum(
+        equal_to_exact(job.quantised, prompt, tokens) for prompt, tokens in zip(prompts, found, strict=True) if tokens
+    )
+    return equal / sum(map(len, found))
 
 
 def _group(job, device, model, prompts):

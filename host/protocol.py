@@ -161,7 +161,7 @@ class Owed:
     def clear(self) -> None:
         self._runs: deque[_Run] = deque()  # those that have not been answered in full
         self._open: _Run | None = None  # a group of which tokens are to come
-        self._to_come = 0
+        self._to_come, self._under_way = 0, False  # tokens of it; some of them were sent
 
     def __bool__(self) -> bool:
         return bool(self._runs)
@@ -170,7 +170,7 @@ class Owed:
         """Commands ``uint32 [n]`` were sent."""
         for word in words.tolist():
             if word & SELECT:
-                if self.grouped and word >> 24 & 31 == GROUP:
+                if self.grouped and word >> 24 & 31 == GROUP and not self._under_way:
                     self._open, self._to_come = _Run(left=word >> 6 & 0x3FFFF), min((word & 63) + 1, self.batch)
                 continue
             wanted = word >> 30 & 1
@@ -180,6 +180,7 @@ class Owed:
                 continue
             self._open.due += wanted
             self._to_come -= 1
+            self._under_way = self._to_come > 0
             if not self._to_come:
                 self._begin(self._open)
                 self._open = None

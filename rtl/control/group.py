@@ -143,7 +143,7 @@ class Group(wiring.Component):
         if config.rank or several:
             m.d.comb += token.eq(taken & ~command.reserved)
             with m.If(taken & command.reserved):
-                self._setting(m, sequence, grouped, count, run)
+                self._setting(m, place, sequence, grouped, count, run)
         with m.If(token & ~grouped):
             m.d.sync += run.eq(command.run)
         more = Signal()  # the run goes on
@@ -210,7 +210,7 @@ class Group(wiring.Component):
             ]
         return position, fits
 
-    def _setting(self, m, sequence, grouped, count, run):
+    def _setting(self, m, place, sequence, grouped, count, run):
         """A word that is no token."""
         config, word = self.config, self.command_data
         if config.rank:
@@ -220,7 +220,7 @@ class Group(wiring.Component):
             with m.If(word[24:29] == Kind.SEQUENCE.value):
                 most = config.sequences - 1
                 m.d.sync += sequence.eq(word if most == 255 else Mux(word[:8] > most, most, word[:8]))
-        with m.If(word[24:29] == Kind.GROUP.value):
+        with m.If((word[24:29] == Kind.GROUP.value) & (place == 0)):
             most = config.batch - 1
             m.d.sync += [grouped.eq(1), run.eq(word[COUNT_BITS:24])]
             if most:

@@ -84,9 +84,7 @@ class ReferenceDevice:
             self.selected = word & 0xFF
         elif kind == 1:
             self.sequence = min(word & 0xFF, len(self.decoders) - 1)
-        elif kind == 2:
-            if self.count:
-                raise ValueError("a group must have all its tokens before the next one begins")
+        elif kind == 2 and not self.group:
             self.count, self.groups = min((word & 63) + 1, self.batch), word >> 6 & 0x3FFFF
 
     @property

@@ -86,6 +86,8 @@ def random_words(rng, batch, sequences, context=12):
         for _ in range(size):
             if rng.random() < 0.6:
                 words.append(sequence(int(rng.integers(0, sequences + 2))))
+            if rng.random() < 0.1:  # inside a group it does nothing
+                words.append(group(int(rng.integers(1, batch + 1)), run=1))
             words.append(
                 command(
                     int(rng.integers(40)),

@@ -43,7 +43,9 @@ def random_commands(seed, batch, sequences, groups):
         count = picks.randrange(batch + 1)
         if count:
             words.append(group(count, picks.choice((0, 0, 1, 2))))
-        for _ in range(max(1, count)):
+        for place in range(max(1, count)):
+            if count > 1 and place and picks.random() < 0.2:
+                words.append(group(picks.randrange(1, batch + 1), 1))  # does nothing
             number = picks.randrange(sequences)
             first = number not in begun or picks.random() < 0.15
             begun.add(number)
