@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from intaglio.rtl.arithmetic.numerics import XS_BITS
 from intaglio.rtl.arithmetic.silu import SILU_BITS
-from intaglio.rtl.memory import ROM_FORMS
+from intaglio.rtl.config.decoder_limits import ACTIVATIONS, ADAPTED_OPERATIONS, DOTS, PACKINGS, check, check_packing
 
 __all__ = [
     "ACTIVATIONS",
@@ -20,15 +20,6 @@ __all__ = [
     "word_bits",
 ]
 
-PACKINGS = ("2bit", "5trit", "pairs")
-DOTS = ("planes", "adders", "tables")
-ACTIVATIONS = ("relu2", "silu")
-ADAPTED_OPERATIONS = (
-    ("q", "k", "v"),
-    ("o",),
-    ("gate", "up"),
-    ("down",),
-)  # matrices that one linear operation computes together
 _ADAPTER_FIELDS = ("rank", "adapters", "adapter_trits", "adapter_targets")
 _USUAL_FIELDS = {  # told only where they differ
     "activation": "relu2",
@@ -39,14 +30,7 @@ _USUAL_FIELDS = {  # told only where they differ
     "sequences": 1,
 }
 _GATE_FIELDS = ("gate_words", "gate_wake", "gate_isolation")
-MOST_BANKS = 128
 FORMAT = 2  # raised when the hardware or its program changes, so that old digests no longer match
-
-
-def check_packing(packing):
-    """Raise ``ValueError`` unless ``packing`` is one of :data:`PACKINGS`."""
-    if packing not in PACKINGS:
-        raise ValueError(f"packing must be one of {', '.join(PACKINGS)}, not {packing!r}")
 
 
 def word_bits(packing, lane_width):
@@ -164,155 +148,7 @@ class DecoderConfig:
     batch: int = 1
 
     def __post_init__(self):
-        def need(ok, text):
-            if not ok:
-                raise ValueError(text)
-
-        for name in (
-            "hidden",
-            "intermediate",
-            "layers",
-            "heads",
-            "kv_heads",
-            "vocab",
-            "lanes",
-            "lane_width",
-            "top_k",
-            "clock_hz",
-        ):
-            value = getattr(self, name)
-            need(isinstance(value, int) and value > 0, f"{name} must be a positive integer, not {value!r}")
-        need(
-            _power_of_2(self.head_dim) and 4 <= self.head_dim <= 256,
-            f"head_dim must be a power of 2 in 4..256, not {self.head_dim!r}",
-        )
-        need(
-            self.hidden == self.heads * self.head_dim,
-            f"hidden must be heads * head_dim = {self.heads * self.head_dim}, not {self.hidden}",
-        )
-        need(
-            self.activation in ACTIVATIONS,
-            f"activation must be one of {', '.join(ACTIVATIONS)}, not {self.activation!r}",
-        )
-        for name in ("sub_norms", "tied_head", "row_scales"):
-            value = getattr(self, name)
-            need(type(value) is int and value in (0, 1), f"{name} must be 0 or 1, not {value!r}")
-        need(self.heads % self.kv_heads == 0, f"kv_heads must divide heads = {self.heads}, not {self.kv_heads}")
-        need(
-            isinstance(self.context, int) and 2 <= self.context <= 65535,
-            f"context must be in 2..65535 tokens, not {self.context!r}",
-        )
-        for name, most in (("sequences", 256), ("batch", 32)):
-            value = getattr(self, name)
-            need(type(value) is int and 1 <= value <= most, f"{name} must be an integer in 1..{most}, not {value!r}")
-            need(not (self.rank and value > 1), f"{name} must be 1 where there are adapters, not {value}")
-        need(2 <= self.vocab < 1 << 20, f"vocab must be in 2..{(1 << 20) - 1}, not {self.vocab}")
-        need(
-            self.context < 1 << self.position_bits,
-            f"context must be at most {(1 << self.position_bits) - 1} tokens where tokens have "
-            f"{self.token_bits} bits (they share a word of the result), not {self.context}",
-        )
-        check_packing(self.packing)
-        need(self.dot in DOTS, f"dot must be one of {', '.join(DOTS)}, not {self.dot!r}")
-        need(
-            self.packing != "pairs" or self.dot == "tables",
-            f"dot must be tables where packing is pairs, not {self.dot!r}; 2bit and 5trit go with every dot",
-        )
-        need(self.rom in ROM_FORMS, f"rom must be one of {', '.join(ROM_FORMS)}, not {self.rom!r}")
-        need(self.lanes % 2 == 0, f"lanes must be even, not {self.lanes}")
-        for name in ("hidden", "intermediate"):
-            value = getattr(self, name)
-            need(value % self.lane_width == 0, f"lane_width must divide {name} = {value}, not {self.lane_width}")
-            need(value % self.lanes == 0, f"lanes must divide {name} = {value}, not {self.lanes}")
-        need(
-            self.kv_dim * 2 % self.lanes == 0,
-            f"lanes must divide 2 * kv_heads * head_dim = {2 * self.kv_dim}, not {self.lanes}",
-        )
-        need(
-            _power_of_2(self.vector_width) and self.vector_width >= 2,
-            f"vector_width must be a power of 2 and at least 2, not {self.vector_width!r}",
-        )
-        for name in ("head_dim", "lane_width", "intermediate"):
-            value = getattr(self, name)
-            need(value % self.vector_width == 0, f"vector_width must divide {name} = {value}, not {self.vector_width}")
-        need(
-            self.vector_width % self.lanes == 0,
-            f"vector_width must be a multiple of lanes = {self.lanes}, not {self.vector_width}",
-        )
-        need(
-            isinstance(self.attention_heads, int)
-            and self.attention_heads > 0
-            and self.group % self.attention_heads == 0,
-            f"attention_heads must divide heads / kv_heads = {self.group}, not {self.attention_heads!r}",
-        )
-        need(
-            self.top_k <= min(31, self.vocab),
-            f"top_k must be in 1..31 and at most vocab = {self.vocab}, not {self.top_k}",
-        )
-        need(0 <= self.embed_shift <= 24, f"embed_shift must be in 0..24, not {self.embed_shift!r}")
-        self._check_adapters(need)
-        widest = max(self.hidden, self.intermediate)
-        for what, count, limit in (
-            ("hidden (its cubed sums must fit 64 bits)", self.hidden, 16384),
-            ("layers", self.layers, 1023),
-            ("heads + 2 * kv_heads", self.heads + 2 * self.kv_heads, 256),
-            ("max(hidden, intermediate) / vector_width", widest // self.vector_width, 1023),
-            ("max(hidden, intermediate) / lane_width", widest // self.lane_width, 1023),
-            ("max(qkv_rows, 2 * intermediate) / lanes", max(self.qkv_rows, 2 * self.intermediate) // self.lanes, 65535),
-            (
-                "words of norm gains, (layers * (3 * hidden + intermediate) + hidden) / vector_width"
-                if self.sub_norms
-                else "words of norm gains, ((2 * layers + 1) * hidden + max(hidden, intermediate)) / vector_width",
-                self.gain_words,
-                65536,
-            ),
-        ):
-            need(count <= limit, f"{what} must be at most {limit}, not {count}")
-        need(
-            self.gate_words == 0 or _power_of_2(self.gate_words) and self.gate_words >= 2,
-            f"gate_words must be 0 or a power of 2 from 2, not {self.gate_words!r}",
-        )
-        need(
-            type(self.gate_isolation) is int and self.gate_isolation in (0, 1),
-            f"gate_isolation must be 0 or 1, not {self.gate_isolation!r}",
-        )
-        need(
-            type(self.gate_wake) is int and 0 <= self.gate_wake <= 254,
-            f"gate_wake must be in 0..254 cycles, not {self.gate_wake!r}",
-        )
-        need(not (self.rank and self.gate_words), f"rank must be 0 where weight banks are gated, not {self.rank}")
-        if self.gate_words:
-            need(
-                self.gate_wake < self.gate_words,
-                f"gate_wake must be less than gate_words = {self.gate_words}, not {self.gate_wake}",
-            )
-            need(
-                2 <= self.gate_banks <= MOST_BANKS,
-                f"gate_words must make 2..{MOST_BANKS} banks of a lane's {self.weight_depth} words, not {self.gate_banks}",
-            )
-
-    def _check_adapters(self, need):
-        for name, low, high in (("rank", 0, self.lane_width // 2), ("adapters", 1, 16), ("adapter_trits", 1, 5)):
-            value = getattr(self, name)
-            need(
-                type(value) is int and low <= value <= high,
-                f"{name} must be an integer in {low}..{high}, not {value!r}",
-            )
-        known = [name for names in ADAPTED_OPERATIONS for name in names]
-        targets = self.adapter_targets.split(",") if isinstance(self.adapter_targets, str) else None
-        need(
-            targets and targets == [name for name in known if name in targets],
-            f"adapter_targets must be some of {','.join(known)} in this order, not {self.adapter_targets!r}",
-        )
-        if self.rank:
-            need(
-                self.rank % self.lanes == 0 and self.lane_width // 2 % self.rank == 0,
-                f"rank must be a multiple of lanes = {self.lanes} and divide lane_width / 2 = {self.lane_width // 2}, not {self.rank}",
-            )
-            need(
-                self.kv_dim % self.lanes == 0,
-                f"lanes must divide kv_heads * head_dim = {self.kv_dim} where there are adapters, not {self.lanes}",
-            )
+        check(self)
 
     # -- shape of the model
     @property
@@ -499,7 +335,3 @@ class DecoderConfig:
 
     def replace(self, **changes):
         return dataclasses.replace(self, **changes)
-
-
-def _power_of_2(value):
-    return isinstance(value, int) and value > 0 and value & (value - 1) == 0
