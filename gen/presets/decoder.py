@@ -7,7 +7,7 @@ from intaglio.gen.checkpoint.model import ModelConfig
 from intaglio.gen.checkpoint.quantised import decoder_config
 from intaglio.rtl.config.decoder import DecoderConfig
 
-__all__ = ["PRESETS", "Preset", "config_for", "widths_of"]
+__all__ = ["PRESETS", "WIDTHS", "Preset", "config_for", "widths_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,31 @@ PRESETS = {
 }
 
 
+WIDTHS = (
+    "context",
+    "lanes",
+    "lane_width",
+    "packing",
+    "dot",
+    "rom",
+    "vector_width",
+    "attention_heads",
+    "top_k",
+    "clock_hz",
+    "rank",
+    "adapters",
+    "adapter_trits",
+    "adapter_targets",
+    "gate_words",
+    "gate_wake",
+    "gate_isolation",
+    "row_scales",
+    "sequences",
+    "batch",
+)
+"""Names of what a preset says, and what may be changed."""
+
+
 def widths_of(model: ModelConfig, preset: str, **changes: int | str) -> dict[str, Any]:
     """Widths of a preset's name for a model, with some changed: all that the preset says in words is a number.
 
@@ -76,31 +101,9 @@ def config_for(model: ModelConfig, preset: str, **changes: int | str) -> Decoder
     ValueError
         The preset is unknown, a change is not a width, or the widths do not fit the model.
     """
-    allowed = (
-        "context",
-        "lanes",
-        "lane_width",
-        "packing",
-        "dot",
-        "rom",
-        "vector_width",
-        "attention_heads",
-        "top_k",
-        "clock_hz",
-        "rank",
-        "adapters",
-        "adapter_trits",
-        "adapter_targets",
-        "gate_words",
-        "gate_wake",
-        "gate_isolation",
-        "row_scales",
-        "sequences",
-        "batch",
-    )
     widths = widths_of(model, preset, **changes)
-    if unknown := sorted(set(changes) - set(allowed)):
-        raise ValueError(f"a width must be one of {', '.join(allowed)}, not {unknown[0]!r}")
+    if unknown := sorted(set(changes) - set(WIDTHS)):
+        raise ValueError(f"a width must be one of {', '.join(WIDTHS)}, not {unknown[0]!r}")
     if isinstance(widths["context"], int) and widths["context"] > model.max_position_embeddings:
         raise ValueError(
             f"context must be at most the model's max_position_embeddings = {model.max_position_embeddings}, "

@@ -5,6 +5,7 @@ import time
 import numpy as np
 
 from intaglio.host.protocol import DeviceError
+from intaglio.rtl.top.attention_registers import VERSION
 
 VOID, MEMORY = 1 << 23, 1 << 22
 REFUSED, FAULT, HANG = 252, 253, 254  # KV heads whose runs are refused, meet a fault of the memory, and never end
@@ -25,7 +26,7 @@ class PythonAttention:
         c = self.config
         self.values = dict.fromkeys(self.registers, 0) | {
             "magic": 0x494E5447,
-            "version": 2,
+            "version": VERSION,
             "digest": int(self.manifest["digest"][:8], 16),
             "capabilities": c["context"] // c["block"] | c["group"] << 16,
         }
@@ -59,15 +60,19 @@ class PythonAttention:
 
     def run(self):
         c, head, tokens = self.config, self.values["kv_head"], self.values["tokens"]
+        dim, columns, drain = c["head_dim"], c["columns"], c["drain"]
         if head == REFUSED or not tokens:
             return self.end(1 << 7)
         self.values["status"] = 1 | 7 << 1 if head == HANG else 0
         blocks = 0 if head in (HANG, FAULT) else -(-tokens // c["block"])
         for block in range(blocks):
             for query in range(c["group"]):
-                base = self.values["q_base"] + (query * blocks + block) * 2 * c["block"] * c["head_dim"]
-                bytes_ = self.read_memory(base, c["block"] * c["head_dim"])
-                beats = bytes_.astype(np.int16).reshape(-1, c["drain"]).view(np.uint32)
+                base = self.values["q_base"] + (query * blocks + block) * (dim + 1) * c["block"]
+                rows = (
+                    -(-min(c["block"], tokens - block * c["block"]) // columns) * columns
+                )  # of row groups that have some
+                bytes_ = self.read_memory(base, rows * dim).astype(np.int16).reshape(-1, columns // drain, drain, dim)
+                beats = bytes_.transpose(0, 3, 1, 2).reshape(-1, drain).copy().view(np.uint32)
                 for number, beat in enumerate(beats.tolist()):
                     last = number == len(beats) - 1
                     self.words += [*((word, False) for word in beat), (block | query << 14, last)]

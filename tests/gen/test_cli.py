@@ -8,6 +8,7 @@ import pytest
 
 from intaglio import Error, progress
 from intaglio.cli import main
+from intaglio.gen.presets.decoder import WIDTHS
 
 MODEL = str(Path(__file__).parents[2] / "models" / "burin")
 
@@ -17,15 +18,7 @@ MODEL = str(Path(__file__).parents[2] / "models" / "burin")
     [
         (["--model", MODEL, "--preset", "huge"], "the preset must be one of desk, desk-4k, ulx3s, small, not 'huge'"),
         (["--model", MODEL, "--set", "lanes"], "--set must be WIDTH=VALUE, not 'lanes'"),
-        (
-            ["--model", MODEL, "--set", "colour=3"],
-            (
-                "a width must be one of context, lanes, lane_width, packing, dot, rom, vector_width, "
-                "attention_heads, top_k, clock_hz, rank, adapters, adapter_trits, adapter_targets, "
-                "gate_words, gate_wake, gate_isolation, row_scales, "
-                "not 'colour'"
-            ),
-        ),
+        (["--model", MODEL, "--set", "colour=3"], f"a width must be one of {', '.join(WIDTHS)}, not 'colour'"),
         (["--model", MODEL, "--set", "lanes=5"], "lanes must be even, not 5"),
         (
             ["--model", MODEL, "--set", "context=8192"],

@@ -55,7 +55,7 @@ def use_attention(device):
     for head, kind, message in (
         (attention.REFUSED, host.DeviceError, r"the device refused the parameters of the run \(status 0x00000080\)"),
         (attention.FAULT, host.DeviceError, "the run was broken off: the memory answered a read with an error"),
-        (attention.HANG, host.DeviceTimeout, "nothing moved for .* in phase attend: 0 of 256 beats, status 0x0000000f"),
+        (attention.HANG, host.DeviceTimeout, "nothing moved for .* in phase attend: 0 of 64 beats, status 0x0000000f"),
     ):
         device.timeout = 0.3
         with pytest.raises(kind, match=message):
