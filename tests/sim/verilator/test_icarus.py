@@ -117,10 +117,10 @@ def test_a_prompts_tokens_and_cycles(changes, tmp_path):
 def test_a_flipped_bit_of_the_gates_is_seen(tmp_path, monkeypatch):
     made = logic.bank
 
-    def flipped(words, width, name):
+    def flipped(words, width, name, **options):
         words = words.copy()
         words[40, 0] ^= 1 * name.endswith("_1")  # a weight of the second lane
-        return made(words, width, name)
+        return made(words, width, name, **options)
 
     monkeypatch.setattr(logic, "bank", flipped)
     _, packets, times, expected = answers(tmp_path, WIDTHS | {"rom": "logic"})
