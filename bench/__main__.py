@@ -32,7 +32,7 @@ from bench import (
 )
 from bench.common import Job, Progress, table
 from intaglio.cli import exit_code
-from intaglio.sim.verilator.tools import find_program, use_all
+from intaglio.gen.tools import find_program, use_all
 
 _HOLDS = {
     "=": lambda value, goal: value == goal,

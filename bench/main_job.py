@@ -18,8 +18,8 @@ import torch
 from bench.common import Job, Progress, equal_to_exact, generate_tokens, quality, table
 from intaglio.cli import exit_code
 from intaglio.gen.cycles.decoder import operations
+from intaglio.gen.tools import use_all
 from intaglio.sim.train.corpus import Corpus, xz_bits_per_byte
-from intaglio.sim.verilator.tools import use_all
 
 RUNS: tuple[tuple[str, dict[str, Any]], ...] = (  # prompts and how to continue them
     ('def read_header(self, stream):\n    """Read ', {}),

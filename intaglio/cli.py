@@ -96,7 +96,7 @@ def number_or_text(value: str) -> int | str:
 
 def _run(args):
     if args.tool:
-        from intaglio.sim.verilator.tools import use_all
+        from intaglio.gen.tools import use_all
 
         use_all(args.tool)
     return args.run(args)

@@ -26,7 +26,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    from intaglio.sim.verilator.tools import use_all
+    from intaglio.gen.tools import use_all
 
     use_all(config.getoption("--tool"))
 

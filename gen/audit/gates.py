@@ -4,6 +4,8 @@ import re
 
 import numpy as np
 
+from intaglio import Error
+
 __all__ = ["GateError", "read_gates"]
 
 _WIRE = re.compile(r"    wire (\w+) = (.*);")
@@ -12,7 +14,7 @@ _TOKEN = re.compile(r"a\[\d+\]|\w+|[~&|()]")
 _CONSTANTS = {"1'b0": 0, "1'b1": -1}
 
 
-class GateError(ValueError):
+class GateError(Error, ValueError):
     """The text is not that of a bank of gates."""
 
 

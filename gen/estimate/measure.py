@@ -72,7 +72,7 @@ def _lane(name, seed):
     )
     m = Module()
     m.submodules.lane = lane
-    m.d.comb += [lane.masks[k].eq(mask) for k, mask in enumerate(Lane.MASKS)]
+    m.d.comb += [lane.masks[k].eq(mask) for k, mask in enumerate(lane.dot.MASKS)]
     return whole(m, name, [lane.word, *(lane.x[0][b] for b in range(8)), lane.enable, lane.first, lane.sum[0]])
 
 

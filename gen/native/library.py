@@ -3,13 +3,13 @@
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 from functools import lru_cache
 from pathlib import Path
 
 from intaglio.files import user_cache
+from intaglio.gen.tools import find_program
 
 __all__ = ["compiled"]
 
@@ -19,7 +19,7 @@ FLAGS = ("-O2", "-ftree-vectorize", "-std=c++17", "-shared", "-fPIC")  # for any
 @lru_cache(maxsize=8)
 def compiled(source: Path) -> tuple[Path | None, str]:
     """The shared object of ``source``, or None and why there is none: no compiler, or a folder that cannot be written."""
-    compiler = shutil.which("g++") or shutil.which("c++")
+    compiler = find_program("g++") or find_program("c++")
     if compiler is None:
         return None, "there is no C++ compiler (g++)"
     try:
@@ -31,7 +31,7 @@ def compiled(source: Path) -> tuple[Path | None, str]:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 made = Path(scratch) / place.name
-                command = [compiler, *FLAGS, "-o", str(made), str(source)]
+                command = [str(compiler), *FLAGS, "-o", str(made), str(source)]
                 subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
                 os.replace(made, place)
     except (OSError, subprocess.SubprocessError) as fault:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from intaglio.files import user_cache
-from intaglio.sim.verilator.tools import BuildError, Tools, find_tools
+from intaglio.gen.tools import BuildError, Tools, find_tools
 
 __all__ = ["BuildError", "Tools", "build", "default_cache", "find_tools"]
 

@@ -16,8 +16,8 @@ from xml.etree import ElementTree
 from cocotb_tools.check_results import get_results
 from cocotb_tools.runner import Verilator
 
+from intaglio.gen.tools import BuildError, find_tools
 from intaglio.sim.verilator.build import default_cache
-from intaglio.sim.verilator.tools import BuildError, find_tools
 
 __all__ = ["build_bench", "run_bench"]
 

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from intaglio import Error
-from intaglio.sim.verilator.tools import find_tools
+from intaglio.gen.tools import find_tools
 
 __all__ = ["OLDEST_LINTER", "lint"]
 

@@ -15,8 +15,8 @@ from intaglio.gen.checkpoint.model import ModelConfig
 from intaglio.gen.checkpoint.reader import save_checkpoint
 from intaglio.gen.checkpoint.synthetic import random_checkpoint
 from intaglio.gen.emit.collateral import lint_waivers
+from intaglio.gen.tools import find_program, find_tools
 from intaglio.rtl.top.kernel import ARGUMENTS, KERNEL_TOP
-from intaglio.sim.verilator.tools import find_program, find_tools
 
 MODEL = ModelConfig(
     vocab_size=61,

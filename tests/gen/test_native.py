@@ -91,7 +91,7 @@ def test_without_a_compiler_numpy_is_told_of(monkeypatch, tmp_path):
     library.compiled.cache_clear()
     told = []
     try:
-        monkeypatch.setattr(library.shutil, "which", lambda name: None)
+        monkeypatch.setattr(library, "find_program", lambda name: None)
         assert fastest_maker(told.append) is PYTHON
         library.compiled.cache_clear()
         monkeypatch.undo()

@@ -14,8 +14,8 @@ from intaglio.gen.checkpoint.synthetic import random_checkpoint
 from intaglio.gen.emit.attention import generate as generate_prefill
 from intaglio.gen.emit.decoder import generate
 from intaglio.gen.presets.decoder import PRESETS
+from intaglio.gen.tools import find_program
 from intaglio.sim.verilator.lint import OLDEST_LINTER, lint
-from intaglio.sim.verilator.tools import find_program
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,8 @@ from intaglio.gen.checkpoint.synthetic import random_checkpoint
 from intaglio.gen.emit.attention import generate as generate_prefill
 from intaglio.gen.emit.decoder import generate
 from intaglio.gen.emit.naming import checked_prefix, renamed, top_name
+from intaglio.gen.tools import find_program, find_tools
 from intaglio.rtl.memory.rom import ROM_VERILOG
-from intaglio.sim.verilator.tools import find_program, find_tools
 
 MODEL = ModelConfig(
     vocab_size=20,

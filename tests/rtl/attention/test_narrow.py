@@ -8,11 +8,11 @@ import pytest
 from amaranth.back import verilog
 
 from intaglio.gen.emit.verilog import VERILOG
+from intaglio.gen.tools import find_tools
 from intaglio.rtl.arithmetic.numerics import EXP_TABLE
 from intaglio.rtl.attention.narrow import EMBEDDING_LATENCY, AttentionUnit
 from intaglio.rtl.memory.ram import RAM_VERILOG
 from intaglio.rtl.memory.rom import ROM_VERILOG
-from intaglio.sim.verilator.tools import find_tools
 from tests.rtl.attention.narrow_bench import CONFIGS, SMALL, ZERO, Bench, Model, int8s, near, queries, random_rows
 
 

@@ -12,11 +12,11 @@ from amaranth.sim import Simulator
 from intaglio.gen.cycles.gating import powered_intervals
 from intaglio.gen.emit.power_intent import power_intent
 from intaglio.gen.emit.verilog import VERILOG
+from intaglio.gen.tools import find_program
 from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.ternary import packing
 from intaglio.rtl.ternary.linear import LinearUnit, PostMode
 from intaglio.rtl.top.activity import BankActivity
-from intaglio.sim.verilator.tools import find_program
 
 FIELDS = dict(
     hidden=8,

@@ -14,9 +14,9 @@ from intaglio.gen.emit.attention import generate as generate_prefill
 from intaglio.gen.emit.decoder import generate
 from intaglio.gen.emit.output import described
 from intaglio.gen.presets.decoder import PRESETS, config_for
+from intaglio.gen.tools import find_program
 from intaglio.host.protocol import command
 from intaglio.sim.reference.device import ReferenceDevice
-from intaglio.sim.verilator.tools import find_program
 
 IVERILOG, VVP = find_program("iverilog"), find_program("vvp")
 pytestmark = pytest.mark.skipif(not (IVERILOG and VVP), reason="needs Icarus Verilog: apt install iverilog")

