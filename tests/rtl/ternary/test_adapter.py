@@ -4,38 +4,17 @@ import zlib
 
 import numpy as np
 import pytest
-from amaranth.sim import Simulator
 
 from intaglio.rtl.config.decoder import DecoderConfig
 from intaglio.rtl.ternary.adapter.intermediate import Intermediate, MatrixGroup
 from intaglio.rtl.ternary.adapter.join import Join, JoinLane
 from intaglio.rtl.ternary.adapter.loader import Loader, Outcome, image_words, word_parts
+from tests.rtl.ternary.linear_bench import make_config as bench_config
+from tests.rtl.ternary.linear_bench import run
 
 
 def make_config(**changes):
-    fields = dict(
-        hidden=32,
-        intermediate=48,
-        layers=2,
-        heads=4,
-        kv_heads=2,
-        head_dim=8,
-        vocab=16,
-        context=4,
-        lanes=2,
-        lane_width=16,
-        vector_width=8,
-        rank=4,
-        adapters=2,
-    )
-    return DecoderConfig(**(fields | changes))
-
-
-def run(dut, bench):
-    sim = Simulator(dut)
-    sim.add_clock(1e-6)
-    sim.add_testbench(bench)
-    sim.run()
+    return bench_config(**(dict(layers=2, rank=4, adapters=2) | changes))
 
 
 # -- between the factors

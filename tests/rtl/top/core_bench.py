@@ -3,9 +3,20 @@
 import numpy as np
 from amaranth.sim import Simulator
 
+from intaglio.gen.checkpoint.model import ModelConfig
 from intaglio.gen.emit.images import images, program_words
 from intaglio.rtl.memory.rom import Rom
 from intaglio.rtl.top.decoder import DecoderCore
+
+MODEL = ModelConfig(
+    vocab_size=11,
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=4,
+)
 
 
 def fill(monkeypatch, model):

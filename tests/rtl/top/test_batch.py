@@ -8,24 +8,14 @@ from dataclasses import replace
 
 import pytest
 
-from intaglio.gen.checkpoint.model import ModelConfig
 from intaglio.gen.checkpoint.quantised import quantise
 from intaglio.gen.checkpoint.synthetic import random_checkpoint
 from intaglio.gen.presets.decoder import config_for
 from intaglio.host.protocol import command, group, sequence
 from intaglio.rtl.control.sequencer import Sequencer
 from intaglio.sim.reference.device import ReferenceDevice
-from tests.rtl.top.core_bench import answers, fill
+from tests.rtl.top.core_bench import MODEL, answers, fill
 
-MODEL = ModelConfig(
-    vocab_size=11,
-    hidden_size=16,
-    intermediate_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=4,
-)
 LLAMA = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 WIDTHS = {"lanes": 2, "lane_width": 8, "vector_width": 4, "attention_heads": 2, "top_k": 3}
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from intaglio.gen.checkpoint.model import ModelConfig
 from intaglio.gen.checkpoint.quantised import quantise
 from intaglio.gen.checkpoint.synthetic import random_checkpoint
 from intaglio.gen.cycles.decoder import token_cycles
@@ -12,7 +11,7 @@ from intaglio.gen.presets.decoder import config_for
 from intaglio.host.protocol import command
 from intaglio.rtl.arithmetic.numerics import RotaryScaling
 from intaglio.sim.reference.device import ReferenceDevice
-from tests.rtl.top.core_bench import answers, fill
+from tests.rtl.top.core_bench import MODEL, answers, fill
 
 LLAMA3 = RotaryScaling(kind="llama3", factor=4.0, original_max_position_embeddings=16)
 FAMILIES = {
@@ -23,15 +22,6 @@ FAMILIES = {
         "tie_word_embeddings": False,
     },  # one scale for the embedding, one for the head
 }
-MODEL = ModelConfig(
-    vocab_size=11,
-    hidden_size=16,
-    intermediate_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=4,
-)
 SHAPES = {
     "two lanes": {"lanes": 2, "lane_width": 8, "vector_width": 4, "attention_heads": 1, "packing": "2bit"},
     "wide": {

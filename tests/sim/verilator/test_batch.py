@@ -15,7 +15,8 @@ from intaglio.gen.presets.decoder import config_for
 from intaglio.host.protocol import command, group, sequence
 from intaglio.rtl.control.program import PHASES
 from intaglio.sim.reference.device import ReferenceDevice
-from tests.rtl.top.test_batch import LLAMA, MODEL, WIDTHS, random_commands
+from tests.rtl.top.core_bench import MODEL
+from tests.rtl.top.test_batch import LLAMA, WIDTHS, random_commands
 
 CACHE = Path(__file__).parents[3] / "build" / "test-cache"
 pytestmark = pytest.mark.verilator
@@ -57,6 +58,17 @@ def test_every_word_of_every_answer(machine, seed):
     want = ReferenceDevice(model).run(words)
     assert packets(device, words, len(want)) == want
     assert not device._owed
+
+
+def test_a_sequence_that_begins_anew_beside_its_last_token(machine):
+    """Its first key must not be written while the token before it is still attended to."""
+    device, model = machine
+    context = min(model.config.context, 30)
+    device.reset()
+    words = [command(token % 11, first=token == 0) for token in range(context - 1)]
+    words += [group(2), command(3, want=True, top=3), command(5, first=True, want=True, top=3), command(6, want=True)]
+    want = ReferenceDevice(model).run(words)
+    assert packets(device, words, len(want)) == want
 
 
 def test_every_cycle(machine):
